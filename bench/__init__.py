@@ -1,0 +1,1 @@
+"""Measurement: the studies, the ledgers and the report, and the command line."""

@@ -1,0 +1,31 @@
+"""Fixed Parameter Expansion: wider, sparser layers at the parent's number of non-zero weights.
+
+The method of *Expand Neurons, Not Parameters* (arXiv 2510.04500) as drop-in PyTorch layers::
+
+    wide = fpe.expand(trained, alpha=2)
+    assert fpe.nonzeros(wide) == fpe.nonzeros(trained)
+"""
+
+from . import kernels, metrics, theory
+from .checkpoint import restore
+from .expansion import expand, expand_pair, nonzeros, to_dense
+from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
+from .partition import Partition
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockLinear",
+    "MaskedLinear",
+    "MergeLinear",
+    "Partition",
+    "SplitLinear",
+    "expand",
+    "expand_pair",
+    "kernels",
+    "metrics",
+    "nonzeros",
+    "restore",
+    "theory",
+    "to_dense",
+]

@@ -1,0 +1,352 @@
+"""A trained model in, a wider model with as many non-zero weights out (paper, section 2.3)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, TypeVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .checkpoint import guard_state_dict
+from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, SplitLinear
+from .partition import STRUCTURES, Partition, Structure, check_block
+from .resparsify import POLICIES, Plan, Policy, plan
+from .surgery import ELEMENTWISE, NORMS, replace_modules, tiled, widen_norm
+
+Split = Literal["random", "groups", "gram"]
+SPLITS: tuple[Split, ...] = ("random", "groups", "gram")
+Groups = Sequence[int] | Tensor
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def expand(
+    model: Model,
+    alpha: int = 2,
+    split: Split = "random",
+    structure: Structure = "random",
+    block: tuple[int, int] | None = None,
+    resparsify: Policy = "magnitude",
+    pairs: Iterable[tuple[str, str]] | None = None,
+    groups: Groups | Mapping[str, Groups] | None = None,
+    generator: Generator | None = None,
+) -> Model:
+    """Expands every pair of linear layers: more neurons, disjoint inputs, the same number of non-zeros.
+
+    The first layer of a pair gets ``alpha`` children per neuron that divide its weights (biases are copied to
+    every child); the second is widened to match and both are pruned back to the pair's dense count. In an
+    ``nn.Sequential`` the linear layers are paired from the front, ``(1, 2), (3, 4), ...``: the paper's alternating
+    expansion, in which the head is never split. Norms between the layers of a pair are widened with them.
+
+    Train the returned model with a new optimizer: its parameters are new.
+
+    Args:
+        model: A trained model; left as it is.
+        alpha: Children per neuron, at least 2.
+        split: How inputs are divided: ``"random"``, ``"groups"`` (inputs that belong together stay together) or
+            ``"gram"`` (groups found from the trained weight).
+        structure: ``"random"``, ``"2:4"`` (``alpha`` 2) or ``"block"``; the last two with ``split="random"``.
+        block: Tile ``(bn, bk)`` for ``structure="block"`` or ``resparsify="block"``.
+        resparsify: Which weights pay for the wider second layer, see :func:`fpe.resparsify.plan`:
+            ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``.
+        pairs: Names of the layers of each pair, as in ``[("fc1", "fc2")]``. Needed unless the model is an
+            ``nn.Sequential``. Whatever your module computes between them must be element-wise.
+        groups: For ``split="groups"``, the group of each input; a mapping from the name of a pair's first
+            layer where there are several pairs.
+        generator: Source of randomness (CPU); the same seed gives the same model.
+
+    Returns:
+        A new model of the same class. Its ``load_state_dict`` refuses a state that does not fit before it
+        changes anything.
+
+    Raises:
+        TypeError: ``model`` is no module, a named layer no ``nn.Linear``, or a weight is not floating point.
+        ValueError: An option is unknown or does not fit the model; the message says what was expected.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expand: model must be an nn.Module, got {type(model).__name__}")
+    _check_options(split, structure, block, resparsify, groups)
+    named = list(_sequential_pairs(model) if pairs is None else _named_pairs(model, pairs))
+    group_of = _groups_by_name(groups, [first for first, _ in named])
+    replaced: dict[str, nn.Module] = {}
+    for first, second in named:
+        fc1, fc2 = _linear(model, first), _linear(model, second)
+        _check_pair(first, fc1, second, fc2)
+        partition = _partition(fc1, alpha, split, structure, block, group_of.get(first), generator)
+        replaced[first], replaced[second] = expand_pair(
+            fc1, fc2, partition, resparsify, block=block, generator=generator
+        )
+        if pairs is None:
+            replaced.update(_widened_between(model, first, second, alpha))
+    return guard_state_dict(replace_modules(model, replaced))
+
+
+def expand_pair(
+    fc1: nn.Linear,
+    fc2: nn.Linear,
+    partition: Partition,
+    resparsify: Policy = "magnitude",
+    *,
+    block: tuple[int, int] | None = None,
+    generator: Generator | None = None,
+) -> tuple[nn.Module, nn.Module]:
+    """Expands one pair of layers with a partition of your own; what :func:`expand` does to each pair.
+
+    Args:
+        fc1: The layer whose neurons are split, ``[h, d]``.
+        fc2: The layer that reads them, ``[c, h]``.
+        partition: Who owns the edges of ``fc1``.
+        resparsify: As in :func:`expand`.
+        block: As in :func:`expand`.
+        generator: As in :func:`expand`.
+
+    Returns:
+        The expanded layer and its widened successor, on the devices and in the dtypes of the originals.
+
+    Raises:
+        TypeError: A weight is not floating point.
+        ValueError: Sizes do not chain, a weight is not finite, or the policy cannot remove enough.
+    """
+    _check_pair("fc1", fc1, "fc2", fc2)
+    if partition.shape != tuple(fc1.weight.shape):
+        raise ValueError(
+            f"expand_pair: partition is over {list(partition.shape)}, fc1's weight {list(fc1.weight.shape)}"
+        )
+    alpha = partition.alpha
+    chosen = plan(fc1.weight, fc2.weight, partition, resparsify, block=block, generator=generator)
+    with torch.no_grad():
+        first = _expanded(fc1, chosen)
+        second = _successor(fc2, chosen, resparsify, block or partition.block_shape)
+        for layer, bias in ((first, fc1.bias), (second, fc2.bias)):
+            if bias is not None:
+                layer.bias.copy_(bias.repeat(alpha) if layer is first else bias)  # type: ignore[union-attr]
+    for new, old in ((first, fc1), (second, fc2)):
+        new.train(old.training)
+        for parameter in new.parameters():
+            parameter.requires_grad_(old.weight.requires_grad)
+    return first, second
+
+
+def _expanded(fc1: nn.Linear, chosen: Plan) -> ExpandedLinear:
+    """The split layer, weights set, bias not yet."""
+    partition, bias = chosen.first, fc1.bias is not None
+    if partition.structure == "block":
+        assert partition.block_shape is not None
+        planes = (partition.alpha, 1)
+        kept = partition.masks().flatten(0, 1)
+        blocks = BlockLinear(kept, partition.block_shape, planes, bias, **_like(fc1))
+        blocks.set_wide_weight(fc1.weight.repeat(partition.alpha, 1))
+        return blocks
+    layer = SplitLinear(partition, bias, **_like(fc1))
+    layer.weight.copy_(fc1.weight)
+    layer.clear_removed()
+    return layer
+
+
+def _successor(
+    fc2: nn.Linear, chosen: Plan, policy: Policy, block: tuple[int, int] | None
+) -> ExpandedLinear | nn.Linear:
+    """The widened layer, weights set, bias not yet."""
+    c, alpha, h = chosen.second.shape
+    bias, kept = fc2.bias is not None, chosen.second.flatten(1)
+    wide = fc2.weight.repeat(1, alpha)
+    if policy == "input":
+        dense = nn.utils.skip_init(nn.Linear, alpha * h, c, bias=bias, **_like(fc2))
+        dense.weight.copy_(wide)
+        return dense
+    if policy == "magnitude":
+        masked = MaskedLinear(kept, bias, **_like(fc2))
+        masked.weight.copy_(wide)
+        masked.clear_removed()
+        return masked
+    if policy == "partition" and chosen.first.structure != "block":
+        owner = chosen.second.to(torch.uint8).argmax(1).to(torch.uint8)
+        merge = MergeLinear(Partition(owner, alpha), bias, **_like(fc2))
+        merge.weight.copy_(fc2.weight)
+        return merge
+    assert block is not None
+    blocks = BlockLinear(kept, block, (1, alpha), bias, **_like(fc2))
+    blocks.set_wide_weight(wide)
+    return blocks
+
+
+def _like(layer: nn.Linear) -> dict:
+    return {"device": layer.weight.device, "dtype": layer.weight.dtype}
+
+
+def _partition(
+    fc1: nn.Linear,
+    alpha: int,
+    split: Split,
+    structure: Structure,
+    block: tuple[int, int] | None,
+    groups: Groups | None,
+    generator: Generator | None,
+) -> Partition:
+    out_features, in_features = fc1.weight.shape
+    if split == "groups":
+        assert groups is not None
+        if len(groups) != in_features:
+            raise ValueError(f"expand: groups must have one entry per input, {in_features}, got {len(groups)}")
+        partition = Partition.from_groups(groups, out_features, alpha, generator=generator)
+    elif split == "gram":
+        partition = Partition.from_gram(fc1.weight, alpha, generator=generator)
+    elif structure == "2:4":
+        if alpha != 2:
+            raise ValueError(f"expand: structure '2:4' has two children per neuron, got alpha = {alpha!r}")
+        partition = Partition.semi_structured(out_features, in_features, generator=generator)
+    elif structure == "block":
+        assert block is not None
+        partition = Partition.block(out_features, in_features, alpha, block=block, generator=generator)
+    else:
+        partition = Partition.random(out_features, in_features, alpha, generator=generator)
+    labels = partition.labels.to(fc1.weight.device)
+    return Partition(labels, alpha, partition.structure, partition.block_shape)
+
+
+def _check_options(split: str, structure: str, block: object, resparsify: str, groups: object) -> None:
+    for name, value, known in (
+        ("split", split, SPLITS),
+        ("structure", structure, STRUCTURES),
+        ("resparsify", resparsify, POLICIES),
+    ):
+        if value not in known:
+            raise ValueError(f"expand: {name} must be one of {known}, got {value!r}")
+    if structure != "random" and split != "random":
+        raise ValueError(f"expand: structure {structure!r} goes with split 'random', got split {split!r}")
+    if (split == "groups") != (groups is not None):
+        raise ValueError(f"expand: split='groups' and groups=... go together, got split={split!r}, groups={groups!r}")
+    needs_block = structure == "block" or resparsify == "block"
+    if needs_block:
+        check_block("expand", block)
+    elif block is not None:
+        raise ValueError(
+            f"expand: block={block} needs structure='block' or resparsify='block', got {structure!r}, {resparsify!r}"
+        )
+
+
+def _sequential_leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """The layers of a Sequential, nested ones unrolled, in the order in which they run."""
+    leaves: list[tuple[str, nn.Module]] = []
+    for name, child in model._modules.items():  # unlike named_children, keeps a module used twice
+        if type(child) is nn.Sequential:
+            leaves += _sequential_leaves(child, f"{prefix}{name}.")
+        elif child is not None:
+            leaves.append((prefix + name, child))
+    return leaves
+
+
+def _sequential_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    if not isinstance(model, nn.Sequential):
+        raise ValueError(
+            f"expand: name the layers of a {type(model).__name__} with pairs=[('first', 'second')]; only "
+            "nn.Sequential is paired automatically"
+        )
+    leaves = _sequential_leaves(model)
+    for name, module in leaves:
+        if isinstance(module, ExpandedLinear):
+            raise ValueError(f"expand: '{name}' is expanded already ({type(module).__name__})")
+    linears = [name for name, module in leaves if isinstance(module, nn.Linear)]
+    if len(linears) < 2:
+        raise ValueError(f"expand: expected at least two nn.Linear layers, got {len(linears)}")
+    return list(zip(linears[::2], linears[1::2], strict=False))
+
+
+def _named_pairs(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    named = []
+    for pair in pairs:
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
+            raise ValueError(f"expand: pairs must be of two layer names, got {pair!r}")
+        named.append((pair[0], pair[1]))
+    if not named:
+        raise ValueError("expand: pairs is empty, nothing to expand")
+    names = [name for pair in named for name in pair]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"expand: '{name}' stands in pairs twice; a layer is split or widened, once")
+    if isinstance(model, nn.Sequential):
+        linears = [name for name, module in _sequential_leaves(model) if isinstance(module, nn.Linear)]
+        for first, _ in named:
+            if linears and first == linears[-1]:
+                raise ValueError(f"expand: '{first}' is the head, its outputs are the model's and cannot be split")
+    return named
+
+
+def _groups_by_name(groups: Groups | Mapping[str, Groups] | None, firsts: list[str]) -> Mapping[str, Groups]:
+    if groups is None:
+        return {}
+    if isinstance(groups, Mapping):
+        if set(groups) != set(firsts):
+            raise ValueError(f"expand: groups must name the first layers {firsts}, got {sorted(groups)}")
+        return groups
+    if len(firsts) > 1:
+        raise ValueError(f"expand: with several pairs, groups must be a mapping from {firsts} to their groups")
+    return {firsts[0]: groups}
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"expand: the model has no layer '{name}'") from error
+    if isinstance(module, ExpandedLinear):
+        raise ValueError(f"expand: '{name}' is expanded already ({type(module).__name__})")
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"expand: '{name}' must be an nn.Linear, got {type(module).__name__}")
+    users = [n for n, p in model.named_parameters(remove_duplicate=False) if p is module.weight]
+    if len(users) > 1:
+        raise ValueError(f"expand: the weight of '{name}' is shared ({', '.join(users)}) and cannot be replaced")
+    return module
+
+
+def _check_pair(first: str, fc1: nn.Linear, second: str, fc2: nn.Linear) -> None:
+    if fc2.in_features != fc1.out_features:
+        raise ValueError(
+            f"expand: '{second}' must read the {fc1.out_features} outputs of '{first}', got in_features = "
+            f"{fc2.in_features}"
+        )
+    for name, layer in ((first, fc1), (second, fc2)):
+        if not layer.weight.is_floating_point():
+            raise TypeError(f"expand: the weight of '{name}' must be floating point, got {layer.weight.dtype}")
+        if not all(bool(p.isfinite().all()) for p in layer.parameters()):
+            raise ValueError(f"expand: the weights of '{name}' must be finite, got NaN or infinity")
+
+
+def _widened_between(model: nn.Module, first: str, second: str, alpha: int) -> dict[str, nn.Module]:
+    """Widened copies of the norms between the layers of a pair in a Sequential."""
+    leaves = _sequential_leaves(model)
+    names = [name for name, _ in leaves]
+    between = leaves[names.index(first) + 1 : names.index(second)]
+    widened: dict[str, nn.Module] = {}
+    for name, module in between:
+        if isinstance(module, NORMS):
+            widened[name] = widen_norm(module, alpha)
+        elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
+            widened[name] = tiled(module, alpha, num_parameters=alpha * module.num_parameters)
+        elif not isinstance(module, (*ELEMENTWISE, nn.PReLU)):
+            raise ValueError(
+                f"expand: '{name}' ({type(module).__name__}) between '{first}' and '{second}' is neither "
+                "element-wise nor a norm over the features; name pairs yourself if it is"
+            )
+    return widened
+
+
+def nonzeros(model: nn.Module) -> int:
+    """Number of weights that may be non-zero, over all layers: what FPE keeps fixed.
+
+    Counts the kept edges of FPE layers, and every entry of the other parameters with two or more dimensions.
+    Biases and norms are not counted (the paper counts weights alone); FPE copies them to every child.
+    """
+    count = 0
+    for module in model.modules():
+        if isinstance(module, ExpandedLinear):
+            count += module.nonzeros
+        else:
+            count += sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
+    return count
+
+
+def to_dense(model: Model) -> Model:
+    """An equivalent model of plain ``nn.Linear`` layers at the wide size; the model is left as it is."""
+    if isinstance(model, ExpandedLinear):
+        return model.to_linear()  # type: ignore[return-value]
+    expanded = {n: m.to_linear() for n, m in model.named_modules() if isinstance(m, ExpandedLinear)}
+    return replace_modules(model, expanded)

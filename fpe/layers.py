@@ -1,0 +1,544 @@
+"""Drop-in replacements of ``nn.Linear``: the expanded layer and its widened successor.
+
+An expanded layer's children lie in planes: output ``a * parents + n`` is child ``a`` of parent ``n``. Removed
+edges are zero in the parameter, and so are their gradients: any element-wise optimizer (SGD with momentum,
+Adam, with weight decay or without) keeps them there. They take no part in the forward whatever is stored.
+
+===================  ==========================================  =================================================
+layer                parameter                                   used for
+===================  ==========================================  =================================================
+:class:`SplitLinear`   the parent's weight ``[parents, inputs]``    an expanded layer, any labels
+:class:`MergeLinear`   the parent's weight ``[outputs, parents]``   its successor, each edge at one child
+:class:`MaskedLinear`  the wide weight ``[outputs, inputs]``        its successor, any mask
+:class:`BlockLinear`   the kept blocks ``[blocks, bn, bk]``         either, where whole blocks are kept
+===================  ==========================================  =================================================
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from .kernels import BlockLayout, block_matmul, merge_matmul, split_matmul
+from .kernels.block.layout import tiles
+from .partition import STRUCTURES, Partition, check_block
+
+FORMAT_VERSION = 1
+"""Version of the state dict's layout; its first entry in every layer's header."""
+
+
+class ExpandedLinear(nn.Module):
+    """What the FPE layers have in common: sizes, the wide view, and a checked state dict.
+
+    Attributes:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        backend: ``"auto"`` or ``"eager"``, which implementation runs.
+    """
+
+    def __init__(self, in_features: int, out_features: int, backend: str) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.backend = backend
+
+    bias: nn.Parameter | None
+
+    def wide_weight(self) -> Tensor:
+        """The weight of the equivalent dense layer, ``[out_features, in_features]``, differentiable."""
+        raise NotImplementedError
+
+    def kept(self) -> Tensor:
+        """Which entries of :meth:`wide_weight` exist, bool ``[out_features, in_features]``."""
+        raise NotImplementedError
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of weights that the layer keeps."""
+        return int(self.kept().sum())
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Linear:
+        """An ``nn.Linear`` that computes the same function at the wide size."""
+        weight = self.wide_weight()
+        dense = nn.utils.skip_init(
+            nn.Linear,
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        dense.weight.copy_(weight)
+        if self.bias is not None:
+            dense.bias.copy_(self.bias)
+        return dense.train(self.training)
+
+    def reset_parameters(self, fan_in: int) -> None:
+        """Draws weights as ``nn.Linear`` with ``fan_in`` inputs does, zero where no edge is kept."""
+        bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
+        for parameter in self.parameters(recurse=False):
+            nn.init.uniform_(parameter, -bound, bound)
+        self.clear_removed()
+
+    def clear_removed(self) -> None:
+        """Sets the stored values of removed edges to zero."""
+        raise NotImplementedError
+
+    # The state dict. Every entry is a tensor, so that safetensors takes it too.
+
+    def _header(self) -> list[int]:
+        """What a state dict must agree with before it can be loaded, besides its tensors' shapes."""
+        return [FORMAT_VERSION, KINDS.index(type(self)), self.in_features, self.out_features]
+
+    def get_extra_state(self) -> Tensor:
+        """The header, int64."""
+        return torch.tensor(self._header(), dtype=torch.int64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to restore: :meth:`check_state` has compared the header before loading began."""
+
+    def check_state(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Raises unless the entries under ``prefix`` are a state of a layer like this one.
+
+        Raises:
+            ValueError: An entry is missing, has another shape or holds what cannot be. Nothing has been
+                loaded then.
+        """
+        header = state.get(f"{prefix}_extra_state")
+        if not isinstance(header, Tensor) or header.dtype != torch.int64:
+            raise ValueError(
+                f"state dict: expected the header of a {type(self).__name__} at '{prefix}_extra_state', got "
+                f"{'nothing' if header is None else type(header).__name__}"
+            )
+        if header.tolist() != self._header():
+            raise ValueError(
+                f"state dict: '{prefix}_extra_state' should be {self._header()} (format, kind, in, out, ...), got "
+                f"{header.tolist()}"
+            )
+        for name, own in self._expected_tensors().items():
+            value = state.get(prefix + name)
+            if not isinstance(value, Tensor):
+                raise ValueError(f"state dict: expected a tensor at '{prefix}{name}', got {type(value).__name__}")
+            _expect(prefix + name, list(value.shape), own)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], prefix: str = "") -> "ExpandedLinear":
+        """Builds the layer whose entries stand under ``prefix``, weights included.
+
+        Raises:
+            ValueError: The entries are no state of an FPE layer.
+        """
+        header = state.get(f"{prefix}_extra_state")
+        values = header.tolist() if isinstance(header, Tensor) and header.dtype == torch.int64 else []
+        if len(values) < 4 or values[0] != FORMAT_VERSION or not 0 <= values[1] < len(KINDS):
+            raise ValueError(
+                f"state dict: expected the header of an FPE layer of format {FORMAT_VERSION} at "
+                f"'{prefix}_extra_state', got {values or type(header).__name__}"
+            )
+        own = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+        try:
+            layer = KINDS[values[1]]._empty(values, own)
+        except (KeyError, IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(f"state dict: the entries under '{prefix}' are damaged: {error!r}") from error
+        layer.load_state_dict(own)
+        return layer
+
+    @classmethod
+    def _empty(cls, header: list[int], own: Mapping[str, Tensor]) -> "ExpandedLinear":
+        """A layer of the topology that a state describes, weights still to be loaded."""
+        raise NotImplementedError
+
+    def _expected_tensors(self) -> dict[str, list[int]]:
+        """Names and shapes of the tensors of a state dict."""
+        own = {**dict(self.named_parameters(recurse=False)), **dict(self.named_buffers(recurse=False))}
+        return {n: list(t.shape) for n, t in own.items() if n not in self._non_persistent_buffers_set}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        self.check_state(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _repr_details(self) -> str:
+        return ""
+
+    def extra_repr(self) -> str:
+        """Sizes, structure and the share of weights kept."""
+        total = max(self.in_features * self.out_features, 1)
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, {self._repr_details()}"
+            f"nonzeros={self.nonzeros} ({self.nonzeros / total:.1%}), bias={self.bias is not None}"
+        )
+
+    def _make_bias(self, bias: bool, **factory: Any) -> nn.Parameter | None:
+        return nn.Parameter(torch.empty(self.out_features, **factory)) if bias else None
+
+
+class _LabelledLinear(ExpandedLinear):
+    """A layer stored as its parent's weight and the labels of its edges."""
+
+    labels: Tensor
+
+    def __init__(
+        self, partition: Partition, in_features: int, out_features: int, bias: bool, backend: str, **factory: Any
+    ) -> None:
+        super().__init__(in_features, out_features, backend)
+        self.alpha = partition.alpha
+        self.structure = partition.structure
+        self.block_shape = partition.block_shape
+        self.register_buffer("labels", partition.labels.to(device=factory.get("device"), copy=True))
+        self.weight = nn.Parameter(torch.empty(partition.shape, **factory))
+        self.bias = self._make_bias(bias, **factory)
+        self.reset_parameters(partition.shape[1])
+
+    @property
+    def partition(self) -> Partition:
+        """Who owns each edge, ``HOLE`` where nobody does."""
+        return Partition(self.labels, self.alpha, self.structure, self.block_shape)
+
+    @torch.no_grad()
+    def clear_removed(self) -> None:
+        """Sets the stored values of removed edges to zero."""
+        self.weight.masked_fill_(self.labels >= self.alpha, 0)
+
+    def check_state(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Raises unless the state fits, labels included; see :meth:`ExpandedLinear.check_state`."""
+        super().check_state(state, prefix)
+        try:
+            Partition(state[f"{prefix}labels"], self.alpha, self.structure, self.block_shape).validate()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"state dict: '{prefix}labels' is damaged: {error}") from error
+
+    def _header(self) -> list[int]:
+        structure = [STRUCTURES.index(self.structure), *(self.block_shape or (0, 0))]
+        return [*super()._header(), self.alpha, *structure]
+
+    @classmethod
+    def _empty(cls, header: list[int], own: Mapping[str, Tensor]) -> ExpandedLinear:
+        alpha, structure, bn, bk = header[4:]
+        partition = Partition(own["labels"], alpha, STRUCTURES[structure], (bn, bk) if bn else None)
+        factory = {"device": own["weight"].device, "dtype": own["weight"].dtype}
+        return cls(partition, "bias" in own, **factory)  # type: ignore[arg-type]
+
+    def _repr_details(self) -> str:
+        return f"alpha={self.alpha}, structure={self.structure}, "
+
+
+class SplitLinear(_LabelledLinear):
+    """An expanded layer: ``alpha`` children per parent, each with the edges that its label gives it.
+
+    Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children.
+
+    Args:
+        partition: Labels ``[parents, inputs]``.
+        bias: Whether every child has a bias.
+        backend: ``"auto"`` or ``"eager"``.
+        device: As of ``nn.Linear``.
+        dtype: As of ``nn.Linear``.
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        bias: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        parents, inputs = partition.shape
+        out = partition.alpha * parents
+        super().__init__(partition, inputs, out, bias, backend, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
+        y = split_matmul(x, self.weight, self.labels, self.alpha, backend=self.backend).flatten(-2)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def wide_weight(self) -> Tensor:
+        """The weight of the equivalent dense layer, ``[alpha * parents, inputs]``."""
+        return torch.where(self.partition.masks(), self.weight, self.weight.new_zeros(())).flatten(0, 1)
+
+    def kept(self) -> Tensor:
+        """Which entries of :meth:`wide_weight` exist."""
+        return self.partition.masks().flatten(0, 1)
+
+
+class MergeLinear(_LabelledLinear):
+    """The successor of an expanded layer in which every parent edge reads exactly one child.
+
+    Input ``[..., alpha * parents]`` in planes of children, output ``[..., outputs]``.
+
+    Args:
+        partition: Labels ``[outputs, parents]``: which child the edge reads.
+        bias: Whether outputs have a bias.
+        backend: ``"auto"`` or ``"eager"``.
+        device: As of ``nn.Linear``.
+        dtype: As of ``nn.Linear``.
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        bias: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        outputs, parents = partition.shape
+        super().__init__(partition, partition.alpha * parents, outputs, bias, backend, device=device, dtype=dtype)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias``."""
+        planes = z.unflatten(-1, (self.alpha, self.weight.shape[1]))
+        y = merge_matmul(planes, self.weight, self.labels, backend=self.backend)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def wide_weight(self) -> Tensor:
+        """The weight of the equivalent dense layer, ``[outputs, alpha * parents]``."""
+        wide = torch.where(self.partition.masks(), self.weight, self.weight.new_zeros(()))
+        return wide.transpose(0, 1).flatten(1)
+
+    def kept(self) -> Tensor:
+        """Which entries of :meth:`wide_weight` exist."""
+        return self.partition.masks().transpose(0, 1).flatten(1)
+
+
+class MaskedLinear(ExpandedLinear):
+    """A linear layer with any mask, stored wide: the successor under the paper's magnitude ranking.
+
+    Args:
+        mask: bool ``[outputs, inputs]``, true where an edge exists.
+        bias: Whether outputs have a bias.
+        device: As of ``nn.Linear``.
+        dtype: As of ``nn.Linear``.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self,
+        mask: Tensor,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(mask.shape[1], mask.shape[0], "eager")
+        self.register_buffer("mask", mask.to(device=device, copy=True))
+        self.weight = nn.Parameter(torch.empty(mask.shape, device=device, dtype=dtype))
+        self.bias = self._make_bias(bias, device=device, dtype=dtype)
+        self.reset_parameters(mask.shape[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``y = x @ (weight * mask).T + bias``."""
+        return linear(x, self.wide_weight(), self.bias)
+
+    def wide_weight(self) -> Tensor:
+        """The masked weight, ``[outputs, inputs]``."""
+        return torch.where(self.mask, self.weight, self.weight.new_zeros(()))
+
+    def kept(self) -> Tensor:
+        """The mask."""
+        return self.mask
+
+    @torch.no_grad()
+    def clear_removed(self) -> None:
+        """Sets the stored values of removed edges to zero."""
+        self.weight.masked_fill_(~self.mask, 0)
+
+    def check_state(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Raises unless the state fits; see :meth:`ExpandedLinear.check_state`."""
+        super().check_state(state, prefix)
+        _expect(f"{prefix}mask", state[f"{prefix}mask"].dtype, torch.bool)
+
+    @classmethod
+    def _empty(cls, header: list[int], own: Mapping[str, Tensor]) -> ExpandedLinear:
+        return cls(own["mask"], "bias" in own, own["weight"].device, own["weight"].dtype)
+
+
+class BlockLinear(ExpandedLinear):
+    """A linear layer of which whole blocks are kept: an expanded layer or a successor.
+
+    Rows or columns may lie in planes of children (``planes``); the block grid is laid over each plane on its
+    own, so that a block never holds weights of two children of different number. A few weights inside a kept
+    block may be removed too, where a non-zero count that no block divides demands it.
+
+    Args:
+        kept: bool ``[outputs, inputs]``, true where an edge exists.
+        block: ``(bn, bk)``.
+        planes: Planes along the outputs and along the inputs.
+        bias: Whether outputs have a bias.
+        backend: ``"auto"`` or ``"eager"``.
+        device: As of ``nn.Linear``.
+        dtype: As of ``nn.Linear``.
+
+    Raises:
+        ValueError: ``planes`` do not divide the sizes, or ``block`` is no pair of positive integers.
+    """
+
+    values: nn.Parameter
+    block_mask: Tensor
+    inside: Tensor | None
+    rows: Tensor
+    cols: Tensor
+    row_ptr: Tensor
+    col_ptr: Tensor
+    col_order: Tensor
+
+    def __init__(
+        self,
+        kept: Tensor,
+        block: tuple[int, int],
+        planes: tuple[int, int] = (1, 1),
+        bias: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        outputs, inputs = kept.shape
+        super().__init__(inputs, outputs, backend)
+        self.block_shape = check_block("BlockLinear", block)
+        self.planes = planes
+        if outputs % planes[0] or inputs % planes[1]:
+            raise ValueError(f"BlockLinear: planes {planes} must divide the weight's {outputs} x {inputs}")
+        kept_tiles = tiles(self._to_planes(kept.to(device=device)), self.block_shape)
+        self._set_topology(kept_tiles.flatten(2).any(-1))
+        at = self.layout.rows.long(), self.layout.cols.long()
+        real = tiles(self._to_planes(torch.ones_like(kept, device=device)), self.block_shape)[at]
+        inside = kept_tiles[at]
+        self.register_buffer("inside", None if torch.equal(inside, real) else inside)
+        self.values = nn.Parameter(torch.empty(self.layout.values_shape, device=device, dtype=dtype))
+        self.bias = self._make_bias(bias, device=device, dtype=dtype)
+        self.reset_parameters(inputs)
+
+    @property
+    def layout(self) -> BlockLayout:
+        """Where the kept blocks lie in the grid over the planes."""
+        return BlockLayout(
+            self._padded_shape(), self.block_shape, self.rows, self.cols, self.row_ptr, self.col_ptr, self.col_order
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``y = x @ W.T + bias``, at the cost of the kept blocks."""
+        if self.planes[1] > 1:
+            x = self._pad_planes(x, -1, 1)
+        y = block_matmul(x, self._kept_values(), self.layout, backend=self.backend)
+        if self.planes[0] > 1:
+            y = self._crop_planes(y, -1, 0)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def wide_weight(self) -> Tensor:
+        """The weight of the equivalent dense layer, ``[outputs, inputs]``."""
+        return self._from_planes(self.layout.to_dense(self._kept_values()))
+
+    def kept(self) -> Tensor:
+        """Which entries of :meth:`wide_weight` exist."""
+        inside = self.inside
+        if inside is None:
+            inside = self.values.new_ones(self.layout.values_shape, dtype=torch.bool)
+        return self._from_planes(self.layout.to_dense(inside))
+
+    @torch.no_grad()
+    def clear_removed(self) -> None:
+        """Sets the stored values of removed edges, and the padding of edge blocks, to zero."""
+        self.values.copy_(self.layout.from_dense(self._to_planes(torch.where(self.kept(), self.wide_weight(), 0))))
+
+    @torch.no_grad()
+    def set_wide_weight(self, weight: Tensor) -> None:
+        """Takes the kept weights from a dense ``[outputs, inputs]``."""
+        self.values.copy_(self.layout.from_dense(self._to_planes(torch.where(self.kept(), weight, 0))))
+
+    def _kept_values(self) -> Tensor:
+        if self.inside is None:
+            return self.values
+        return torch.where(self.inside, self.values, self.values.new_zeros(()))
+
+    def _set_topology(self, block_mask: Tensor) -> None:
+        layout = BlockLayout.from_mask(block_mask, self._padded_shape(), self.block_shape)
+        self.register_buffer("block_mask", block_mask)
+        for name, index in zip(("rows", "cols", "row_ptr", "col_ptr", "col_order"), layout.tensors, strict=True):
+            self.register_buffer(name, index, persistent=False)
+
+    # Planes: [P * size] <-> [P * padded], so that the block grid starts anew in every plane.
+
+    def _plane(self, axis: int) -> tuple[int, int]:
+        """Size of a plane along the outputs (0) or the inputs (1), and that size padded to whole blocks."""
+        size = (self.out_features, self.in_features)[axis] // self.planes[axis]
+        return size, size if self.planes[axis] == 1 else size + -size % self.block_shape[axis]
+
+    def _padded_shape(self) -> tuple[int, int]:
+        return self.planes[0] * self._plane(0)[1], self.planes[1] * self._plane(1)[1]
+
+    def _pad_planes(self, t: Tensor, dim: int, axis: int) -> Tensor:
+        size, padded = self._plane(axis)
+        if size == padded:
+            return t
+        t = t.movedim(dim, -1).unflatten(-1, (self.planes[axis], size))
+        return pad(t, (0, padded - size)).flatten(-2).movedim(-1, dim)
+
+    def _crop_planes(self, t: Tensor, dim: int, axis: int) -> Tensor:
+        size, padded = self._plane(axis)
+        if size == padded:
+            return t
+        t = t.movedim(dim, -1).unflatten(-1, (self.planes[axis], padded))
+        return t[..., :size].flatten(-2).movedim(-1, dim)
+
+    def _to_planes(self, wide: Tensor) -> Tensor:
+        return self._pad_planes(self._pad_planes(wide, 0, 0), 1, 1)
+
+    def _from_planes(self, padded: Tensor) -> Tensor:
+        return self._crop_planes(self._crop_planes(padded, 0, 0), 1, 1)
+
+    # The number of stored blocks belongs to the state, so that loading may change it.
+
+    def _header(self) -> list[int]:
+        return [*super()._header(), *self.block_shape, *self.planes]
+
+    @classmethod
+    def _empty(cls, header: list[int], own: Mapping[str, Tensor]) -> ExpandedLinear:
+        inputs, outputs, bn, bk, *planes = header[2:]
+        kept = torch.ones(outputs, inputs, dtype=torch.bool, device=own["values"].device)
+        factory = {"device": kept.device, "dtype": own["values"].dtype}
+        return cls(kept, (bn, bk), (planes[0], planes[1]), "bias" in own, **factory)  # type: ignore[arg-type]
+
+    def _expected_tensors(self) -> dict[str, list[int]]:
+        expected = super()._expected_tensors()
+        expected.pop("inside", None)
+        del expected["values"]
+        return expected
+
+    def check_state(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Raises unless the state fits, block mask included; see :meth:`ExpandedLinear.check_state`."""
+        super().check_state(state, prefix)
+        block_mask = state[f"{prefix}block_mask"]
+        _expect(f"{prefix}block_mask", block_mask.dtype, torch.bool)
+        shape = [int(block_mask.sum()), *self.block_shape]
+        values, inside = state.get(f"{prefix}values"), state.get(f"{prefix}inside")
+        _expect(f"{prefix}values", None if values is None else list(values.shape), shape)
+        if inside is not None:
+            _expect(f"{prefix}inside", (list(inside.shape), inside.dtype), (shape, torch.bool))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        self.check_state(state_dict, prefix)
+        device = self.block_mask.device
+        incoming = state_dict[f"{prefix}block_mask"].to(device)
+        if not torch.equal(incoming, self.block_mask):
+            self._set_topology(incoming.clone())
+            shape = self.layout.values_shape
+            self.values = nn.Parameter(self.values.new_empty(shape), self.values.requires_grad)
+        inside = state_dict.get(f"{prefix}inside")
+        self.register_buffer("inside", None if inside is None else inside.to(device).clone())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _repr_details(self) -> str:
+        return f"block={self.block_shape}, blocks={len(self.rows)} of {self.block_mask.numel()}, "
+
+
+KINDS = (SplitLinear, MergeLinear, MaskedLinear, BlockLinear)
+"""The layers, numbered as in the state dict's header: append only."""
+
+
+def _expect(name: str, got: object, wanted: object) -> None:
+    if got != wanted:
+        raise ValueError(f"state dict: '{name}' should be {wanted}, got {got}")

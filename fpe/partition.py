@@ -1,0 +1,306 @@
+"""Who owns each edge of a parent layer: the labels that divide its weights among the children."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from .kernels import HOLE
+from .kernels.block.layout import grid, tiles
+
+Structure = Literal["random", "2:4", "block"]
+STRUCTURES: tuple[Structure, ...] = ("random", "2:4", "block")
+
+_CHUNK = 1 << 24  # keys drawn at a time: bounds the working memory of large layers
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """A division of a parent layer's edges among ``alpha`` children per neuron (paper, section 2.3).
+
+    Build one with :meth:`random`, :meth:`from_groups`, :meth:`from_gram`, :meth:`semi_structured` or
+    :meth:`block`; labels of your own go through the constructor and :meth:`validate`.
+
+    Attributes:
+        labels: uint8 ``[out_features, in_features]``; ``labels[n, k]`` is the child of parent ``n`` that owns
+            the edge from input ``k``, or ``HOLE`` (255) where the edge has been pruned.
+        alpha: Children per parent, at least 2.
+        structure: ``"random"`` (any label anywhere), ``"2:4"`` (two of every four consecutive inputs to each
+            of two children) or ``"block"`` (one label to a tile).
+        block_shape: ``(bn, bk)`` of structure ``"block"``, else ``None``.
+    """
+
+    labels: Tensor
+    alpha: int
+    structure: Structure = "random"
+    block_shape: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without reading the labels."""
+        if not isinstance(self.labels, Tensor) or self.labels.dtype != torch.uint8:
+            got = getattr(self.labels, "dtype", type(self.labels).__name__)
+            raise TypeError(f"Partition: labels must be a uint8 tensor, got {got}")
+        if self.labels.dim() != 2:
+            raise ValueError(f"Partition: labels must be [out_features, in_features], got {list(self.labels.shape)}")
+        _check_alpha(self.alpha)
+        if self.structure not in STRUCTURES:
+            raise ValueError(f"Partition: structure must be one of {STRUCTURES}, got {self.structure!r}")
+        if (self.structure == "block") != (self.block_shape is not None):
+            raise ValueError(
+                f"Partition: block_shape belongs to structure 'block' alone, got {self.block_shape} with "
+                f"{self.structure!r}"
+            )
+
+    @classmethod
+    def random(
+        cls, out_features: int, in_features: int, alpha: int, *, generator: Generator | None = None
+    ) -> "Partition":
+        """Deals each parent's inputs to its children at random, equally (paper, section 2.3).
+
+        Where ``alpha`` does not divide ``in_features`` the children's shares differ by one; which child gets
+        more differs from parent to parent.
+
+        Args:
+            out_features: Parents ``N``.
+            in_features: Inputs ``K``, at least ``alpha``.
+            alpha: Children per parent.
+            generator: Source of randomness (CPU); ``None`` uses PyTorch's default.
+
+        Raises:
+            ValueError: A size is out of range.
+        """
+        _check_sizes(out_features, in_features, alpha)
+        return cls(deal(out_features, in_features, alpha, generator), alpha)
+
+    @classmethod
+    def from_groups(
+        cls, groups: Sequence[int] | Tensor, out_features: int, alpha: int, *, generator: Generator | None = None
+    ) -> "Partition":
+        """Keeps groups of inputs together: the paper's clause split (section 2.2.1) and feature split.
+
+        All inputs of a group go to the same child of a parent; which child it is differs from parent to
+        parent. Children of a parent get equally many groups, as far as the counts divide.
+
+        Args:
+            groups: Group of each input, ``[in_features]`` integers; any values.
+            out_features: Parents ``N``.
+            alpha: Children per parent, at most the number of groups.
+            generator: Source of randomness (CPU).
+
+        Raises:
+            TypeError: ``groups`` are no integers.
+            ValueError: ``groups`` is not one-dimensional, or has fewer groups than ``alpha``.
+        """
+        groups = torch.as_tensor(groups).cpu()
+        if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+            raise TypeError(f"from_groups: groups must be integers, got {groups.dtype}")
+        if groups.dim() != 1 or not len(groups):
+            raise ValueError(f"from_groups: groups must be a list over inputs, got shape {list(groups.shape)}")
+        _check_sizes(out_features, len(groups), alpha)
+        names, index = groups.unique(return_inverse=True)
+        if len(names) < alpha:
+            raise ValueError(f"from_groups: alpha = {alpha} children need as many groups, got {len(names)}")
+        dealt = deal(out_features, len(names), alpha, generator)
+        return cls(dealt[:, index].contiguous(), alpha)
+
+    @classmethod
+    def from_gram(
+        cls, weight: Tensor, alpha: int, *, clusters: int | None = None, generator: Generator | None = None
+    ) -> "Partition":
+        """Groups inputs that the layer uses alike (the paper's feature-based split, section 2.3).
+
+        The rows of the Gram matrix ``G = W.T @ W`` are clustered (scikit-learn's k-means); clusters are then
+        groups as in :meth:`from_groups`.
+
+        Args:
+            weight: The parent's trained weight ``[out_features, in_features]``.
+            alpha: Children per parent.
+            clusters: Number of clusters, ``alpha .. in_features``. Default: a quarter of the inputs (four to
+                a cluster, as the Boolean task's clauses), at most 256.
+            generator: Source of randomness (CPU).
+
+        Raises:
+            ImportError: scikit-learn is not installed.
+            TypeError: ``weight`` is not floating point.
+            ValueError: ``weight`` is not a finite matrix, or ``clusters`` is out of range.
+        """
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            got = getattr(weight, "dtype", type(weight).__name__)
+            raise TypeError(f"from_gram: weight must be a floating-point tensor, got {got}")
+        if weight.dim() != 2 or not bool(weight.isfinite().all()):
+            raise ValueError(f"from_gram: weight must be a finite matrix, got shape {list(weight.shape)}")
+        out_features, in_features = weight.shape
+        _check_sizes(out_features, in_features, alpha)
+        if clusters is None:
+            clusters = min(max(alpha, in_features // 4), 256)
+        if not alpha <= clusters <= in_features:
+            raise ValueError(f"from_gram: clusters must be from {alpha} to {in_features}, got {clusters}")
+        groups = _cluster(weight.detach().to("cpu", torch.float64), clusters, generator)
+        return cls.from_groups(groups, out_features, alpha, generator=generator)
+
+    @classmethod
+    def semi_structured(cls, out_features: int, in_features: int, *, generator: Generator | None = None) -> "Partition":
+        """Gives two of every four consecutive inputs to each of two children, at random (2:4).
+
+        Args:
+            out_features: Parents ``N``.
+            in_features: Inputs ``K``, a multiple of 4.
+            generator: Source of randomness (CPU).
+
+        Raises:
+            ValueError: ``in_features`` is not a multiple of 4.
+        """
+        _check_sizes(out_features, in_features, 2)
+        if in_features % 4:
+            raise ValueError(f"semi_structured: in_features must be a multiple of 4, got {in_features}")
+        quads = deal(out_features * in_features // 4, 4, 2, generator)
+        return cls(quads.view(out_features, in_features), 2, "2:4")
+
+    @classmethod
+    def block(
+        cls,
+        out_features: int,
+        in_features: int,
+        alpha: int,
+        *,
+        block: tuple[int, int],
+        generator: Generator | None = None,
+    ) -> "Partition":
+        """Deals whole ``bn x bk`` tiles to the children; each row of tiles is shared out equally.
+
+        Args:
+            out_features: Parents ``N``.
+            in_features: Inputs ``K``.
+            alpha: Children per parent, at most the number of tiles along ``K``.
+            block: ``(bn, bk)``. Tiles at the lower and right edges may be smaller.
+            generator: Source of randomness (CPU).
+
+        Raises:
+            ValueError: ``block`` is no pair of positive integers, or a row has fewer tiles than ``alpha``.
+        """
+        _check_sizes(out_features, in_features, alpha)
+        bn, bk = check_block("Partition.block", block)
+        rows, columns = grid((out_features, in_features), (bn, bk))
+        if columns < alpha:
+            raise ValueError(
+                f"Partition.block: alpha = {alpha} children need as many tiles in a row, got {columns} of "
+                f"width {bk} over {in_features} inputs"
+            )
+        dealt = deal(rows, columns, alpha, generator)
+        labels = dealt.repeat_interleave(bn, 0).repeat_interleave(bk, 1)
+        return cls(labels[:out_features, :in_features].contiguous(), alpha, "block", (bn, bk))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out_features, in_features)`` of the parent."""
+        return self.labels.shape[0], self.labels.shape[1]
+
+    def masks(self) -> Tensor:
+        """Each child's mask, bool ``[alpha, out_features, in_features]``: disjoint, covering the parent."""
+        children = torch.arange(self.alpha, device=self.labels.device, dtype=torch.uint8)
+        return self.labels == children[:, None, None]
+
+    def without(self, removed: Tensor) -> "Partition":
+        """The same division with some edges owned by nobody.
+
+        Args:
+            removed: bool ``[out_features, in_features]``.
+        """
+        return Partition(self.labels.masked_fill(removed, HOLE), self.alpha, self.structure, self.block_shape)
+
+    def validate(self) -> "Partition":
+        """Reads the labels and checks range and structure; returns the partition.
+
+        Raises:
+            ValueError: A label names no child and is not ``HOLE``; a tile holds two labels; a group of four
+                gives a child more than two inputs. The message names the first place.
+        """
+        labels = self.labels
+        foreign = (labels >= self.alpha) & (labels != HOLE)
+        if bool(foreign.any()):
+            n, k = foreign.nonzero()[0].tolist()
+            raise ValueError(
+                f"Partition: labels[{n}, {k}] is {int(labels[n, k])}; expected 0 .. {self.alpha - 1} or {HOLE}"
+            )
+        if self.structure == "2:4":
+            self._validate_quads()
+        if self.structure == "block":
+            self._validate_tiles()
+        return self
+
+    def _validate_quads(self) -> None:
+        if self.alpha != 2 or self.shape[1] % 4:
+            raise ValueError(
+                f"Partition: structure '2:4' needs alpha = 2 and inputs in fours, got alpha = {self.alpha} and "
+                f"{self.shape[1]} inputs"
+            )
+        crowded = (self.masks().unflatten(-1, (-1, 4)).sum(-1) > 2).any(0)
+        if bool(crowded.any()):
+            n, quad = crowded.nonzero()[0].tolist()
+            raise ValueError(f"Partition: not 2:4, row {n} gives a child more than two inputs in quad {quad}")
+
+    def _validate_tiles(self) -> None:
+        assert self.block_shape is not None
+        present = torch.stack([tiles(mask, self.block_shape).flatten(2).any(-1) for mask in self.masks()])
+        mixed = present.sum(0) > 1
+        if bool(mixed.any()):
+            r, c = mixed.nonzero()[0].tolist()
+            raise ValueError(f"Partition: tile ({r}, {c}) of {self.block_shape} belongs to several children")
+
+    def __repr__(self) -> str:
+        block = f", block={self.block_shape}" if self.block_shape else ""
+        out_features, in_features = self.shape
+        return f"Partition({out_features}x{in_features}, alpha={self.alpha}, {self.structure}{block})"
+
+
+def check_block(op: str, block: object) -> tuple[int, int]:
+    """Returns ``(bn, bk)`` if ``block`` is a pair of positive integers, else raises ``ValueError``."""
+    if (
+        not isinstance(block, Sequence)
+        or len(block) != 2
+        or any(not isinstance(size, int) or size < 1 for size in block)
+    ):
+        raise ValueError(f"{op}: block must be a pair (bn, bk) of positive integers, got {block!r}")
+    return block[0], block[1]
+
+
+def _check_alpha(alpha: object) -> None:
+    if not isinstance(alpha, int) or isinstance(alpha, bool) or not 2 <= alpha < HOLE:
+        raise ValueError(f"Partition: alpha must be an integer from 2 to {HOLE - 1}, got {alpha!r}")
+
+
+def _check_sizes(out_features: int, in_features: int, alpha: int) -> None:
+    _check_alpha(alpha)
+    if out_features < 1:
+        raise ValueError(f"Partition: out_features must be at least 1, got {out_features}")
+    if in_features < alpha:
+        raise ValueError(f"Partition: alpha = {alpha} children need as many inputs, got {in_features}")
+
+
+def deal(rows: int, cards: int, alpha: int, generator: Generator | None) -> Tensor:
+    """Deals ``cards`` to ``alpha`` hands in every row at random: uint8 labels ``[rows, cards]``.
+
+    Hands differ by at most one card; the hands that get one more are drawn anew in every row.
+    """
+    labels = torch.empty(rows, cards, dtype=torch.uint8)
+    step = max(1, _CHUNK // max(cards, 1))
+    for part in labels.split(step):
+        order = torch.rand(part.shape, generator=generator).argsort(dim=1)
+        hands = torch.rand(len(part), alpha, generator=generator).argsort(dim=1).to(torch.uint8)
+        dealt = hands.repeat(1, -(-cards // alpha))[:, :cards]
+        part.scatter_(1, order, dealt)
+    return labels
+
+
+def _cluster(weight: Tensor, clusters: int, generator: Generator | None) -> Tensor:
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as error:
+        raise ImportError(
+            "the Gram split clusters with scikit-learn: pip install 'fixed-parameter-expansion[bench]'"
+        ) from error
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    gram = (weight.mT @ weight).numpy()
+    return torch.from_numpy(KMeans(clusters, n_init=4, random_state=seed).fit_predict(gram))

@@ -1,0 +1,171 @@
+"""Which weights pay for the wider output matrix: the policies that keep the non-zero count.
+
+Splitting ``W1[h, d]`` moves no weight, but its successor ``W2[c, h]`` is copied to ``alpha`` children per input
+and so has ``(alpha - 1) * c * h`` weights too many (paper, section 2.3). A policy removes exactly as many.
+
+Rankings are by magnitude, smallest first. Siblings' output weights tie at the moment of the split: ties are
+broken by an order drawn from the generator, so the same seed prunes the same weights.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from .kernels import HOLE
+from .kernels.block.layout import grid
+from .partition import Partition, deal
+
+Policy = Literal["magnitude", "input", "block", "partition"]
+POLICIES: tuple[Policy, ...] = ("magnitude", "input", "block", "partition")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a policy decided for a pair of layers.
+
+    Attributes:
+        first: The partition of the expanded layer, with ``HOLE`` where an edge was pruned.
+        second: bool ``[c, alpha, h]``: which copies of the successor's weights are kept. ``second[j, a, n]`` is
+            the edge to output ``j`` from child ``a`` of parent ``n``.
+    """
+
+    first: Partition
+    second: Tensor
+
+    @property
+    def nonzeros(self) -> int:
+        """Weights kept in both layers."""
+        return int((self.first.labels != HOLE).sum()) + int(self.second.sum())
+
+
+def plan(
+    w1: Tensor,
+    w2: Tensor,
+    partition: Partition,
+    policy: Policy,
+    *,
+    block: tuple[int, int] | None = None,
+    generator: Generator | None = None,
+) -> Plan:
+    """Chooses the weights that remain, as many as the dense pair had.
+
+    ======================  ====================================================================================
+    policy                  what is removed
+    ======================  ====================================================================================
+    ``"magnitude"``         the smallest of both layers in one ranking (the paper's)
+    ``"input"``             the expanded layer pays alone and the output stays dense: the smallest weights, in
+                            whole tiles (structure ``"block"``) or quads (``"2:4"``) by mean magnitude
+    ``"block"``             the smallest tiles of both layers in one ranking by mean magnitude
+    ``"partition"``         every output edge stays at exactly one child, dealt at random, in whole tiles where
+                            the structure is ``"block"``
+    ======================  ====================================================================================
+
+    Where the excess is no multiple of what is removed whole, the last unit in the ranking loses only its
+    smallest weights, so that the count is exact.
+
+    Args:
+        w1: Weight of the expanded layer ``[h, d]``.
+        w2: Weight of its successor ``[c, h]``.
+        partition: Who owns the edges of ``w1``.
+        policy: One of the above.
+        block: Tile ``(bn, bk)`` of policy ``"block"`` and of the successor under structure ``"block"``.
+        generator: Source of randomness (CPU).
+
+    Raises:
+        ValueError: The excess is more than the policy can remove.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"resparsify must be one of {POLICIES}, got {policy!r}")
+    (c, h), alpha = w2.shape, partition.alpha
+    block = block or partition.block_shape
+    if policy == "partition":
+        return Plan(partition, _one_child_each(c, h, partition, generator))
+    if policy == "block" and block is None:
+        raise ValueError("resparsify='block' needs block=(bn, bk), got None")
+
+    excess = (alpha - 1) * c * h
+    first = w1.detach().abs().double().cpu()
+    second = w2.detach().abs().double().cpu()[:, None].expand(c, alpha, h)
+    limit = first.numel() if policy == "input" else first.numel() + second.numel()
+    if excess >= limit:
+        raise ValueError(
+            f"resparsify={policy!r} must remove (alpha-1)*c*h = {excess} weights and has {limit} to choose from"
+        )
+    if policy == "input":
+        unit = {"random": (1, 1), "2:4": (1, 4), "block": partition.block_shape}[partition.structure]
+        assert unit is not None
+        kept = _keep([first], [unit], excess, generator)
+        second_kept = torch.ones(c, alpha, h, dtype=torch.bool)
+    else:
+        unit = block if policy == "block" else (1, 1)
+        assert unit is not None
+        planes = [second[:, a] for a in range(alpha)]
+        kept = _keep([first, *planes], [unit] * (alpha + 1), excess, generator)
+        second_kept = torch.stack(kept[1:], dim=1)
+    device = partition.labels.device
+    return Plan(partition.without(~kept[0].to(device)), second_kept.to(device))
+
+
+def _keep(
+    magnitudes: list[Tensor], units: list[tuple[int, int]], excess: int, generator: Generator | None
+) -> list[Tensor]:
+    """Removes ``excess`` weights from the matrices, whole units at a time, smallest mean magnitude first.
+
+    Returns the bool masks of what is kept. At most one unit is removed in part: the first that does not fit
+    into what is left to remove loses its smallest weights.
+    """
+    weights = torch.cat([m.flatten() for m in magnitudes])
+    if all(unit == (1, 1) for unit in units):
+        removed = _smallest(weights, excess, generator)
+    else:
+        ids, count = _number_units([m.shape for m in magnitudes], units)
+        size = torch.bincount(ids, minlength=count)
+        score = torch.bincount(ids, weights, minlength=count) / size
+        shuffled = torch.randperm(count, generator=generator)
+        ranking = shuffled[score[shuffled].argsort(stable=True)]
+        after = size[ranking].cumsum(0)  # weights gone once a unit and all before it are
+        whole = after <= excess
+        gone = torch.zeros(count, dtype=torch.bool)
+        gone[ranking[whole]] = True
+        removed = gone[ids]
+        rest = excess - int(removed.sum())
+        if rest:
+            last = (ids == ranking[~whole][0]).nonzero().squeeze(1)
+            removed[last[_smallest(weights[last], rest, generator)]] = True
+    parts = (~removed).split([m.numel() for m in magnitudes])
+    return [part.view(m.shape) for part, m in zip(parts, magnitudes, strict=True)]
+
+
+def _smallest(values: Tensor, count: int, generator: Generator | None) -> Tensor:
+    """Marks exactly ``count`` smallest values of a vector; which of equals, the generator decides."""
+    if count == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    threshold = values.kthvalue(count).values
+    chosen = values < threshold
+    ties = (values == threshold).nonzero().squeeze(1)
+    drawn = torch.randperm(len(ties), generator=generator)[: count - int(chosen.sum())]
+    chosen[ties[drawn]] = True
+    return chosen
+
+
+def _number_units(shapes: list[torch.Size], units: list[tuple[int, int]]) -> tuple[Tensor, int]:
+    """Numbers the tiles of all matrices: each weight's unit, flattened, and how many units there are."""
+    ids, count = [], 0
+    for shape, unit in zip(shapes, units, strict=True):
+        rows, columns = (torch.arange(n) // size for n, size in zip(shape, unit, strict=True))
+        down, across = grid((shape[0], shape[1]), unit)
+        ids.append((rows[:, None] * across + columns + count).flatten())
+        count += down * across
+    return torch.cat(ids), count
+
+
+def _one_child_each(c: int, h: int, partition: Partition, generator: Generator | None) -> Tensor:
+    """Deals each parent's output edges to its children equally: bool ``[c, alpha, h]``."""
+    bn, bk = partition.block_shape or (1, 1)
+    down, across = grid((c, h), (bn, bk))
+    owner = deal(across, down, partition.alpha, generator).T
+    owner = owner.repeat_interleave(bn, 0).repeat_interleave(bk, 1)[:c, :h]
+    second = Partition(owner.to(partition.labels.device), partition.alpha)
+    return second.masks().transpose(0, 1)

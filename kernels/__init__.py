@@ -1,0 +1,63 @@
+"""Sparse matmuls of Fixed Parameter Expansion, on the device.
+
+Symbols follow the GEMM convention: ``M`` rows of activations, ``K`` input features, ``N`` output
+features of the **parent** layer, ``alpha`` children for each parent neuron.
+
+============================================  ==========================================================
+operation                                     definition
+============================================  ==========================================================
+``split_matmul(x[M,K], w[N,K], labels)``      ``y[m,a,n] = sum_k x[m,k] * w[n,k] * (labels[n,k] == a)``
+``merge_matmul(z[M,alpha,K], w[N,K], labels)``  ``y[m,n] = sum_k z[m,labels[n,k],k] * w[n,k]``
+``partition_grad(dy[M,alpha,N], x[M,K], labels)``  ``dw[n,k] = sum_m dy[m,labels[n,k],n] * x[m,k]``
+``block_matmul(x[M,K], values, layout)``      ``y = x @ W.T`` for a block-masked ``W[N,K]``
+``block_matmul_t(dy[M,N], values, layout)``   ``dx = dy @ W``
+``block_grad(dy[M,N], x[M,K], layout)``       ``dW = dy.T @ x`` on the kept blocks only
+============================================  ==========================================================
+
+Each family is closed under differentiation: the backward of an operation is made of the others.
+Every operation has an eager twin in plain PyTorch (``<op>_eager``) with the same signature, right in any
+floating dtype; the twin is the definition that tests and benchmarks compare with.
+
+Naming grammar of the device code
+---------------------------------
+``x_ptr`` a tensor's pointer, ``stride_xm`` its stride along M, ``pid_n`` a program's coordinate,
+``offs_k`` offsets inside a dimension, ``mask_k`` their bounds, ``BLOCK_N`` a tile's size, ``acc`` an
+accumulator. Shape names come before meta-parameters; launches pass keywords after the pointers; a tile
+load carries its shape as a comment.
+"""
+
+from .block import (
+    BlockLayout,
+    block_grad,
+    block_grad_eager,
+    block_matmul,
+    block_matmul_eager,
+    block_matmul_t,
+    block_matmul_t_eager,
+)
+from .partition import (
+    HOLE,
+    merge_matmul,
+    merge_matmul_eager,
+    partition_grad,
+    partition_grad_eager,
+    split_matmul,
+    split_matmul_eager,
+)
+
+__all__ = [
+    "HOLE",
+    "BlockLayout",
+    "block_grad",
+    "block_grad_eager",
+    "block_matmul",
+    "block_matmul_eager",
+    "block_matmul_t",
+    "block_matmul_t_eager",
+    "merge_matmul",
+    "merge_matmul_eager",
+    "partition_grad",
+    "partition_grad_eager",
+    "split_matmul",
+    "split_matmul_eager",
+]

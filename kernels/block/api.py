@@ -1,0 +1,100 @@
+"""Public block operations: checks, leading batch dimensions, autocast, choice of backend."""
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..checks import autocast, check_tensor
+from ..dispatch import choose_backend
+from .layout import BlockLayout
+
+
+def block_matmul(x: Tensor, values: Tensor, layout: BlockLayout, *, backend: str = "auto") -> Tensor:
+    """Multiplies by a block-masked weight: ``y = x @ W.T`` at the cost of the kept blocks.
+
+    Gradients: ``dx = block_matmul_t(dy, values, layout)`` and ``dvalues = block_grad(dy, x, layout)``.
+
+    Args:
+        x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
+        values: Kept blocks of ``W[N, K]``, ``[blocks, bn, bk]``, same dtype and device.
+        layout: Where the blocks lie. Rows and columns may be empty.
+        backend: ``"auto"`` or ``"eager"``.
+
+    Returns:
+        ``y[..., N]`` in the dtype of ``x``.
+
+    Raises:
+        TypeError: An operand is no tensor or has the wrong dtype.
+        ValueError: Shapes, devices or ``backend`` do not fit.
+    """
+    op = "block_matmul"
+    n, k = _check_values(op, values, layout)
+    check_tensor(op, "x", x, (k,), batched=True)
+    x, values = autocast(x, values)
+    check_tensor(op, "x", x, (k,), batched=True, like=values)
+    y = ops.block_matmul(x.reshape(-1, k), values, layout.tensors, n, k, choose_backend(op, backend))
+    return y.view(*x.shape[:-1], n)
+
+
+def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: str = "auto") -> Tensor:
+    """Multiplies by a block-masked weight from the other side: ``dx = dy @ W``.
+
+    Gradients: ``ddy = block_matmul(g, values, layout)`` and ``dvalues = block_grad(dy, g, layout)`` for an
+    incoming ``g[..., K]``.
+
+    Args:
+        dy: ``[..., N]``, float16, bfloat16, float32 or float64.
+        values: Kept blocks of ``W[N, K]``, ``[blocks, bn, bk]``, same dtype and device.
+        layout: Where the blocks lie.
+        backend: ``"auto"`` or ``"eager"``.
+
+    Returns:
+        ``dx[..., K]`` in the dtype of ``dy``.
+
+    Raises:
+        TypeError: An operand is no tensor or has the wrong dtype.
+        ValueError: Shapes, devices or ``backend`` do not fit.
+    """
+    op = "block_matmul_t"
+    n, k = _check_values(op, values, layout)
+    check_tensor(op, "dy", dy, (n,), batched=True)
+    dy, values = autocast(dy, values)
+    check_tensor(op, "dy", dy, (n,), batched=True, like=values)
+    dx = ops.block_matmul_t(dy.reshape(-1, n), values, layout.tensors, n, k, choose_backend(op, backend))
+    return dx.view(*dy.shape[:-1], k)
+
+
+def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "auto") -> Tensor:
+    """Gradient of the kept blocks alone: ``dvalues[b] = dy[:, tile rows[b]].T @ x[:, tile cols[b]]``.
+
+    Gradients: ``ddy = block_matmul(x, g, layout)`` and ``dx = block_matmul_t(dy, g, layout)`` for an incoming
+    ``g[blocks, bn, bk]``.
+
+    Args:
+        dy: ``[..., N]``, float16, bfloat16, float32 or float64.
+        x: ``[..., K]`` with the same leading dimensions, dtype and device.
+        layout: Where the blocks lie.
+        backend: ``"auto"`` or ``"eager"``.
+
+    Returns:
+        ``[blocks, bn, bk]`` in the dtype of ``x``; zero in the padding of edge blocks.
+
+    Raises:
+        TypeError: An operand is no tensor or has the wrong dtype.
+        ValueError: Shapes, devices or ``backend`` do not fit.
+    """
+    op = "block_grad"
+    n, k = layout.shape
+    check_tensor(op, "x", x, (k,), batched=True)
+    dy, x = autocast(dy, x) if isinstance(dy, Tensor) else (dy, x)
+    check_tensor(op, "dy", dy, (*x.shape[:-1], n), like=x)
+    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32, like=x)
+    return ops.block_grad(
+        dy.reshape(-1, n), x.reshape(-1, k), layout.tensors, *layout.block, choose_backend(op, backend)
+    )
+
+
+def _check_values(op: str, values: Tensor, layout: BlockLayout) -> tuple[int, int]:
+    check_tensor(op, "values", values, layout.values_shape)
+    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32, like=values)
+    return layout.shape

@@ -1,0 +1,14 @@
+"""Matmuls of a layer whose edges are divided among ``alpha`` children by a table of labels."""
+
+from .api import merge_matmul, partition_grad, split_matmul
+from .eager import HOLE, merge_matmul_eager, partition_grad_eager, split_matmul_eager
+
+__all__ = [
+    "HOLE",
+    "merge_matmul",
+    "merge_matmul_eager",
+    "partition_grad",
+    "partition_grad_eager",
+    "split_matmul",
+    "split_matmul_eager",
+]
