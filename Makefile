@@ -1,0 +1,33 @@
+# Everything sets itself up in .venv, from Python 3.10 or newer; the second time is quick.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TYPED := build/typecheck
+
+.PHONY: help report test lint clean
+
+help:  ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+report: $(READY)  ## Run the case studies and write out/report.html (under five minutes on two cores)
+	$(BIN)/fpe report
+
+test: $(READY)  ## Run the tests
+	$(BIN)/python -m pytest tests -n auto
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(TYPED) && mkdir -p $(TYPED)
+	cp -R fpe $(TYPED)/fpe && cp -R kernels bench $(TYPED)/fpe
+	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fpe
+
+clean:  ## Remove the environment and everything built
+	rm -rf $(VENV) build out *.egg-info
+
+$(READY): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,test,lint]'
+	touch $@

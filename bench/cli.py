@@ -1,0 +1,163 @@
+"""The command line."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import summary
+from .results import COMMITTED, Results
+from .studies import boolean, vision
+
+console = Console()
+
+
+def common(command: Callable) -> Callable:
+    """The options that every measuring command takes."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else."),
+        click.option("--device", default="cpu", show_default=True, callback=_device, help="A PyTorch device."),
+        click.option("--seed", default=0, show_default=True, help="Seed of all randomness."),
+    ):
+        command = option(command)
+    return command
+
+
+def _device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError) as error:
+        raise click.BadParameter(f"{value!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return value
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="fixed-parameter-expansion", prog_name="fpe")
+def cli() -> None:
+    """Fixed Parameter Expansion: wider networks at the same number of non-zero weights.
+
+    Start with 'fpe report', which runs the case studies and writes a page to look at.
+    """
+
+
+@cli.group()
+def study() -> None:
+    """Run one of the paper's experiments and print it beside the published figures."""
+
+
+@study.command("boolean")
+@click.option("--trials", type=click.IntRange(1), help="Networks trained.  [default: 5]")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs before and again after the split.  [default: 1000]")
+@click.option("--quick", is_flag=True, help="A few steps of two small trials: to see that it runs.")
+@click.option("--sensitivity", is_flag=True, help="Move each unpublished choice in turn instead (hours).")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
+@common
+def boolean_command(
+    trials: int | None,
+    epochs: int | None,
+    quick: bool,
+    sensitivity: bool,
+    output: Path,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Learn a DNF of 8 clauses with 8 neurons: dense, random split, clause split.
+
+    The published accuracies are 78.7 %, 88.7 % and 99.4 %.
+    """
+    from .report import figures
+
+    given: dict[str, Any] = {
+        name: value for name, value in (("trials", trials), ("epochs", epochs)) if value is not None
+    }
+    choices = replace(boolean.QUICK if quick else boolean.Choices(), **given)
+    if sensitivity:
+        results = boolean.run_sensitivity(choices, seed, device, quiet=as_json)
+        _finish(results, output / "boolean-sensitivity.jsonl", summary.sensitivity(results), as_json)
+        return
+    done = boolean.run(choices, seed, device, quiet=as_json)
+    for name, figure in figures.boolean_figures(done).items():
+        figures.save(figure, output / f"boolean-{name}.svg")
+    _finish(done.results, output / "boolean.jsonl", summary.boolean(done.results), as_json)
+
+
+@study.command("vision")
+@click.option("--data", help="'fashion-mnist', 'digits' or an .npz with X, y, Xt, yt.  [default: what is installed]")
+@click.option("--neurons", type=click.IntRange(1), help="Hidden neurons before the split.")
+@click.option("--alpha", type=click.IntRange(2), help="Children per neuron.")
+@click.option("--trials", type=click.IntRange(1), help="Networks trained.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs before and again after the split.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
+@common
+def vision_command(output: Path, seed: int, device: str, as_json: bool, **given: Any) -> None:
+    """Classify real data with one hidden layer, dense and expanded."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    choices = replace(vision.default_choices(chosen.get("data")), **chosen)
+    try:
+        results = vision.run(choices, seed, device, quiet=as_json)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    _finish(results, output / "vision.jsonl", summary.vision(results), as_json)
+
+
+@cli.command()
+@click.option("--quick", is_flag=True, help="A few steps of every study: to see that it runs.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
+@common
+def report(quick: bool, output: Path, seed: int, device: str, as_json: bool) -> None:
+    """Run the case studies and write one HTML page with their figures (minutes on two cores)."""
+    from .report import build
+
+    page, results, tables = build(output, seed=seed, device=device, quick=quick, quiet=as_json)
+    if as_json:
+        for result in results:
+            _print_json(result)
+        return
+    for table in tables:
+        console.print(_rich(table))
+    console.print(f"\nReport: [bold]{page.resolve()}[/bold]")
+
+
+@cli.command("results")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+def results_command(path: Path | None) -> None:
+    """Print a results file, or list the committed ones."""
+    if path is None:
+        for file in sorted(COMMITTED.rglob("*.jsonl")):
+            console.print(file)
+        return
+    try:
+        results = Results.read(path)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    console.print(results.frame.to_string(index=False))
+
+
+def _finish(results: Results, path: Path, table: summary.Table, as_json: bool) -> None:
+    results.write(path)
+    if as_json:
+        _print_json(results)
+        return
+    console.print(_rich(table))
+    console.print(f"Rows: [bold]{path.resolve()}[/bold]")
+
+
+def _print_json(results: Results) -> None:
+    for row in results.rows:
+        click.echo(json.dumps({"study": results.study, **row}))
+
+
+def _rich(table: summary.Table) -> Table:
+    shown = Table(title=table.title, title_justify="left", title_style="bold")
+    for i, name in enumerate(table.columns):
+        shown.add_column(name, justify="left" if i == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown

@@ -1,0 +1,138 @@
+"""What the studies share: train a dense network, split it, train on; trials side by side in processes."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from rich.progress import track
+from torch import Tensor, nn
+
+import fpe
+from fpe.layers import ExpandedLinear
+
+
+@dataclass(frozen=True)
+class Data:
+    """A classification problem: training and test inputs ``[samples, features]`` and integer targets."""
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+    def to(self, device: torch.device | str) -> "Data":
+        """The same data on a device."""
+        return Data(*(t.to(device) for t in (self.x, self.y, self.x_test, self.y_test)))
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained: Adam, with L1 on the first layer and L2 on everything.
+
+    Attributes:
+        epochs: Epochs before the split, and again after it.
+        batch: Samples to a step.
+        lr: Adam's step size.
+        l1: Strength of the L1 penalty on the first layer's weights.
+        l2: Strength of the L2 penalty on all parameters (Adam's ``weight_decay``).
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    l1: float = 0.0
+    l2: float = 0.0
+
+
+Watch = Callable[[int, nn.Module], None]
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    training: Training,
+    epochs: int,
+    generator: torch.Generator,
+    watch: Watch | None = None,
+) -> nn.Module:
+    """Trains a model in place with a new optimizer and returns it.
+
+    A single output is a logit of binary cross-entropy, several are the logits of a softmax.
+
+    Args:
+        model: The network.
+        data: Training data, on the model's device.
+        training: Optimizer and penalties.
+        epochs: Passes over the data.
+        generator: Order of the samples (CPU).
+        watch: Called after every epoch with its number, from 1, and the model.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.lr, weight_decay=training.l2, fused=True)
+    first = next(p for p in model.parameters() if p.dim() > 1)
+    model.train()
+    for epoch in range(1, epochs + 1):
+        order = torch.randperm(len(data.x), generator=generator).to(data.x.device)
+        x, y = data.x[order], data.y[order]
+        for x_batch, y_batch in zip(x.split(training.batch), y.split(training.batch), strict=True):
+            optimizer.zero_grad()
+            loss = _loss(model(x_batch), y_batch)
+            if training.l1:
+                loss = loss + training.l1 * first.abs().sum()
+            loss.backward()
+            optimizer.step()
+        if watch is not None:
+            watch(epoch, model)
+    return model
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of samples that the model classifies correctly, in percent."""
+    model.eval()
+    logits = model(x)
+    model.train()
+    predicted = logits.squeeze(-1) > 0 if logits.shape[-1] == 1 else logits.argmax(-1)
+    return float((predicted == y).double().mean()) * 100
+
+
+def first_layer(model: nn.Module) -> Tensor:
+    """Wide weight of a network's first layer, ``[neurons, features]``, detached."""
+    layer = next(m for m in model.modules() if isinstance(m, (nn.Linear, ExpandedLinear)))
+    return (layer.weight if isinstance(layer, nn.Linear) else layer.wide_weight()).detach()
+
+
+def describe(model: nn.Module, data: Data) -> dict[str, Any]:
+    """The facts that every study records of a trained network."""
+    weight = first_layer(model)
+    return {
+        "test_accuracy": accuracy(model, data.x_test, data.y_test),
+        "train_accuracy": accuracy(model, data.x, data.y),
+        "feature_capacity": float(fpe.metrics.feature_capacity(weight).sum()),
+        "cosine_similarity": float(fpe.metrics.mean_cosine_similarity(weight)),
+        "nonzeros": fpe.nonzeros(model),
+        "neurons": weight.shape[0],
+    }
+
+
+def run_trials(job: Callable[..., Any], arguments: Sequence[dict[str, Any]], what: str, quiet: bool = False) -> list:
+    """Runs a job for each set of arguments, two or more at a time, under a progress bar; keeps their order.
+
+    Every job runs in a process of its own with one thread, so that results do not depend on the cores.
+    """
+    jobs: Iterable = (delayed(_single_threaded)(i, job, kwargs) for i, kwargs in enumerate(arguments))
+    done: Iterator = Parallel(n_jobs=-1, return_as="generator_unordered")(jobs)
+    finished = dict(track(done, description=what, total=len(arguments), disable=quiet))
+    return [finished[i] for i in range(len(arguments))]
+
+
+def _single_threaded(number: int, job: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[int, Any]:
+    torch.set_num_threads(1)
+    return number, job(**kwargs)
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    if logits.shape[-1] == 1:
+        return nn.functional.binary_cross_entropy_with_logits(logits.squeeze(-1), targets.to(logits.dtype))
+    return nn.functional.cross_entropy(logits, targets)

@@ -1,0 +1,120 @@
+"""Tables drawn from raw rows, for the terminal and for the page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .ledger import bytes_by_format, relative
+from .results import Results, mean_and_spread
+from .studies import boolean as boolean_study
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: What it shows.
+        columns: Headings.
+        rows: Cells, as they are printed.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def boolean(results: Results) -> Table:
+    """The case study beside the paper's figures."""
+    rows = []
+    for condition, group in _by(results, "condition"):
+        published = boolean_study.PAPER.get(condition)
+        rows.append(
+            (
+                condition,
+                "-" if published is None else f"{published:.1f}",
+                _accuracy(group["test_accuracy"]),
+                f"{group['clause_capacity'].mean():.3f}",
+                f"{group['cosine_similarity'].mean():+.3f}",
+                f"{group['neurons'].iloc[0]}",
+                f"{group['nonzeros'].iloc[0]}",
+            )
+        )
+    settings = results.settings
+    title = f"Boolean case study, {settings['epochs']} + {settings['epochs']} epochs, {settings['trials']} trials"
+    columns = ("condition", "paper %", "test %", "capacity/clause", "cosine", "neurons", "non-zeros")
+    return Table(title, columns, rows)
+
+
+def sensitivity(results: Results) -> Table:
+    """Test accuracy as each unpublished choice moves."""
+    rows = []
+    for change, group in _by(results, "change"):
+        by = group.groupby("condition")["test_accuracy"]
+        rows.append((change, *(_accuracy(by.get_group(c)) for c in boolean_study.CONDITIONS)))
+    columns = ("change", *(f"{condition} %" for condition in boolean_study.CONDITIONS))
+    return Table("Boolean case study: one choice moved at a time", columns, rows)
+
+
+def vision(results: Results) -> Table:
+    """Accuracy on real data and relative improvement over the dense network trained as long."""
+    frame = results.frame
+    control = frame[frame["condition"] == "dense-continued"].set_index("trial")["test_accuracy"]
+    rows = []
+    for condition, group in _by(results, "condition"):
+        accuracy = group.set_index("trial")["test_accuracy"]
+        improvement = (accuracy - control) / control * 100
+        shown = "-" if condition.startswith("dense") else "{:+.2f} ± {:.2f}".format(*mean_and_spread(improvement))
+        rows.append(
+            (
+                condition,
+                _accuracy(accuracy),
+                shown,
+                f"{group['cosine_similarity'].mean():+.3f}",
+                f"{group['neurons'].iloc[0]}",
+                f"{group['nonzeros'].iloc[0]}",
+            )
+        )
+    settings = results.settings
+    title = (
+        f"{settings['data']}, {settings['neurons']} neurons, alpha = {settings['alpha']}, {settings['epochs']} + "
+        f"{settings['epochs']} epochs, {settings['trials']} trials"
+    )
+    return Table(title, ("condition", "test %", "improvement over dense %", "cosine", "neurons", "non-zeros"), rows)
+
+
+def formats(n: int, k: int, alphas: tuple[int, ...] = (2, 4, 8)) -> Table:
+    """Bytes of one layer by storage format, over the dense parent."""
+    columns = [relative(bytes_by_format(n, k, alpha)) for alpha in alphas]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [(name, *(f"{c[name]:.3f}" if name in c else "-" for c in columns)) for name in names]
+    title = f"Bytes of a {n} x {k} layer at 16 bits, over its dense parent's"
+    return Table(title, ("format", *(f"alpha = {alpha}" for alpha in alphas)), rows)
+
+
+def ledger(before: list[dict], after: list[dict], name: str) -> Table:
+    """Weights of each layer before and after."""
+    rows = [
+        (
+            f"{old['layer']}: {old['kind']} → {new['kind']}",
+            f"{old['out']} x {old['in']}",
+            f"{new['out']} x {new['in']}",
+            f"{old['nonzeros']}",
+            f"{new['nonzeros']}",
+            f"{new['stored']}",
+            f"{old['biases']} → {new['biases']}",
+        )
+        for old, new in zip(before, after, strict=True)
+    ]
+    totals = [sum(row[key] for row in side) for side, key in ((before, "nonzeros"), (after, "nonzeros"))]
+    stored, biases = sum(r["stored"] for r in after), [sum(r["biases"] for r in side) for side in (before, after)]
+    rows.append(("total", "", "", f"{totals[0]}", f"{totals[1]}", f"{stored}", f"{biases[0]} → {biases[1]}"))
+    columns = ("layer", "dense", "expanded", "weights", "non-zeros", "stored", "biases")
+    return Table(f"Non-zero ledger: {name}", columns, rows)
+
+
+def _by(results: Results, column: str) -> list:
+    return [(str(name), group) for name, group in results.frame.groupby(column, sort=False)]
+
+
+def _accuracy(values: object) -> str:
+    return "{:.1f} ± {:.1f}".format(*mean_and_spread(values))  # type: ignore[arg-type]
