@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := build/typecheck
 
-.PHONY: help report test lint clean
+.PHONY: help report test lint docs clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ lint: $(READY)  ## Check style and types
 	rm -rf $(TYPED) && mkdir -p $(TYPED)
 	cp -R fpe $(TYPED)/fpe && cp -R kernels bench $(TYPED)/fpe
 	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fpe
+
+docs: $(READY)  ## Fill the documents from the committed results
+	$(BIN)/fpe docs
 
 clean:  ## Remove the environment and everything built
 	rm -rf $(VENV) build out *.egg-info

@@ -140,6 +140,15 @@ def results_command(path: Path | None) -> None:
     console.print(results.frame.to_string(index=False))
 
 
+@cli.command()
+def docs() -> None:
+    """Fill the tables and figures of README.md and docs/ from the committed results."""
+    from .documents import refresh
+
+    for path in refresh():
+        console.print(path)
+
+
 def _finish(results: Results, path: Path, table: summary.Table, as_json: bool) -> None:
     results.write(path)
     if as_json:

@@ -125,12 +125,21 @@ def run_trial(choices: Choices, trial: int, seed: int, device: str = "cpu") -> d
         model = models[condition]
         if condition != "dense":
             fit(model, data, choices.training, choices.epochs, generator, watch(condition, choices.epochs))
-        capacity = fpe.metrics.feature_capacity(first_layer(model), groups).mean()
-        rows.append(
-            {"trial": trial, "condition": condition, "clause_capacity": float(capacity), **describe(model, data)}
-        )
+        rows.append({"trial": trial, "condition": condition, **describe(model, data), **_inside(model, data, groups)})
     weights = {name: first_layer(model).cpu().numpy() for name, model in models.items()}
     return {"rows": rows, "curves": curves, "weights": weights}
+
+
+@torch.no_grad()
+def _inside(model: nn.Sequential, data: Data, groups: torch.Tensor) -> dict[str, Any]:
+    """What explains an accuracy: capacity of a clause, neurons that never fire, output weights that were kept."""
+    capacity = fpe.metrics.feature_capacity(first_layer(model), groups)
+    fires = (model[:2](data.x_test) > 0).any(0)
+    return {
+        "clause_capacity": float(capacity.mean()),
+        "dead_neurons": int((~fires).sum()),
+        "output_nonzeros": fpe.nonzeros(model[2]),
+    }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""Tables and figures of the documents, drawn from committed results: nothing there is typed by hand.
+
+A document holds marked places, ``<!-- table: boolean -->`` ... ``<!-- end -->``; :func:`refresh` fills them.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from . import summary
+from .report import figures
+from .results import COMMITTED, Results
+from .summary import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout; documents exist there alone, not in an installed package."""
+
+DOCUMENTS = ("README.md", "docs/boolean.md")
+
+_PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+TABLES: dict[str, Callable[[], Table]] = {
+    "boolean": lambda: summary.boolean(_read("boolean")),
+    "boolean-sensitivity": lambda: summary.sensitivity(_read("boolean-sensitivity")),
+    "vision": lambda: summary.vision(_read("vision")),
+    "formats": lambda: summary.formats(14336, 4096),
+}
+FIGURES = {
+    "boolean-curves": lambda: figures.curves(_read("boolean-curves")),
+    "boolean-accuracy": lambda: figures.boolean_accuracy(_read("boolean")),
+}
+
+
+def fill(text: str) -> str:
+    """A document's text with every marked place filled from the committed results.
+
+    Raises:
+        ValueError: A place names no table.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(2)
+        if name not in TABLES:
+            raise ValueError(f"documents: expected one of {', '.join(TABLES)} in a place, got {name!r}")
+        return f"{match.group(1)}{markdown(TABLES[name]())}{match.group(4)}"
+
+    return _PLACE.sub(replace, text)
+
+
+def refresh() -> list[Path]:
+    """Fills the documents and draws their figures; returns what was written."""
+    written = []
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(fill(path.read_text()))
+        written.append(path)
+    written += [figures.save(draw(), ROOT / "docs/figures" / f"{name}.svg") for name, draw in FIGURES.items()]
+    return written
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, its title above it."""
+    alignment = ["---", *("---:" for _ in table.columns[1:])]
+    lines = [table.columns, alignment, *table.rows]
+    return f"*{table.title}*\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _read(name: str) -> Results:
+    return Results.read(COMMITTED / "studies" / f"{name}.jsonl")
