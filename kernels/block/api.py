@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..checks import autocast, check_tensor
+from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import choose_backend
 from .layout import BlockLayout
 
@@ -29,10 +29,10 @@ def block_matmul(x: Tensor, values: Tensor, layout: BlockLayout, *, backend: str
     """
     op = "block_matmul"
     n, k = _check_values(op, values, layout)
-    check_tensor(op, "x", x, (k,), batched=True)
+    check_tensor(op, "x", x, (k,), batched=True, on=values)
     x, values = autocast(x, values)
     check_tensor(op, "x", x, (k,), batched=True, like=values)
-    y = ops.block_matmul(x.reshape(-1, k), values, layout.tensors, n, k, choose_backend(op, backend))
+    y = ops.block_matmul(as_rows(x, 1), values, layout.tensors, n, k, choose_backend(op, backend))
     return y.view(*x.shape[:-1], n)
 
 
@@ -57,10 +57,10 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
     """
     op = "block_matmul_t"
     n, k = _check_values(op, values, layout)
-    check_tensor(op, "dy", dy, (n,), batched=True)
+    check_tensor(op, "dy", dy, (n,), batched=True, on=values)
     dy, values = autocast(dy, values)
     check_tensor(op, "dy", dy, (n,), batched=True, like=values)
-    dx = ops.block_matmul_t(dy.reshape(-1, n), values, layout.tensors, n, k, choose_backend(op, backend))
+    dx = ops.block_matmul_t(as_rows(dy, 1), values, layout.tensors, n, k, choose_backend(op, backend))
     return dx.view(*dy.shape[:-1], k)
 
 
@@ -84,17 +84,22 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
         ValueError: Shapes, devices or ``backend`` do not fit.
     """
     op = "block_grad"
-    n, k = layout.shape
-    check_tensor(op, "x", x, (k,), batched=True)
-    dy, x = autocast(dy, x) if isinstance(dy, Tensor) else (dy, x)
+    n, k = _check_layout(op, layout)
+    check_tensor(op, "x", x, (k,), batched=True, on=layout.rows)
+    check_tensor(op, "dy", dy, (*x.shape[:-1], n), on=layout.rows)
+    dy, x = autocast(dy, x)
     check_tensor(op, "dy", dy, (*x.shape[:-1], n), like=x)
-    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32, like=x)
-    return ops.block_grad(
-        dy.reshape(-1, n), x.reshape(-1, k), layout.tensors, *layout.block, choose_backend(op, backend)
-    )
+    return ops.block_grad(as_rows(dy, 1), as_rows(x, 1), layout.tensors, *layout.block, choose_backend(op, backend))
+
+
+def _check_layout(op: str, layout: object) -> tuple[int, int]:
+    if not isinstance(layout, BlockLayout):
+        raise TypeError(f"{op}: layout must be a BlockLayout, got {type(layout).__name__}")
+    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32)
+    return layout.shape
 
 
 def _check_values(op: str, values: Tensor, layout: BlockLayout) -> tuple[int, int]:
-    check_tensor(op, "values", values, layout.values_shape)
-    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32, like=values)
-    return layout.shape
+    shape = _check_layout(op, layout)
+    check_tensor(op, "values", values, layout.values_shape, on=layout.rows)
+    return shape
