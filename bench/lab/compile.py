@@ -1,0 +1,534 @@
+"""Compiles every kernel as it ships, for every architecture, with no GPU, and reads the machine code.
+
+Nothing is described twice: the real launchers run on meta tensors while their launches are caught, so signature,
+specialization and configuration are those of a GPU run. Triton's own cache keeps the binaries, and what was read from
+one lies beside them, by the hash of binary and reader.
+
+How work is counted: the main loop is the innermost loop that holds the matrix instructions. ``instructions_per_byte``
+is its SASS instructions, times the program's warps, over the bytes of the streamed tiles that one turn consumes: warp
+instructions for each byte of weight. dW streams both operands, so there it is for each byte of ``dy`` and ``x``.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from inspect import getsource, getsourcelines
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from ...kernels.block import triton as block_kernels
+from ...kernels.block.layout import BlockLayout, grid
+from ...kernels.device import KNOWN, interpreting
+from ..results import Results
+from ..summary import Table
+
+Row = dict[str, Any]
+
+ARCHITECTURES = tuple(KNOWN)
+OPERATIONS = ("forward", "dx", "dw")
+BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (64, 128), (128, 64), (16, 64))
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+SHAPE = (14336, 4096)
+"""``(N, K)`` of the layer: an LLM's, with half of its blocks kept (alpha = 2)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch of an operation.
+
+    Attributes:
+        op: ``"forward"``, ``"dx"`` or ``"dw"``.
+        block: ``(bn, bk)``.
+        dtype: A name in ``TYPES``; ``"fp32"`` multiplies in full precision.
+        m: Rows of activations.
+        activation: Fused into the forward together with a bias, or none of both.
+    """
+
+    op: str
+    block: tuple[int, int]
+    dtype: str
+    m: int
+    activation: str | None = None
+
+    @property
+    def id(self) -> str:
+        """As ``forward-64x128-bf16-m16``."""
+        end = f"-{self.activation}" if self.activation else ""
+        return f"{self.op}-{self.block[0]}x{self.block[1]}-{self.dtype}-m{self.m}{end}"
+
+
+CASES = tuple(Case(*c) for c in product(OPERATIONS, BLOCKS, TYPES, (1, 16, 64, 1024, 8192))) + tuple(
+    Case("forward", block, "bf16", m, activation)
+    for block, m, activation in product(BLOCKS, (16, 8192), ("relu", "gelu", "silu"))
+)
+
+QUICK = (
+    Case("forward", (128, 128), "bf16", 1024),
+    Case("forward", (64, 64), "bf16", 1, "gelu"),
+    Case("dx", (64, 64), "fp16", 1024),
+    Case("dw", (128, 128), "bf16", 1024),
+)
+"""A few of each kind, for CI."""
+
+STREAMS = {
+    "_multiply": (("tl.load(values_ptr",), True),
+    "_outer": (("tl.load(dy_ptr", "tl.load(x_ptr"), True),
+    "_reduce": (("tl.load(partial_ptr",), False),
+}
+"""For each kernel: the source of the loads of its streamed operands, and whether it multiplies them."""
+
+NARROW = {
+    ("dx", "tf32"): "tensor cores read TF32 along the reduction only, dX stores it across: copied 4 bytes at a time",
+    ("dw", "tf32"): "tensor cores read TF32 along the reduction only, dW stores it across: copied 4 bytes at a time",
+}
+"""Operations and types whose streamed loads cannot be 128 bits wide everywhere, and why."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a multiprocessor holds (CUDA programming guide, technical specifications by compute capability).
+
+    Attributes:
+        warps: Resident warps.
+        programs: Resident programs.
+        shared: Bytes of shared memory, of which each program costs 1024 more than it asks for.
+        tensor: Columns of tensor memory.
+    """
+
+    warps: int
+    programs: int
+    shared: int
+    tensor: int = 0
+    registers: int = 65536
+
+
+LIMITS = {
+    80: Limits(64, 32, 167_936),
+    86: Limits(48, 16, 102_400),
+    89: Limits(48, 24, 102_400),
+    90: Limits(64, 32, 233_472),
+    100: Limits(64, 32, 233_472, tensor=512),
+    120: Limits(48, 24, 102_400),
+}
+
+
+def programs_per_sm(arch: int, warps: int, registers: int, shared: int, tensor: int = 0) -> dict[str, int]:
+    """How many programs a multiprocessor holds by each resource; the smallest counts.
+
+    Args:
+        arch: Compute capability, as 90.
+        warps: Warps of a program.
+        registers: Registers of a thread; given to warps in units of 256, and to four warps at a time.
+        shared: Bytes of shared memory that a program asks for; given in units of 128.
+        tensor: Columns of tensor memory of a program.
+    """
+    limits = LIMITS[arch]
+    of_a_warp = -(-max(registers, 1) * 32 // 256) * 256
+    held = {
+        "programs": limits.programs,
+        "warps": limits.warps // warps,
+        "registers": limits.registers // of_a_warp // 4 * 4 // warps,
+        "shared": limits.shared // (-(-(shared + 1024) // 128) * 128),
+    }
+    if tensor:
+        held["tensor"] = limits.tensor // tensor
+    return held
+
+
+# Reading machine code.
+
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
+LINE = re.compile(r'//## File "([^"]*)", line (\d+)')
+LABEL = re.compile(r"^(\.L_\w+):")
+TARGET = re.compile(r"`\((\.L_\w+)\)")
+RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+MATRIX = re.compile(r"^(HMMA|[HQI]GMMA|UTC[A-Z]*MMA|IMMA|QMMA|OMMA|DMMA)\b")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction: its opcode with modifiers, and the file and line that it comes from."""
+
+    opcode: str
+    operands: str
+    predicated: bool
+    source: tuple[str, int]
+
+    @property
+    def width(self) -> int:
+        """Bits that a memory instruction moves for each thread."""
+        sizes = {"8": 8, "U8": 8, "S8": 8, "16": 16, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
+        return next((sizes[part] for part in self.opcode.split(".")[1:] if part in sizes), 32)
+
+    def named(self, *names: str) -> bool:
+        """Whether the opcode without modifiers is one of these."""
+        return self.opcode.split(".")[0] in names
+
+
+def read_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
+    """Reads what ``nvdisasm -c -g`` prints: instructions, and the position of each label among them."""
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    source = ("", 0)
+    for line in text.splitlines():
+        if found := LABEL.match(line):
+            labels[found[1]] = len(instructions)
+        elif found := LINE.search(line):
+            source = (Path(found[1]).name, int(found[2]))
+        elif found := INSTRUCTION.search(line):
+            instructions.append(Instruction(found[2], found[3], found[1] is not None, source))
+    return instructions, labels
+
+
+def main_loop(instructions: list[Instruction], labels: dict[str, int], multiplies: bool = True) -> range:
+    """Positions of the innermost loop with the most matrix instructions; empty where there is none.
+
+    FFMA counts where there are no matrix instructions. A range around an unconditional EXIT is no loop: it ends with
+    the way back from code that was moved out of line.
+    """
+    matrix = [bool(MATRIX.match(i.opcode)) for i in instructions]
+    work = matrix if any(matrix) else [i.named("FFMA", "FFMA2") for i in instructions]
+    loops = []
+    for end, instruction in enumerate(instructions):
+        target = TARGET.search(instruction.operands) if instruction.named("BRA") else None
+        if multiplies and target and labels.get(target[1], end) < end:
+            loop = range(labels[target[1]], end + 1)
+            if any(work[i] for i in loop) and not any(
+                instructions[i].named("EXIT") and not instructions[i].predicated for i in loop
+            ):
+                loops.append(loop)
+    inner = [a for a in loops if not any(a != b and b.start >= a.start and b.stop <= a.stop for b in loops)]
+    return max(inner, key=lambda loop: sum(work[i] for i in loop), default=range(0))
+
+
+def analyse(sass: str, resources: str, streams: set[tuple[str, int]], multiplies: bool) -> Row:
+    """Facts of one binary.
+
+    Args:
+        sass: What ``nvdisasm -c -g`` prints.
+        resources: What ``cuobjdump -res-usage`` prints.
+        streams: File names and lines of the loads of streamed operands.
+        multiplies: Whether there is a main loop to look for.
+    """
+    found = RESOURCES.search(resources)
+    if not found:
+        raise ValueError(f"cuobjdump: expected REG, STACK, SHARED and LOCAL, got {resources!r}")
+    instructions, labels = read_sass(sass)
+    loop = main_loop(instructions, labels, multiplies)
+    loads = [i for i in instructions if i.source in streams and i.named("LDG", "LDGSTS")]
+    in_loop = [i for i in (instructions[p] for p in loop) if i.source in streams and i.named("LDG", "LDGSTS")]
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]),
+        "local": int(found[4]),
+        "spill_stores": sum(i.width // 8 for i in instructions if i.named("STL")),
+        "spill_loads": sum(i.width // 8 for i in instructions if i.named("LDL")),
+        "matrix": sorted({i.opcode for i in instructions if MATRIX.match(i.opcode)}),
+        "multiply_adds": sum(i.named("FFMA", "FFMA2") for i in instructions),
+        "loads": dict(sorted(Counter(i.opcode for i in loads).items())),
+        "load_bits": min((i.width for i in loads), default=0),
+        "synchronous": sum(i.named("LDG") for i in in_loop),
+        "instructions": len(instructions),
+        "loop_instructions": len(loop),
+        "loop_load_bytes": sum(i.width // 8 for i in in_loop),
+        "loop_loads": len(in_loop),
+    }
+
+
+@cache
+def _stream_lines(kernel: str) -> tuple[set[tuple[str, int]], bool]:
+    lines, first = getsourcelines(getattr(block_kernels, kernel).fn)
+    fragments, multiplies = STREAMS[kernel]
+    file = Path(block_kernels.__file__).name
+    return {(file, first + i) for i, line in enumerate(lines) if any(f in line for f in fragments)}, multiplies
+
+
+def _facts(kernel: str, cubin: bytes) -> Row:
+    """Facts of a binary, from the cache or from the disassembler."""
+    streams, multiplies = _stream_lines(kernel)
+    reader = "".join(map(getsource, (Instruction, read_sass, main_loop, analyse))) + repr(sorted(streams))
+    key = hashlib.sha256(cubin + reader.encode()).hexdigest()
+    kept = Path(triton.knobs.cache.dir) / "fpe-lab" / f"{key}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        run = partial(subprocess.run, capture_output=True, text=True, check=True)
+        sass = run([triton.knobs.nvidia.nvdisasm.path, "-c", "-g", file.name]).stdout
+        resources = run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]).stdout
+    facts = analyse(sass, resources, streams, multiplies)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
+        json.dump(facts, file)
+    Path(file.name).replace(kept)
+    return facts
+
+
+# Catching launches.
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch to compile: the first case that makes it, and the key by which Triton tells binaries apart."""
+
+    case: Case
+    arch: int
+    kernel: str
+    key: str
+
+
+class _Driver:
+    """What Triton asks of a driver before it compiles. Each is a device of its own: nothing was compiled for it yet."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> "_Driver":
+        return self
+
+    def get_current_stream(self, device: "_Driver") -> int:
+        return 0
+
+
+@contextmanager
+def _catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+    """Within it a launch compiles for ``arch``, if ``skip`` of kernel and key is false, and runs nothing.
+
+    Yields:
+        What was compiled, with the keyword arguments of the launch.
+    """
+    if interpreting():
+        raise RuntimeError("fpe lab compile: kernels are interpreted where TRITON_INTERPRET=1; unset it")
+    caught: list[tuple[Any, dict[str, Any]]] = []
+    driver = _Driver(arch)
+
+    def launcher(kernel: JITFunction, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            compiled = kernel.run(*args, grid=grid, warmup=True, **kwargs)
+            kernel.device_caches.pop(driver)
+            if compiled is not None:
+                caught.append((compiled, kwargs))
+
+        return launch
+
+    def hook(*, key: str, fn: Any, **unused: Any) -> bool:
+        return skip(fn.name, key)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(triton.runtime.driver, "_active", driver))
+        stack.enter_context(patch.object(triton.knobs.runtime, "jit_cache_hook", hook))
+        stack.enter_context(patch.object(JITFunction, "__getitem__", launcher))
+        stack.enter_context(patch.object(block_kernels, "device_of", lambda tensor: KNOWN[arch]))
+        yield caught
+
+
+def _call(case: Case) -> None:
+    """Calls the case's launcher on meta tensors."""
+    (n, k), meta = SHAPE, partial(torch.empty, dtype=torch.int32, device="meta")
+    rows, columns = grid(SHAPE, case.block)
+    blocks = rows * columns // 2
+    sizes = (blocks, blocks, rows + 1, columns + 1, blocks, blocks, rows, columns)
+    layout = BlockLayout(SHAPE, case.block, *(meta(size) for size in sizes))
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=TYPES[case.dtype], device="meta")
+
+    x, dy, values = empty(case.m, k), empty(case.m, n), empty(*layout.values_shape)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = case.dtype == "tf32"
+    try:
+        if case.op == "forward":
+            bias = empty(n) if case.activation else None
+            block_kernels.block_matmul_triton(x, values, layout, bias, case.activation)
+        elif case.op == "dx":
+            block_kernels.block_matmul_t_triton(dy, values, layout)
+        else:
+            block_kernels.block_grad_triton(dy, x, layout)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def launches(cases: Iterable[Case], architectures: Iterable[int]) -> dict[Launch, list[str]]:
+    """What has to be compiled, each binary once, with the ids of all cases that launch it."""
+    users: dict[tuple[int, str, str], list[Case]] = {}
+    for arch, case in product(architectures, cases):
+        keys: list[tuple[str, str]] = []
+        with _catching(arch, lambda kernel, key, keys=keys: keys.append((kernel, key)) is None):
+            _call(case)
+        for key in keys:
+            users.setdefault((arch, *key), []).append(case)
+    return {Launch(used[0], *key): [case.id for case in used] for key, used in users.items()}
+
+
+def compile_launch(launch: Launch) -> Row:
+    """Compiles one launch and returns its row: configuration, facts of the binary, occupancy."""
+    with _catching(launch.arch, lambda *key: key != (launch.kernel, launch.key)) as caught:
+        _call(launch.case)
+    ((compiled, given),) = caught
+    return _row(launch, compiled, given)
+
+
+def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
+    case, metadata = launch.case, compiled.metadata
+    facts = _facts(launch.kernel, compiled.asm["cubin"])
+    tensor = getattr(metadata, "tmem_size", None) or 0
+    warps = metadata.num_warps
+    held = programs_per_sm(launch.arch, warps, facts["registers"], metadata.shared, tensor)
+    programs = min(held.values())
+    itemsize = TYPES[case.dtype].itemsize
+    out, inner = (given.get("BK"), given.get("BN")) if given.get("TRANSPOSED") else (given.get("BN"), given.get("BK"))
+    tile = {
+        "_multiply": lambda: given["BLOCK_IN"] * out * itemsize,
+        "_outer": lambda: given["BLOCK_M"] * (out + inner) * itemsize,
+        "_reduce": lambda: given["BLOCK"] * 4,
+    }[launch.kernel]()
+    # A short loop may be unrolled: its loads say how often. Tiles smaller than the program are loaded once by all.
+    turns = facts["loop_load_bytes"] * 32 * warps / tile
+    consumed = tile * max(round(turns), 1)
+    return {
+        "kernel": launch.kernel,
+        "arch": launch.arch,
+        "case": case.id,
+        "op": case.op,
+        "block": list(case.block),
+        "dtype": case.dtype,
+        "block_m": given.get("BLOCK_M"),
+        "block_in": given.get("BLOCK_IN"),
+        "split": given.get("SPLIT"),
+        "num_warps": warps,
+        "num_stages": metadata.num_stages,
+        **facts,
+        "shared": metadata.shared,
+        "tensor_columns": tensor,
+        "programs_per_sm": programs,
+        "limited_by": min(held, key=lambda name: held[name]),
+        "occupancy": round(programs * warps / LIMITS[launch.arch].warps, 3),
+        "tile_bytes": tile,
+        "narrow_because": NARROW.get((case.op, case.dtype), "") if facts["load_bits"] < 128 else "",
+        "instructions_per_byte": round(facts["loop_instructions"] * warps / consumed, 4),
+    }
+
+
+def check(row: Row) -> list[str]:
+    """What is wrong with a row of the table, in words; nothing where it is as meant."""
+    complaints = []
+    if row["spill_stores"] or row["spill_loads"] or row["local"] or row["stack"]:
+        spilled = f"{row['spill_stores']} bytes stored, {row['spill_loads']} loaded, stack {row['stack']}"
+        complaints.append(f"spills: {spilled}, local {row['local']}")
+    limit = KNOWN[row["arch"]].shared
+    if row["shared"] > limit:
+        complaints.append(f"shared memory: {row['shared']} bytes of {limit}")
+    if not row["programs_per_sm"]:
+        complaints.append(f"does not fit a multiprocessor: {row['limited_by']}")
+    multiplies = STREAMS[row["kernel"]][1]
+    if not multiplies:
+        return complaints
+    meant = expected_matrix(row)
+    found = {name.split(".")[0] for name in row["matrix"]} or ({"FFMA"} if row["multiply_adds"] else set())
+    if found != {meant}:
+        complaints.append(f"matrix instruction: meant {meant}, got {', '.join(sorted(found)) or 'none'}")
+    if row["load_bits"] < (32 if (row["op"], row["dtype"]) in NARROW else 128):
+        threads = 32 * row["num_warps"]
+        complaints.append(f"loads of {row['load_bits']} bits: {row['tile_bytes']} bytes a step for {threads} threads")
+    return complaints
+
+
+def expected_matrix(row: Row) -> str:
+    """The instruction that a configuration is meant to multiply with."""
+    if row["dtype"] == "fp32":
+        return "FFMA"
+    rows = row["block"][0] if row["kernel"] == "_outer" else row["block_m"]
+    if rows >= 64 and row["num_warps"] % 4 == 0:
+        return {90: "HGMMA", 100: "UTCHMMA"}.get(row["arch"], "HMMA")
+    return "HMMA"
+
+
+def run(
+    cases: Iterable[Case] = CASES,
+    architectures: Iterable[int] = ARCHITECTURES,
+    jobs: int | None = None,
+    progress: Callable[[Iterable[Row], int], Iterable[Row]] = lambda rows, total: rows,
+) -> Results:
+    """Compiles cases for architectures in parallel processes.
+
+    Args:
+        cases: What to launch.
+        architectures: Compute capabilities, as 90.
+        jobs: Processes; as many as cores when none is given.
+        progress: Wraps the rows as they come, for a bar.
+
+    Returns:
+        One row for each binary, with ``complaints`` and the number of ``cases`` that launch it.
+    """
+    cases, architectures = tuple(cases), tuple(architectures)
+    todo = launches(cases, architectures)
+    jobs = jobs or os.cpu_count() or 1
+    with ExitStack() as stack:
+        if jobs == 1:
+            compiled: Iterable[Row] = map(compile_launch, todo)
+        else:
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=get_context("spawn")))
+            compiled = pool.map(compile_launch, todo)
+        rows = [
+            {**row, "cases": len(todo[launch]), "complaints": check(row)}
+            for launch, row in zip(todo, progress(compiled, len(todo)), strict=True)
+        ]
+    settings = {
+        "triton": triton.__version__,
+        "shape": list(SHAPE),
+        "cases": len(cases),
+        "architectures": list(architectures),
+    }
+    return Results("lab-compile", settings, rows)
+
+
+def table(results: Results, show_all: bool = True) -> Table:
+    """The rows for the terminal: all, or those complained of and each kernel's and architecture's largest."""
+    largest: dict[tuple[str, int], Row] = {}
+    for row in results.rows:
+        key = (row["kernel"], row["arch"])
+        largest[key] = max(largest.get(key, row), row, key=lambda r: r["registers"])
+    chosen = [r for r in results.rows if show_all or r["complaints"] or r is largest[r["kernel"], r["arch"]]]
+    title = f"{len(results.rows)} binaries by Triton {results.settings['triton']}, {len(chosen)} shown"
+    return Table(
+        title, tuple(_cells(results.rows[0])) if results.rows else (), [tuple(_cells(r).values()) for r in chosen]
+    )
+
+
+def _cells(row: Row) -> dict[str, str]:
+    loads = ", ".join(f"{count} {name}" for name, count in row["loads"].items())
+    return {
+        "kernel, architecture, first case": f"{row['kernel']} sm_{row['arch']} {row['case']}",
+        "m/in/split": f"{row['block_m'] or '-'}/{row['block_in'] or '-'}/{row['split']}",
+        "warps/stages": f"{row['num_warps']}/{row['num_stages']}",
+        "registers": f"{row['registers']}",
+        "spills": f"{row['spill_stores'] + row['spill_loads'] + row['stack'] + row['local']}",
+        "shared": f"{row['shared']}",
+        "programs/SM": f"{row['programs_per_sm']} ({row['limited_by']})",
+        "streamed loads": re.sub(r"\.(E|BYPASS|ACCESS)\b", "", loads) or "-",
+        "matrix": ", ".join(row["matrix"]) or ("FFMA" if row["loop_instructions"] else "-"),
+        "instr./byte": f"{row['instructions_per_byte']:.3f}" if row["loop_instructions"] else "-",
+        "complaints": "; ".join(row["complaints"]) or "none",
+    }
