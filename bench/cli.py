@@ -123,7 +123,7 @@ def report(quick: bool, output: Path, seed: int, device: str, as_json: bool) -> 
         return
     for table in tables:
         console.print(_rich(table))
-    console.print(f"\nReport: [bold]{page.resolve()}[/bold]")
+    console.print(f"\nReport: [bold]{page.resolve()}[/bold]", soft_wrap=True)
 
 
 @cli.command("results")
@@ -138,7 +138,7 @@ def results_command(path: Path | None) -> None:
         results = Results.read(path)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    console.print(results.frame.to_string(index=False))
+    click.echo(results.frame.to_string(index=False))
 
 
 @cli.command()
@@ -156,7 +156,7 @@ def _finish(results: Results, path: Path, table: summary.Table, as_json: bool) -
         _print_json(results)
         return
     console.print(_rich(table))
-    console.print(f"Rows: [bold]{path.resolve()}[/bold]")
+    console.print(f"Rows: [bold]{path.resolve()}[/bold]", soft_wrap=True)
 
 
 def _print_json(results: Results) -> None:

@@ -7,10 +7,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .checkpoint import guard_state_dict
+from .kernels import HOLE
 from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, SplitLinear
 from .partition import STRUCTURES, Partition, Structure, check_block
 from .resparsify import POLICIES, Plan, Policy, plan
-from .surgery import ELEMENTWISE, NORMS, replace_modules, tiled, widen_norm
+from .surgery import replace_modules, sequential_leaves, widened_between
 
 Split = Literal["random", "groups", "gram"]
 SPLITS: tuple[Split, ...] = ("random", "groups", "gram")
@@ -74,8 +75,8 @@ def expand(
         replaced[first], replaced[second] = expand_pair(
             fc1, fc2, partition, resparsify, block=block, generator=generator
         )
-        if pairs is None:
-            replaced.update(_widened_between(model, first, second, alpha))
+        if isinstance(model, nn.Sequential):
+            replaced.update(widened_between(model, first, second, alpha))
     return guard_state_dict(replace_modules(model, replaced))
 
 
@@ -105,11 +106,16 @@ def expand_pair(
         TypeError: A weight is not floating point.
         ValueError: Sizes do not chain, a weight is not finite, or the policy cannot remove enough.
     """
+    if resparsify not in POLICIES:
+        raise ValueError(f"expand_pair: resparsify must be one of {POLICIES}, got {resparsify!r}")
     _check_pair("fc1", fc1, "fc2", fc2)
     if partition.shape != tuple(fc1.weight.shape):
         raise ValueError(
             f"expand_pair: partition is over {list(partition.shape)}, fc1's weight {list(fc1.weight.shape)}"
         )
+    holes = int((partition.validate().labels == HOLE).sum())
+    if holes:
+        raise ValueError(f"expand_pair: the partition must own every edge, {holes} are owned by nobody")
     alpha = partition.alpha
     chosen = plan(fc1.weight, fc2.weight, partition, resparsify, block=block, generator=generator)
     with torch.no_grad():
@@ -120,8 +126,9 @@ def expand_pair(
                 layer.bias.copy_(bias.repeat(alpha) if layer is first else bias)  # type: ignore[union-attr]
     for new, old in ((first, fc1), (second, fc2)):
         new.train(old.training)
-        for parameter in new.parameters():
-            parameter.requires_grad_(old.weight.requires_grad)
+        trained = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
+        for name, parameter in new.named_parameters():
+            parameter.requires_grad_(trained["bias" if name == "bias" else "weight"])
     return first, second
 
 
@@ -223,24 +230,13 @@ def _check_options(split: str, structure: str, block: object, resparsify: str, g
         )
 
 
-def _sequential_leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """The layers of a Sequential, nested ones unrolled, in the order in which they run."""
-    leaves: list[tuple[str, nn.Module]] = []
-    for name, child in model._modules.items():  # unlike named_children, keeps a module used twice
-        if type(child) is nn.Sequential:
-            leaves += _sequential_leaves(child, f"{prefix}{name}.")
-        elif child is not None:
-            leaves.append((prefix + name, child))
-    return leaves
-
-
 def _sequential_pairs(model: nn.Module) -> list[tuple[str, str]]:
     if not isinstance(model, nn.Sequential):
         raise ValueError(
             f"expand: name the layers of a {type(model).__name__} with pairs=[('first', 'second')]; only "
             "nn.Sequential is paired automatically"
         )
-    leaves = _sequential_leaves(model)
+    leaves = sequential_leaves(model)
     for name, module in leaves:
         if isinstance(module, ExpandedLinear):
             raise ValueError(f"expand: '{name}' is expanded already ({type(module).__name__})")
@@ -253,7 +249,7 @@ def _sequential_pairs(model: nn.Module) -> list[tuple[str, str]]:
 def _named_pairs(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     named = []
     for pair in pairs:
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
             raise ValueError(f"expand: pairs must be of two layer names, got {pair!r}")
         named.append((pair[0], pair[1]))
     if not named:
@@ -263,10 +259,12 @@ def _named_pairs(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> list[tup
         if names.count(name) > 1:
             raise ValueError(f"expand: '{name}' stands in pairs twice; a layer is split or widened, once")
     if isinstance(model, nn.Sequential):
-        linears = [name for name, module in _sequential_leaves(model) if isinstance(module, nn.Linear)]
-        for first, _ in named:
-            if linears and first == linears[-1]:
+        order = [name for name, module in sequential_leaves(model) if isinstance(module, nn.Linear)]
+        for first, second in named:
+            if order and first == order[-1]:
                 raise ValueError(f"expand: '{first}' is the head, its outputs are the model's and cannot be split")
+            if {first, second} <= set(order) and order.index(second) != order.index(first) + 1:
+                raise ValueError(f"expand: '{second}' does not read '{first}'; the linear layers run in order {order}")
     return named
 
 
@@ -298,6 +296,9 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
 
 
 def _check_pair(first: str, fc1: nn.Linear, second: str, fc2: nn.Linear) -> None:
+    for name, layer in ((first, fc1), (second, fc2)):
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(f"expand: '{name}' must be an nn.Linear, got {type(layer).__name__}")
     if fc2.in_features != fc1.out_features:
         raise ValueError(
             f"expand: '{second}' must read the {fc1.out_features} outputs of '{first}', got in_features = "
@@ -308,25 +309,6 @@ def _check_pair(first: str, fc1: nn.Linear, second: str, fc2: nn.Linear) -> None
             raise TypeError(f"expand: the weight of '{name}' must be floating point, got {layer.weight.dtype}")
         if not all(bool(p.isfinite().all()) for p in layer.parameters()):
             raise ValueError(f"expand: the weights of '{name}' must be finite, got NaN or infinity")
-
-
-def _widened_between(model: nn.Module, first: str, second: str, alpha: int) -> dict[str, nn.Module]:
-    """Widened copies of the norms between the layers of a pair in a Sequential."""
-    leaves = _sequential_leaves(model)
-    names = [name for name, _ in leaves]
-    between = leaves[names.index(first) + 1 : names.index(second)]
-    widened: dict[str, nn.Module] = {}
-    for name, module in between:
-        if isinstance(module, NORMS):
-            widened[name] = widen_norm(module, alpha)
-        elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
-            widened[name] = tiled(module, alpha, num_parameters=alpha * module.num_parameters)
-        elif not isinstance(module, (*ELEMENTWISE, nn.PReLU)):
-            raise ValueError(
-                f"expand: '{name}' ({type(module).__name__}) between '{first}' and '{second}' is neither "
-                "element-wise nor a norm over the features; name pairs yourself if it is"
-            )
-    return widened
 
 
 def nonzeros(model: nn.Module) -> int:

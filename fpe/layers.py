@@ -73,8 +73,10 @@ class ExpandedLinear(nn.Module):
             dtype=weight.dtype,
         )
         dense.weight.copy_(weight)
+        dense.weight.requires_grad_(next(self.parameters()).requires_grad)
         if self.bias is not None:
             dense.bias.copy_(self.bias)
+            dense.bias.requires_grad_(self.bias.requires_grad)
         return dense.train(self.training)
 
     def reset_parameters(self, fan_in: int) -> None:
@@ -142,9 +144,9 @@ class ExpandedLinear(nn.Module):
         own = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
         try:
             layer = KINDS[values[1]]._empty(values, own)
-        except (KeyError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"state dict: the entries under '{prefix}' are damaged: {error!r}") from error
-        layer.load_state_dict(own)
+            layer.load_state_dict(own)
+        except (KeyError, IndexError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"state dict: the entries under '{prefix}' are damaged: {error}") from error
         return layer
 
     @classmethod
@@ -160,6 +162,7 @@ class ExpandedLinear(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         self.check_state(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.clear_removed()
 
     def _repr_details(self) -> str:
         return ""
@@ -188,7 +191,7 @@ class _LabelledLinear(ExpandedLinear):
         self.alpha = partition.alpha
         self.structure = partition.structure
         self.block_shape = partition.block_shape
-        self.register_buffer("labels", partition.labels.to(device=factory.get("device"), copy=True))
+        self.register_buffer("labels", partition.labels.to(device=factory.get("device"), copy=True).contiguous())
         self.weight = nn.Parameter(torch.empty(partition.shape, **factory))
         self.bias = self._make_bias(bias, **factory)
         self.reset_parameters(partition.shape[1])
@@ -512,7 +515,7 @@ class BlockLinear(ExpandedLinear):
         _expect(f"{prefix}block_mask", block_mask.dtype, torch.bool)
         shape = [int(block_mask.sum()), *self.block_shape]
         values, inside = state.get(f"{prefix}values"), state.get(f"{prefix}inside")
-        _expect(f"{prefix}values", None if values is None else list(values.shape), shape)
+        _expect(f"{prefix}values", list(values.shape) if isinstance(values, Tensor) else values, shape)
         if inside is not None:
             _expect(f"{prefix}inside", (list(inside.shape), inside.dtype), (shape, torch.bool))
 

@@ -43,7 +43,10 @@ def feature_capacity(weight: Tensor, groups: Sequence[int] | Tensor | None = Non
         TypeError: ``weight`` is not floating point, or ``groups`` no integers.
         ValueError: ``weight`` is not a matrix, or ``groups`` has another length or a negative entry.
     """
-    products = gram(weight).square()
+    _check(weight)
+    # Capacity does not depend on the scale of the weights; at scale 1 the fourth powers neither vanish nor overflow.
+    scale = weight.abs().amax() if weight.numel() else weight.new_ones(())
+    products = gram(torch.where(scale > 0, weight / scale, weight)).square()
     total = products.sum(1)
     capacity = torch.where(total > 0, products.diagonal() / total, total.new_zeros(()))
     if groups is None:
@@ -51,10 +54,10 @@ def feature_capacity(weight: Tensor, groups: Sequence[int] | Tensor | None = Non
     index = torch.as_tensor(groups, device=weight.device)
     if index.is_floating_point() or index.dtype == torch.bool:
         raise TypeError(f"feature_capacity: groups must be integers, got {index.dtype}")
-    if index.shape != capacity.shape or int(index.min()) < 0:
-        raise ValueError(
-            f"feature_capacity: groups must be {list(capacity.shape)} integers from 0, got {list(index.shape)}"
-        )
+    if index.shape != capacity.shape:
+        raise ValueError(f"feature_capacity: groups must have shape {list(capacity.shape)}, got {list(index.shape)}")
+    if len(index) and int(index.min()) < 0:
+        raise ValueError(f"feature_capacity: groups must count from 0, got {int(index.min())}")
     return capacity.new_zeros(int(index.max()) + 1).index_add(0, index.long(), capacity)
 
 

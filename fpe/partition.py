@@ -260,7 +260,7 @@ def check_block(op: str, block: object) -> tuple[int, int]:
     if (
         not isinstance(block, Sequence)
         or len(block) != 2
-        or any(not isinstance(size, int) or size < 1 for size in block)
+        or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in block)
     ):
         raise ValueError(f"{op}: block must be a pair (bn, bk) of positive integers, got {block!r}")
     return block[0], block[1]

@@ -68,3 +68,35 @@ def replace_modules(model: Model, replaced: Mapping[str, nn.Module]) -> Model:
     """A deep copy of a model with some modules replaced by name; the originals are not copied."""
     memo: dict[int, object] = {id(model.get_submodule(name)): module for name, module in replaced.items()}
     return copy.deepcopy(model, memo)
+
+
+def sequential_leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """The layers of a Sequential, nested ones unrolled, in the order in which they run."""
+    leaves: list[tuple[str, nn.Module]] = []
+    for name, child in model._modules.items():  # unlike named_children, keeps a module used twice
+        if type(child) is nn.Sequential:
+            leaves += sequential_leaves(child, f"{prefix}{name}.")
+        elif child is not None:
+            leaves.append((prefix + name, child))
+    return leaves
+
+
+def widened_between(model: nn.Module, first: str, second: str, alpha: int) -> dict[str, nn.Module]:
+    """Widened copies of the norms between the layers of a pair in a Sequential."""
+    leaves = sequential_leaves(model)
+    names = [name for name, _ in leaves]
+    between = leaves[names.index(first) + 1 : names.index(second)]
+    widened: dict[str, nn.Module] = {}
+    for name, module in between:
+        if next(module.parameters(), None) is not None and sum(leaf is module for _, leaf in leaves) > 1:
+            raise ValueError(f"expand: '{name}' ({type(module).__name__}) is used twice and cannot be replaced")
+        if isinstance(module, NORMS):
+            widened[name] = widen_norm(module, alpha)
+        elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
+            widened[name] = tiled(module, alpha, num_parameters=alpha * module.num_parameters)
+        elif not isinstance(module, (*ELEMENTWISE, nn.PReLU)):
+            raise ValueError(
+                f"expand: '{name}' ({type(module).__name__}) between '{first}' and '{second}' is neither "
+                "element-wise nor a norm over the features; it cannot be widened"
+            )
+    return widened

@@ -64,7 +64,8 @@ def coverage_bound(clauses: int, literals: int, alpha: int, parents: int) -> flo
     Raises:
         ValueError: An argument is out of range.
     """
-    _check(literals * alpha, literals, alpha)
+    for name, value in (("literals", literals), ("alpha", alpha)):
+        _positive(name, value)
     _positive("clauses", clauses)
     _positive("parents", parents)
     return max(0.0, 1.0 - clauses * exp(-parents / alpha ** (literals - 1)))

@@ -17,6 +17,7 @@ def check_tensor(
     batched: bool = False,
     dtype: torch.dtype | None = None,
     like: Tensor | None = None,
+    on: Tensor | None = None,
 ) -> None:
     """Raises unless ``value`` is a tensor of the given shape, dtype and device.
 
@@ -27,7 +28,8 @@ def check_tensor(
         shape: Expected size of each dimension; ``None`` accepts any.
         batched: Any number of leading dimensions may stand before ``shape``.
         dtype: The required dtype; without it, any floating dtype, or that of ``like``.
-        like: A tensor whose device (and, without ``dtype``, whose dtype) is required.
+        like: A tensor whose device and (without ``dtype``) dtype are required.
+        on: A tensor whose device alone is required.
 
     Raises:
         TypeError: ``value`` is no tensor, or has the wrong dtype.
@@ -46,14 +48,21 @@ def check_tensor(
         raise TypeError(f"{op}: {name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
     if dtype is not None and value.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype}")
-    if like is not None and value.device != like.device:
-        raise ValueError(f"{op}: {name} must be on {like.device}, got {value.device}")
+    beside = like if like is not None else on
+    if beside is not None and value.device != beside.device:
+        raise ValueError(f"{op}: {name} must be on {beside.device}, got {value.device}")
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Casts operands to the autocast dtype where autocast is on, as ``nn.Linear`` does."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def as_rows(x: Tensor, features: int) -> Tensor:
+    """Joins all but the last ``features`` dimensions into one, adding it where there is none."""
+    leading = x.dim() - features
+    return x.flatten(0, leading - 1) if leading else x.unsqueeze(0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..checks import autocast, check_tensor
+from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import choose_backend
 from .eager import ACTIVATIONS
 from .layout import BlockLayout
@@ -43,7 +43,7 @@ def block_matmul(
     """
     op = "block_matmul"
     n, k = _check_values(op, values, layout)
-    check_tensor(op, "x", x, (k,), batched=True)
+    check_tensor(op, "x", x, (k,), batched=True, on=values)
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)} or None, got {activation!r}")
     if bias is not None:
@@ -54,7 +54,7 @@ def block_matmul(
     trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, values, bias))
     chosen = choose_backend(op, backend, x, layout.block)
     fused = None if trains else activation
-    y = ops.block_matmul(x.reshape(-1, k), values, layout.tensors, bias, fused, n, k, chosen)
+    y = ops.block_matmul(as_rows(x, 1), values, layout.tensors, bias, fused, n, k, chosen)
     y = y.view(*x.shape[:-1], n)
     return ACTIVATIONS[activation](y) if activation and trains else y
 
@@ -80,10 +80,10 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
     """
     op = "block_matmul_t"
     n, k = _check_values(op, values, layout)
-    check_tensor(op, "dy", dy, (n,), batched=True)
+    check_tensor(op, "dy", dy, (n,), batched=True, on=values)
     dy, values = autocast(dy, values)
     check_tensor(op, "dy", dy, (n,), batched=True, like=values)
-    dx = ops.block_matmul_t(dy.reshape(-1, n), values, layout.tensors, n, k, choose_backend(op, backend, dy, layout.block))
+    dx = ops.block_matmul_t(as_rows(dy, 1), values, layout.tensors, n, k, choose_backend(op, backend, dy, layout.block))
     return dx.view(*dy.shape[:-1], k)
 
 
@@ -107,17 +107,23 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
         ValueError: Shapes, devices or ``backend`` do not fit.
     """
     op = "block_grad"
-    n, k = layout.shape
-    check_tensor(op, "x", x, (k,), batched=True)
-    dy, x = autocast(dy, x) if isinstance(dy, Tensor) else (dy, x)
+    n, k = _check_layout(op, layout)
+    check_tensor(op, "x", x, (k,), batched=True, on=layout.rows)
+    check_tensor(op, "dy", dy, (*x.shape[:-1], n), on=layout.rows)
+    dy, x = autocast(dy, x)
     check_tensor(op, "dy", dy, (*x.shape[:-1], n), like=x)
-    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32, like=x)
-    return ops.block_grad(
-        dy.reshape(-1, n), x.reshape(-1, k), layout.tensors, *layout.block, choose_backend(op, backend, x, layout.block)
-    )
+    chosen = choose_backend(op, backend, x, layout.block)
+    return ops.block_grad(as_rows(dy, 1), as_rows(x, 1), layout.tensors, *layout.block, chosen)
+
+
+def _check_layout(op: str, layout: object) -> tuple[int, int]:
+    if not isinstance(layout, BlockLayout):
+        raise TypeError(f"{op}: layout must be a BlockLayout, got {type(layout).__name__}")
+    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32)
+    return layout.shape
 
 
 def _check_values(op: str, values: Tensor, layout: BlockLayout) -> tuple[int, int]:
-    check_tensor(op, "values", values, layout.values_shape)
-    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32, like=values)
-    return layout.shape
+    shape = _check_layout(op, layout)
+    check_tensor(op, "values", values, layout.values_shape, on=layout.rows)
+    return shape

@@ -129,7 +129,8 @@ def parse(table: dict[str, Any]) -> tuple[Entry, ...]:
     """Reads a table: ``{"provenance": {...}, "entries": [{"op", "max_m", "block", "itemsize", "config"}]}``."""
     entries: Iterable[dict[str, Any]] = table["entries"]
     read = (
-        Entry(e["op"], e["max_m"], (e["block"][0], e["block"][1]), e["itemsize"], Config(**e["config"])) for e in entries
+        Entry(e["op"], e["max_m"], (e["block"][0], e["block"][1]), e["itemsize"], Config(**e["config"]))
+        for e in entries
     )
     return tuple(sorted(read, key=lambda entry: entry.max_m))
 

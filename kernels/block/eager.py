@@ -8,7 +8,6 @@ from torch.nn.functional import gelu, pad, relu, silu
 
 from .layout import BlockLayout
 
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "silu": silu}
 """Functions that the forward applies to its result, by name."""
 

@@ -114,9 +114,11 @@ class BlockLayout(NamedTuple):
             ValueError: An index is out of range, out of order, or the row and column orders differ.
         """
         fresh = None
-        rows, cols = self.rows.long(), self.cols.long()
-        inside = (rows >= 0) & (rows < self.grid[0]) & (cols >= 0) & (cols < self.grid[1])
-        if bool(inside.all()):
+        rows, cols = self.rows, self.cols
+        inside = rows.shape == cols.shape and bool(
+            ((rows >= 0) & (rows < self.grid[0]) & (cols >= 0) & (cols < self.grid[1])).all()
+        )
+        if inside:
             fresh = BlockLayout.from_mask(self.mask(), self.shape, self.block)
         if fresh is None or any(not torch.equal(a, b) for a, b in zip(fresh.tensors, self.tensors, strict=True)):
             raise ValueError(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..checks import autocast, check_tensor
+from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import choose_backend
 from .eager import HOLE
 
@@ -34,12 +34,12 @@ def split_matmul(x: Tensor, w: Tensor, labels: Tensor, alpha: int, *, backend: s
     op = "split_matmul"
     check_tensor(op, "w", w, (None, None))
     n, k = w.shape
-    check_tensor(op, "x", x, (k,), batched=True)
-    check_tensor(op, "labels", labels, (n, k), dtype=torch.uint8, like=w)
+    check_tensor(op, "x", x, (k,), batched=True, on=w)
+    check_tensor(op, "labels", labels, (n, k), dtype=torch.uint8, on=w)
     _check_alpha(op, alpha)
     x, w = autocast(x, w)
     check_tensor(op, "x", x, (k,), batched=True, like=w)
-    y = ops.split_matmul(x.reshape(-1, k), w, labels, alpha, choose_backend(op, backend, w))
+    y = ops.split_matmul(as_rows(x, 1), w, labels, alpha, choose_backend(op, backend, w))
     return y.view(*x.shape[:-1], alpha, n)
 
 
@@ -68,13 +68,13 @@ def merge_matmul(z: Tensor, w: Tensor, labels: Tensor, *, backend: str = "auto")
     op = "merge_matmul"
     check_tensor(op, "w", w, (None, None))
     n, k = w.shape
-    check_tensor(op, "z", z, (None, k), batched=True)
-    check_tensor(op, "labels", labels, (n, k), dtype=torch.uint8, like=w)
+    check_tensor(op, "z", z, (None, k), batched=True, on=w)
+    check_tensor(op, "labels", labels, (n, k), dtype=torch.uint8, on=w)
     alpha = z.shape[-2]
     _check_alpha(op, alpha)
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
-    y = ops.merge_matmul(z.reshape(-1, alpha, k), w, labels, choose_backend(op, backend, w))
+    y = ops.merge_matmul(as_rows(z, 2), w, labels, choose_backend(op, backend, w))
     return y.view(*z.shape[:-2], n)
 
 
@@ -102,15 +102,15 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Tensor, *, backend: str = "aut
     op = "partition_grad"
     check_tensor(op, "labels", labels, (None, None), dtype=torch.uint8)
     n, k = labels.shape
-    check_tensor(op, "x", x, (k,), batched=True)
-    dy, x = autocast(dy, x) if isinstance(dy, Tensor) else (dy, x)
+    check_tensor(op, "x", x, (k,), batched=True, on=labels)
+    check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), on=labels)
+    dy, x = autocast(dy, x)
     check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), like=x)
-    check_tensor(op, "labels", labels, (n, k), dtype=torch.uint8, like=x)
     alpha = dy.shape[-2]
     _check_alpha(op, alpha)
-    return ops.partition_grad(dy.reshape(-1, alpha, n), x.reshape(-1, k), labels, choose_backend(op, backend, w))
+    return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), labels, choose_backend(op, backend, x))
 
 
 def _check_alpha(op: str, alpha: object) -> None:
-    if not isinstance(alpha, int) or not 1 <= alpha < HOLE:
+    if not isinstance(alpha, int) or isinstance(alpha, bool) or not 1 <= alpha < HOLE:
         raise ValueError(f"{op}: alpha must be an integer from 1 to {HOLE - 1}, got {alpha!r}")
