@@ -18,6 +18,7 @@ from fpe.kernels.block.config import Config, choose, is_valid, parse, shared_byt
 from fpe.kernels.device import KNOWN
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TRIAD = ((torch.float32, "triton"), (torch.float32, "eager"), (torch.float64, "eager"))
 
 
 @dataclass(frozen=True)
@@ -151,14 +152,16 @@ def test_every_configuration_computes_the_same(config: Config, op: str) -> None:
 
 def test_gradients_are_the_eager_twins() -> None:
     layout, values, x, _, bias = operands(CASES[1])
-    got = {}
-    for backend in ("triton", "eager"):
-        leaves = [cast(x, torch.float32), cast(values, torch.float32), bias.float()]
-        leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    single = [cast(x, torch.float32), cast(values, torch.float32), bias.float()]
+
+    def gradients(dtype: torch.dtype, backend: str) -> tuple[Tensor, ...]:
+        leaves = [t.to(dtype).clone().requires_grad_() for t in single]
         y = block_matmul(leaves[0], leaves[1].unflatten(1, (16, 32)), layout, leaves[2], "gelu", backend=backend)
-        got[backend] = torch.autograd.grad(y.square().sum(), leaves)
-    for ours, eager in zip(got["triton"], got["eager"], strict=True):
-        torch.testing.assert_close(ours, eager)
+        return torch.autograd.grad(y.square().sum(), leaves)
+
+    ours, eager, truth = (gradients(*how) for how in TRIAD)
+    for triad in zip(ours, eager, truth, strict=True):
+        assert_as_accurate(*triad)
 
 
 def test_rows_do_not_depend_on_the_batch() -> None:

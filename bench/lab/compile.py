@@ -264,7 +264,7 @@ def _stream_lines(kernel: str) -> tuple[set[tuple[str, int]], bool]:
 def _facts(kernel: str, cubin: bytes) -> Row:
     """Facts of a binary, from the cache or from the disassembler."""
     streams, multiplies = _stream_lines(kernel)
-    reader = "".join(map(getsource, (Instruction, read_sass, main_loop, analyse))) + repr(sorted(streams))
+    reader = "".join(getsource(part) for part in (Instruction, read_sass, main_loop, analyse)) + repr(sorted(streams))
     key = hashlib.sha256(cubin + reader.encode()).hexdigest()
     kept = Path(triton.knobs.cache.dir) / "fpe-lab" / f"{key}.json"
     if kept.is_file():
@@ -277,9 +277,9 @@ def _facts(kernel: str, cubin: bytes) -> Row:
         resources = run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]).stdout
     facts = analyse(sass, resources, streams, multiplies)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
-        json.dump(facts, file)
-    Path(file.name).replace(kept)
+    with NamedTemporaryFile("w", dir=kept.parent, delete=False) as part:
+        json.dump(facts, part)
+    Path(part.name).replace(kept)
     return facts
 
 
@@ -375,11 +375,16 @@ def launches(cases: Iterable[Case], architectures: Iterable[int]) -> dict[Launch
     users: dict[tuple[int, str, str], list[Case]] = {}
     for arch, case in product(architectures, cases):
         keys: list[tuple[str, str]] = []
-        with _catching(arch, lambda kernel, key, keys=keys: keys.append((kernel, key)) is None):
+        with _catching(arch, partial(_note, keys)):
             _call(case)
         for key in keys:
             users.setdefault((arch, *key), []).append(case)
     return {Launch(used[0], *key): [case.id for case in used] for key, used in users.items()}
+
+
+def _note(keys: list[tuple[str, str]], kernel: str, key: str) -> bool:
+    keys.append((kernel, key))
+    return True
 
 
 def compile_launch(launch: Launch) -> Row:
@@ -390,6 +395,15 @@ def compile_launch(launch: Launch) -> Row:
     return _row(launch, compiled, given)
 
 
+def _tile_bytes(kernel: str, given: dict[str, Any], itemsize: int) -> int:
+    """Bytes of the streamed operands that one step of a program consumes."""
+    if kernel == "_reduce":
+        return given["BLOCK"] * 4
+    if kernel == "_outer":
+        return given["BLOCK_M"] * (given["BN"] + given["BK"]) * itemsize
+    return given["BLOCK_IN"] * given["BK" if given["TRANSPOSED"] else "BN"] * itemsize
+
+
 def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
     case, metadata = launch.case, compiled.metadata
     facts = _facts(launch.kernel, compiled.asm["cubin"])
@@ -397,13 +411,7 @@ def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
     warps = metadata.num_warps
     held = programs_per_sm(launch.arch, warps, facts["registers"], metadata.shared, tensor)
     programs = min(held.values())
-    itemsize = TYPES[case.dtype].itemsize
-    out, inner = (given.get("BK"), given.get("BN")) if given.get("TRANSPOSED") else (given.get("BN"), given.get("BK"))
-    tile = {
-        "_multiply": lambda: given["BLOCK_IN"] * out * itemsize,
-        "_outer": lambda: given["BLOCK_M"] * (out + inner) * itemsize,
-        "_reduce": lambda: given["BLOCK"] * 4,
-    }[launch.kernel]()
+    tile = _tile_bytes(launch.kernel, given, TYPES[case.dtype].itemsize)
     # A short loop may be unrolled: its loads say how often. Tiles smaller than the program are loaded once by all.
     turns = facts["loop_load_bytes"] * 32 * warps / tile
     consumed = tile * max(round(turns), 1)

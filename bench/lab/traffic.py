@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -127,6 +128,8 @@ def measure(
     Returns:
         A row: the case, the configuration, and bytes ``requested``, ``unique``, ``dram`` (``read`` + ``written``,
         what is dirty at the end included), ``compulsory``, ``parent``, ``wide``; ``ratio`` is ``dram / compulsory``.
+        ``scratch`` is what a split kernel hands to its reduction. It is in ``written``, though nobody reads it again:
+        on a device the next operation may overwrite it while it is still in L2.
     """
     config = config or config_of(op, case, layout, device)
     programs = occupancy(op, config, layout, case.itemsize, device)
@@ -136,6 +139,11 @@ def measure(
             memory.access(access, coarse)
     memory.flush()
     least = compulsory(op, case, layout)
+    outputs = {
+        "forward": case.m * layout.shape[0],
+        "dX": case.m * case.k,
+        "dW": layout.rows.shape[0] * prod(case.block),
+    }
     dram = memory.read + memory.written
     return {
         "op": op,
@@ -154,6 +162,7 @@ def measure(
         "unique": memory.unique,
         "read": memory.read,
         "written": memory.written,
+        "scratch": 4 * config.split * outputs[op] if config.split > 1 else 0,
         "dram": dram,
         **least,
         "ratio": dram / least["compulsory"],
@@ -213,21 +222,21 @@ def cases_of(
 
 def table(results: Results) -> Table:
     """Megabytes by operation and size."""
-    columns = ("op", "M", "N x K", "block", "requested", "unique", "DRAM", "compulsory", "parent", "wide", "ratio")
+    columns = ("op", "M", "N x K", "asked", "unique", "DRAM", "least", "parent", "wide", "ratio")
     rows = [
         (
             row["op"],
             f"{row['M']}",
-            f"{row['N']} x {row['K']}",
-            row["block"],
-            *(f"{row[name] / 1e6:.2f}" for name in ("requested", "unique", "dram", "compulsory", "parent", "wide")),
+            f"{row['N']}x{row['K']}",
+            *(f"{row[name] / 1e6:.1f}" for name in ("requested", "unique", "dram", "compulsory", "parent", "wide")),
             f"{row['ratio']:.3f}",
         )
         for row in results.rows
     ]
     s = results.settings
+    blocks = ", ".join(sorted({f"alpha {row['alpha']}, {row['block']} {row['dtype']}" for row in results.rows}))
     title = (
         f"Traffic in MB, simulated: sm_{s['arch']}, {s['sms']} multiprocessors, {s['l2'] / 1e6:.0f} MB of L2; "
-        "ratio = DRAM / compulsory"
+        f"{blocks}; least: compulsory; ratio: DRAM / least"
     )
     return Table(title, columns, rows)

@@ -189,7 +189,7 @@ SENSITIVITY: tuple[dict[str, Any], ...] = (
 )
 """What is changed of the declared choices, one unpublished thing at a time."""
 
-SENSITIVITY_EPOCHS = 160
+SENSITIVITY_EPOCHS = 80
 """Epochs before and after the split there; with other sample counts, as many steps."""
 
 

@@ -141,13 +141,14 @@ def _outer(
         offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         mask_m = offs_m < M
         rows = offs_m.to(tl.int64)
-        mask_dy = mask_m[:, None] if EVEN_N else mask_m[:, None] & (offs_n[None, :] < N)
+        mask_dy = mask_m[None, :] if EVEN_N else mask_m[None, :] & (offs_n[:, None] < N)
         mask_x = mask_m[:, None] if EVEN_K else mask_m[:, None] & (offs_k[None, :] < K)
-        dy = tl.load(dy_ptr + rows[:, None] * stride_dym + offs_n[None, :], mask=mask_dy, other=0.0)  # [BLOCK_M, BN]
+        # Loaded as its transpose: tl.trans of a tile would send it through registers instead of shared memory.
+        dy = tl.load(dy_ptr + rows[None, :] * stride_dym + offs_n[:, None], mask=mask_dy, other=0.0)  # [BN, BLOCK_M]
         x = tl.load(x_ptr + rows[:, None] * stride_xm + offs_k[None, :], mask=mask_x, other=0.0)  # [BLOCK_M, BK]
         if UPCAST:
             dy, x = dy.to(tl.float32), x.to(tl.float32)
-        acc = tl.dot(tl.trans(dy), x, acc, input_precision=PRECISION)
+        acc = tl.dot(dy, x, acc, input_precision=PRECISION)
     offs_v = tl.arange(0, BN)[:, None] * BK + tl.arange(0, BK)[None, :]
     out = out_ptr + pid_split.to(tl.int64) * stride_os + block.to(tl.int64) * (BN * BK) + offs_v
     tl.store(out, acc.to(out_ptr.dtype.element_ty))
