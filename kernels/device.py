@@ -16,22 +16,24 @@ class Device:
         arch: Compute capability, as 90 for 9.0.
         sms: Streaming multiprocessors.
         shared: Bytes of shared memory that one program may use.
+        l2: Bytes of L2.
     """
 
     arch: int
     sms: int
     shared: int
+    l2: int
 
 
 KNOWN = {
-    80: Device(80, 108, 166_912),
-    86: Device(86, 84, 101_376),
-    89: Device(89, 128, 101_376),
-    90: Device(90, 132, 232_448),
-    100: Device(100, 148, 232_448),
-    120: Device(120, 170, 101_376),
+    80: Device(80, 108, 166_912, 40 << 20),  # A100
+    86: Device(86, 84, 101_376, 6 << 20),  # A6000
+    89: Device(89, 128, 101_376, 72 << 20),  # RTX 4090
+    90: Device(90, 132, 232_448, 50 << 20),  # H100, H200
+    100: Device(100, 148, 232_448, 126 << 20),  # B200
+    120: Device(120, 170, 101_376, 96 << 20),  # RTX 5090
 }
-"""A typical device of each architecture, for compiling and choosing without one at hand (CUDA programming guide)."""
+"""A device of each architecture, for compiling and choosing without one at hand (vendor's data sheets)."""
 
 
 def interpreting() -> bool:
@@ -48,7 +50,8 @@ def device_of(tensor: Tensor) -> Device:
 def _query(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
     shared = properties.shared_memory_per_block_optin
-    return Device(properties.major * 10 + properties.minor, properties.multi_processor_count, shared)
+    arch = properties.major * 10 + properties.minor
+    return Device(arch, properties.multi_processor_count, shared, properties.L2_cache_size)
 
 
 def input_precision(x: Tensor) -> str:

@@ -77,7 +77,7 @@ def _partition_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return ddy, dx, None, None
 
 
-NO_INDEX_GRAD = ([None] * 8, None, None, None)  # the index tensors, two sizes and the backend
+NO_INDEX_GRAD = ([None] * 9, None, None, None)  # the index tensors, two sizes and the backend
 
 
 def _setup_block(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -14,7 +14,7 @@ import fpe
 from fpe.bench.studies.data import load_digits
 from fpe.kernels import BlockLayout, block_grad, block_matmul, block_matmul_t
 from fpe.kernels.block import config as configs
-from fpe.kernels.block.config import Config, choose, is_valid, parse, shared_bytes
+from fpe.kernels.block.config import Config, Problem, choose, is_valid, parse, shared_bytes
 from fpe.kernels.device import KNOWN
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -249,19 +249,32 @@ SHAPES = tuple(product((16, 32, 64, 128), repeat=2))
 @pytest.mark.parametrize("op", ["block_matmul", "block_grad"])
 def test_the_rule_always_chooses_what_can_run(arch: int, op: str) -> None:
     for block, m, itemsize, tiles in product(SHAPES, (1, 16, 17, 64, 1000, 8192), (2, 4), (1, 64, 448)):
-        config = choose(op, m, block, tiles, 32, itemsize, KNOWN[arch])
-        assert is_valid(op, config, block, itemsize, KNOWN[arch]), (block, m, itemsize, tiles, config)
+        problem = Problem(op, m, block, tiles, 32, 4096, itemsize)
+        config = choose(problem, KNOWN[arch])
+        assert is_valid(op, config, block, itemsize, KNOWN[arch]), (problem, config)
 
 
 def test_the_rule_fills_the_device_for_one_token() -> None:
-    config = choose("block_matmul", 1, (128, 128), 32, 16, 2, KNOWN[90])
-    assert config.block_m == 16 and config.split * 32 >= 132
-    assert choose("block_matmul", 8192, (64, 64), 448, 32, 2, KNOWN[90]).split == 1
+    config = choose(Problem("block_matmul", 1, (128, 128), 32, 16, 4096, 2), KNOWN[90])
+    assert config.block_m == 16 and config.split * 32 >= 128
+    assert choose(Problem("block_matmul", 8192, (64, 64), 448, 32, 4096, 2), KNOWN[90]).split == 1
+
+
+def test_the_rule_bounds_the_partial_sums() -> None:
+    """At 64 rows a split's scratch stays under 4 % of the weights, unless the device would be half empty."""
+    config = choose(Problem("block_matmul", 64, (64, 64), 64, 224, 28672, 2), KNOWN[90])
+    assert config.split == 4 and 4 * 64 * 4 <= 0.04 * 224 * 64 * 2
+    assert choose(Problem("block_matmul", 64, (64, 64), 16, 16, 2048, 2), KNOWN[90]).split > 1
+
+
+def test_the_rule_groups_rows_by_what_l2_holds() -> None:
+    groups = [choose(Problem("block_matmul", 8192, (64, 64), 448, 32, k, 2), KNOWN[90]).group_m for k in (4096, 14336)]
+    assert groups[0] > groups[1] >= 4
 
 
 def test_few_configurations_serve_all_batch_sizes() -> None:
     """No recompilation for a batch size: over 1 .. 8192 rows a layer meets a handful of configurations."""
-    met = {choose("block_matmul", m, (64, 64), 448, 32, 2, KNOWN[90]) for m in range(1, 8193)}
+    met = {choose(Problem("block_matmul", m, (64, 64), 448, 32, 4096, 2), KNOWN[90]) for m in range(1, 8193)}
     assert len(met) <= 8
 
 
@@ -289,6 +302,7 @@ def test_a_tuned_entry_goes_before_the_rule() -> None:
     table = parse({"provenance": {"device": "a test"}, "entries": [too_large, entry]})
     assert [e.max_m for e in table] == [64, 1024]
     with patch.object(configs, "tuned", return_value=table):
-        assert choose("block_matmul", 64, (64, 64), 448, 32, 2, KNOWN[90]) == Config(**fields)
-        assert choose("block_matmul", 65, (64, 64), 448, 32, 2, KNOWN[90]).block_m == 128  # invalid entry: the rule
-        assert choose("block_matmul", 8, (64, 64), 448, 32, 4, KNOWN[90]) != Config(**fields)
+        problem = Problem("block_matmul", 64, (64, 64), 448, 32, 4096, 2)
+        assert choose(problem, KNOWN[90]) == Config(**fields)
+        assert choose(replace(problem, m=65), KNOWN[90]).block_m == 128  # that entry is invalid: the rule
+        assert choose(replace(problem, itemsize=4), KNOWN[90]) != Config(**fields)

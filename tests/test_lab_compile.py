@@ -15,15 +15,11 @@ pytest.importorskip("triton")
 from fpe.bench.lab.compile import (  # noqa: E402
     ARCHITECTURES,
     CASES,
-    LIMITS,
     QUICK,
-    analyse,
     check,
     expected_matrix,
-    main_loop,
-    programs_per_sm,
-    read_sass,
 )
+from fpe.bench.lab.sass import LIMITS, analyse, main_loop, programs_per_sm, read_sass  # noqa: E402
 
 SASS = """
 .text._multiply:

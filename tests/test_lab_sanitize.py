@@ -12,7 +12,8 @@ import triton.language as tl
 from fpe.bench.lab import sanitize
 from fpe.bench.lab.sanitize import CASES, check, check_block_kernels
 from fpe.kernels.block import triton as kernels
-from fpe.kernels.device import interpreting
+from fpe.kernels.block.config import Config, Problem
+from fpe.kernels.device import Device, interpreting
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPRET=1")
 
@@ -26,9 +27,9 @@ def test_cases_reach_every_kernel_and_split(monkeypatch: pytest.MonkeyPatch) -> 
     launched = set()
     choose = kernels.choose
 
-    def spy(op: str, *args: object) -> object:
-        config = choose(op, *args)
-        launched.update({(op, "split" if config.split > 1 else "whole"), (op, config.block_m)})
+    def spy(problem: Problem, device: Device) -> Config:
+        config = choose(problem, device)
+        launched.add((problem.op, "split" if config.split > 1 else "whole"))
         return config
 
     monkeypatch.setattr(kernels, "choose", spy)

@@ -125,11 +125,13 @@ def _multiply(m: int, layout: BlockLayout, transposed: bool, config: Config, ite
 
 def _outer(m: int, layout: BlockLayout, config: Config, itemsize: int) -> list[Launch]:
     (bn, bk), (n, k), split = layout.block, layout.shape, config.split
-    rows, cols = layout.rows.tolist(), layout.cols.tolist()
+    rows, cols, panels = layout.rows.tolist(), layout.cols.tolist(), layout.panels.tolist()
     tiles_m = -(-m // config.block_m)
     target, size = ("out", itemsize) if split == 1 else ("partial", 4)
 
-    def program(block: int, pid_split: int) -> Program:
+    def program(position: int, pid_split: int) -> Program:
+        block = panels[position]
+        yield (_flat("panel", INDEX * position, INDEX),)
         yield _flat("row", INDEX * block, INDEX), _flat("col", INDEX * block, INDEX)
         left, top = cols[block] * bk, rows[block] * bn
         width_dy, width_x = min(bn, n - top), min(bk, k - left)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import fpe
-from fpe.kernels.block.config import Config, choose, shared_bytes
+from fpe.kernels.block.config import Config, choose, grad_problem, matmul_problem, shared_bytes
 from fpe.kernels.block.layout import BlockLayout
 from fpe.kernels.device import KNOWN, Device
 
@@ -65,10 +65,8 @@ def layer(case: Case, seed: int = 0) -> BlockLayout:
 def config_of(op: str, case: Case, layout: BlockLayout, device: Device) -> Config:
     """The configuration that the launcher of an operation takes on a device."""
     if op == "dW":
-        return choose("block_grad", case.m, layout.block, layout.rows.shape[0], 0, case.itemsize, device)
-    segments, block = layout.grid[op == "dX"], layout.block[::-1] if op == "dX" else layout.block
-    steps = layout.rows.shape[0] // max(segments, 1)
-    return choose("block_matmul", case.m, block, segments, steps, case.itemsize, device)
+        return choose(grad_problem(layout, case.m, case.itemsize), device)
+    return choose(matmul_problem(layout, op == "dX", case.m, case.itemsize), device)
 
 
 def occupancy(op: str, config: Config, layout: BlockLayout, itemsize: int, device: Device) -> int:

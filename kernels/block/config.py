@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from math import ceil
 from typing import Any
 
 from ..device import Device
+from .layout import BlockLayout
 
 SUPPORTED_BLOCKS = (16, 32, 64, 128)
 """Sizes of a block's sides that the kernels take."""
@@ -66,44 +67,98 @@ def shared_bytes(op: str, config: Config, block: tuple[int, int], itemsize: int)
     return tile * itemsize * max(buffers, 1)
 
 
-def choose(op: str, m: int, block: tuple[int, int], tiles: int, steps: int, itemsize: int, device: Device) -> Config:
-    """The configuration of a launch: a tuned entry where there is one, else a rule.
+@dataclass(frozen=True)
+class Problem:
+    """What a launch must do.
 
-    Args:
+    Attributes:
         op: ``"block_matmul"`` (forward and dX) or ``"block_grad"`` (dW).
         m: Rows of activations.
         block: ``(out, in)`` of the block as the kernel multiplies it; ``(bn, bk)`` for ``block_grad``.
         tiles: Output tiles along the features: segments, or stored blocks for ``block_grad``.
-        steps: Mean number of blocks to a segment; ignored by ``block_grad``.
+        steps: Mean number of blocks to a segment; 0 for ``block_grad``.
+        width: Features that the activations have; 0 for ``block_grad``.
         itemsize: Bytes of an operand's element.
-        device: Where it will run.
     """
-    for entry in tuned(device.arch):
-        if entry.fits(op, m, block, itemsize) and is_valid(op, entry.config, block, itemsize, device):
-            return entry.config
-    return _rule(op, m, block, tiles, steps, itemsize, device)
+
+    op: str
+    m: int
+    block: tuple[int, int]
+    tiles: int
+    steps: int
+    width: int
+    itemsize: int
 
 
-def _rule(op: str, m: int, block: tuple[int, int], tiles: int, steps: int, itemsize: int, device: Device) -> Config:
-    if op == "block_grad":
-        block_m, largest = 64 if itemsize == 2 else 32, 1 << 30
-        programs, work = tiles, ceil(m / block_m)
-        warps = 8 if block[0] * block[1] >= 128 * 128 else 4
-        block_in = block_m
+def matmul_problem(layout: BlockLayout, transposed: bool, m: int, itemsize: int) -> Problem:
+    """The forward of ``m`` rows, or (``transposed``) their dX."""
+    blocks = layout.rows.shape[0]
+    if transposed:
+        segments, width, block = layout.grid[1], layout.shape[0], layout.block[::-1]
     else:
-        largest = 128 if block[0] * itemsize <= 256 else 64
-        block_m = min(max(16, _power_above(m)), largest)
-        block_in = min(block[1], 64 if itemsize == 2 else 32)
-        programs, work = ceil(m / block_m) * tiles, steps * block[1] // block_in
-        warps = 8 if block_m * block[0] >= 128 * 128 else 4
-    # Two programs a multiprocessor hide latency; fewer than four steps each are not worth a second kernel.
-    split = 1
-    while programs * split < 2 * device.sms and work >= 8 * split and split < 16:
+        segments, width, block = layout.grid[0], layout.shape[1], layout.block
+    return Problem("block_matmul", m, block, segments, blocks // max(segments, 1), width, itemsize)
+
+
+def grad_problem(layout: BlockLayout, m: int, itemsize: int) -> Problem:
+    """The dW of ``m`` rows."""
+    return Problem("block_grad", m, layout.block, layout.rows.shape[0], 0, 0, itemsize)
+
+
+def choose(problem: Problem, device: Device) -> Config:
+    """The configuration of a launch: a tuned entry where there is one, else a rule."""
+    for entry in tuned(device.arch):
+        if entry.fits(problem) and is_valid(problem.op, entry.config, problem.block, problem.itemsize, device):
+            return entry.config
+    return _grad_rule(problem, device) if problem.op == "block_grad" else _matmul_rule(problem, device)
+
+
+def _grad_rule(problem: Problem, device: Device) -> Config:
+    block_m = 64 if problem.itemsize == 2 else 32
+    warps = 8 if problem.block[0] * problem.block[1] >= 128 * 128 else 4
+    split, work = 1, ceil(problem.m / block_m)
+    while problem.tiles * split < 1.5 * device.sms and work >= 8 * split and split < 16:
         split *= 2
-    stages = 4 if op == "block_grad" else 7
-    while stages > 2 and not is_valid(op, Config(block_m, block_in, split, 8, warps, stages), block, itemsize, device):
-        stages -= 1
-    return Config(block_m, block_in, split, 8, warps, stages)
+    return _deepest(problem, Config(block_m, block_m, split, 1, warps, num_stages=4), device)
+
+
+def _matmul_rule(problem: Problem, device: Device) -> Config:
+    (out, inner), itemsize = problem.block, problem.itemsize
+    block_m = min(max(16, _power_above(problem.m)), 128 if out * itemsize <= 256 else 64)
+    block_in = min(inner, 64 if itemsize == 2 else 32)
+    # More warps than 16-byte loads of the weight tile would narrow the loads; large tiles of float32, and 64 x 64
+    # on some architectures, spill with four.
+    warps = 8 if block_m * out >= 128 * (64 if itemsize == 4 else 128) else 4
+    if itemsize == 2 and block_m * out == 64 * 64 and device.arch in (80, 86, 100):
+        warps = 8
+    warps = max(1, min(warps, block_in * out * itemsize // 512))
+
+    # Enough programs to hide latency, as long as each has four steps and the partial sums stay below 4 % of the
+    # weights' bytes; a device that would stay half empty is filled whatever they cost.
+    programs, work = ceil(problem.m / block_m) * problem.tiles, problem.steps * inner // block_in
+    weights = max(problem.steps * inner * itemsize, 1)
+    split = 1
+    while programs * split < 1.5 * device.sms and work >= 8 * split and split < 16:
+        if 2 * split * problem.m * 4 > 0.04 * weights and programs * split >= device.sms / 2:
+            break
+        split *= 2
+
+    # The rows that run together, with the weights of the segments in flight and the output tiles, fit into L2.
+    slots, group_m = 2 * device.sms, 4
+    while group_m < 64:
+        rows = 2 * group_m * block_m * problem.width * itemsize
+        flight = slots / (2 * group_m) * weights * out + slots * block_m * out * itemsize
+        if rows + flight > device.l2:
+            break
+        group_m *= 2
+    return _deepest(problem, Config(block_m, block_in, split, group_m, warps, num_stages=7), device)
+
+
+def _deepest(problem: Problem, config: Config, device: Device) -> Config:
+    """The configuration with as deep a pipeline as shared memory allows."""
+    while config.num_stages > 2 and not is_valid(problem.op, config, problem.block, problem.itemsize, device):
+        config = replace(config, num_stages=config.num_stages - 1)
+    return config
 
 
 def _power_above(n: int) -> int:
@@ -120,9 +175,10 @@ class Entry:
     itemsize: int
     config: Config
 
-    def fits(self, op: str, m: int, block: tuple[int, int], itemsize: int) -> bool:
+    def fits(self, problem: Problem) -> bool:
         """Whether a launch falls under this entry."""
-        return (self.op, self.block, self.itemsize) == (op, block, itemsize) and m <= self.max_m
+        same = (self.op, self.block, self.itemsize) == (problem.op, problem.block, problem.itemsize)
+        return same and problem.m <= self.max_m
 
 
 def parse(table: dict[str, Any]) -> tuple[Entry, ...]:

@@ -24,6 +24,8 @@ class BlockLayout(NamedTuple):
         col_rows: int32 ``[blocks]``, block row of each entry of ``col_order``.
         longest_rows: int32 ``[R]``, block rows by descending number of blocks: the order in which programs start.
         longest_cols: int32 ``[C]``, the same for block columns.
+        panels: int32 ``[blocks]``, storage positions by panels of 32 block rows, within a panel by column: dW taken
+            in this order finds its operands in L2.
     """
 
     shape: tuple[int, int]
@@ -36,6 +38,7 @@ class BlockLayout(NamedTuple):
     col_rows: Tensor
     longest_rows: Tensor
     longest_cols: Tensor
+    panels: Tensor
 
     @classmethod
     def from_mask(cls, mask: Tensor, shape: tuple[int, int], block: tuple[int, int]) -> "BlockLayout":
@@ -74,6 +77,7 @@ class BlockLayout(NamedTuple):
             rows[order].to(int32),
             mask.sum(1).argsort(descending=True, stable=True).to(int32),
             mask.sum(0).argsort(descending=True, stable=True).to(int32),
+            (rows // 32 * max(mask.shape[1], 1) + cols).argsort(stable=True).to(int32),
         )
 
     @property

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, input_precision, interpreting, stored_dtype
-from .config import choose
+from .config import choose, grad_problem, matmul_problem
 from .layout import BlockLayout
 
 
@@ -116,6 +116,7 @@ def _outer(
     out_ptr,
     row_ptr,
     col_ptr,
+    panel_ptr,  # the order in which programs take the blocks
     M,
     N,
     K,
@@ -131,7 +132,7 @@ def _outer(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    block = tl.program_id(0)
+    block = tl.load(panel_ptr + tl.program_id(0))
     pid_split = tl.program_id(1)
     offs_n = tl.load(row_ptr + block) * BN + tl.arange(0, BN)
     offs_k = tl.load(col_ptr + block) * BK + tl.arange(0, BK)
@@ -191,8 +192,8 @@ def block_matmul_t_triton(dy: Tensor, values: Tensor, layout: BlockLayout) -> Te
 def block_grad_triton(dy: Tensor, x: Tensor, layout: BlockLayout) -> Tensor:
     """The gradient dW of the kept blocks; see :func:`fpe.kernels.block_grad`."""
     dy, x = _rows_contiguous(dy), _rows_contiguous(x)
-    device, m = device_of(x), x.shape[0]
-    config = choose("block_grad", m, layout.block, layout.rows.shape[0], 0, x.element_size(), device)
+    m = x.shape[0]
+    config = choose(grad_problem(layout, m, x.element_size()), device_of(x))
     values = x.new_empty(layout.values_shape, dtype=stored_dtype(x))
     if not values.numel():
         return values.to(x.dtype)
@@ -204,6 +205,7 @@ def block_grad_triton(dy: Tensor, x: Tensor, layout: BlockLayout) -> Tensor:
         out,
         layout.rows,
         layout.cols,
+        layout.panels,
         M=m,
         N=n,
         K=k,
@@ -230,12 +232,10 @@ def _launch_multiply(
     a: Tensor, values: Tensor, layout: BlockLayout, transposed: bool, bias: Tensor | None, activation: str | None
 ) -> Tensor:
     a, values = _rows_contiguous(a), values.contiguous()
-    device, m = device_of(a), a.shape[0]
+    m = a.shape[0]
     size_out, size_in = layout.shape[::-1] if transposed else layout.shape
     segments = layout.grid[1] if transposed else layout.grid[0]
-    block = layout.block[::-1] if transposed else layout.block
-    steps = layout.rows.shape[0] // max(segments, 1)
-    config = choose("block_matmul", m, block, segments, steps, a.element_size(), device)
+    config = choose(matmul_problem(layout, transposed, m, a.element_size()), device_of(a))
     result = a.new_empty(m, size_out, dtype=stored_dtype(a))
     if not result.numel():
         return result.to(a.dtype)
@@ -263,7 +263,7 @@ def _launch_multiply(
         BLOCK_IN=config.block_in,
         GROUP_M=config.group_m,
         SPLIT=config.split,
-        EVEN_IN=size_in % block[1] == 0,
+        EVEN_IN=size_in % layout.block[0 if transposed else 1] == 0,
         ACTIVATION=activation,
         HAS_BIAS=bias is not None,
         PRECISION=input_precision(a),
