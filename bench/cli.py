@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import summary
+from .lab.cli import lab
 from .results import COMMITTED, Results
 from .studies import boolean, vision
 
@@ -170,3 +171,6 @@ def _rich(table: summary.Table) -> Table:
     for row in table.rows:
         shown.add_row(*row)
     return shown
+
+
+cli.add_command(lab)

@@ -385,9 +385,6 @@ class BlockLinear(ExpandedLinear):
     inside: Tensor | None
     rows: Tensor
     cols: Tensor
-    row_ptr: Tensor
-    col_ptr: Tensor
-    col_order: Tensor
 
     def __init__(
         self,
@@ -419,7 +416,7 @@ class BlockLinear(ExpandedLinear):
     def layout(self) -> BlockLayout:
         """Where the kept blocks lie in the grid over the planes."""
         return BlockLayout(
-            self._padded_shape(), self.block_shape, self.rows, self.cols, self.row_ptr, self.col_ptr, self.col_order
+            self._padded_shape(), self.block_shape, *(self.get_buffer(name) for name in BlockLayout._fields[2:])
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -460,7 +457,7 @@ class BlockLinear(ExpandedLinear):
     def _set_topology(self, block_mask: Tensor) -> None:
         layout = BlockLayout.from_mask(block_mask, self._padded_shape(), self.block_shape)
         self.register_buffer("block_mask", block_mask)
-        for name, index in zip(("rows", "cols", "row_ptr", "col_ptr", "col_order"), layout.tensors, strict=True):
+        for name, index in zip(BlockLayout._fields[2:], layout.tensors, strict=True):
             self.register_buffer(name, index, persistent=False)
 
     # Planes: [P * size] <-> [P * padded], so that the block grid starts anew in every plane.

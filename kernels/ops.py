@@ -77,13 +77,13 @@ def _partition_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return ddy, dx, None, None
 
 
-NO_INDEX_GRAD = ([None] * 5, None, None, None)  # the index tensors, two sizes and the backend
+NO_INDEX_GRAD = ([None] * 9, None, None, None)  # the index tensors, two sizes and the backend
 
 
 def _setup_block(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    first, second, index, *sizes, _ = inputs
+    first, second, index, *_, n, k, _ = inputs
     _save(ctx, inputs, first, second, index)
-    ctx.sizes, ctx.block = sizes, second.shape[1:]
+    ctx.sizes, ctx.block = (n, k), second.shape[1:]
 
 
 def _setup_block_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -96,19 +96,20 @@ def _block_matmul_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     values, x, *index = ctx.saved_tensors
     dx = None if values is None else block_matmul_t(dy, values, index, *ctx.sizes, ctx.backend)
     dvalues = None if x is None else block_grad(dy, x, index, *ctx.block, ctx.backend)
-    return dx, dvalues, *NO_INDEX_GRAD
+    index_grad, *rest = NO_INDEX_GRAD
+    return dx, dvalues, index_grad, dy.sum(0) if ctx.needs_input_grad[3] else None, None, *rest
 
 
 def _block_matmul_t_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     values, dy, *index = ctx.saved_tensors
-    ddy = None if values is None else block_matmul(g, values, index, *ctx.sizes, ctx.backend)
+    ddy = None if values is None else block_matmul(g, values, index, None, None, *ctx.sizes, ctx.backend)
     dvalues = None if dy is None else block_grad(dy, g, index, *ctx.block, ctx.backend)
     return ddy, dvalues, *NO_INDEX_GRAD
 
 
 def _block_grad_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, dy, *index = ctx.saved_tensors
-    ddy = None if x is None else block_matmul(x, g, index, *ctx.sizes, ctx.backend)
+    ddy = None if x is None else block_matmul(x, g, index, None, None, *ctx.sizes, ctx.backend)
     dx = None if dy is None else block_matmul_t(dy, g, index, *ctx.sizes, ctx.backend)
     return ddy, dx, *NO_INDEX_GRAD
 
@@ -143,15 +144,16 @@ partition_grad = _define(
 """``dy[M, alpha, N], x[M, K], labels[N, K] -> dw[N, K]``."""
 
 block_matmul = _define(
-    "block_matmul(Tensor x, Tensor values, Tensor[] index, SymInt n, SymInt k, str backend) -> Tensor",
-    lambda x, values, index, n, k, backend: _implementation("block", "block_matmul", backend)(
-        x, values, _layout(index, n, k, values.shape[1:])
+    "block_matmul(Tensor x, Tensor values, Tensor[] index, Tensor? bias, str? activation, SymInt n, SymInt k, "
+    "str backend) -> Tensor",
+    lambda x, values, index, bias, activation, n, k, backend: _implementation("block", "block_matmul", backend)(
+        x, values, _layout(index, n, k, values.shape[1:]), bias, activation
     ),
-    lambda x, values, index, n, k, backend: x.new_empty(x.shape[0], n),
+    lambda x, values, index, bias, activation, n, k, backend: x.new_empty(x.shape[0], n),
     _block_matmul_backward,
     _setup_block,
 )
-"""``x[M, K], values[blocks, bn, bk] -> y[M, N]``."""
+"""``x[M, K], values[blocks, bn, bk] -> y[M, N]``. Its gradient is that of ``activation=None``."""
 
 block_matmul_t = _define(
     "block_matmul_t(Tensor dy, Tensor values, Tensor[] index, SymInt n, SymInt k, str backend) -> Tensor",

@@ -1,4 +1,8 @@
-"""Settings of the whole suite: one thread, and property tests that try the same examples every time."""
+"""Settings of the whole suite: one thread, Triton's interpreter, property tests that try the same examples."""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # read by Triton as a kernel is defined; tests that compile use a subprocess
 
 import torch
 from hypothesis import HealthCheck, settings

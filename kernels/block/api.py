@@ -6,11 +6,23 @@ from torch import Tensor
 from .. import ops
 from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import choose_backend
+from .eager import ACTIVATIONS
 from .layout import BlockLayout
 
 
-def block_matmul(x: Tensor, values: Tensor, layout: BlockLayout, *, backend: str = "auto") -> Tensor:
-    """Multiplies by a block-masked weight: ``y = x @ W.T`` at the cost of the kept blocks.
+def block_matmul(
+    x: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Multiplies by a block-masked weight: ``y = activation(x @ W.T + bias)`` at the cost of the kept blocks.
+
+    The activation joins the matmul's epilogue where no gradient is wanted; otherwise it runs after it, because its
+    gradient needs its input.
 
     Gradients: ``dx = block_matmul_t(dy, values, layout)`` and ``dvalues = block_grad(dy, x, layout)``.
 
@@ -18,7 +30,9 @@ def block_matmul(x: Tensor, values: Tensor, layout: BlockLayout, *, backend: str
         x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
         values: Kept blocks of ``W[N, K]``, ``[blocks, bn, bk]``, same dtype and device.
         layout: Where the blocks lie. Rows and columns may be empty.
-        backend: ``"auto"`` or ``"eager"``.
+        bias: ``[N]``, or none.
+        activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
         ``y[..., N]`` in the dtype of ``x``.
@@ -30,10 +44,19 @@ def block_matmul(x: Tensor, values: Tensor, layout: BlockLayout, *, backend: str
     op = "block_matmul"
     n, k = _check_values(op, values, layout)
     check_tensor(op, "x", x, (k,), batched=True, on=values)
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)} or None, got {activation!r}")
+    if bias is not None:
+        check_tensor(op, "bias", bias, (n,), like=values)
+        (bias,) = autocast(bias)
     x, values = autocast(x, values)
     check_tensor(op, "x", x, (k,), batched=True, like=values)
-    y = ops.block_matmul(as_rows(x, 1), values, layout.tensors, n, k, choose_backend(op, backend))
-    return y.view(*x.shape[:-1], n)
+    trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, values, bias))
+    chosen = choose_backend(op, backend, x, layout.block)
+    fused = None if trains else activation
+    y = ops.block_matmul(as_rows(x, 1), values, layout.tensors, bias, fused, n, k, chosen)
+    y = y.view(*x.shape[:-1], n)
+    return ACTIVATIONS[activation](y) if activation and trains else y
 
 
 def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: str = "auto") -> Tensor:
@@ -46,7 +69,7 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
         dy: ``[..., N]``, float16, bfloat16, float32 or float64.
         values: Kept blocks of ``W[N, K]``, ``[blocks, bn, bk]``, same dtype and device.
         layout: Where the blocks lie.
-        backend: ``"auto"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
         ``dx[..., K]`` in the dtype of ``dy``.
@@ -60,7 +83,7 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
     check_tensor(op, "dy", dy, (n,), batched=True, on=values)
     dy, values = autocast(dy, values)
     check_tensor(op, "dy", dy, (n,), batched=True, like=values)
-    dx = ops.block_matmul_t(as_rows(dy, 1), values, layout.tensors, n, k, choose_backend(op, backend))
+    dx = ops.block_matmul_t(as_rows(dy, 1), values, layout.tensors, n, k, choose_backend(op, backend, dy, layout.block))
     return dx.view(*dy.shape[:-1], k)
 
 
@@ -74,7 +97,7 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
         dy: ``[..., N]``, float16, bfloat16, float32 or float64.
         x: ``[..., K]`` with the same leading dimensions, dtype and device.
         layout: Where the blocks lie.
-        backend: ``"auto"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
         ``[blocks, bn, bk]`` in the dtype of ``x``; zero in the padding of edge blocks.
@@ -89,7 +112,8 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
     check_tensor(op, "dy", dy, (*x.shape[:-1], n), on=layout.rows)
     dy, x = autocast(dy, x)
     check_tensor(op, "dy", dy, (*x.shape[:-1], n), like=x)
-    return ops.block_grad(as_rows(dy, 1), as_rows(x, 1), layout.tensors, *layout.block, choose_backend(op, backend))
+    chosen = choose_backend(op, backend, x, layout.block)
+    return ops.block_grad(as_rows(dy, 1), as_rows(x, 1), layout.tensors, *layout.block, chosen)
 
 
 def _check_layout(op: str, layout: object) -> tuple[int, int]:

@@ -1,14 +1,20 @@
 """The block operations in plain PyTorch: their definition. Only the kept blocks are multiplied."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import gelu, pad, relu, silu
 
 from .layout import BlockLayout
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "silu": silu}
+"""Functions that the forward applies to its result, by name."""
 
-def block_matmul_eager(x: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
+
+def block_matmul_eager(
+    x: Tensor, values: Tensor, layout: BlockLayout, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
     """Eager twin of :func:`fpe.kernels.block_matmul` on ``x[M, K]``: returns ``y[M, N]``."""
     bn, bk = layout.block
     x_tiles = _tile(x, bk)  # [M, C, bk]
@@ -16,7 +22,10 @@ def block_matmul_eager(x: Tensor, values: Tensor, layout: BlockLayout) -> Tensor
     for row, start, stop in _segments(layout.row_ptr):
         weight = values[start:stop].transpose(0, 1).flatten(1)  # [bn, blocks * bk]
         y[:, row] = x_tiles[:, layout.cols[start:stop].long()].flatten(1) @ weight.mT
-    return y.flatten(1)[:, : layout.shape[0]].contiguous()
+    y = y.flatten(1)[:, : layout.shape[0]]
+    if bias is not None:
+        y = y + bias
+    return (ACTIVATIONS[activation](y) if activation else y).contiguous()
 
 
 def block_matmul_t_eager(dy: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
@@ -27,7 +36,7 @@ def block_matmul_t_eager(dy: Tensor, values: Tensor, layout: BlockLayout) -> Ten
     for col, start, stop in _segments(layout.col_ptr):
         order = layout.col_order[start:stop].long()
         weight = values[order].flatten(0, 1)  # [blocks * bn, bk]
-        dx[:, col] = dy_tiles[:, layout.rows[order].long()].flatten(1) @ weight
+        dx[:, col] = dy_tiles[:, layout.col_rows[start:stop].long()].flatten(1) @ weight
     return dx.flatten(1)[:, : layout.shape[1]].contiguous()
 
 

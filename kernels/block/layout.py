@@ -21,6 +21,11 @@ class BlockLayout(NamedTuple):
         row_ptr: int32 ``[R + 1]``; blocks ``row_ptr[r] .. row_ptr[r+1]-1`` form block row ``r``.
         col_ptr: int32 ``[C + 1]``, the same for block columns, counting in ``col_order``.
         col_order: int32 ``[blocks]``, storage positions ordered by column, then row.
+        col_rows: int32 ``[blocks]``, block row of each entry of ``col_order``.
+        longest_rows: int32 ``[R]``, block rows by descending number of blocks: the order in which programs start.
+        longest_cols: int32 ``[C]``, the same for block columns.
+        panels: int32 ``[blocks]``, storage positions by panels of 32 block rows, within a panel by column: dW taken
+            in this order finds its operands in L2.
     """
 
     shape: tuple[int, int]
@@ -30,6 +35,10 @@ class BlockLayout(NamedTuple):
     row_ptr: Tensor
     col_ptr: Tensor
     col_order: Tensor
+    col_rows: Tensor
+    longest_rows: Tensor
+    longest_cols: Tensor
+    panels: Tensor
 
     @classmethod
     def from_mask(cls, mask: Tensor, shape: tuple[int, int], block: tuple[int, int]) -> "BlockLayout":
@@ -65,6 +74,10 @@ class BlockLayout(NamedTuple):
             _pointers(mask.sum(1)),
             _pointers(mask.sum(0)),
             order.to(int32),
+            rows[order].to(int32),
+            mask.sum(1).argsort(descending=True, stable=True).to(int32),
+            mask.sum(0).argsort(descending=True, stable=True).to(int32),
+            (rows // 32 * max(mask.shape[1], 1) + cols).argsort(stable=True).to(int32),
         )
 
     @property
@@ -80,7 +93,7 @@ class BlockLayout(NamedTuple):
     @property
     def tensors(self) -> list[Tensor]:
         """The index tensors, in the order in which the ``torch.library`` operations take them."""
-        return [self.rows, self.cols, self.row_ptr, self.col_ptr, self.col_order]
+        return list(self[2:])
 
     def mask(self) -> Tensor:
         """The bool mask over the block grid that the layout was built from, ``[R, C]``."""

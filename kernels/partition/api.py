@@ -39,7 +39,7 @@ def split_matmul(x: Tensor, w: Tensor, labels: Tensor, alpha: int, *, backend: s
     _check_alpha(op, alpha)
     x, w = autocast(x, w)
     check_tensor(op, "x", x, (k,), batched=True, like=w)
-    y = ops.split_matmul(as_rows(x, 1), w, labels, alpha, choose_backend(op, backend))
+    y = ops.split_matmul(as_rows(x, 1), w, labels, alpha, choose_backend(op, backend, w))
     return y.view(*x.shape[:-1], alpha, n)
 
 
@@ -74,7 +74,7 @@ def merge_matmul(z: Tensor, w: Tensor, labels: Tensor, *, backend: str = "auto")
     _check_alpha(op, alpha)
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
-    y = ops.merge_matmul(as_rows(z, 2), w, labels, choose_backend(op, backend))
+    y = ops.merge_matmul(as_rows(z, 2), w, labels, choose_backend(op, backend, w))
     return y.view(*z.shape[:-2], n)
 
 
@@ -108,7 +108,7 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Tensor, *, backend: str = "aut
     check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), like=x)
     alpha = dy.shape[-2]
     _check_alpha(op, alpha)
-    return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), labels, choose_backend(op, backend))
+    return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), labels, choose_backend(op, backend, x))
 
 
 def _check_alpha(op: str, alpha: object) -> None:

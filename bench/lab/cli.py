@@ -1,0 +1,89 @@
+"""``fpe lab``: what can be proved of the kernels with no GPU. What a command needs is imported when it runs."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+def lab() -> None:
+    """Prove the kernels without a GPU: compile them, trace their memory traffic."""
+
+
+@lab.command("compile")
+@click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability, as 90.  [default: all]")
+@click.option("--op", "operations", type=click.Choice(["forward", "dx", "dw"]), multiple=True, help="[default: all]")
+@click.option("--quick", is_flag=True, help="A few cases of each kind (under a minute on two cores).")
+@click.option("--all", "show_all", is_flag=True, help="Print every row, not only the worst and those complained of.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+def compile_command(
+    architectures: tuple[int, ...],
+    operations: tuple[str, ...],
+    quick: bool,
+    show_all: bool,
+    jobs: int | None,
+    as_json: bool,
+    output: Path,
+) -> None:
+    """Compile every shipped configuration and check the machine code.
+
+    Complaints, and an exit status of 1: spills, too much shared memory, loads of the weights narrower than 128 bits,
+    or another matrix instruction than the one meant. The first run takes a while; binaries are kept in Triton's cache.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from ...kernels.device import interpreting
+    from .. import cli as root
+    from . import compile as compiler
+
+    if interpreting():
+        raise click.ClickException("kernels are interpreted where TRITON_INTERPRET=1; unset it to compile them")
+    unknown = set(architectures) - set(compiler.ARCHITECTURES)
+    if unknown:
+        known = ", ".join(map(str, compiler.ARCHITECTURES))
+        raise click.BadParameter(f"expected some of {known}, got {min(unknown)}", param_hint="--arch")
+    cases = [case for case in (compiler.QUICK if quick else compiler.CASES) if case.op in (operations or (case.op,))]
+
+    def progress(rows: Iterable[dict], total: int) -> Iterable[dict]:
+        return track(rows, "Compiling", total, console=Console(stderr=True, quiet=as_json))
+
+    results = compiler.run(cases, architectures or compiler.ARCHITECTURES, jobs, progress)
+    root._finish(results, output / "compile.jsonl", compiler.table(results, show_all), as_json)
+    complaints = sum(bool(row["complaints"]) for row in results.rows)
+    if complaints:
+        raise click.ClickException(f"{complaints} of {len(results.rows)} binaries are not as meant")
+
+
+@lab.command("traffic")
+@click.option("--m", multiple=True, type=click.IntRange(1), help="Rows of activations; may be given several times.")
+@click.option("--n", type=click.IntRange(1), help="Output features of the parent.  [default: an LLM's MLP]")
+@click.option("--k", type=click.IntRange(1), help="Input features.  [default: as --n]")
+@click.option("--alpha", type=click.IntRange(2), default=2, show_default=True, help="Children per parent.")
+@click.option("--block", type=(click.IntRange(1), click.IntRange(1)), default=(64, 64), show_default=True, help="Tile.")
+@click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
+@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
+@click.option("--l2", type=click.FloatRange(0), default=50.0, show_default=True, help="Megabytes of L2.")
+@click.option("--group-m", type=click.IntRange(1), help="Try another grouping of the forward's and dX's programs.")
+@click.option("--quick", is_flag=True, help="Small layers: to see that it runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+def traffic_command(
+    m: tuple[int, ...], l2: float, group_m: int | None, as_json: bool, output: Path, **sizes: Any
+) -> None:
+    """Count the bytes that forward, dX and dW ask for, touch, and move through a simulated L2 to DRAM."""
+    from rich.console import Console
+
+    from .. import cli as root
+    from . import traffic
+
+    cases = traffic.cases_of(m, **sizes)
+    with Console(stderr=True, quiet=as_json).status("Simulating") as status:
+        results = traffic.run(
+            cases, l2=l2 * 1e6, group_m=group_m, report=lambda row: status.update(f"{row['op']} {row['M']} done")
+        )
+    root._finish(results, output / "traffic.jsonl", traffic.table(results), as_json)

@@ -1,0 +1,389 @@
+"""Compiles every kernel as it ships, for every architecture, with no GPU, and reads the machine code.
+
+Nothing is described twice: the real launchers run on meta tensors while their launches are caught, so signature,
+specialization and configuration are those of a GPU run. Triton's own cache keeps the binaries, and what was read from
+one lies beside them, by the hash of binary and reader.
+
+How work is counted: the main loop is the innermost loop that holds the matrix instructions. ``instructions_per_byte``
+is its SASS instructions, times the program's warps, over the bytes of the streamed tiles that one turn consumes: warp
+instructions for each byte of weight. dW streams both operands, so there it is for each byte of ``dy`` and ``x``.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from inspect import getsource, getsourcelines
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from ...kernels.block import triton as block_kernels
+from ...kernels.block.layout import BlockLayout, grid
+from ...kernels.device import KNOWN, interpreting
+from ..results import Results
+from ..summary import Table
+from . import sass
+from .sass import LIMITS, Row, analyse, programs_per_sm
+
+ARCHITECTURES = tuple(KNOWN)
+OPERATIONS = ("forward", "dx", "dw")
+BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (64, 128), (128, 64), (16, 64))
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+SHAPE = (14336, 4096)
+"""``(N, K)`` of the layer: an LLM's, with half of its blocks kept (alpha = 2)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch of an operation.
+
+    Attributes:
+        op: ``"forward"``, ``"dx"`` or ``"dw"``.
+        block: ``(bn, bk)``.
+        dtype: A name in ``TYPES``; ``"fp32"`` multiplies in full precision.
+        m: Rows of activations.
+        activation: Fused into the forward together with a bias, or none of both.
+    """
+
+    op: str
+    block: tuple[int, int]
+    dtype: str
+    m: int
+    activation: str | None = None
+
+    @property
+    def id(self) -> str:
+        """As ``forward-64x128-bf16-m16``."""
+        end = f"-{self.activation}" if self.activation else ""
+        return f"{self.op}-{self.block[0]}x{self.block[1]}-{self.dtype}-m{self.m}{end}"
+
+
+CASES = tuple(Case(*c) for c in product(OPERATIONS, BLOCKS, TYPES, (1, 16, 64, 1024, 8192))) + tuple(
+    Case("forward", block, "bf16", m, activation)
+    for block, m, activation in product(BLOCKS, (16, 8192), ("relu", "gelu", "silu"))
+)
+
+QUICK = (
+    Case("forward", (128, 128), "bf16", 1024),
+    Case("forward", (64, 64), "bf16", 1, "gelu"),
+    Case("dx", (64, 64), "fp16", 1024),
+    Case("dw", (128, 128), "bf16", 1024),
+)
+"""A few of each kind, for CI."""
+
+STREAMS = {
+    "_multiply": (("tl.load(values_ptr",), True),
+    "_outer": (("tl.load(dy_ptr", "tl.load(x_ptr"), True),
+    "_reduce": (("tl.load(partial_ptr",), False),
+}
+"""For each kernel: the source of the loads of its streamed operands, and whether it multiplies them."""
+
+NARROW = {
+    ("dx", "tf32"): "tensor cores read TF32 along the reduction only, dX stores it across: copied 4 bytes at a time",
+    ("dw", "tf32"): "tensor cores read TF32 along the reduction only, dW stores it across: copied 4 bytes at a time",
+}
+"""Operations and types whose streamed loads cannot be 128 bits wide everywhere, and why."""
+
+
+@cache
+def _stream_lines(kernel: str) -> tuple[set[tuple[str, int]], bool]:
+    lines, first = getsourcelines(getattr(block_kernels, kernel).fn)
+    fragments, multiplies = STREAMS[kernel]
+    file = Path(block_kernels.__file__).name
+    return {(file, first + i) for i, line in enumerate(lines) if any(f in line for f in fragments)}, multiplies
+
+
+def _facts(kernel: str, cubin: bytes) -> Row:
+    """Facts of a binary, from the cache or from the disassembler."""
+    streams, multiplies = _stream_lines(kernel)
+    reader = getsource(sass) + repr(sorted(streams))
+    key = hashlib.sha256(cubin + reader.encode()).hexdigest()
+    kept = Path(triton.knobs.cache.dir) / "fpe-lab" / f"{key}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        run = partial(subprocess.run, capture_output=True, text=True, check=True)
+        code = run([triton.knobs.nvidia.nvdisasm.path, "-c", "-g", file.name]).stdout
+        resources = run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]).stdout
+    facts = analyse(code, resources, streams, multiplies)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", dir=kept.parent, delete=False) as part:
+        json.dump(facts, part)
+    Path(part.name).replace(kept)
+    return facts
+
+
+# Catching launches.
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch to compile: the first case that makes it, and the key by which Triton tells binaries apart."""
+
+    case: Case
+    arch: int
+    kernel: str
+    key: str
+
+
+class _Driver:
+    """What Triton asks of a driver before it compiles. Each is a device of its own: nothing was compiled for it yet."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> "_Driver":
+        return self
+
+    def get_current_stream(self, device: "_Driver") -> int:
+        return 0
+
+
+@contextmanager
+def _catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+    """Within it a launch compiles for ``arch``, if ``skip`` of kernel and key is false, and runs nothing.
+
+    Yields:
+        What was compiled, with the keyword arguments of the launch.
+    """
+    if interpreting():
+        raise RuntimeError("fpe lab compile: kernels are interpreted where TRITON_INTERPRET=1; unset it")
+    caught: list[tuple[Any, dict[str, Any]]] = []
+    driver = _Driver(arch)
+
+    def launcher(kernel: JITFunction, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            compiled = kernel.run(*args, grid=grid, warmup=True, **kwargs)
+            kernel.device_caches.pop(driver)
+            if compiled is not None:
+                caught.append((compiled, kwargs))
+
+        return launch
+
+    def hook(*, key: str, fn: Any, **unused: Any) -> bool:
+        return skip(fn.name, key)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(triton.runtime.driver, "_active", driver))
+        stack.enter_context(patch.object(triton.knobs.runtime, "jit_cache_hook", hook))
+        stack.enter_context(patch.object(JITFunction, "__getitem__", launcher))
+        stack.enter_context(patch.object(block_kernels, "device_of", lambda tensor: KNOWN[arch]))
+        yield caught
+
+
+def _call(case: Case) -> None:
+    """Calls the case's launcher on meta tensors."""
+    n, k = SHAPE
+    rows, columns = (torch.arange(size) for size in grid(SHAPE, case.block))
+    every_other = BlockLayout.from_mask((rows[:, None] + columns) % 2 == 0, SHAPE, case.block)
+    layout = BlockLayout(SHAPE, case.block, *(index.to("meta") for index in every_other.tensors))
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=TYPES[case.dtype], device="meta")
+
+    x, dy, values = empty(case.m, k), empty(case.m, n), empty(*layout.values_shape)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = case.dtype == "tf32"
+    try:
+        if case.op == "forward":
+            bias = empty(n) if case.activation else None
+            block_kernels.block_matmul_triton(x, values, layout, bias, case.activation)
+        elif case.op == "dx":
+            block_kernels.block_matmul_t_triton(dy, values, layout)
+        else:
+            block_kernels.block_grad_triton(dy, x, layout)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def launches(cases: Iterable[Case], architectures: Iterable[int]) -> dict[Launch, list[str]]:
+    """What has to be compiled, each binary once, with the ids of all cases that launch it."""
+    users: dict[tuple[int, str, str], list[Case]] = {}
+    for arch, case in product(architectures, cases):
+        keys: list[tuple[str, str]] = []
+        with _catching(arch, partial(_note, keys)):
+            _call(case)
+        for key in keys:
+            users.setdefault((arch, *key), []).append(case)
+    return {Launch(used[0], *key): [case.id for case in used] for key, used in users.items()}
+
+
+def _note(keys: list[tuple[str, str]], kernel: str, key: str) -> bool:
+    keys.append((kernel, key))
+    return True
+
+
+def compile_launch(launch: Launch) -> Row:
+    """Compiles one launch and returns its row: configuration, facts of the binary, occupancy."""
+    with _catching(launch.arch, lambda *key: key != (launch.kernel, launch.key)) as caught:
+        _call(launch.case)
+    ((compiled, given),) = caught
+    return _row(launch, compiled, given)
+
+
+def _tile_bytes(kernel: str, given: dict[str, Any], itemsize: int) -> int:
+    """Bytes of the streamed operands that one step of a program consumes."""
+    if kernel == "_reduce":
+        return given["BLOCK"] * 4
+    if kernel == "_outer":
+        return given["BLOCK_M"] * (given["BN"] + given["BK"]) * itemsize
+    return given["BLOCK_IN"] * given["BK" if given["TRANSPOSED"] else "BN"] * itemsize
+
+
+def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
+    case, metadata = launch.case, compiled.metadata
+    facts = _facts(launch.kernel, compiled.asm["cubin"])
+    tensor = getattr(metadata, "tmem_size", None) or 0
+    warps = metadata.num_warps
+    held = programs_per_sm(launch.arch, warps, facts["registers"], metadata.shared, tensor)
+    programs = min(held.values())
+    tile = _tile_bytes(launch.kernel, given, TYPES[case.dtype].itemsize)
+    # A short loop may be unrolled: its loads say how often. Tiles smaller than the program are loaded once by all.
+    turns = facts["loop_load_bytes"] * 32 * warps / tile
+    consumed = tile * max(round(turns), 1)
+    return {
+        "kernel": launch.kernel,
+        "arch": launch.arch,
+        "case": case.id,
+        "op": case.op,
+        "block": list(case.block),
+        "dtype": case.dtype,
+        "block_m": given.get("BLOCK_M"),
+        "block_in": given.get("BLOCK_IN"),
+        "split": given.get("SPLIT"),
+        "num_warps": warps,
+        "num_stages": metadata.num_stages,
+        **facts,
+        "shared": metadata.shared,
+        "tensor_columns": tensor,
+        "programs_per_sm": programs,
+        "limited_by": min(held, key=lambda name: held[name]),
+        "occupancy": round(programs * warps / LIMITS[launch.arch].warps, 3),
+        "tile_bytes": tile,
+        "narrow_because": NARROW.get((case.op, case.dtype), "") if facts["load_bits"] < 128 else "",
+        "instructions_per_byte": round(facts["loop_instructions"] * warps / consumed, 4),
+    }
+
+
+def check(row: Row) -> list[str]:
+    """What is wrong with a row of the table, in words; nothing where it is as meant."""
+    complaints = []
+    if row["spill_stores"] or row["spill_loads"] or row["local"] or row["stack"]:
+        spilled = f"{row['spill_stores']} bytes stored, {row['spill_loads']} loaded, stack {row['stack']}"
+        complaints.append(f"spills: {spilled}, local {row['local']}")
+    limit = KNOWN[row["arch"]].shared
+    if row["shared"] > limit:
+        complaints.append(f"shared memory: {row['shared']} bytes of {limit}")
+    if not row["programs_per_sm"]:
+        complaints.append(f"does not fit a multiprocessor: {row['limited_by']}")
+    multiplies = STREAMS[row["kernel"]][1]
+    if not multiplies:
+        return complaints
+    meant = expected_matrix(row)
+    found = {name.split(".")[0] for name in row["matrix"]} or ({"FFMA"} if row["multiply_adds"] else set())
+    if found != {meant}:
+        complaints.append(f"matrix instruction: meant {meant}, got {', '.join(sorted(found)) or 'none'}")
+    if row["load_bits"] < (32 if (row["op"], row["dtype"]) in NARROW else 128):
+        threads = 32 * row["num_warps"]
+        complaints.append(f"loads of {row['load_bits']} bits: {row['tile_bytes']} bytes a step for {threads} threads")
+    return complaints
+
+
+def expected_matrix(row: Row) -> str:
+    """The instruction that a configuration is meant to multiply with."""
+    if row["dtype"] == "fp32":
+        return "FFMA"
+    rows = row["block"][0] if row["kernel"] == "_outer" else row["block_m"]
+    if rows >= 64 and row["num_warps"] % 4 == 0:
+        return {90: "HGMMA", 100: "UTCHMMA"}.get(row["arch"], "HMMA")
+    return "HMMA"
+
+
+def run(
+    cases: Iterable[Case] = CASES,
+    architectures: Iterable[int] = ARCHITECTURES,
+    jobs: int | None = None,
+    progress: Callable[[Iterable[Row], int], Iterable[Row]] = lambda rows, total: rows,
+) -> Results:
+    """Compiles cases for architectures in parallel processes.
+
+    Args:
+        cases: What to launch.
+        architectures: Compute capabilities, as 90.
+        jobs: Processes; as many as cores when none is given.
+        progress: Wraps the rows as they come, for a bar.
+
+    Returns:
+        One row for each binary, with ``complaints`` and the number of ``cases`` that launch it.
+    """
+    cases, architectures = tuple(cases), tuple(architectures)
+    todo = launches(cases, architectures)
+    jobs = jobs or os.cpu_count() or 1
+    with ExitStack() as stack:
+        if jobs == 1:
+            compiled: Iterable[Row] = map(compile_launch, todo)
+        else:
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=get_context("spawn")))
+            compiled = pool.map(compile_launch, todo)
+        rows = [
+            {**row, "cases": len(todo[launch]), "complaints": check(row)}
+            for launch, row in zip(todo, progress(compiled, len(todo)), strict=True)
+        ]
+    settings = {
+        "triton": triton.__version__,
+        "shape": list(SHAPE),
+        "cases": len(cases),
+        "architectures": list(architectures),
+    }
+    return Results("lab-compile", settings, rows)
+
+
+def table(results: Results, show_all: bool = True) -> Table:
+    """The rows for the terminal: all, or those complained of and each kernel's and architecture's largest."""
+    largest: dict[tuple[str, int], Row] = {}
+    for row in results.rows:
+        key = (row["kernel"], row["arch"])
+        largest[key] = max(largest.get(key, row), row, key=lambda r: r["registers"])
+    chosen = [r for r in results.rows if show_all or r["complaints"] or r is largest[r["kernel"], r["arch"]]]
+    title = f"{len(results.rows)} binaries by Triton {results.settings['triton']}, {len(chosen)} shown"
+    return Table(
+        title, tuple(_cells(results.rows[0])) if results.rows else (), [tuple(_cells(r).values()) for r in chosen]
+    )
+
+
+def _cells(row: Row) -> dict[str, str]:
+    loads = ", ".join(f"{count} {name}" for name, count in row["loads"].items())
+    return {
+        "kernel, architecture, first case": f"{row['kernel']} sm_{row['arch']} {row['case']}",
+        "m/in/split": f"{row['block_m'] or '-'}/{row['block_in'] or '-'}/{row['split']}",
+        "warps/stages": f"{row['num_warps']}/{row['num_stages']}",
+        "registers": f"{row['registers']}",
+        "spills": f"{row['spill_stores'] + row['spill_loads'] + row['stack'] + row['local']}",
+        "shared": f"{row['shared']}",
+        "programs/SM": f"{row['programs_per_sm']} ({row['limited_by']})",
+        "streamed loads": re.sub(r"\.(E|BYPASS|ACCESS)\b", "", loads) or "-",
+        "matrix": ", ".join(row["matrix"]) or ("FFMA" if row["loop_instructions"] else "-"),
+        "instr./byte": f"{row['instructions_per_byte']:.3f}" if row["loop_instructions"] else "-",
+        "complaints": "; ".join(row["complaints"]) or "none",
+    }

@@ -1,0 +1,159 @@
+"""The block kernels' accesses without running them: a program's addresses follow from its position and the layout.
+
+``tests/test_lab_traffic.py`` holds this equal to the real kernels' traces, access by access, so that shapes too large
+for the interpreter can be counted. Biases are left out.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fpe.kernels.block.config import Config
+from fpe.kernels.block.layout import BlockLayout
+
+INDEX = 4
+"""Bytes of an index."""
+
+
+class Access(NamedTuple):
+    """A rectangle of one tensor, all of it read or all of it written.
+
+    Attributes:
+        tensor: The kernel's argument; ``"partial"`` is the scratch between a split kernel and its reduction.
+        store: Whether it is written.
+        row: First row.
+        rows: Number of rows.
+        column: First byte within the rows.
+        width: Bytes of a row.
+        pitch: Bytes from a row to the next.
+    """
+
+    tensor: str
+    store: bool
+    row: int
+    rows: int
+    column: int
+    width: int
+    pitch: int
+
+
+Program = Iterator[tuple[Access, ...]]
+"""What a program touches: one tuple an iteration, the prologue first and the epilogue last."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel's launch.
+
+    Attributes:
+        kernel: Its name.
+        grid: Programs along both axes.
+        program: What the program at a position touches.
+    """
+
+    kernel: str
+    grid: tuple[int, int]
+    program: Callable[[int, int], Program]
+
+
+def launches(op: str, m: int, layout: BlockLayout, config: Config, itemsize: int) -> list[Launch]:
+    """The launches of one operation on contiguous operands.
+
+    Args:
+        op: ``"forward"``, ``"dX"`` or ``"dW"``.
+        m: Rows of activations.
+        layout: Where the blocks lie.
+        config: Tiles.
+        itemsize: Bytes of an operand's element; the result has the same.
+    """
+    if op == "dW":
+        return _outer(m, layout, config, itemsize)
+    return _multiply(m, layout, op == "dX", config, itemsize)
+
+
+def _flat(tensor: str, start: int, size: int, store: bool = False) -> Access:
+    return Access(tensor, store, 0, 1, start, size, start + size)
+
+
+def _multiply(m: int, layout: BlockLayout, transposed: bool, config: Config, itemsize: int) -> list[Launch]:
+    (bn, bk), (n, k), (row_segments, col_segments) = layout.block, layout.shape, layout.grid
+    block_m, block_in, split = config.block_m, config.block_in, config.split
+    if transposed:
+        out, inner, size_out, size_in, segments = bk, bn, k, n, col_segments
+        pointers, tiles, longest = layout.col_ptr, layout.col_rows, layout.longest_cols
+    else:
+        out, inner, size_out, size_in, segments = bn, bk, n, k, row_segments
+        pointers, tiles, longest = layout.row_ptr, layout.cols, layout.longest_rows
+    bounds, tile, order, first = pointers.tolist(), tiles.tolist(), longest.tolist(), layout.col_order.tolist()
+    steps, tiles_m, group_size = inner // block_in, -(-m // block_m), config.group_m * segments
+    target, size = ("out", itemsize) if split == 1 else ("partial", 4)
+
+    def program(pid: int, pid_split: int) -> Program:
+        first_m = pid // group_size * config.group_m
+        width_m = min(tiles_m - first_m, config.group_m)
+        pid_m, position = first_m + pid % group_size % width_m, pid % group_size // width_m
+        segment = order[position]
+        yield (
+            _flat("longest", INDEX * position, INDEX),
+            _flat("segment", INDEX * segment, INDEX),
+            _flat("segment", INDEX * (segment + 1), INDEX),
+        )
+        row, rows = pid_m * block_m, min(block_m, m - pid_m * block_m)
+        start, count = bounds[segment], bounds[segment + 1] - bounds[segment]
+        stop, start = start + count * (pid_split + 1) // split, start + count * pid_split // split
+        for step in range(start * steps, stop * steps):
+            entry, part = divmod(step, steps)
+            column = tile[entry] * inner + part * block_in
+            width = max(min(block_in, size_in - column), 0)
+            a = Access("a", False, row, rows, column * itemsize, width * itemsize, size_in * itemsize)
+            index = _flat("tile", INDEX * entry, INDEX)
+            if transposed:
+                v = Access(
+                    "values", False, first[entry] * bn + part * block_in, block_in, 0, bk * itemsize, bk * itemsize
+                )
+                yield _flat("block", INDEX * entry, INDEX), index, a, v
+            else:
+                offset = part * block_in * itemsize
+                yield index, a, Access("values", False, entry * bn, bn, offset, block_in * itemsize, bk * itemsize)
+        width = min(out, size_out - segment * out)
+        result = Access(target, True, pid_split * m + row, rows, segment * out * size, width * size, size_out * size)
+        yield (result,)
+
+    launched = Launch("_multiply", (tiles_m * segments, split), program)
+    return [launched] if split == 1 else [launched, _reduce(m * size_out, split, itemsize)]
+
+
+def _outer(m: int, layout: BlockLayout, config: Config, itemsize: int) -> list[Launch]:
+    (bn, bk), (n, k), split = layout.block, layout.shape, config.split
+    rows, cols, panels = layout.rows.tolist(), layout.cols.tolist(), layout.panels.tolist()
+    tiles_m = -(-m // config.block_m)
+    target, size = ("out", itemsize) if split == 1 else ("partial", 4)
+
+    def program(position: int, pid_split: int) -> Program:
+        block = panels[position]
+        yield (_flat("panel", INDEX * position, INDEX),)
+        yield _flat("row", INDEX * block, INDEX), _flat("col", INDEX * block, INDEX)
+        left, top = cols[block] * bk, rows[block] * bn
+        width_dy, width_x = min(bn, n - top), min(bk, k - left)
+        for tile in range(tiles_m * pid_split // split, tiles_m * (pid_split + 1) // split):
+            row = tile * config.block_m
+            height = min(config.block_m, m - row)
+            yield (
+                Access("dy", False, row, height, top * itemsize, width_dy * itemsize, n * itemsize),
+                Access("x", False, row, height, left * itemsize, width_x * itemsize, k * itemsize),
+            )
+        stored = Access(target, True, (pid_split * len(rows) + block) * bn, bn, 0, bk * size, bk * size)
+        yield (stored,)
+
+    launched = Launch("_outer", (len(rows), split), program)
+    return [launched] if split == 1 else [launched, _reduce(len(rows) * bn * bk, split, itemsize)]
+
+
+def _reduce(size: int, split: int, itemsize: int, block: int = 1024) -> Launch:
+    def program(pid: int, _: int) -> Program:
+        start, count = pid * block, min(block, size - pid * block)
+        for part in range(split):
+            yield (_flat("partial", 4 * (part * size + start), 4 * count),)
+        yield (_flat("out", itemsize * start, itemsize * count, store=True),)
+
+    return Launch("_reduce", (-(-size // block), 1), program)

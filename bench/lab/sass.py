@@ -1,0 +1,158 @@
+"""Reading a binary: its machine code, its resources, and how many programs a multiprocessor holds."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a multiprocessor holds (CUDA programming guide, technical specifications by compute capability).
+
+    Attributes:
+        warps: Resident warps.
+        programs: Resident programs.
+        shared: Bytes of shared memory, of which each program costs 1024 more than it asks for.
+        tensor: Columns of tensor memory.
+    """
+
+    warps: int
+    programs: int
+    shared: int
+    tensor: int = 0
+    registers: int = 65536
+
+
+LIMITS = {
+    80: Limits(64, 32, 167_936),
+    86: Limits(48, 16, 102_400),
+    89: Limits(48, 24, 102_400),
+    90: Limits(64, 32, 233_472),
+    100: Limits(64, 32, 233_472, tensor=512),
+    120: Limits(48, 24, 102_400),
+}
+
+
+def programs_per_sm(arch: int, warps: int, registers: int, shared: int, tensor: int = 0) -> dict[str, int]:
+    """How many programs a multiprocessor holds by each resource; the smallest counts.
+
+    Args:
+        arch: Compute capability, as 90.
+        warps: Warps of a program.
+        registers: Registers of a thread; given to warps in units of 256, and to four warps at a time.
+        shared: Bytes of shared memory that a program asks for; given in units of 128.
+        tensor: Columns of tensor memory of a program.
+    """
+    limits = LIMITS[arch]
+    of_a_warp = -(-max(registers, 1) * 32 // 256) * 256
+    held = {
+        "programs": limits.programs,
+        "warps": limits.warps // warps,
+        "registers": limits.registers // of_a_warp // 4 * 4 // warps,
+        "shared": limits.shared // (-(-(shared + 1024) // 128) * 128),
+    }
+    if tensor:
+        held["tensor"] = limits.tensor // tensor
+    return held
+
+
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
+LINE = re.compile(r'//## File "([^"]*)", line (\d+)')
+LABEL = re.compile(r"^(\.L_\w+):")
+TARGET = re.compile(r"`\((\.L_\w+)\)")
+RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+MATRIX = re.compile(r"^(HMMA|[HQI]GMMA|UTC[A-Z]*MMA|IMMA|QMMA|OMMA|DMMA)\b")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction: its opcode with modifiers, and the file and line that it comes from."""
+
+    opcode: str
+    operands: str
+    predicated: bool
+    source: tuple[str, int]
+
+    @property
+    def width(self) -> int:
+        """Bits that a memory instruction moves for each thread."""
+        sizes = {"8": 8, "U8": 8, "S8": 8, "16": 16, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
+        return next((sizes[part] for part in self.opcode.split(".")[1:] if part in sizes), 32)
+
+    def named(self, *names: str) -> bool:
+        """Whether the opcode without modifiers is one of these."""
+        return self.opcode.split(".")[0] in names
+
+
+def read_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
+    """Reads what ``nvdisasm -c -g`` prints: instructions, and the position of each label among them."""
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    source = ("", 0)
+    for line in text.splitlines():
+        if found := LABEL.match(line):
+            labels[found[1]] = len(instructions)
+        elif found := LINE.search(line):
+            source = (Path(found[1]).name, int(found[2]))
+        elif found := INSTRUCTION.search(line):
+            instructions.append(Instruction(found[2], found[3], found[1] is not None, source))
+    return instructions, labels
+
+
+def main_loop(instructions: list[Instruction], labels: dict[str, int], multiplies: bool = True) -> range:
+    """Positions of the innermost loop with the most matrix instructions; empty where there is none.
+
+    FFMA counts where there are no matrix instructions. A range around an unconditional EXIT is no loop: it ends with
+    the way back from code that was moved out of line.
+    """
+    matrix = [bool(MATRIX.match(i.opcode)) for i in instructions]
+    work = matrix if any(matrix) else [i.named("FFMA", "FFMA2") for i in instructions]
+    loops = []
+    for end, instruction in enumerate(instructions):
+        target = TARGET.search(instruction.operands) if instruction.named("BRA") else None
+        if multiplies and target and labels.get(target[1], end) < end:
+            loop = range(labels[target[1]], end + 1)
+            if any(work[i] for i in loop) and not any(
+                instructions[i].named("EXIT") and not instructions[i].predicated for i in loop
+            ):
+                loops.append(loop)
+    inner = [a for a in loops if not any(a != b and b.start >= a.start and b.stop <= a.stop for b in loops)]
+    return max(inner, key=lambda loop: sum(work[i] for i in loop), default=range(0))
+
+
+def analyse(sass: str, resources: str, streams: set[tuple[str, int]], multiplies: bool) -> Row:
+    """Facts of one binary.
+
+    Args:
+        sass: What ``nvdisasm -c -g`` prints.
+        resources: What ``cuobjdump -res-usage`` prints.
+        streams: File names and lines of the loads of streamed operands.
+        multiplies: Whether there is a main loop to look for.
+    """
+    found = RESOURCES.search(resources)
+    if not found:
+        raise ValueError(f"cuobjdump: expected REG, STACK, SHARED and LOCAL, got {resources!r}")
+    instructions, labels = read_sass(sass)
+    loop = main_loop(instructions, labels, multiplies)
+    loads = [i for i in instructions if i.source in streams and i.named("LDG", "LDGSTS")]
+    in_loop = [i for i in (instructions[p] for p in loop) if i.source in streams and i.named("LDG", "LDGSTS")]
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]),
+        "local": int(found[4]),
+        "spill_stores": sum(i.width // 8 for i in instructions if i.named("STL")),
+        "spill_loads": sum(i.width // 8 for i in instructions if i.named("LDL")),
+        "matrix": sorted({i.opcode for i in instructions if MATRIX.match(i.opcode)}),
+        "multiply_adds": sum(i.named("FFMA", "FFMA2") for i in instructions),
+        "loads": dict(sorted(Counter(i.opcode for i in loads).items())),
+        "load_bits": min((i.width for i in loads), default=0),
+        "synchronous": sum(i.named("LDG") for i in in_loop),
+        "instructions": len(instructions),
+        "loop_instructions": len(loop),
+        "loop_load_bytes": sum(i.width // 8 for i in in_loop),
+        "loop_loads": len(in_loop),
+    }

@@ -1,0 +1,128 @@
+"""What a kernel really touched: every load and store of a launch, from TileLens's tracer on Triton's interpreter.
+
+TileLens (PyPI ``tilelens``) is imported when first needed: it is an extra of the tests, not of the package.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Touch(NamedTuple):
+    """One load or store of one program.
+
+    Attributes:
+        tensor: Name of the kernel's argument, without ``_ptr``.
+        store: Whether it writes.
+        offsets: Byte offsets of the active lanes from the tensor's start, in lane order.
+        itemsize: Bytes of a lane.
+    """
+
+    tensor: str
+    store: bool
+    offsets: np.ndarray
+    itemsize: int
+
+
+class Trace(NamedTuple):
+    """One launch of one kernel.
+
+    Attributes:
+        kernel: Its name.
+        programs: What each program touched, in its order, by grid position.
+        extents: Bytes from the first to the last element of each tensor, by argument name.
+    """
+
+    kernel: str
+    programs: dict[tuple[int, int, int], list[Touch]]
+    extents: dict[str, int]
+
+
+@contextmanager
+def tracing(module: Any, kernels: tuple[str, ...]) -> Iterator[list[Trace]]:
+    """Records the launches that a module's kernels make inside the ``with`` block, in their order.
+
+    Args:
+        module: Where the launchers find their kernels; an object with them as attributes.
+        kernels: Names of the kernels in it.
+
+    Yields:
+        The list that the launches join as they end.
+    """
+    from tilelens.clients import Tracer
+    from tilelens.core.data import Grid, Load, Store
+
+    class Recorder(Tracer):
+        """The tracer knows tensors by address; this one remembers which argument each was."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.arguments: dict[int, tuple[str, Any]] = {}
+
+        def arg_callback(self, name: str, arg: Any, arg_cvt: Any) -> None:
+            super().arg_callback(name, arg, arg_cvt)
+            if hasattr(arg, "data_ptr"):
+                self.arguments[arg.data_ptr()] = (name.removesuffix("_ptr"), arg)
+
+    done: list[Trace] = []
+
+    def collect(kernel: str, recorder: Recorder) -> None:
+        programs: dict[tuple[int, int, int], list[Touch]] = {}
+        current: list[Touch] = []
+        for record in recorder.records:
+            if isinstance(record, Grid):
+                current = programs.setdefault(record.idx, [])
+            elif isinstance(record, (Load, Store)):
+                name, tensor = recorder.arguments[record.ptr]
+                mask = np.broadcast_to(record.masks, record.offsets.shape)
+                offsets = record.offsets[mask].astype(np.int64)
+                current.append(Touch(name, isinstance(record, Store), offsets, tensor.element_size()))
+        done.append(Trace(kernel, programs, {name: extent(t) for name, t in recorder.arguments.values()}))
+
+    with watching(module, kernels, Recorder, collect):
+        yield done
+
+
+@contextmanager
+def watching(
+    module: Any, kernels: tuple[str, ...], client: Callable[[], Any], collect: Callable[[str, Any], None]
+) -> Iterator[None]:
+    """Puts a TileLens client of its own around every launch of a module's kernels.
+
+    Args:
+        module: Where the launchers find their kernels; an object with them as attributes.
+        kernels: Names of the kernels in it.
+        client: Makes a client; called once a launch.
+        collect: Called with the kernel's name and the client after each launch.
+    """
+    import tilelens
+
+    class Watched:
+        def __init__(self, name: str) -> None:
+            self.name, self.kernel = name, originals[name]
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            def launch(*args: Any, **kwargs: Any) -> None:
+                watcher = client()
+                tilelens.trace(client=watcher)(self.kernel)[grid](*args, **kwargs)
+                tilelens.clear()  # it keeps every launch, tensors included
+                collect(self.name, watcher)
+
+            return launch
+
+    originals = {name: getattr(module, name) for name in kernels}
+    try:
+        for name in kernels:
+            setattr(module, name, Watched(name))
+        yield
+    finally:
+        for name, kernel in originals.items():
+            setattr(module, name, kernel)
+
+
+def extent(tensor: Any) -> int:
+    """Bytes from a tensor's first element to the end of its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size() if tensor.numel() else 0

@@ -1,0 +1,67 @@
+"""What a launcher must know of the device: one query a device, made when a kernel first runs there."""
+
+import os
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Device:
+    """Properties that choose a configuration.
+
+    Attributes:
+        arch: Compute capability, as 90 for 9.0.
+        sms: Streaming multiprocessors.
+        shared: Bytes of shared memory that one program may use.
+        l2: Bytes of L2.
+    """
+
+    arch: int
+    sms: int
+    shared: int
+    l2: int
+
+
+KNOWN = {
+    80: Device(80, 108, 166_912, 40 << 20),  # A100
+    86: Device(86, 84, 101_376, 6 << 20),  # A6000
+    89: Device(89, 128, 101_376, 72 << 20),  # RTX 4090
+    90: Device(90, 132, 232_448, 50 << 20),  # H100, H200
+    100: Device(100, 148, 232_448, 126 << 20),  # B200
+    120: Device(120, 170, 101_376, 96 << 20),  # RTX 5090
+}
+"""A device of each architecture, for compiling and choosing without one at hand (vendor's data sheets)."""
+
+
+def interpreting() -> bool:
+    """Whether Triton runs kernels in its interpreter (``TRITON_INTERPRET=1``, read by Triton at import)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def device_of(tensor: Tensor) -> Device:
+    """The device of a tensor; under the interpreter, an A100."""
+    return _query(tensor.get_device()) if tensor.is_cuda else KNOWN[80]
+
+
+@cache
+def _query(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    shared = properties.shared_memory_per_block_optin
+    arch = properties.major * 10 + properties.minor
+    return Device(arch, properties.multi_processor_count, shared, properties.L2_cache_size)
+
+
+def input_precision(x: Tensor) -> str:
+    """How float32 operands are multiplied: ``"tf32"`` where PyTorch's matmuls are allowed it, else ``"ieee"``."""
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def stored_dtype(x: Tensor) -> torch.dtype:
+    """What a kernel stores for operands like ``x``: their dtype, but float32 for bfloat16 under the interpreter.
+
+    Triton's interpreter truncates where hardware rounds to bfloat16; the launcher converts instead.
+    """
+    return torch.float32 if interpreting() and x.dtype == torch.bfloat16 else x.dtype

@@ -1,0 +1,242 @@
+"""The traffic lab: the replay is the real kernels' trace, and the simulated L2 is what it says."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+pytest.importorskip("tilelens")
+from fpe.bench.lab import traffic
+from fpe.bench.lab.cache import L2, LINE, SECTOR, schedule
+from fpe.bench.lab.replay import Access, Launch, launches
+from fpe.bench.lab.trace import Trace, tracing
+from fpe.kernels.block import triton as kernels
+from fpe.kernels.block.config import Config
+from fpe.kernels.block.layout import BlockLayout, grid
+from fpe.kernels.device import KNOWN, interpreting
+
+KERNELS = ("_multiply", "_outer", "_reduce")
+CONFIG = Config(block_m=16, block_in=16, split=1, group_m=2, num_warps=4, num_stages=3)
+
+
+@dataclass(frozen=True)
+class Small:
+    """A launch that the interpreter runs in a moment."""
+
+    id: str
+    m: int = 37
+    shape: tuple[int, int] = (70, 90)
+    block: tuple[int, int] = (16, 32)
+    config: Config = CONFIG
+    density: float = 0.5
+    dtype: torch.dtype = torch.float16
+
+    @property
+    def layout(self) -> BlockLayout:
+        rows = torch.Generator().manual_seed(1)
+        mask = torch.rand(grid(self.shape, self.block), generator=rows) < self.density
+        return BlockLayout.from_mask(mask, self.shape, self.block)
+
+
+CASES = (
+    Small("tails"),
+    Small("one-row", m=1),
+    Small("grouped", m=83, config=replace(CONFIG, group_m=4)),
+    Small("split", config=replace(CONFIG, split=4)),
+    Small("wide-blocks", block=(32, 16), config=replace(CONFIG, split=2)),
+    Small("two-steps-a-block", shape=(64, 96), block=(32, 32)),
+    Small("float32", dtype=torch.float32),
+    Small("sparse", density=0.2, config=replace(CONFIG, split=2)),
+    Small("full", shape=(48, 64), density=2.0),
+)
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+each_op = pytest.mark.parametrize("op", traffic.OPS)
+
+
+@pytest.fixture(autouse=True)
+def interpreted() -> None:
+    if not interpreting():
+        pytest.skip("needs TRITON_INTERPRET=1")
+
+
+def traced(op: str, case: Small, monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
+    """The real launches of one operation."""
+    monkeypatch.setattr(kernels, "choose", lambda *args: case.config)
+    layout, (n, k) = case.layout, case.shape
+    x, dy = torch.ones(case.m, k, dtype=case.dtype), torch.ones(case.m, n, dtype=case.dtype)
+    values = torch.ones(layout.values_shape, dtype=case.dtype)
+    with tracing(kernels, KERNELS) as launched:
+        if op == "forward":
+            kernels.block_matmul_triton(x, values, layout)
+        elif op == "dX":
+            kernels.block_matmul_t_triton(dy, values, layout)
+        else:
+            kernels.block_grad_triton(dy, x, layout)
+    return launched
+
+
+def bytes_touched(access: Access) -> np.ndarray:
+    """Every byte offset of a rectangle: the plainest expansion there is."""
+    rows = (access.row + np.arange(access.rows)) * access.pitch + access.column
+    return (rows[:, None] + np.arange(access.width)).reshape(-1)
+
+
+def expected(launch: Launch) -> dict:
+    """A replayed launch in the form of a trace: by program, (tensor, store, sorted bytes) in order."""
+    return {
+        (x, y, 0): [
+            (a.tensor, a.store, np.sort(bytes_touched(a)))
+            for step in launch.program(x, y)
+            for a in step
+            if a.width and a.rows
+        ]
+        for x in range(launch.grid[0])
+        for y in range(launch.grid[1])
+    }
+
+
+def observed(trace: Trace, split: int) -> dict:
+    scratch = "partial" if split > 1 and trace.kernel != "_reduce" else "out"
+    return {
+        position: [
+            (
+                scratch if t.tensor == "out" else t.tensor,
+                t.store,
+                np.sort((t.offsets[:, None] + np.arange(t.itemsize)).reshape(-1)),
+            )
+            for t in touches
+            if t.offsets.size
+        ]
+        for position, touches in trace.programs.items()
+    }
+
+
+@each_op
+@each_case
+def test_replay_is_the_kernels_own_trace(case: Small, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = traced(op, case, monkeypatch)
+    replayed = launches(op, case.m, case.layout, case.config, case.dtype.itemsize)
+    assert [t.kernel for t in traces] == [r.kernel for r in replayed]
+    for trace, launch in zip(traces, replayed, strict=True):
+        ours, real = expected(launch), observed(trace, case.config.split)
+        assert ours.keys() == real.keys()
+        for position, touches in real.items():
+            assert [t[:2] for t in ours[position]] == [t[:2] for t in touches], position
+            for replay, touch in zip(ours[position], touches, strict=True):
+                assert np.array_equal(replay[2], touch[2]), (position, touch[0])
+
+
+@each_op
+@each_case
+def test_requested_and_unique_bytes_are_those_of_the_trace(
+    case: Small, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requested, sectors = 0, defaultdict(set)
+    for trace in traced(op, case, monkeypatch):
+        for touches in observed(trace, case.config.split).values():
+            for tensor, store, offsets in touches:
+                requested += offsets.size
+                sectors[tensor, store].update((offsets // SECTOR).tolist())
+    for coarse in (False, True):
+        memory = L2(1e9)
+        for launch in launches(op, case.m, case.layout, case.config, case.dtype.itemsize):
+            for access in schedule(launch, 3):
+                memory.access(access, coarse)
+        memory.flush()
+        assert memory.requested == requested
+        assert memory.unique == SECTOR * sum(map(len, sectors.values()))
+        # Nothing leaves so large a cache: what was not written here is read once, what was written leaves once.
+        assert memory.written == SECTOR * sum(len(s) for (_, store), s in sectors.items() if store)
+        assert memory.read == SECTOR * sum(len(s) for (t, store), s in sectors.items() if not store and t != "partial")
+
+
+def naive(accesses: list[Access], lines: int) -> tuple[int, int]:
+    """Bytes read and written by an LRU over a plain list, a byte range at a time."""
+    held: list[tuple] = []
+    valid, dirty = defaultdict(set), defaultdict(set)
+    read = written = 0
+    for access in accesses:
+        for line in dict.fromkeys((access.tensor, byte // LINE) for byte in bytes_touched(access).tolist()):
+            if line in held:
+                held.remove(line)
+            held.append(line)
+            if len(held) > lines:
+                old = held.pop(0)
+                written += SECTOR * len(dirty.pop(old, ()))
+                valid.pop(old, None)
+            touched = {b // SECTOR for b in bytes_touched(access).tolist() if (access.tensor, b // LINE) == line}
+            if access.store:
+                dirty[line] |= touched
+            else:
+                read += SECTOR * len(touched - valid[line])
+            valid[line] |= touched
+    return read, written + SECTOR * sum(map(len, dirty.values()))
+
+
+@pytest.mark.parametrize("lines", [1, 5, 17, 60])
+@each_op
+def test_cache_is_an_lru_of_lines(op: str, lines: int) -> None:
+    case = Small("", m=19, config=replace(CONFIG, split=2))
+    accesses = [a for launch in launches(op, 19, case.layout, case.config, 2) for a in schedule(launch, 3)]
+    memory = L2(lines * LINE)
+    for access in accesses:
+        memory.access(access, coarse=False)
+    memory.flush()
+    assert (memory.read, memory.written) == naive([a for a in accesses if a.width], lines)
+
+
+@pytest.mark.parametrize("l2", [40e3, 100e3, 300e3, 50e6])
+@each_op
+def test_coarse_units_move_the_bytes_of_single_lines(op: str, l2: float) -> None:
+    case = traffic.Case(m=192, n=256, k=512, alpha=2)
+    layout = traffic.layer(case)
+    coarse, fine = (
+        traffic.measure(op, case, layout, replace(KNOWN[90], sms=6), l2, coarse=coarse) for coarse in (True, False)
+    )
+    assert coarse["requested"] == fine["requested"] and coarse["unique"] == fine["unique"]
+    assert coarse["dram"] == pytest.approx(fine["dram"], rel=0.02)
+    assert coarse["dram"] == fine["dram"] or l2 < 50e6
+
+
+def test_schedule_keeps_the_slots_full_and_in_step() -> None:
+    lengths = (3, 1, 2, 1)
+
+    def program(x: int, _: int):
+        for step in range(lengths[x]):
+            yield (Access("a", False, x, 1, step, 1, 1),)
+
+    order = [(a.row, a.column) for a in schedule(Launch("", (4, 1), program), 2)]
+    assert order == [(0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (2, 1), (3, 0)]
+
+
+@each_op
+@pytest.mark.parametrize("dropped", [0.0, 0.4])
+@pytest.mark.parametrize("shape", [(256, 1024), (1024, 256)], ids=["wide", "tall"])
+def test_an_ample_cache_leaves_the_compulsory_bytes(op: str, shape: tuple[int, int], dropped: float) -> None:
+    case = traffic.Case(64, *shape, alpha=4, dropped=dropped)
+    layout = traffic.layer(case)
+    row = traffic.measure(op, case, layout, config=traffic.config_of(op, case, layout, KNOWN[90]), l2=1e9)
+    assert row["dram"] - row["scratch"] == pytest.approx(row["compulsory"], rel=0.02)
+    assert row["compulsory"] < row["wide"]
+    if not dropped and op != "dW":
+        kept = layout.rows.shape[0] * 64 * 64
+        assert kept == case.n * case.k
+
+
+def test_command_prints_a_table_and_rows(tmp_path: Path) -> None:
+    from fpe.bench.cli import cli
+
+    shown = CliRunner().invoke(cli, ["lab", "traffic", "--quick", "--output", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert "ratio" in shown.output and "dX" in shown.output
+    sizes = ["--m", "16", "--n", "128", "--k", "256"]
+    rows = CliRunner().invoke(cli, ["lab", "traffic", *sizes, "--json", "--output", str(tmp_path)])
+    assert rows.exit_code == 0, rows.output
+    parsed = [json.loads(line) for line in rows.output.splitlines()]
+    assert [row["op"] for row in parsed] == list(traffic.OPS)
+    assert all((row["M"], row["N"], row["K"]) == (16, 128, 256) for row in parsed)
