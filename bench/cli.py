@@ -84,6 +84,7 @@ def boolean_command(
         _finish(results, output / "boolean-sensitivity.jsonl", summary.sensitivity(results), as_json)
         return
     done = boolean.run(choices, seed, device, quiet=as_json)
+    done.curves.write(output / "boolean-curves.jsonl")
     for name, figure in figures.boolean_figures(done).items():
         figures.save(figure, output / f"boolean-{name}.svg")
     _finish(done.results, output / "boolean.jsonl", summary.boolean(done.results), as_json)

@@ -48,8 +48,10 @@ def device_of(tensor: Tensor) -> Device:
 
 @cache
 def _query(index: int) -> Device:
+    from triton.runtime import driver
+
     properties = torch.cuda.get_device_properties(index)
-    shared = properties.shared_memory_per_block_optin
+    shared = driver.active.utils.get_device_properties(index)["max_shared_mem"]
     arch = properties.major * 10 + properties.minor
     return Device(arch, properties.multi_processor_count, shared, properties.L2_cache_size)
 
