@@ -142,6 +142,41 @@ def results_command(path: Path | None) -> None:
     click.echo(results.frame.to_string(index=False))
 
 
+@cli.command("tune")
+@click.option("--budget", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
+@click.option("--dry-run", is_flag=True, help="Walk the plan at small sizes under TRITON_INTERPRET=1, timing nothing.")
+def tune_command(budget: float, output: Path, dry_run: bool) -> None:
+    """Find the fastest tiles of the block kernels on the GPU at hand.
+
+    Copy the file that it writes to kernels/configs/ to have it used.
+    """
+    from ..kernels.device import KNOWN, device_of, interpreting
+    from . import tune
+
+    if dry_run:
+        if not interpreting():
+            raise click.ClickException("--dry-run needs TRITON_INTERPRET=1")
+        device, todo, target, limit = KNOWN[80], tune.small(tune.jobs()), "cpu", 3
+
+        def measure(call: Callable) -> float:
+            call()
+            return 0.0
+    else:
+        if not torch.cuda.is_available():
+            raise click.ClickException("tuning needs a CUDA device, and PyTorch sees none; --dry-run walks the plan")
+        from triton.testing import do_bench
+
+        device, todo, target, limit = device_of(torch.empty(0, device="cuda")), tune.jobs(), "cuda", None
+
+        def measure(call: Callable) -> float:
+            return do_bench(call, warmup=5, rep=20, return_mode="median")
+
+    table = output / f"block_sm{device.arch}.json"
+    tune.run(todo, device, table, measure, budget, target, limit, console.print)
+    console.print(f"Table: [bold]{table.resolve()}[/bold]", soft_wrap=True)
+
+
 @cli.command()
 def docs() -> None:
     """Fill the tables and figures of README.md and docs/ from the committed results."""

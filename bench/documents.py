@@ -15,19 +15,22 @@ from .summary import Table
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout; documents exist there alone, not in an installed package."""
 
-DOCUMENTS = ("README.md", "docs/boolean.md")
+DOCUMENTS = ("README.md", "docs/boolean.md", "docs/kernels.md")
 
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, Callable[[], Table]] = {
-    "boolean": lambda: summary.boolean(_read("boolean")),
-    "boolean-sensitivity": lambda: summary.sensitivity(_read("boolean-sensitivity")),
-    "vision": lambda: summary.vision(_read("vision")),
+    "boolean": lambda: summary.boolean(_read("studies/boolean")),
+    "boolean-sensitivity": lambda: summary.sensitivity(_read("studies/boolean-sensitivity")),
+    "vision": lambda: summary.vision(_read("studies/vision")),
     "formats": lambda: summary.formats(14336, 4096),
+    "traffic": lambda: summary.traffic(_read("lab/traffic")),
+    "compiled": lambda: summary.compiled(_read("lab/compile")),
 }
 FIGURES = {
-    "boolean-curves": lambda: figures.curves(_read("boolean-curves")),
-    "boolean-accuracy": lambda: figures.boolean_accuracy(_read("boolean")),
+    "boolean-curves": lambda: figures.curves(_read("studies/boolean-curves")),
+    "traffic": lambda: figures.traffic_lines(_read("lab/traffic"), 14336, 4096),
+    "boolean-accuracy": lambda: figures.boolean_accuracy(_read("studies/boolean")),
 }
 
 
@@ -66,4 +69,4 @@ def markdown(table: Table) -> str:
 
 
 def _read(name: str) -> Results:
-    return Results.read(COMMITTED / "studies" / f"{name}.jsonl")
+    return Results.read(COMMITTED / f"{name}.jsonl")

@@ -112,6 +112,36 @@ def ledger(before: list[dict], after: list[dict], name: str) -> Table:
     return Table(f"Non-zero ledger: {name}", columns, rows)
 
 
+def compiled(results: Results) -> Table:
+    """What the offline compiler found, over all binaries of a kernel and architecture."""
+    rows: list[tuple[str, ...]] = []
+    for (kernel, arch), group in results.frame.groupby(["kernel", "arch"], sort=False):
+        spills = group[["spill_stores", "spill_loads", "stack", "local"]].sum(axis=1)
+        matrix = sorted({name for names in group["matrix"] for name in names})
+        rows.append(
+            (
+                f"{str(kernel).strip('_')}, sm_{arch}",
+                f"{len(group)}",
+                f"{group['registers'].max()}",
+                f"{spills.max()}",
+                f"{group['shared'].max()}",
+                f"{group['programs_per_sm'].min()}",
+                ", ".join(matrix) or "-",
+                f"{sum(bool(c) for c in group['complaints'])}",
+            )
+        )
+    columns = ("kernel", "binaries", "registers", "spilt bytes", "shared bytes", "programs/SM", "matrix", "complaints")
+    settings = results.settings
+    return Table(f"Compiled by Triton {settings['triton']}, the worst of each kernel and architecture", columns, rows)
+
+
+def traffic(results: Results) -> Table:
+    """Simulated DRAM bytes by operation and size."""
+    from .lab.traffic import table
+
+    return table(results)
+
+
 def _by(results: Results, column: str) -> list:
     return [(str(name), group) for name, group in results.frame.groupby(column, sort=False)]
 

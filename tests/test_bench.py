@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from support import ROOT, seeded
 from torch import nn
 
 import fpe
-from fpe.bench import documents, ledger, summary
+from fpe.bench import documents, ledger, summary, tune
 from fpe.bench.cli import cli
 from fpe.bench.results import Results
 from fpe.bench.studies import boolean, data, dnf, protocol, vision
+from fpe.kernels.block import config
+from fpe.kernels.device import KNOWN
 
 
 @pytest.fixture
@@ -218,7 +221,7 @@ def test_documents_refuse_an_unknown_table() -> None:
 
 def test_help_names_every_command(cli_runner: CliRunner) -> None:
     text = cli_runner.invoke(cli, ["--help"]).output
-    assert all(name in text for name in ("study", "report", "results", "docs"))
+    assert all(name in text for name in ("study", "report", "results", "docs", "lab", "tune"))
     assert "99.4" in cli_runner.invoke(cli, ["study", "boolean", "--help"]).output
 
 
@@ -251,9 +254,30 @@ def test_report_is_one_self_contained_page(cli_runner: CliRunner, tmp_path: Path
     assert summary.vision(rows).rows[-1][1] in page
 
 
+def test_tuner_walks_its_plan_and_writes_a_table_that_the_chooser_reads(cli_runner: CliRunner, tmp_path: Path) -> None:
+    done = cli_runner.invoke(cli, ["tune", "--dry-run", "--output", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    table = json.loads((tmp_path / "block_sm80.json").read_text())
+    entries = config.parse(table)
+    assert sorted(entry.op for entry in entries) == ["block_grad", "block_matmul", "block_matmul"]
+    assert {"device", "torch", "commit"} <= set(table["provenance"])
+
+
+def test_tuner_discards_what_is_wrong_and_keeps_the_fastest() -> None:
+    job = tune.small(tune.jobs())[0]
+    times = iter([3.0, 1.0, 2.0])
+    entry, _ = tune.tune(job, KNOWN[80], lambda call: next(times), "cpu", 3)
+    tried = [config.choose(tune._setup(job, "cpu")[2], KNOWN[80])]
+    assert entry["milliseconds"] == 1.0 and entry["rule_milliseconds"] == 3.0
+    assert entry["config"] != tune.asdict(tried[0])
+    with patch.dict(tune.TOLERANCE, {torch.float32: -1.0}), pytest.raises(RuntimeError, match="agrees"):
+        tune.tune(job, KNOWN[80], lambda call: 0.0, "cpu", 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["tune"], "needs a CUDA device"),
         (["study", "nothing"], "No such command"),
         (["study", "boolean", "--trials", "0"], "--trials"),
         (["study", "boolean", "--device", "nowhere"], "cannot be used here"),

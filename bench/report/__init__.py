@@ -83,15 +83,22 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
         "ledger": figures.ledger_bars(ledgers),
         "formats": figures.format_bars(*LLM_LAYER),
     }
-    full, sensitivity = COMMITTED / "studies/boolean.jsonl", COMMITTED / "studies/boolean-sensitivity.jsonl"
+    full, sensitivity, traffic, compiled = (
+        Results.read(path) if (path := COMMITTED / f"{name}.jsonl").exists() else None
+        for name in ("studies/boolean", "studies/boolean-sensitivity", "lab/traffic", "lab/compile")
+    )
+    if traffic is not None:
+        drawn["traffic"] = figures.traffic_lines(traffic, *LLM_LAYER)
     return environment.get_template("page.html.j2").render(
         figures={name: figures.svg(figure) for name, figure in drawn.items()},
         boolean=tables[0],
         vision=tables[1],
         ledgers=tables[2:-1],
         formats=tables[-1],
-        full=summary.boolean(Results.read(full)) if full.exists() else None,
-        sensitivity=summary.sensitivity(Results.read(sensitivity)) if sensitivity.exists() else None,
+        full=full and summary.boolean(full),
+        sensitivity=sensitivity and summary.sensitivity(sensitivity),
+        traffic=traffic and summary.traffic(traffic),
+        compiled=compiled and summary.compiled(compiled),
         choices=case.results.settings,
         real=real.settings,
         headline=_headline(case.results, real),

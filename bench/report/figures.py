@@ -198,6 +198,26 @@ def format_bars(n: int, k: int, alphas: tuple[int, ...] = (2, 4, 8)) -> Figure:
     return made
 
 
+def traffic_lines(results: Results, n: int, k: int) -> Figure:
+    """Simulated DRAM bytes of one block layer by batch size, over the least that its dense parent must move."""
+    made, (axis,) = figure(6.8, 3.6)
+    frame = results.frame
+    frame = frame[(frame["N"] == n) & (frame["K"] == k)]
+    colours = {"forward": "#2a7de1", "dX": "#e8590c", "dW": "#2f9e44"}
+    for op, rows in frame.groupby("op", sort=False):
+        shown = rows.sort_values("M")
+        places = range(len(shown))
+        axis.plot(places, shown["dram"] / shown["parent"], "o-", color=colours[str(op)], linewidth=2, label=str(op))
+        if op == "forward":
+            axis.plot(places, shown["wide"] / shown["parent"], ":", color="#868e96", label="wide dense, forward, least")
+            axis.set_xticks(places, [str(m) for m in shown["M"]])
+    axis.axhline(1, color="#212529", linewidth=1, linestyle="--")
+    axis.set(xlabel="rows of activations M", ylabel="DRAM bytes over the parent's least", title=f"{n} x {k}, alpha = 2")
+    axis.set_yscale("log", base=2)
+    axis.legend(frameon=False)
+    return made
+
+
 def _strip(axis: Axes, x: float, values: object, colour: str) -> None:
     """One column of a strip plot: a dot a trial, and the mean."""
     points = np.asarray(values, dtype=float)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, input_precision, interpreting, stored_dtype
-from .config import choose, grad_problem, matmul_problem
+from .config import Config, choose, grad_problem, matmul_problem
 from .layout import BlockLayout
 
 
@@ -178,22 +178,27 @@ def _reduce(
 
 
 def block_matmul_triton(
-    x: Tensor, values: Tensor, layout: BlockLayout, bias: Tensor | None = None, activation: str | None = None
+    x: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    config: Config | None = None,
 ) -> Tensor:
-    """Forward on ``x[M, K]``; see :func:`fpe.kernels.block_matmul`."""
-    return _launch_multiply(x, values, layout, False, bias, activation)
+    """Forward on ``x[M, K]``; see :func:`fpe.kernels.block_matmul`. ``config`` overrides the chosen one."""
+    return _launch_multiply(x, values, layout, False, bias, activation, config)
 
 
-def block_matmul_t_triton(dy: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
+def block_matmul_t_triton(dy: Tensor, values: Tensor, layout: BlockLayout, config: Config | None = None) -> Tensor:
     """The gradient dX on ``dy[M, N]``; see :func:`fpe.kernels.block_matmul_t`."""
-    return _launch_multiply(dy, values, layout, True, None, None)
+    return _launch_multiply(dy, values, layout, True, None, None, config)
 
 
-def block_grad_triton(dy: Tensor, x: Tensor, layout: BlockLayout) -> Tensor:
+def block_grad_triton(dy: Tensor, x: Tensor, layout: BlockLayout, config: Config | None = None) -> Tensor:
     """The gradient dW of the kept blocks; see :func:`fpe.kernels.block_grad`."""
     dy, x = _rows_contiguous(dy), _rows_contiguous(x)
     m = x.shape[0]
-    config = choose(grad_problem(layout, m, x.element_size()), device_of(x))
+    config = config or choose(grad_problem(layout, m, x.element_size()), device_of(x))
     values = x.new_empty(layout.values_shape, dtype=stored_dtype(x))
     if not values.numel():
         return values.to(x.dtype)
@@ -229,13 +234,19 @@ def block_grad_triton(dy: Tensor, x: Tensor, layout: BlockLayout) -> Tensor:
 
 
 def _launch_multiply(
-    a: Tensor, values: Tensor, layout: BlockLayout, transposed: bool, bias: Tensor | None, activation: str | None
+    a: Tensor,
+    values: Tensor,
+    layout: BlockLayout,
+    transposed: bool,
+    bias: Tensor | None,
+    activation: str | None,
+    config: Config | None,
 ) -> Tensor:
     a, values = _rows_contiguous(a), values.contiguous()
     m = a.shape[0]
     size_out, size_in = layout.shape[::-1] if transposed else layout.shape
     segments = layout.grid[1] if transposed else layout.grid[0]
-    config = choose(matmul_problem(layout, transposed, m, a.element_size()), device_of(a))
+    config = config or choose(matmul_problem(layout, transposed, m, a.element_size()), device_of(a))
     result = a.new_empty(m, size_out, dtype=stored_dtype(a))
     if not result.numel():
         return result.to(a.dtype)
