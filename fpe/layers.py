@@ -423,9 +423,10 @@ class BlockLinear(ExpandedLinear):
         """``y = x @ W.T + bias``, at the cost of the kept blocks."""
         if self.planes[1] > 1:
             x = self._pad_planes(x, -1, 1)
-        y = block_matmul(x, self._kept_values(), self.layout, backend=self.backend)
-        if self.planes[0] > 1:
-            y = self._crop_planes(y, -1, 0)
+        size, padded = self._plane(0)
+        if size == padded:
+            return block_matmul(x, self._kept_values(), self.layout, self.bias, backend=self.backend)
+        y = self._crop_planes(block_matmul(x, self._kept_values(), self.layout, backend=self.backend), -1, 0)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def wide_weight(self) -> Tensor:

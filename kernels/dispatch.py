@@ -1,6 +1,7 @@
 """Which implementation runs an operation: a pure choice, never a silent fallback."""
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -37,11 +38,16 @@ def choose_backend(op: str, backend: str, operand: Tensor, block: Sequence[int] 
     return "eager" if reason else "triton"
 
 
+@cache
+def _triton_installed() -> bool:
+    return find_spec("triton") is not None
+
+
 def _why_not_triton(operand: Tensor, block: Sequence[int] | None) -> str | None:
     """What keeps Triton from running a call, in words; ``None`` where it can."""
     if block is None:
         return "this operation has no Triton kernel yet"
-    if find_spec("triton") is None:
+    if not _triton_installed():
         return "Triton is not installed"
     if not operand.is_cuda and not interpreting():
         return f"it needs a CUDA device (or TRITON_INTERPRET=1), the tensors are on {operand.device}"

@@ -186,16 +186,23 @@ def block_matmul_triton(
     config: Config | None = None,
 ) -> Tensor:
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.block_matmul`. ``config`` overrides the chosen one."""
-    return _launch_multiply(x, values, layout, False, bias, activation, config)
+    with torch.cuda.device_of(x):
+        return _launch_multiply(x, values, layout, False, bias, activation, config)
 
 
 def block_matmul_t_triton(dy: Tensor, values: Tensor, layout: BlockLayout, config: Config | None = None) -> Tensor:
     """The gradient dX on ``dy[M, N]``; see :func:`fpe.kernels.block_matmul_t`."""
-    return _launch_multiply(dy, values, layout, True, None, None, config)
+    with torch.cuda.device_of(dy):
+        return _launch_multiply(dy, values, layout, True, None, None, config)
 
 
 def block_grad_triton(dy: Tensor, x: Tensor, layout: BlockLayout, config: Config | None = None) -> Tensor:
     """The gradient dW of the kept blocks; see :func:`fpe.kernels.block_grad`."""
+    with torch.cuda.device_of(x):
+        return _launch_outer(dy, x, layout, config)
+
+
+def _launch_outer(dy: Tensor, x: Tensor, layout: BlockLayout, config: Config | None) -> Tensor:
     dy, x = _rows_contiguous(dy), _rows_contiguous(x)
     m = x.shape[0]
     config = config or choose(grad_problem(layout, m, x.element_size()), device_of(x))
