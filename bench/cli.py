@@ -1,6 +1,5 @@
 """The command line."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +7,12 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from . import summary
 from .lab.cli import lab
+from .output import console, finish, print_json, print_path, print_table
 from .results import COMMITTED, Results
 from .studies import boolean, vision
-
-console = Console()
 
 
 def common(command: Callable) -> Callable:
@@ -81,13 +77,13 @@ def boolean_command(
     choices = replace(boolean.QUICK if quick else boolean.Choices(), **given)
     if sensitivity:
         results = boolean.run_sensitivity(choices, seed, device, quiet=as_json)
-        _finish(results, output / "boolean-sensitivity.jsonl", summary.sensitivity(results), as_json)
+        finish(results, output / "boolean-sensitivity.jsonl", summary.sensitivity(results), as_json)
         return
     done = boolean.run(choices, seed, device, quiet=as_json)
     done.curves.write(output / "boolean-curves.jsonl")
     for name, figure in figures.boolean_figures(done).items():
         figures.save(figure, output / f"boolean-{name}.svg")
-    _finish(done.results, output / "boolean.jsonl", summary.boolean(done.results), as_json)
+    finish(done.results, output / "boolean.jsonl", summary.boolean(done.results), as_json)
 
 
 @study.command("vision")
@@ -106,7 +102,7 @@ def vision_command(output: Path, seed: int, device: str, as_json: bool, **given:
         results = vision.run(choices, seed, device, quiet=as_json)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    _finish(results, output / "vision.jsonl", summary.vision(results), as_json)
+    finish(results, output / "vision.jsonl", summary.vision(results), as_json)
 
 
 @cli.command()
@@ -120,11 +116,11 @@ def report(quick: bool, output: Path, seed: int, device: str, as_json: bool) -> 
     page, results, tables = build(output, seed=seed, device=device, quick=quick, quiet=as_json)
     if as_json:
         for result in results:
-            _print_json(result)
+            print_json(result)
         return
     for table in tables:
-        console.print(_rich(table))
-    console.print(f"\nReport: [bold]{page.resolve()}[/bold]", soft_wrap=True)
+        print_table(table)
+    print_path("Report", page)
 
 
 @cli.command("results")
@@ -174,7 +170,7 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
 
     table = output / f"block_sm{device.arch}.json"
     tune.run(todo, device, table, measure, budget, target, limit, console.print)
-    console.print(f"Table: [bold]{table.resolve()}[/bold]", soft_wrap=True)
+    print_path("Table", table)
 
 
 @cli.command()
@@ -184,29 +180,6 @@ def docs() -> None:
 
     for path in refresh():
         console.print(path)
-
-
-def _finish(results: Results, path: Path, table: summary.Table, as_json: bool) -> None:
-    results.write(path)
-    if as_json:
-        _print_json(results)
-        return
-    console.print(_rich(table))
-    console.print(f"Rows: [bold]{path.resolve()}[/bold]", soft_wrap=True)
-
-
-def _print_json(results: Results) -> None:
-    for row in results.rows:
-        click.echo(json.dumps({"study": results.study, **row}))
-
-
-def _rich(table: summary.Table) -> Table:
-    shown = Table(title=table.title, title_justify="left", title_style="bold")
-    for i, name in enumerate(table.columns):
-        shown.add_column(name, justify="left" if i == 0 else "right")
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
 
 
 cli.add_command(lab)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import summary
+from .lab import traffic
 from .report import figures
 from .results import COMMITTED, Results
 from .summary import Table
@@ -24,7 +25,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "boolean-sensitivity": lambda: summary.sensitivity(_read("studies/boolean-sensitivity")),
     "vision": lambda: summary.vision(_read("studies/vision")),
     "formats": lambda: summary.formats(14336, 4096),
-    "traffic": lambda: summary.traffic(_read("lab/traffic")),
+    "traffic": lambda: traffic.table(_read("lab/traffic")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
 }
 FIGURES = {

@@ -6,7 +6,6 @@ A file is written whole to a temporary name and renamed, so that a reader never 
 import json
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,9 +53,9 @@ class Results:
         }
         lines = [json.dumps(header, default=_plain), *(json.dumps(row, default=_plain) for row in self.rows)]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-            file.write("\n".join(lines) + "\n")
-        return Path(file.name).replace(path)
+        part = path.with_name(f".{path.name}.part")
+        part.write_text("\n".join(lines) + "\n")
+        return part.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> "Results":

@@ -135,13 +135,6 @@ def compiled(results: Results) -> Table:
     return Table(f"Compiled by Triton {settings['triton']}, the worst of each kernel and architecture", columns, rows)
 
 
-def traffic(results: Results) -> Table:
-    """Simulated DRAM bytes by operation and size."""
-    from .lab.traffic import table
-
-    return table(results)
-
-
 def _by(results: Results, column: str) -> list:
     return [(str(name), group) for name, group in results.frame.groupby(column, sort=False)]
 

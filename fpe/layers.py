@@ -180,21 +180,39 @@ class ExpandedLinear(nn.Module):
 
 
 class _LabelledLinear(ExpandedLinear):
-    """A layer stored as its parent's weight and the labels of its edges."""
+    """A layer stored as its parent's weight and the labels of its edges.
+
+    Args:
+        partition: Labels of the parent's weight.
+        bias: Whether every output has a bias.
+        backend: ``"auto"`` or ``"eager"``.
+        device: As of ``nn.Linear``.
+        dtype: As of ``nn.Linear``.
+    """
 
     labels: Tensor
 
     def __init__(
-        self, partition: Partition, in_features: int, out_features: int, bias: bool, backend: str, **factory: Any
+        self,
+        partition: Partition,
+        bias: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, backend)
+        super().__init__(*self._sizes(partition), backend)
         self.alpha = partition.alpha
         self.structure = partition.structure
         self.block_shape = partition.block_shape
-        self.register_buffer("labels", partition.labels.to(device=factory.get("device"), copy=True).contiguous())
-        self.weight = nn.Parameter(torch.empty(partition.shape, **factory))
-        self.bias = self._make_bias(bias, **factory)
+        self.register_buffer("labels", partition.labels.to(device=device, copy=True).contiguous())
+        self.weight = nn.Parameter(torch.empty(partition.shape, device=device, dtype=dtype))
+        self.bias = self._make_bias(bias, device=device, dtype=dtype)
         self.reset_parameters(partition.shape[1])
+
+    @staticmethod
+    def _sizes(partition: Partition) -> tuple[int, int]:
+        """Widths of the layer's input and output."""
+        raise NotImplementedError
 
     @property
     def partition(self) -> Partition:
@@ -222,8 +240,7 @@ class _LabelledLinear(ExpandedLinear):
     def _empty(cls, header: list[int], own: Mapping[str, Tensor]) -> ExpandedLinear:
         alpha, structure, bn, bk = header[4:]
         partition = Partition(own["labels"], alpha, STRUCTURES[structure], (bn, bk) if bn else None)
-        factory = {"device": own["weight"].device, "dtype": own["weight"].dtype}
-        return cls(partition, "bias" in own, **factory)  # type: ignore[arg-type]
+        return cls(partition, "bias" in own, device=own["weight"].device, dtype=own["weight"].dtype)
 
     def _repr_details(self) -> str:
         return f"alpha={self.alpha}, structure={self.structure}, "
@@ -232,27 +249,14 @@ class _LabelledLinear(ExpandedLinear):
 class SplitLinear(_LabelledLinear):
     """An expanded layer: ``alpha`` children per parent, each with the edges that its label gives it.
 
-    Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children.
-
-    Args:
-        partition: Labels ``[parents, inputs]``.
-        bias: Whether every child has a bias.
-        backend: ``"auto"`` or ``"eager"``.
-        device: As of ``nn.Linear``.
-        dtype: As of ``nn.Linear``.
+    Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children. The partition's labels are
+    ``[parents, inputs]``; the arguments are those of :class:`_LabelledLinear`.
     """
 
-    def __init__(
-        self,
-        partition: Partition,
-        bias: bool = True,
-        backend: str = "auto",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    @staticmethod
+    def _sizes(partition: Partition) -> tuple[int, int]:
         parents, inputs = partition.shape
-        out = partition.alpha * parents
-        super().__init__(partition, inputs, out, bias, backend, device=device, dtype=dtype)
+        return inputs, partition.alpha * parents
 
     def forward(self, x: Tensor) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
@@ -271,26 +275,14 @@ class SplitLinear(_LabelledLinear):
 class MergeLinear(_LabelledLinear):
     """The successor of an expanded layer in which every parent edge reads exactly one child.
 
-    Input ``[..., alpha * parents]`` in planes of children, output ``[..., outputs]``.
-
-    Args:
-        partition: Labels ``[outputs, parents]``: which child the edge reads.
-        bias: Whether outputs have a bias.
-        backend: ``"auto"`` or ``"eager"``.
-        device: As of ``nn.Linear``.
-        dtype: As of ``nn.Linear``.
+    Input ``[..., alpha * parents]`` in planes of children, output ``[..., outputs]``. The partition's labels are
+    ``[outputs, parents]``: which child an edge reads; the arguments are those of :class:`_LabelledLinear`.
     """
 
-    def __init__(
-        self,
-        partition: Partition,
-        bias: bool = True,
-        backend: str = "auto",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    @staticmethod
+    def _sizes(partition: Partition) -> tuple[int, int]:
         outputs, parents = partition.shape
-        super().__init__(partition, partition.alpha * parents, outputs, bias, backend, device=device, dtype=dtype)
+        return partition.alpha * parents, outputs
 
     def forward(self, z: Tensor) -> Tensor:
         """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias``."""

@@ -38,7 +38,7 @@ def compile_command(
     from rich.progress import track
 
     from ...kernels.device import interpreting
-    from .. import cli as root
+    from ..output import finish
     from . import compile as compiler
 
     if interpreting():
@@ -53,7 +53,7 @@ def compile_command(
         return track(rows, "Compiling", total, console=Console(stderr=True, quiet=as_json))
 
     results = compiler.run(cases, architectures or compiler.ARCHITECTURES, jobs, progress)
-    root._finish(results, output / "compile.jsonl", compiler.table(results, show_all), as_json)
+    finish(results, output / "compile.jsonl", compiler.table(results, show_all), as_json)
     complaints = sum(bool(row["complaints"]) for row in results.rows)
     if complaints:
         raise click.ClickException(f"{complaints} of {len(results.rows)} binaries are not as meant")
@@ -78,7 +78,7 @@ def traffic_command(
     """Count the bytes that forward, dX and dW ask for, touch, and move through a simulated L2 to DRAM."""
     from rich.console import Console
 
-    from .. import cli as root
+    from ..output import finish
     from . import traffic
 
     cases = traffic.cases_of(m, **sizes)
@@ -86,4 +86,4 @@ def traffic_command(
         results = traffic.run(
             cases, l2=l2 * 1e6, group_m=group_m, report=lambda row: status.update(f"{row['op']} {row['M']} done")
         )
-    root._finish(results, output / "traffic.jsonl", traffic.table(results), as_json)
+    finish(results, output / "traffic.jsonl", traffic.table(results), as_json)

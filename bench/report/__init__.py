@@ -11,6 +11,7 @@ from torch import nn
 import fpe
 
 from .. import summary
+from ..lab import traffic
 from ..ledger import layer_ledger
 from ..results import COMMITTED, Results, provenance
 from ..studies import boolean, vision
@@ -83,12 +84,12 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
         "ledger": figures.ledger_bars(ledgers),
         "formats": figures.format_bars(*LLM_LAYER),
     }
-    full, sensitivity, traffic, compiled = (
+    full, sensitivity, traced, compiled = (
         Results.read(path) if (path := COMMITTED / f"{name}.jsonl").exists() else None
         for name in ("studies/boolean", "studies/boolean-sensitivity", "lab/traffic", "lab/compile")
     )
-    if traffic is not None:
-        drawn["traffic"] = figures.traffic_lines(traffic, *LLM_LAYER)
+    if traced is not None:
+        drawn["traffic"] = figures.traffic_lines(traced, *LLM_LAYER)
     return environment.get_template("page.html.j2").render(
         figures={name: figures.svg(figure) for name, figure in drawn.items()},
         boolean=tables[0],
@@ -97,7 +98,7 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
         formats=tables[-1],
         full=full and summary.boolean(full),
         sensitivity=sensitivity and summary.sensitivity(sensitivity),
-        traffic=traffic and summary.traffic(traffic),
+        traffic=traced and traffic.table(traced),
         compiled=compiled and summary.compiled(compiled),
         choices=case.results.settings,
         real=real.settings,
