@@ -205,6 +205,41 @@ def test_a_block_mlp_trains_as_the_eager_one(resparsify: str) -> None:
     assert losses["triton"][-1] < losses["triton"][0]
 
 
+@pytest.mark.parametrize("op", ["block_matmul", "block_matmul_t", "block_grad"])
+def test_opcheck(op: str) -> None:
+    """The schema, the fake and the registered gradient hold for this backend too."""
+    layout, values, x, dy, bias = operands(CASES[1])
+    x, dy, v = (t.float().requires_grad_() for t in (x, dy, values.unflatten(1, (16, 32))))
+    arguments = {
+        "block_matmul": (x, v, layout.tensors, bias.float(), None, *layout.shape, "triton"),
+        "block_matmul_t": (dy, v, layout.tensors, *layout.shape, "triton"),
+        "block_grad": (dy, x, layout.tensors, *layout.block, "triton"),
+    }[op]
+    torch.library.opcheck(getattr(torch.ops.fpe, op).default, arguments)
+
+
+def block_layer() -> fpe.BlockLinear:
+    torch.manual_seed(0)
+    kept = fpe.Partition.block(32, 64, 2, block=(16, 16), generator=seeded()).masks().flatten(0, 1)
+    return fpe.BlockLinear(kept, (16, 16), (2, 1), backend="triton")
+
+
+def test_a_layer_compiles_whole_for_any_batch() -> None:
+    layer, x = block_layer(), torch.randn(6, 64, generator=seeded())
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (x, x[:3]):
+        torch.testing.assert_close(compiled(batch), layer(batch))
+
+
+def test_autocast_reaches_the_kernel() -> None:
+    layer, x = block_layer(), torch.randn(6, 64, generator=seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), rtol=3e-2, atol=3e-2)
+
+
 # What Triton cannot run is refused by name, or left to the eager twin by "auto".
 
 
