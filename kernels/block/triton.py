@@ -234,6 +234,7 @@ def _launch_outer(dy: Tensor, x: Tensor, layout: BlockLayout, config: Config | N
         UPCAST=interpreting(),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        maxnreg=config.max_registers,
     )
     if config.split > 1:
         _launch_reduce(out, values, None, None)
@@ -288,6 +289,7 @@ def _launch_multiply(
         UPCAST=interpreting(),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        maxnreg=config.max_registers,
     )
     if config.split > 1:
         _launch_reduce(out, result, bias, activation)
