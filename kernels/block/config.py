@@ -130,7 +130,7 @@ def _grad_rule(problem: Problem, device: Device) -> Config:
 def _matmul_rule(problem: Problem, device: Device) -> Config:
     (out, inner), itemsize = problem.block, problem.itemsize
     block_m = min(max(16, _power_above(problem.m)), 128 if out * itemsize <= 256 else 64)
-    block_in = min(inner, 64 if itemsize == 2 else 32)
+    block_in = min(inner, 64 if itemsize == 2 else 32 if out > 16 else 16)  # float32 by 16 spills at 32
     # More warps than 16-byte loads of the weight tile would narrow the loads; large tiles of float32, and 64 x 64
     # on some architectures, spill with four.
     warps = 8 if block_m * out >= 128 * (64 if itemsize == 4 else 128) else 4
