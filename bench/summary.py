@@ -117,7 +117,7 @@ def compiled(results: Results) -> Table:
     rows: list[tuple[str, ...]] = []
     for (kernel, arch), group in results.frame.groupby(["kernel", "arch"], sort=False):
         spills = group[["spill_stores", "spill_loads", "stack", "local"]].sum(axis=1)
-        matrix = sorted({name for names in group["matrix"] for name in names})
+        matrix = sorted({name.split(".")[0] for names in group["matrix"] for name in names})
         rows.append(
             (
                 f"{str(kernel).strip('_')}, sm_{arch}",
