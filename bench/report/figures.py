@@ -214,6 +214,7 @@ def traffic_lines(results: Results, n: int, k: int) -> Figure:
     axis.axhline(1, color="#212529", linewidth=1, linestyle="--")
     axis.set(xlabel="rows of activations M", ylabel="DRAM bytes over the parent's least", title=f"{n} x {k}, alpha = 2")
     axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.legend(frameon=False)
     return made
 
