@@ -172,7 +172,7 @@ OPS = (
         lambda x, v, t: block_matmul(x, v, t.layout),
         lambda x, v, t: linear(x, t.layout.to_dense(v)),
         lambda x, v, t: kernels.block_matmul_eager(x, v, t.layout),
-        lambda x, v, t: (x, v, t.layout.tensors, *t.layout.shape, "eager"),
+        lambda x, v, t: (x, v, t.layout.tensors, None, None, *t.layout.shape, "eager"),
         lambda c, t: ((*c.lead, c.k), t.layout.values_shape),
     ),
     Op(
