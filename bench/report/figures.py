@@ -109,6 +109,7 @@ def boolean_accuracy(results: Results) -> Figure:
             axis.plot([x - 0.32, x + 0.32], [PAPER[condition]] * 2, color="#212529", linewidth=1.5, linestyle="--")
     axis.plot([], [], color="#212529", linestyle="--", linewidth=1.5, label="published")
     axis.set_xticks(range(len(CONDITIONS)), CONDITIONS)
+    axis.margins(y=0.12)  # room for the labels above the dots
     axis.set(ylabel="test accuracy, %", title="Beside the paper")
     axis.legend(frameon=False, loc="lower right")
     return made
@@ -158,6 +159,7 @@ def vision_accuracy(results: Results) -> Figure:
     for x, condition in enumerate(conditions):
         _strip(axis, x, frame[frame["condition"] == condition]["test_accuracy"], COLOURS[condition])
     axis.set_xticks(range(len(conditions)), conditions)
+    axis.margins(y=0.12)
     axis.set(ylabel="test accuracy, %", title=f"Real data: {Path(results.settings['data']).stem}")
     return made
 
