@@ -18,7 +18,7 @@ from fpe.bench.lab.trace import Trace, tracing
 from fpe.kernels.block import triton as kernels
 from fpe.kernels.block.config import Config
 from fpe.kernels.block.layout import BlockLayout, grid
-from fpe.kernels.device import KNOWN, interpreting
+from fpe.kernels.device import KNOWN
 
 KERNELS = ("_multiply", "_outer", "_reduce")
 CONFIG = Config(block_m=16, block_in=16, split=1, group_m=2, num_warps=4, num_stages=3)
@@ -56,12 +56,6 @@ CASES = (
 )
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 each_op = pytest.mark.parametrize("op", traffic.OPS)
-
-
-@pytest.fixture(autouse=True)
-def interpreted() -> None:
-    if not interpreting():
-        pytest.skip("needs TRITON_INTERPRET=1")
 
 
 def traced(op: str, case: Small, monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
