@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import summary
 from .lab import traffic
-from .report import figures
+from .report import LLM_LAYER, figures
 from .results import COMMITTED, Results
 from .summary import Table
 
@@ -24,13 +24,13 @@ TABLES: dict[str, Callable[[], Table]] = {
     "boolean": lambda: summary.boolean(_read("studies/boolean")),
     "boolean-sensitivity": lambda: summary.sensitivity(_read("studies/boolean-sensitivity")),
     "vision": lambda: summary.vision(_read("studies/vision")),
-    "formats": lambda: summary.formats(14336, 4096),
+    "formats": lambda: summary.formats(*LLM_LAYER),
     "traffic": lambda: traffic.table(_read("lab/traffic")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
 }
 FIGURES = {
     "boolean-curves": lambda: figures.curves(_read("studies/boolean-curves")),
-    "traffic": lambda: figures.traffic_lines(_read("lab/traffic"), 14336, 4096),
+    "traffic": lambda: figures.traffic_lines(_read("lab/traffic"), *LLM_LAYER),
     "boolean-accuracy": lambda: figures.boolean_accuracy(_read("studies/boolean")),
 }
 

@@ -36,7 +36,7 @@ class ExpandedLinear(nn.Module):
     Attributes:
         in_features: Width of the input.
         out_features: Width of the output.
-        backend: ``"auto"`` or ``"eager"``, which implementation runs.
+        backend: Which implementation runs: ``"auto"``, ``"eager"``, or in a block layer ``"triton"``.
     """
 
     def __init__(self, in_features: int, out_features: int, backend: str) -> None:
@@ -161,8 +161,12 @@ class ExpandedLinear(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         self.check_state(state_dict, prefix)
+        self._adopt_topology(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.clear_removed()
+
+    def _adopt_topology(self, state: Mapping[str, Any], prefix: str) -> None:
+        """Makes room for a checked state whose tensors have other sizes than the layer's."""
 
     def _repr_details(self) -> str:
         return ""
@@ -364,7 +368,7 @@ class BlockLinear(ExpandedLinear):
         block: ``(bn, bk)``.
         planes: Planes along the outputs and along the inputs.
         bias: Whether outputs have a bias.
-        backend: ``"auto"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
         device: As of ``nn.Linear``.
         dtype: As of ``nn.Linear``.
 
@@ -435,7 +439,7 @@ class BlockLinear(ExpandedLinear):
     @torch.no_grad()
     def clear_removed(self) -> None:
         """Sets the stored values of removed edges, and the padding of edge blocks, to zero."""
-        self.values.copy_(self.layout.from_dense(self._to_planes(torch.where(self.kept(), self.wide_weight(), 0))))
+        self.set_wide_weight(self.wide_weight())
 
     @torch.no_grad()
     def set_wide_weight(self, weight: Tensor) -> None:
@@ -512,17 +516,15 @@ class BlockLinear(ExpandedLinear):
         if inside is not None:
             _expect(f"{prefix}inside", (list(inside.shape), inside.dtype), (shape, torch.bool))
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        self.check_state(state_dict, prefix)
+    def _adopt_topology(self, state: Mapping[str, Any], prefix: str) -> None:
         device = self.block_mask.device
-        incoming = state_dict[f"{prefix}block_mask"].to(device)
+        incoming = state[f"{prefix}block_mask"].to(device)
         if not torch.equal(incoming, self.block_mask):
             self._set_topology(incoming.clone())
             shape = self.layout.values_shape
             self.values = nn.Parameter(self.values.new_empty(shape), self.values.requires_grad)
-        inside = state_dict.get(f"{prefix}inside")
+        inside = state.get(f"{prefix}inside")
         self.register_buffer("inside", None if inside is None else inside.to(device).clone())
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _repr_details(self) -> str:
         return f"block={self.block_shape}, blocks={len(self.rows)} of {self.block_mask.numel()}, "

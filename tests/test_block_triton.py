@@ -177,7 +177,8 @@ def test_strided_and_batched_operands() -> None:
     layout, values, _, _, _ = operands(CASES[0])
     v = cast(values, torch.float32).unflatten(1, (16, 16))
     x = torch.randn(64, 3, 2, generator=seeded()).permute(2, 1, 0)
-    ours, eager = (block_matmul(x, v, layout, backend=backend) for backend in ("triton", "eager"))
+    bias = torch.randn(128, generator=seeded(1))[::2]
+    ours, eager = (block_matmul(x, v, layout, bias, backend=backend) for backend in ("triton", "eager"))
     assert ours.shape == (2, 3, 64)
     torch.testing.assert_close(ours, eager)
 

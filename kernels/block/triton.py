@@ -5,6 +5,8 @@ transposing them, dX. :func:`_outer` is dW. Both may split the long dimension ov
 partial sums then meet in :func:`_reduce`, in a fixed order, so that results do not change between runs.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -226,15 +228,9 @@ def _launch_outer(dy: Tensor, x: Tensor, layout: BlockLayout, config: Config | N
         stride_os=values.numel(),
         BN=bn,
         BK=bk,
-        BLOCK_M=config.block_m,
-        SPLIT=config.split,
         EVEN_N=n % bn == 0,
         EVEN_K=k % bk == 0,
-        PRECISION=input_precision(x),
-        UPCAST=interpreting(),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        maxnreg=config.max_registers,
+        **_shared_options(config, x),
     )
     if config.split > 1:
         _launch_reduce(out, values, None, None)
@@ -250,7 +246,7 @@ def _launch_multiply(
     activation: str | None,
     config: Config | None,
 ) -> Tensor:
-    a, values = _rows_contiguous(a), values.contiguous()
+    a, values, bias = _rows_contiguous(a), values.contiguous(), None if bias is None else bias.contiguous()
     m = a.shape[0]
     size_out, size_in = layout.shape[::-1] if transposed else layout.shape
     segments = layout.grid[1] if transposed else layout.grid[0]
@@ -278,18 +274,12 @@ def _launch_multiply(
         BN=layout.block[0],
         BK=layout.block[1],
         TRANSPOSED=transposed,
-        BLOCK_M=config.block_m,
         BLOCK_IN=config.block_in,
         GROUP_M=config.group_m,
-        SPLIT=config.split,
         EVEN_IN=size_in % layout.block[0 if transposed else 1] == 0,
         ACTIVATION=activation,
         HAS_BIAS=bias is not None,
-        PRECISION=input_precision(a),
-        UPCAST=interpreting(),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        maxnreg=config.max_registers,
+        **_shared_options(config, a),
     )
     if config.split > 1:
         _launch_reduce(out, result, bias, activation)
@@ -310,6 +300,19 @@ def _launch_reduce(partial: Tensor, result: Tensor, bias: Tensor | None, activat
         HAS_BIAS=bias is not None,
         num_warps=4,
     )
+
+
+def _shared_options(config: Config, operand: Tensor) -> dict[str, Any]:
+    """What both multiplying kernels are launched with."""
+    return {
+        "BLOCK_M": config.block_m,
+        "SPLIT": config.split,
+        "PRECISION": input_precision(operand),
+        "UPCAST": interpreting(),
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "maxnreg": config.max_registers,
+    }
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
