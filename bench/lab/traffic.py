@@ -9,7 +9,7 @@ import torch
 
 import fpe
 from fpe.kernels.block.config import Config, choose, grad_problem, matmul_problem, shared_bytes
-from fpe.kernels.block.layout import BlockLayout
+from fpe.kernels.block.layout import BlockLayout, grid
 from fpe.kernels.device import KNOWN, Device
 
 from ..results import Results
@@ -53,10 +53,16 @@ class Case:
 
 
 def layer(case: Case, seed: int = 0) -> BlockLayout:
-    """The layout of an expanded layer: a block partition, child by child, without the blocks dropped at random."""
+    """The layout of an expanded layer: a block partition, child by child, without the blocks dropped at random.
+
+    With ``alpha`` of 1 it is the parent: a dense matmul in the same kernels.
+    """
     generator = torch.Generator().manual_seed(seed)
     (bn, bk), n, k = case.block, case.n, case.k
-    labels = fpe.Partition.block(n, k, case.alpha, block=case.block, generator=generator).labels[::bn, ::bk]
+    if case.alpha == 1:
+        labels = torch.zeros(grid((n, k), case.block))
+    else:
+        labels = fpe.Partition.block(n, k, case.alpha, block=case.block, generator=generator).labels[::bn, ::bk]
     kept = torch.rand(labels.shape, generator=generator) >= case.dropped
     mask = torch.cat([(labels == child) & kept for child in range(case.alpha)])
     return BlockLayout.from_mask(mask, (case.alpha * labels.shape[0] * bn, k), case.block)
@@ -207,24 +213,30 @@ def cases_of(
     dtype: str = "bf16",
     quick: bool = False,
 ) -> list[Case]:
-    """The cases that the command line asks for: its own sizes, or those of an LLM's MLP; small ones with ``quick``."""
+    """The cases that the command line asks for: its own sizes, or those of an LLM's MLP; small ones with ``quick``.
+
+    Where operands outgrow an L2 the parent's dense matmul follows, in tiles of 128 x 128, for comparison.
+    """
     shapes: Iterable[tuple[int, int]] = ((512, 256), (256, 512)) if quick else SHAPES
     if n is not None or k is not None:
         shapes = [(n or k or 0, k or n or 0)]
-    return [
+    cases = [
         Case(rows, *shape, alpha, block, dropped, dtype)
         for shape in shapes
         for rows in m or ((1, 64) if quick else ROWS)
     ]
+    parents = [Case(c.m, c.n, c.k, 1, (128, 128), dtype=c.dtype) for c in cases if c.m >= 1024 and alpha > 1]
+    return cases + parents
 
 
 def table(results: Results) -> Table:
     """Megabytes by operation and size."""
-    columns = ("op", "M", "N x K", "asked", "unique", "DRAM", "least", "parent", "wide", "ratio")
+    columns = ("op", "M", "layer", "N x K", "asked", "unique", "DRAM", "least", "parent", "wide", "ratio")
     rows = [
         (
             row["op"],
             f"{row['M']}",
+            "parent" if row["alpha"] == 1 else f"alpha {row['alpha']}",
             f"{row['N']}x{row['K']}",
             *(f"{row[name] / 1e6:.1f}" for name in ("requested", "unique", "dram", "compulsory", "parent", "wide")),
             f"{row['ratio']:.3f}",
@@ -232,7 +244,8 @@ def table(results: Results) -> Table:
         for row in results.rows
     ]
     s = results.settings
-    blocks = ", ".join(sorted({f"alpha {row['alpha']}, {row['block']} {row['dtype']}" for row in results.rows}))
+    expanded = (row for row in results.rows if row["alpha"] > 1)
+    blocks = ", ".join(sorted({f"alpha {row['alpha']}, {row['block']} {row['dtype']}" for row in expanded}))
     title = (
         f"Traffic in MB, simulated: sm_{s['arch']}, {s['sms']} multiprocessors, {s['l2'] / 1e6:.0f} MB of L2; "
         f"{blocks}; least: compulsory; ratio: DRAM / least"

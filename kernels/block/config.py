@@ -149,7 +149,7 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
         split *= 2
 
     # The rows that run together, with the weights of the segments in flight and the output tiles, fit into L2.
-    slots, group_m = 2 * device.sms, 4
+    slots, group_m = 2 * device.sms, 8
     while group_m < 64:
         rows = 2 * group_m * block_m * problem.width * itemsize
         flight = slots / (2 * group_m) * weights * out + slots * block_m * out * itemsize
