@@ -37,6 +37,7 @@ from .block import (
 )
 from .partition import (
     HOLE,
+    PackedLabels,
     merge_matmul,
     merge_matmul_eager,
     partition_grad,
@@ -48,6 +49,7 @@ from .partition import (
 __all__ = [
     "HOLE",
     "BlockLayout",
+    "PackedLabels",
     "block_grad",
     "block_grad_eager",
     "block_matmul",

@@ -41,6 +41,20 @@ def _layout(index: Index, n: int, k: int, block: Sequence[int]) -> Any:
     return BlockLayout((n, k), (block[0], block[1]), *index)
 
 
+def _labels(labels: Tensor, transposed: bool, n: int, k: int, alpha: int) -> Any:
+    """Labels of a weight ``[n, k]`` as the implementations take them; a table of bits has a third dimension."""
+    if labels.dim() == 2:
+        return labels.T if transposed else labels
+    from .partition.labels import PackedLabels
+
+    return PackedLabels(labels, (k, n) if transposed else (n, k), alpha, transposed)
+
+
+def _partition_grad_fake(dy: Tensor, x: Tensor, labels: Tensor, transposed: bool, backend: str) -> Tensor:
+    n, k = dy.shape[2], x.shape[1]
+    return x.new_empty(k, n).T if transposed and labels.dim() == 3 else x.new_empty(n, k)
+
+
 # Autograd. Only the operands that a wanted gradient needs are saved.
 
 
@@ -52,29 +66,31 @@ def _save(ctx: Any, inputs: tuple[Any, ...], first: Tensor, second: Tensor, inde
 
 
 def _setup_partition(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _save(ctx, inputs, inputs[0], inputs[1], [inputs[2]])
-    ctx.alpha = output.shape[1] if output.dim() == 3 else inputs[0].shape[1]
+    first, second, labels, *_, ctx.transposed, _ = inputs
+    _save(ctx, inputs, first, second, [labels])
+    ctx.alpha = output.shape[1] if output.dim() == 3 else first.shape[1]
 
 
 def _split_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     w, x, labels = ctx.saved_tensors
-    dx = None if w is None else merge_matmul(dy, w.T, labels.T, ctx.backend)
-    dw = None if x is None else partition_grad(dy, x, labels, ctx.backend)
-    return dx, dw, None, None, None
+    dx = None if w is None else merge_matmul(dy, w.T, labels, None, None, not ctx.transposed, ctx.backend)
+    dw = None if x is None else partition_grad(dy, x, labels, ctx.transposed, ctx.backend)
+    return dx, dw, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None, None, None
 
 
 def _merge_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     w, z, labels = ctx.saved_tensors
-    dz = None if w is None else split_matmul(dy, w.T, labels.T, ctx.alpha, ctx.backend)
-    dw = None if z is None else partition_grad(z, dy, labels.T, ctx.backend).T
-    return dz, dw, None, None
+    flipped = not ctx.transposed
+    dz = None if w is None else split_matmul(dy, w.T, labels, None, None, ctx.alpha, flipped, ctx.backend)
+    dw = None if z is None else partition_grad(z, dy, labels, flipped, ctx.backend).T
+    return dz, dw, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None, None
 
 
 def _partition_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, dy, labels = ctx.saved_tensors
-    ddy = None if x is None else split_matmul(x, g, labels, ctx.alpha, ctx.backend)
-    dx = None if dy is None else merge_matmul(dy, g.T, labels.T, ctx.backend)
-    return ddy, dx, None, None
+    ddy = None if x is None else split_matmul(x, g, labels, None, None, ctx.alpha, ctx.transposed, ctx.backend)
+    dx = None if dy is None else merge_matmul(dy, g.T, labels, None, None, not ctx.transposed, ctx.backend)
+    return ddy, dx, None, None, None
 
 
 NO_INDEX_GRAD = ([None] * 9, None, None, None)  # the index tensors, two sizes and the backend
@@ -117,31 +133,42 @@ def _block_grad_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
 # The operations.
 
 split_matmul = _define(
-    "split_matmul(Tensor x, Tensor w, Tensor labels, SymInt alpha, str backend) -> Tensor",
-    lambda x, w, labels, alpha, backend: _implementation("partition", "split_matmul", backend)(x, w, labels, alpha),
-    lambda x, w, labels, alpha, backend: x.new_empty(x.shape[0], alpha, w.shape[0]),
+    "split_matmul(Tensor x, Tensor w, Tensor labels, Tensor? bias, str? activation, SymInt alpha, bool transposed, "
+    "str backend) -> Tensor",
+    lambda x, w, labels, bias, activation, alpha, transposed, backend: _implementation(
+        "partition", "split_matmul", backend
+    )(x, w, _labels(labels, transposed, *w.shape, alpha), alpha, bias, activation),
+    lambda x, w, labels, bias, activation, alpha, transposed, backend: x.new_empty(x.shape[0], alpha, w.shape[0]),
     _split_backward,
     _setup_partition,
 )
-"""``x[M, K], w[N, K], labels[N, K] -> y[M, alpha, N]``."""
+"""``x[M, K], w[N, K], labels -> y[M, alpha, N]``. Its gradient is that of ``activation=None``.
+
+``labels`` are uint8 ``[N, K]``, or planes of bits; with ``transposed`` they are those of ``w.T``.
+"""
 
 merge_matmul = _define(
-    "merge_matmul(Tensor z, Tensor w, Tensor labels, str backend) -> Tensor",
-    lambda z, w, labels, backend: _implementation("partition", "merge_matmul", backend)(z, w, labels),
-    lambda z, w, labels, backend: z.new_empty(z.shape[0], w.shape[0]),
+    "merge_matmul(Tensor z, Tensor w, Tensor labels, Tensor? bias, str? activation, bool transposed, str backend) "
+    "-> Tensor",
+    lambda z, w, labels, bias, activation, transposed, backend: _implementation("partition", "merge_matmul", backend)(
+        z, w, _labels(labels, transposed, *w.shape, z.shape[1]), bias, activation
+    ),
+    lambda z, w, labels, bias, activation, transposed, backend: z.new_empty(z.shape[0], w.shape[0]),
     _merge_backward,
     _setup_partition,
 )
-"""``z[M, alpha, K], w[N, K], labels[N, K] -> y[M, N]``."""
+"""``z[M, alpha, K], w[N, K], labels -> y[M, N]``. Its gradient is that of ``activation=None``."""
 
 partition_grad = _define(
-    "partition_grad(Tensor dy, Tensor x, Tensor labels, str backend) -> Tensor",
-    lambda dy, x, labels, backend: _implementation("partition", "partition_grad", backend)(dy, x, labels),
-    lambda dy, x, labels, backend: x.new_empty(labels.shape),
+    "partition_grad(Tensor dy, Tensor x, Tensor labels, bool transposed, str backend) -> Tensor",
+    lambda dy, x, labels, transposed, backend: _implementation("partition", "partition_grad", backend)(
+        dy, x, _labels(labels, transposed, dy.shape[2], x.shape[1], dy.shape[1])
+    ),
+    _partition_grad_fake,
     _partition_grad_backward,
     _setup_partition,
 )
-"""``dy[M, alpha, N], x[M, K], labels[N, K] -> dw[N, K]``."""
+"""``dy[M, alpha, N], x[M, K], labels -> dw[N, K]``, by columns where a table of bits is transposed."""
 
 block_matmul = _define(
     "block_matmul(Tensor x, Tensor values, Tensor[] index, Tensor? bias, str? activation, SymInt n, SymInt k, "

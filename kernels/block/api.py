@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..activations import ACTIVATIONS, check_activation, placed
 from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import choose_backend
-from .eager import ACTIVATIONS
+from .config import limit
 from .layout import BlockLayout
 
 
@@ -44,19 +45,17 @@ def block_matmul(
     op = "block_matmul"
     n, k = _check_values(op, values, layout)
     check_tensor(op, "x", x, (k,), batched=True, on=values)
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)} or None, got {activation!r}")
+    check_activation(op, activation)
     if bias is not None:
         check_tensor(op, "bias", bias, (n,), like=values)
         (bias,) = autocast(bias)
     x, values = autocast(x, values)
     check_tensor(op, "x", x, (k,), batched=True, like=values)
-    trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, values, bias))
-    chosen = choose_backend(op, backend, x, layout.block)
-    fused = None if trains else activation
+    fused, after = placed(activation, x, values, bias)
+    chosen = choose_backend(op, backend, x, limit(layout.block))
     y = ops.block_matmul(as_rows(x, 1), values, layout.tensors, bias, fused, n, k, chosen)
     y = y.view(*x.shape[:-1], n)
-    return ACTIVATIONS[activation](y) if activation and trains else y
+    return ACTIVATIONS[after](y) if after else y
 
 
 def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: str = "auto") -> Tensor:
@@ -83,7 +82,9 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
     check_tensor(op, "dy", dy, (n,), batched=True, on=values)
     dy, values = autocast(dy, values)
     check_tensor(op, "dy", dy, (n,), batched=True, like=values)
-    dx = ops.block_matmul_t(as_rows(dy, 1), values, layout.tensors, n, k, choose_backend(op, backend, dy, layout.block))
+    dx = ops.block_matmul_t(
+        as_rows(dy, 1), values, layout.tensors, n, k, choose_backend(op, backend, dy, limit(layout.block))
+    )
     return dx.view(*dy.shape[:-1], k)
 
 
@@ -112,7 +113,7 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
     check_tensor(op, "dy", dy, (*x.shape[:-1], n), on=layout.rows)
     dy, x = autocast(dy, x)
     check_tensor(op, "dy", dy, (*x.shape[:-1], n), like=x)
-    chosen = choose_backend(op, backend, x, layout.block)
+    chosen = choose_backend(op, backend, x, limit(layout.block))
     return ops.block_grad(as_rows(dy, 1), as_rows(x, 1), layout.tensors, *layout.block, chosen)
 
 

@@ -15,6 +15,13 @@ SUPPORTED_BLOCKS = (16, 32, 64, 128)
 """Sizes of a block's sides that the kernels take."""
 
 
+def limit(block: tuple[int, int]) -> str | None:
+    """What of a block the kernels do not take, in words."""
+    if any(side not in SUPPORTED_BLOCKS for side in block):
+        return f"it takes blocks with sides of {SUPPORTED_BLOCKS}, got {tuple(block)}"
+    return None
+
+
 @dataclass(frozen=True)
 class Config:
     """Meta-parameters of a launch.

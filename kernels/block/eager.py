@@ -1,15 +1,12 @@
 """The block operations in plain PyTorch: their definition. Only the kept blocks are multiplied."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor
-from torch.nn.functional import gelu, pad, relu, silu
+from torch.nn.functional import pad
 
+from ..activations import finish
 from .layout import BlockLayout
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu, "silu": silu}
-"""Functions that the forward applies to its result, by name."""
 
 
 def block_matmul_eager(
@@ -22,10 +19,7 @@ def block_matmul_eager(
     for row, start, stop in _segments(layout.row_ptr):
         weight = values[start:stop].transpose(0, 1).flatten(1)  # [bn, blocks * bk]
         y[:, row] = x_tiles[:, layout.cols[start:stop].long()].flatten(1) @ weight.mT
-    y = y.flatten(1)[:, : layout.shape[0]]
-    if bias is not None:
-        y = y + bias
-    return (ACTIVATIONS[activation](y) if activation else y).contiguous()
+    return finish(y.flatten(1)[:, : layout.shape[0]], bias, activation)
 
 
 def block_matmul_t_eager(dy: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:

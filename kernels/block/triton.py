@@ -2,7 +2,7 @@
 
 Two kernels carry everything. :func:`_multiply` is the forward and, reading blocks by column and not
 transposing them, dX. :func:`_outer` is dW. Both may split the long dimension over programs for occupancy; the
-partial sums then meet in :func:`_reduce`, in a fixed order, so that results do not change between runs.
+partial sums then meet in one reduction, in a fixed order, so that results do not change between runs.
 """
 
 from typing import Any
@@ -13,19 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, input_precision, interpreting, stored_dtype
+from ..epilogue import activate, launch_reduce, rows_contiguous
 from .config import Config, choose, grad_problem, matmul_problem
 from .layout import BlockLayout
-
-
-@triton.jit
-def _activate(acc, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        acc = tl.maximum(acc, 0.0)
-    if ACTIVATION == "gelu":
-        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
-    if ACTIVATION == "silu":
-        acc = acc / (1.0 + tl.exp(-acc))
-    return acc
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -106,7 +96,7 @@ def _multiply(
     if SPLIT == 1:
         if HAS_BIAS:
             acc += tl.load(bias_ptr + offs_n[None, :], mask=mask_n, other=0.0).to(tl.float32)
-        acc = _activate(acc, ACTIVATION)
+        acc = activate(acc, ACTIVATION)
     out = out_ptr + pid_split.to(tl.int64) * stride_os + offs_m[:, None].to(tl.int64) * stride_om + offs_n[None, :]
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=mask_m & mask_n)
 
@@ -157,28 +147,6 @@ def _outer(
     tl.store(out, acc.to(out_ptr.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["SIZE"])
-def _reduce(
-    partial_ptr,
-    bias_ptr,
-    out_ptr,
-    SIZE,
-    COLUMNS,
-    SPLIT: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = offs < SIZE
-    acc = tl.zeros([BLOCK], dtype=tl.float32)
-    for split in tl.static_range(SPLIT):
-        acc += tl.load(partial_ptr + SIZE.to(tl.int64) * split + offs, mask=mask, other=0.0)
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + offs % COLUMNS, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + offs, _activate(acc, ACTIVATION).to(out_ptr.dtype.element_ty), mask=mask)
-
-
 def block_matmul_triton(
     x: Tensor,
     values: Tensor,
@@ -205,7 +173,7 @@ def block_grad_triton(dy: Tensor, x: Tensor, layout: BlockLayout, config: Config
 
 
 def _launch_outer(dy: Tensor, x: Tensor, layout: BlockLayout, config: Config | None) -> Tensor:
-    dy, x = _rows_contiguous(dy), _rows_contiguous(x)
+    dy, x = rows_contiguous(dy), rows_contiguous(x)
     m = x.shape[0]
     config = config or choose(grad_problem(layout, m, x.element_size()), device_of(x))
     values = x.new_empty(layout.values_shape, dtype=stored_dtype(x))
@@ -233,7 +201,7 @@ def _launch_outer(dy: Tensor, x: Tensor, layout: BlockLayout, config: Config | N
         **_shared_options(config, x),
     )
     if config.split > 1:
-        _launch_reduce(out, values, None, None)
+        launch_reduce(out, values)
     return values.to(x.dtype)
 
 
@@ -246,7 +214,7 @@ def _launch_multiply(
     activation: str | None,
     config: Config | None,
 ) -> Tensor:
-    a, values, bias = _rows_contiguous(a), values.contiguous(), None if bias is None else bias.contiguous()
+    a, values, bias = rows_contiguous(a), values.contiguous(), None if bias is None else bias.contiguous()
     m = a.shape[0]
     size_out, size_in = layout.shape[::-1] if transposed else layout.shape
     segments = layout.grid[1] if transposed else layout.grid[0]
@@ -282,24 +250,8 @@ def _launch_multiply(
         **_shared_options(config, a),
     )
     if config.split > 1:
-        _launch_reduce(out, result, bias, activation)
+        launch_reduce(out, result, bias, activation)
     return result.to(a.dtype)
-
-
-def _launch_reduce(partial: Tensor, result: Tensor, bias: Tensor | None, activation: str | None) -> None:
-    block = 1024
-    _reduce[(triton.cdiv(result.numel(), block),)](
-        partial,
-        bias,
-        result,
-        SIZE=result.numel(),
-        COLUMNS=result.shape[-1],
-        SPLIT=partial.shape[0],
-        BLOCK=block,
-        ACTIVATION=activation,
-        HAS_BIAS=bias is not None,
-        num_warps=4,
-    )
 
 
 def _shared_options(config: Config, operand: Tensor) -> dict[str, Any]:
@@ -313,8 +265,3 @@ def _shared_options(config: Config, operand: Tensor) -> dict[str, Any]:
         "num_stages": config.num_stages,
         "maxnreg": config.max_registers,
     }
-
-
-def _rows_contiguous(x: Tensor) -> Tensor:
-    """The kernels stride over rows alone; anything else is copied once."""
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()

@@ -4,49 +4,82 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..activations import ACTIVATIONS, check_activation, placed
 from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import choose_backend
-from .eager import HOLE
+from .config import limit
+from .eager import Labels
+from .labels import PackedLabels, check_alpha, digits, row_bytes
 
 
-def split_matmul(x: Tensor, w: Tensor, labels: Tensor, alpha: int, *, backend: str = "auto") -> Tensor:
+def split_matmul(
+    x: Tensor,
+    w: Tensor,
+    labels: Labels,
+    alpha: int,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
     """Multiplies ``x`` by each child's share of the parent's weights: the forward of an expanded layer.
 
-    ``y[m, a, n] = sum_k x[m, k] * w[n, k] * (labels[n, k] == a)``
+    ``y[m, a, n] = activation(sum_k x[m, k] * w[n, k] * (labels[n, k] == a) + bias[a, n])``
+
+    The activation joins the matmul's epilogue where no gradient is wanted; otherwise it runs after it, because its
+    gradient needs its input.
 
     Gradients: ``dx = merge_matmul(dy, w.T, labels.T)`` and ``dw = partition_grad(dy, x, labels)``.
 
     Args:
         x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
         w: The parent's weight ``[N, K]``, same dtype and device.
-        labels: uint8 ``[N, K]``, which child owns the edge; a label not below ``alpha`` (``HOLE`` by
-            convention) means that no child does.
-        alpha: Children per parent, 1 to 254.
-        backend: ``"auto"`` or ``"eager"``.
+        labels: Which child owns each edge, :class:`PackedLabels` or uint8 ``[N, K]``, where a label not below
+            ``alpha`` (``HOLE`` by convention) means that no child does. The Triton kernels read packed labels; a plain
+            table is packed anew in every call.
+        alpha: Children per parent, 1 to 254; at most 8 in Triton.
+        bias: ``[alpha, N]``, or none.
+        activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
         ``y[..., alpha, N]`` in the dtype of ``x``.
 
     Raises:
         TypeError: An operand is no tensor or has the wrong dtype.
-        ValueError: Shapes, devices, ``alpha`` or ``backend`` do not fit.
+        ValueError: Shapes, devices, ``alpha``, ``activation`` or ``backend`` do not fit, or the labels are packed for
+            another weight, orientation or ``alpha``.
     """
     op = "split_matmul"
     check_tensor(op, "w", w, (None, None))
     n, k = w.shape
     check_tensor(op, "x", x, (k,), batched=True, on=w)
-    check_tensor(op, "labels", labels, (n, k), dtype=torch.uint8, on=w)
-    _check_alpha(op, alpha)
+    check_alpha(op, alpha)
+    table, transposed = _check_labels(op, labels, (n, k), alpha, w)
+    bias = _check_epilogue(op, bias, (alpha, n), activation, w)
     x, w = autocast(x, w)
     check_tensor(op, "x", x, (k,), batched=True, like=w)
-    y = ops.split_matmul(as_rows(x, 1), w, labels, alpha, choose_backend(op, backend, w))
-    return y.view(*x.shape[:-1], alpha, n)
+    fused, after = placed(activation, x, w, bias)
+    chosen = choose_backend(op, backend, w, limit(alpha))
+    y = ops.split_matmul(as_rows(x, 1), w, table, bias, fused, alpha, transposed, chosen)
+    y = y.view(*x.shape[:-1], alpha, n)
+    return ACTIVATIONS[after](y) if after else y
 
 
-def merge_matmul(z: Tensor, w: Tensor, labels: Tensor, *, backend: str = "auto") -> Tensor:
+def merge_matmul(
+    z: Tensor,
+    w: Tensor,
+    labels: Labels,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
     """Multiplies each parent edge by the child that owns it: the forward of the layer after a split.
 
-    ``y[m, n] = sum_k z[m, labels[n, k], k] * w[n, k]``
+    ``y[m, n] = activation(sum_k z[m, labels[n, k], k] * w[n, k] + bias[n])``
+
+    The activation joins the matmul's epilogue where no gradient is wanted; otherwise it runs after it.
 
     Gradients: ``dz = split_matmul(dy, w.T, labels.T, alpha)`` and
     ``dw = partition_grad(z, dy, labels.T).T``.
@@ -54,31 +87,38 @@ def merge_matmul(z: Tensor, w: Tensor, labels: Tensor, *, backend: str = "auto")
     Args:
         z: Children's activations ``[..., alpha, K]``, float16, bfloat16, float32 or float64.
         w: The parent's weight ``[N, K]``, same dtype and device.
-        labels: uint8 ``[N, K]``, which child's activation the edge reads; a label not below ``alpha``
-            (``HOLE`` by convention) contributes nothing.
-        backend: ``"auto"`` or ``"eager"``.
+        labels: Which child's activation each edge reads, :class:`PackedLabels` or uint8 ``[N, K]``, where a label not
+            below ``alpha`` (``HOLE`` by convention) contributes nothing. The Triton kernels read packed labels; a
+            plain table is packed anew in every call.
+        bias: ``[N]``, or none.
+        activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
         ``y[..., N]`` in the dtype of ``z``.
 
     Raises:
         TypeError: An operand is no tensor or has the wrong dtype.
-        ValueError: Shapes, devices, alpha (``z.shape[-2]``, 1 to 254) or ``backend`` do not fit.
+        ValueError: Shapes, devices, alpha (``z.shape[-2]``, 1 to 254; at most 8 in Triton), ``activation`` or
+            ``backend`` do not fit, or the labels are packed for another weight, orientation or alpha.
     """
     op = "merge_matmul"
     check_tensor(op, "w", w, (None, None))
     n, k = w.shape
     check_tensor(op, "z", z, (None, k), batched=True, on=w)
-    check_tensor(op, "labels", labels, (n, k), dtype=torch.uint8, on=w)
     alpha = z.shape[-2]
-    _check_alpha(op, alpha)
+    check_alpha(op, alpha)
+    table, transposed = _check_labels(op, labels, (n, k), alpha, w)
+    bias = _check_epilogue(op, bias, (n,), activation, w)
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
-    y = ops.merge_matmul(as_rows(z, 2), w, labels, choose_backend(op, backend, w))
-    return y.view(*z.shape[:-2], n)
+    fused, after = placed(activation, z, w, bias)
+    chosen = choose_backend(op, backend, w, limit(alpha))
+    y = ops.merge_matmul(as_rows(z, 2), w, table, bias, fused, transposed, chosen).view(*z.shape[:-2], n)
+    return ACTIVATIONS[after](y) if after else y
 
 
-def partition_grad(dy: Tensor, x: Tensor, labels: Tensor, *, backend: str = "auto") -> Tensor:
+def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "auto") -> Tensor:
     """Weight gradient of both partition matmuls, at the parent's size; zero where nobody owns the edge.
 
     ``dw[n, k] = sum_m dy[m, labels[n, k], n] * x[m, k]``
@@ -89,28 +129,52 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Tensor, *, backend: str = "aut
     Args:
         dy: Gradient of the children ``[..., alpha, N]``, float16, bfloat16, float32 or float64.
         x: Activations ``[..., K]`` with the same leading dimensions, dtype and device.
-        labels: uint8 ``[N, K]``.
-        backend: ``"auto"`` or ``"eager"``.
+        labels: :class:`PackedLabels` or uint8 ``[N, K]``.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
-        ``dw[N, K]`` in the dtype of ``x``.
+        ``dw[N, K]`` in the dtype of ``x``; contiguous by columns where packed labels are transposed.
 
     Raises:
         TypeError: An operand is no tensor or has the wrong dtype.
-        ValueError: Shapes, devices, alpha (``dy.shape[-2]``, 1 to 254) or ``backend`` do not fit.
+        ValueError: Shapes, devices, alpha (``dy.shape[-2]``, 1 to 254; at most 8 in Triton) or ``backend`` do not fit,
+            or the labels are packed for another weight, orientation or alpha.
     """
     op = "partition_grad"
-    check_tensor(op, "labels", labels, (None, None), dtype=torch.uint8)
-    n, k = labels.shape
-    check_tensor(op, "x", x, (k,), batched=True, on=labels)
-    check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), on=labels)
+    check_tensor(op, "x", x, (None,), batched=True)
+    check_tensor(op, "dy", dy, (*x.shape[:-1], None, None), on=x)
     dy, x = autocast(dy, x)
-    check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), like=x)
-    alpha = dy.shape[-2]
-    _check_alpha(op, alpha)
-    return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), labels, choose_backend(op, backend, x))
+    check_tensor(op, "dy", dy, (*x.shape[:-1], None, None), like=x)
+    alpha, n = dy.shape[-2:]
+    check_alpha(op, alpha)
+    table, transposed = _check_labels(op, labels, (n, x.shape[-1]), alpha, x)
+    chosen = choose_backend(op, backend, x, limit(alpha))
+    return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, transposed, chosen)
 
 
-def _check_alpha(op: str, alpha: object) -> None:
-    if not isinstance(alpha, int) or isinstance(alpha, bool) or not 1 <= alpha < HOLE:
-        raise ValueError(f"{op}: alpha must be an integer from 1 to {HOLE - 1}, got {alpha!r}")
+def _check_labels(op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor) -> tuple[Tensor, bool]:
+    """The table that an operation takes, and whether it is that of the transposed weight."""
+    if not isinstance(labels, PackedLabels):
+        check_tensor(op, "labels", labels, shape, dtype=torch.uint8, on=on)
+        assert isinstance(labels, Tensor)
+        return labels, False
+    if labels.alpha != alpha:
+        raise ValueError(f"{op}: labels must be packed for alpha = {alpha}, got labels of alpha = {labels.alpha}")
+    meant = shape[::-1] if labels.transposed else shape
+    if tuple(labels.shape) != tuple(meant):
+        hint = " (they fit the transposed weight: use labels.T)" if tuple(labels.shape) == tuple(meant[::-1]) else ""
+        stored = labels.shape[::-1] if labels.transposed else labels.shape
+        raise ValueError(f"{op}: labels must be packed for a weight {list(shape)}, got {list(stored)}{hint}")
+    wanted = (digits(alpha) + labels.has_holes, meant[0], row_bytes(meant[1]))
+    check_tensor(op, "labels.planes", labels.planes, wanted, dtype=torch.uint8, on=on)
+    return labels.planes, labels.transposed
+
+
+def _check_epilogue(
+    op: str, bias: Tensor | None, shape: tuple[int, ...], activation: str | None, w: Tensor
+) -> Tensor | None:
+    check_activation(op, activation)
+    if bias is None:
+        return None
+    check_tensor(op, "bias", bias, shape, like=w)
+    return autocast(bias)[0]

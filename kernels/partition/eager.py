@@ -3,32 +3,51 @@
 import torch
 from torch import Tensor
 
-HOLE = 255
-"""Label of an edge that no child owns. Any label outside ``0 .. alpha-1`` means the same."""
+from ..activations import finish
+from .labels import PackedLabels
+
+Labels = Tensor | PackedLabels
+"""uint8 ``[N, K]``, or the same packed."""
 
 
-def _owned(w: Tensor, labels: Tensor, alpha: int) -> Tensor:
+def table(labels: Labels) -> Tensor:
+    """The labels as uint8 ``[N, K]``."""
+    return labels.unpack() if isinstance(labels, PackedLabels) else labels
+
+
+def owned(w: Tensor, labels: Tensor, alpha: int) -> Tensor:
     """The parent's weights seen by each child, zero elsewhere: ``[alpha, N, K]``."""
     children = torch.arange(alpha, device=labels.device, dtype=labels.dtype)[:, None, None]
     return torch.where(labels == children, w, w.new_zeros(()))
 
 
-def split_matmul_eager(x: Tensor, w: Tensor, labels: Tensor, alpha: int) -> Tensor:
+def split_matmul_eager(
+    x: Tensor, w: Tensor, labels: Labels, alpha: int, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
     """Eager twin of :func:`fpe.kernels.split_matmul` on ``x[M, K]``: returns ``y[M, alpha, N]``."""
-    wide = _owned(w, labels, alpha).flatten(0, 1)  # [alpha * N, K]
-    return (x @ wide.mT).unflatten(-1, (alpha, w.shape[0])).contiguous()
+    wide = owned(w, table(labels), alpha).flatten(0, 1)  # [alpha * N, K]
+    return finish((x @ wide.mT).unflatten(-1, (alpha, w.shape[0])), bias, activation)
 
 
-def merge_matmul_eager(z: Tensor, w: Tensor, labels: Tensor) -> Tensor:
+def merge_matmul_eager(
+    z: Tensor, w: Tensor, labels: Labels, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
     """Eager twin of :func:`fpe.kernels.merge_matmul` on ``z[M, alpha, K]``: returns ``y[M, N]``."""
-    wide = _owned(w, labels, z.shape[-2])  # [alpha, N, K]
-    return (z.flatten(-2) @ wide.permute(0, 2, 1).flatten(0, 1)).contiguous()
+    wide = owned(w, table(labels), z.shape[-2])  # [alpha, N, K]
+    return finish(z.flatten(-2) @ wide.permute(0, 2, 1).flatten(0, 1), bias, activation)
 
 
-def partition_grad_eager(dy: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+def partition_grad_eager(dy: Tensor, x: Tensor, labels: Labels) -> Tensor:
     """Eager twin of :func:`fpe.kernels.partition_grad` on ``dy[M, alpha, N]``, ``x[M, K]``: ``dw[N, K]``."""
     alpha, n = dy.shape[-2:]
     wide = (dy.flatten(-2).mT @ x).unflatten(0, (alpha, n))  # [alpha, N, K]
-    owner = labels.to(torch.int64)
+    owner = table(labels).to(torch.int64)
     picked = wide.gather(0, owner.clamp(max=alpha - 1)[None])[0]
-    return torch.where(owner < alpha, picked, picked.new_zeros(())).contiguous()
+    dw = torch.where(owner < alpha, picked, picked.new_zeros(()))
+    return stored_like(labels, dw)
+
+
+def stored_like(labels: Labels, dw: Tensor) -> Tensor:
+    """``dw`` contiguous as the weight is stored: by columns where the labels are packed for its transpose."""
+    transposed = isinstance(labels, PackedLabels) and labels.transposed
+    return dw.T.contiguous().T if transposed else dw.contiguous()

@@ -1,0 +1,68 @@
+"""How a matmul ends in every family: bias, activation, and the sum of the parts of a split reduction."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def activate(acc, ACTIVATION: tl.constexpr):
+    """Applies ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or nothing to a float32 tile."""
+    if ACTIVATION == "relu":
+        acc = tl.maximum(acc, 0.0)
+    if ACTIVATION == "gelu":
+        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
+    if ACTIVATION == "silu":
+        acc = acc / (1.0 + tl.exp(-acc))
+    return acc
+
+
+@triton.jit(do_not_specialize=["SIZE"])
+def _reduce(
+    partial_ptr,
+    bias_ptr,
+    out_ptr,
+    SIZE,
+    COLUMNS,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < SIZE
+    acc = tl.zeros([BLOCK], dtype=tl.float32)
+    for split in tl.static_range(SPLIT):
+        acc += tl.load(partial_ptr + SIZE.to(tl.int64) * split + offs, mask=mask, other=0.0)
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + offs % COLUMNS, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + offs, activate(acc, ACTIVATION).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def launch_reduce(partial: Tensor, result: Tensor, bias: Tensor | None = None, activation: str | None = None) -> None:
+    """Adds the parts ``partial[split, ...]`` in their order into ``result[...]``, then bias and activation.
+
+    Args:
+        partial: float32, contiguous.
+        result: Contiguous; written.
+        bias: Contiguous, one number for each column of ``result`` flattened to as many columns.
+        activation: As :func:`activate` takes it.
+    """
+    block = 1024
+    _reduce[(triton.cdiv(result.numel(), block),)](
+        partial,
+        bias,
+        result,
+        SIZE=result.numel(),
+        COLUMNS=1 if bias is None else bias.numel(),
+        SPLIT=partial.shape[0],
+        BLOCK=block,
+        ACTIVATION=activation,
+        HAS_BIAS=bias is not None,
+        num_warps=4,
+    )
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """Copies what is not contiguous along its last dimension: the kernels stride over the others alone."""
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()

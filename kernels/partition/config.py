@@ -1,0 +1,142 @@
+"""Which tiles a partition kernel runs with: data, chosen by a pure function and testable without a GPU."""
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+from ..device import Device
+
+MAX_ALPHA = 8
+"""Children that the Triton kernels take: an accumulator, or a tile of activations, for each."""
+
+
+def limit(alpha: int) -> str | None:
+    """What of a number of children the kernels do not take, in words."""
+    return f"it takes up to {MAX_ALPHA} children, got {alpha}" if alpha > MAX_ALPHA else None
+
+
+@dataclass(frozen=True)
+class Config:
+    """Meta-parameters of a launch.
+
+    Attributes:
+        block_m: Rows of activations to a tile.
+        block_n: Rows of the stored weight to a tile.
+        block_k: Columns of the stored weight to a tile.
+        split: Programs that share one output tile; their partial sums are added in a second kernel.
+        group: Tiles of rows (``partition_grad``: of N) that run together, for reuse in L2.
+        num_warps: Warps of a program.
+        num_stages: Triton's pipeline depth.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    split: int
+    group: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def max_registers(self) -> int:
+        """All that a thread may have. Left to itself the assembler stops at 64 or 128 and spills a few bytes."""
+        return min(255, 65_536 // (32 * self.num_warps))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a launch must do.
+
+    Attributes:
+        op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
+        m: Rows of activations.
+        n: Rows of the stored weight.
+        k: Columns of the stored weight.
+        transposed: Whether the operation is on the transposed weight.
+        alpha: Children.
+        itemsize: Bytes of an operand's element.
+    """
+
+    op: str
+    m: int
+    n: int
+    k: int
+    transposed: bool
+    alpha: int
+    itemsize: int
+
+
+def is_valid(problem: Problem, config: Config, device: Device) -> bool:
+    """Whether a configuration can run: sizes are powers of two, and what it keeps on chip fits."""
+    powers = (config.block_m, config.block_n, config.block_k, config.split, config.num_warps)
+    if any(size < 1 or size & (size - 1) for size in powers) or config.num_stages < 1 or config.group < 1:
+        return False
+    if min(config.block_m, config.block_n, config.block_k) < 16 or config.block_k % 8:
+        return False
+    return shared_bytes(problem, config) <= device.shared
+
+
+def shared_bytes(problem: Problem, config: Config) -> int:
+    """Shared memory of the pipelined tiles and of the shares that go through it, in bytes."""
+    m, n, k, alpha = config.block_m, config.block_n, config.block_k, problem.alpha
+    if problem.op == "partition_grad":
+        children = m * (k if problem.transposed else n)
+        other = m * (n if problem.transposed else k)
+        return (alpha * children + other) * problem.itemsize * max(config.num_stages - 1, 1)
+    x = m * (n if problem.transposed else k) * (alpha if problem.op == "merge_matmul" else 1)
+    return ((n * k + x) * max(config.num_stages - 1, 1) + 2 * n * k) * problem.itemsize
+
+
+def choose(problem: Problem, device: Device) -> Config:
+    """The configuration of a launch, by rule."""
+    return _grad_rule(problem, device) if problem.op == "partition_grad" else _matmul_rule(problem, device)
+
+
+def _matmul_rule(problem: Problem, device: Device) -> Config:
+    m, narrow = problem.m, problem.itemsize == 2
+    sums = 1 if problem.op == "merge_matmul" else _power_above(alpha)
+    inner = 128 if narrow and m <= 64 else 64 if narrow else 32
+    outer = 64 if narrow else 32
+    # The accumulators, and a merge's tiles of activations, share the registers and shared memory of a program.
+    most = max(16, min(128, 256 // sums if narrow else 64 // sums))
+    block_m = min(max(16, _power_above(m)), most)
+    warps = 8 if sums * outer * block_m >= 128 * 128 or (problem.op == "merge_matmul" and block_m >= 128) else 4
+    block_n, block_k = (inner, outer) if problem.transposed else (outer, inner)
+    outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
+    programs, steps = ceil(m / block_m) * ceil(outputs / outer), ceil(reduced / inner)
+
+    # Enough programs to hide latency, as long as each has four steps and the partial sums stay below 4 % of the
+    # weights' bytes; a device that would stay half empty is filled whatever they cost.
+    weights, split = problem.n * problem.k * problem.itemsize, 1
+    while programs * split < 1.5 * device.sms and steps >= 8 * split and split < 16:
+        if 2 * split * m * outputs * sums * 4 > 0.04 * weights and programs * split >= device.sms / 2:
+            break
+        split *= 2
+    return _deepest(problem, Config(block_m, block_n, block_k, split, 8, warps, 4), device)
+
+
+def _grad_rule(problem: Problem, device: Device) -> Config:
+    narrow, alpha = problem.itemsize == 2, problem.alpha
+    side = 128 if narrow and alpha <= 2 else 64
+    block_n, block_k = (side, 64) if not problem.transposed else (64, side)
+    if not narrow:
+        block_n, block_k = (64, 32) if alpha <= 4 else (32, 32)
+    block_m = 64 if narrow and alpha <= 4 else 32
+    split, work = 1, ceil(problem.m / block_m)
+    tiles = ceil(problem.n / block_n) * ceil(problem.k / block_k)
+    while tiles * split < 1.5 * device.sms and work >= 8 * split and split < 16:
+        split *= 2
+    warps = 8 if alpha * block_n * block_k >= 128 * 128 else 4
+    return _deepest(problem, Config(block_m, block_n, block_k, split, 8, warps, 4), device)
+
+
+def _deepest(problem: Problem, config: Config, device: Device) -> Config:
+    """The configuration with as deep a pipeline, then as large a reduction step, as shared memory allows."""
+    while config.num_stages > 2 and not is_valid(problem, config, device):
+        config = replace(config, num_stages=config.num_stages - 1)
+    while not is_valid(problem, config, device) and config.block_m > 16:
+        config = replace(config, block_m=config.block_m // 2)
+    return config
+
+
+def _power_above(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,121 @@
+"""Labels as bits: which child owns each edge, in ``log2(alpha)`` bits a weight."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..checks import check_tensor
+
+HOLE = 255
+"""Label of an edge that no child owns. Any label outside ``0 .. alpha-1`` means the same."""
+
+ROW_BYTES = 16
+"""A row of bits is padded to whole multiples of this, so that every row of bits starts aligned."""
+
+
+class PackedLabels(NamedTuple):
+    """The labels of a weight ``w[N, K]``, a plane of bits for each binary digit of the label.
+
+    One table serves both orientations of the weight: ``w.T`` goes with ``labels.T``, which copies nothing.
+
+    Byte ``b`` of a row holds edges ``8b .. 8b+7``: its low four bits those of even ``k``, its high four bits those of
+    odd ``k``, so that one shift and one mask give the bits of two neighbouring 16-bit weights.
+
+    An edge that nobody owns (a hole) has label 0 and a zero in one more plane. Only gradients read that plane: **in
+    the forward a hole is a weight that is stored as zero.** FPE layers keep it so; who packs labels with holes for
+    weights of their own must too.
+
+    Attributes:
+        planes: uint8 ``[P, N, bytes]``, ``P = max(ceil(log2(alpha)), 1)``; ``[P + 1, ...]`` with holes, the last plane
+            being one where a child owns the edge.
+        shape: ``(N, K)`` as the planes store it.
+        alpha: Number of children.
+        transposed: Whether these are the labels of the transposed weight.
+    """
+
+    planes: Tensor
+    shape: tuple[int, int]
+    alpha: int
+    transposed: bool = False
+
+    @classmethod
+    def pack(cls, labels: Tensor, alpha: int) -> "PackedLabels":
+        """Packs a table of labels; :meth:`unpack` is its exact inverse, up to holes becoming ``HOLE``.
+
+        Args:
+            labels: uint8 ``[N, K]``; any label not below ``alpha`` is a hole.
+            alpha: Number of children, 1 to 254.
+
+        Raises:
+            TypeError: ``labels`` is no uint8 tensor.
+            ValueError: Its shape or ``alpha`` does not fit.
+        """
+        op = "PackedLabels.pack"
+        check_tensor(op, "labels", labels, (None, None), dtype=torch.uint8)
+        check_alpha(op, alpha)
+        planes = pack_planes(labels, alpha)
+        holes = bool((labels >= alpha).any())
+        return cls(planes if holes else planes[:-1], (labels.shape[0], labels.shape[1]), alpha)
+
+    def unpack(self) -> Tensor:
+        """The labels, uint8: ``[N, K]``, or ``[K, N]`` where transposed; ``HOLE`` where nobody owns the edge."""
+        return unpack_planes(self.planes, *self.shape, self.alpha, self.transposed)
+
+    @property
+    def T(self) -> "PackedLabels":  # noqa: N802 - as of a tensor
+        """The labels of the transposed weight; shares the planes."""
+        return self._replace(transposed=not self.transposed)
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether there is a plane of owned edges."""
+        return self.planes.shape[0] > digits(self.alpha)
+
+    def to(self, device: torch.device | str) -> "PackedLabels":
+        """The same labels on another device."""
+        return self._replace(planes=self.planes.to(device))
+
+
+def check_alpha(op: str, alpha: object) -> None:
+    """Raises unless ``alpha`` is a number of children that labels can hold."""
+    if not isinstance(alpha, int) or isinstance(alpha, bool) or not 1 <= alpha < HOLE:
+        raise ValueError(f"{op}: alpha must be an integer from 1 to {HOLE - 1}, got {alpha!r}")
+
+
+def digits(alpha: int) -> int:
+    """Planes that labels below ``alpha`` take."""
+    return max((alpha - 1).bit_length(), 1)
+
+
+def row_bytes(k: int) -> int:
+    """Bytes of a row of ``k`` bits."""
+    return -(-k // (8 * ROW_BYTES)) * ROW_BYTES
+
+
+def pack_planes(labels: Tensor, alpha: int) -> Tensor:
+    """Planes of ``labels[N, K]`` with the plane of owned edges last: ``[digits(alpha) + 1, N, row_bytes(K)]``."""
+    owned = labels < alpha
+    code = torch.where(owned, labels, labels.new_zeros(()))
+    planes = [(code >> digit) & 1 for digit in range(digits(alpha))]
+    bits = torch.stack([*planes, owned.to(torch.uint8)])
+    n, k = labels.shape
+    bits = pad(bits, (0, 8 * row_bytes(k) - k)).view(len(bits), n, row_bytes(k), 4, 2)
+    return (bits << _positions(bits.device)).sum((-1, -2), dtype=torch.uint8)
+
+
+def unpack_planes(planes: Tensor, n: int, k: int, alpha: int, transposed: bool) -> Tensor:
+    """Labels of packed planes: uint8 ``[n, k]``, or ``[k, n]`` where transposed."""
+    bits = ((planes[..., None, None] >> _positions(planes.device)) & 1).flatten(2)[:, :, :k]
+    labels = bits.new_zeros(n, k)
+    for digit in range(digits(alpha)):
+        labels = labels | (bits[digit] << digit)
+    if planes.shape[0] > digits(alpha):
+        labels = torch.where(bits[-1] == 1, labels, labels.new_full((), HOLE))
+    return labels.T if transposed else labels
+
+
+def _positions(device: torch.device) -> Tensor:
+    """Bit of each of eight edges, ``[4 pairs, 2]``."""
+    return torch.arange(8, dtype=torch.uint8, device=device).view(2, 4).T

@@ -1,0 +1,437 @@
+"""The partition operations on the GPU: Triton kernels and their launchers.
+
+The parent's weights are read once for all children. A tile of them is loaded as words of bits, for 16-bit types two
+neighbours to a word; the label planes become masks of the same words; each child's share is the words under its mask.
+On a word the masks cost two neighbours the instructions of one.
+
+:func:`_multiply` is ``split_matmul`` (one tile of x, an accumulator a child) and ``merge_matmul`` (a tile of z a child,
+one accumulator), on the weight as it is stored or on its transpose. :func:`_outer` is ``partition_grad``: the product
+of every child, of which the labels pick one at each edge. Both may split the reduction over programs for occupancy; the
+partial sums then meet in one reduction, in a fixed order, so that results do not change between runs.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..device import device_of, input_precision, interpreting, stored_dtype
+from ..epilogue import activate, launch_reduce, rows_contiguous
+from .config import Config, Problem, choose
+from .eager import Labels, stored_like
+from .labels import PackedLabels, digits, pack_planes, row_bytes
+
+
+@triton.jit
+def _bits(planes_ptr, rows, row_mask, first_byte, SIZE_BYTES, BLOCK_K: tl.constexpr, PER_WORD: tl.constexpr):
+    """The bits of a tile of one plane, a word each, as masks: all ones where the bit is set."""
+    offs_b = first_byte + tl.arange(0, BLOCK_K // 8)
+    mask = row_mask[:, None] & (offs_b[None, :] < SIZE_BYTES)
+    byte = tl.load(planes_ptr + rows[:, None] + offs_b[None, :], mask=mask, other=0).to(tl.int32)  # [rows, BLOCK_K / 8]
+    if PER_WORD == 2:
+        # Even edges are the low four bits, odd edges the high four: bits i and 4 + i move to i and 16 + i.
+        spread = byte | (byte << 12)
+        pair = tl.arange(0, 4)
+        masks = ((spread[:, :, None] >> pair[None, None, :]) & 0x10001) * 0xFFFF
+    else:
+        edge = tl.arange(0, 8)
+        masks = -((byte[:, :, None] >> (edge // 2 + edge % 2 * 4)[None, None, :]) & 1)
+    return masks.reshape(masks.shape[0], BLOCK_K // PER_WORD)
+
+
+@triton.jit
+def _share(words, masks, CHILD: tl.constexpr, DIGITS: tl.constexpr, PER_WORD: tl.constexpr, DTYPE: tl.constexpr):
+    """A child's weights out of a tile of words, zero elsewhere: [rows, columns] of the weight."""
+    for digit in tl.static_range(DIGITS):
+        words = words & (masks[digit] if (CHILD >> digit) % 2 == 1 else ~masks[digit])
+    if PER_WORD == 2:
+        # Costs nothing: the compiler sees that the halves are put back where they were.
+        halves = tl.join((words & 0xFFFF).to(tl.int16), (words >> 16).to(tl.int16))
+        return halves.reshape(words.shape[0], words.shape[1] * 2).to(DTYPE, bitcast=True)
+    return words.to(tl.int32 if DTYPE.primitive_bitwidth == 32 else tl.int16).to(DTYPE, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _multiply(
+    x_ptr,
+    words_ptr,
+    planes_ptr,
+    bias_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    SIZE_BYTES,
+    stride_xm,
+    stride_xa,
+    stride_wn,
+    stride_pp,
+    stride_pn,
+    stride_os,
+    stride_om,
+    stride_oa,
+    DTYPE: tl.constexpr,
+    PER_WORD: tl.constexpr,
+    ALPHA: tl.constexpr,
+    DIGITS: tl.constexpr,
+    MERGE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    SPLIT: tl.constexpr,
+    EVEN: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    # N and K are those of the stored weight; with TRANSPOSED the reduction runs over N.
+    OUT: tl.constexpr = BLOCK_K if TRANSPOSED else BLOCK_N
+    IN: tl.constexpr = BLOCK_N if TRANSPOSED else BLOCK_K
+    SIZE_OUT = K if TRANSPOSED else N
+    SIZE_IN = N if TRANSPOSED else K
+    SUMS: tl.constexpr = 1 if MERGE else ALPHA
+
+    # Programs of one group share GROUP_M tiles of x, which stay in L2 while the weights stream by.
+    pid = tl.program_id(0)
+    pid_split = tl.program_id(1)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    group_size = GROUP_M * tl.cdiv(SIZE_OUT, OUT)
+    first_m = pid // group_size * GROUP_M
+    width_m = min(tiles_m - first_m, GROUP_M)
+    pid_m = first_m + pid % group_size % width_m
+    pid_out = pid % group_size // width_m
+
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = offs_m < M
+    offs_in = tl.arange(0, IN)
+    x_rows = x_ptr + offs_m[None, :].to(tl.int64) * stride_xm
+    steps = tl.cdiv(SIZE_IN, IN)
+
+    accs = ()
+    for _ in tl.static_range(SUMS):
+        accs += (tl.zeros([OUT, BLOCK_M], dtype=tl.float32),)
+    for step in range(steps * pid_split // SPLIT, steps * (pid_split + 1) // SPLIT):
+        first_n = step * BLOCK_N if TRANSPOSED else pid_out * BLOCK_N
+        first_k = pid_out * BLOCK_K if TRANSPOSED else step * BLOCK_K
+        offs_n = first_n + tl.arange(0, BLOCK_N)
+        offs_w = first_k // PER_WORD + tl.arange(0, BLOCK_K // PER_WORD)
+        mask_n = offs_n < N
+        words_at = words_ptr + offs_n[:, None].to(tl.int64) * stride_wn + offs_w[None, :]
+        if EVEN:
+            words = tl.load(words_at)  # [BLOCK_N, BLOCK_K / PER_WORD]
+        else:
+            words = tl.load(words_at, mask=mask_n[:, None] & (offs_w[None, :] * PER_WORD < K), other=0)
+        masks = ()
+        for digit in tl.static_range(DIGITS):
+            plane = planes_ptr + digit * stride_pp.to(tl.int64)
+            masks += (
+                _bits(plane, offs_n.to(tl.int64) * stride_pn, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, PER_WORD),
+            )
+
+        offs_x = step * IN + offs_in
+        mask_x = mask_m[None, :] if EVEN else mask_m[None, :] & (offs_x[:, None] < SIZE_IN)
+        x = tl.load(x_rows + offs_x[:, None], mask=mask_x, other=0.0)  # [IN, BLOCK_M]
+        sums = ()
+        for child in tl.static_range(ALPHA):
+            w = _share(words, masks, child, DIGITS, PER_WORD, DTYPE)  # [BLOCK_N, BLOCK_K]
+            if TRANSPOSED:
+                w = tl.trans(w)
+            if MERGE and child > 0:
+                x = tl.load(x_rows + child * stride_xa + offs_x[:, None], mask=mask_x, other=0.0)
+            operand = x
+            if UPCAST:
+                w, operand = w.to(tl.float32), x.to(tl.float32)
+            if MERGE:
+                accs = (tl.dot(w, operand, accs[0], input_precision=PRECISION),)
+            else:
+                sums += (tl.dot(w, operand, accs[child], input_precision=PRECISION),)
+        if not MERGE:
+            accs = sums
+
+    offs_out = pid_out * OUT + tl.arange(0, OUT)
+    mask_out = offs_out < SIZE_OUT
+    out_at = out_ptr + pid_split.to(tl.int64) * stride_os + offs_m[None, :].to(tl.int64) * stride_om + offs_out[:, None]
+    for child in tl.static_range(SUMS):
+        acc = accs[child]
+        if SPLIT == 1:
+            if HAS_BIAS:
+                bias = tl.load(bias_ptr + child * SIZE_OUT + offs_out, mask=mask_out, other=0.0)
+                acc += bias.to(tl.float32)[:, None]
+            acc = activate(acc, ACTIVATION)
+        mask = mask_out[:, None] & mask_m[None, :]
+        tl.store(out_at + child * stride_oa, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _outer(
+    left_ptr,
+    right_ptr,
+    planes_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    SIZE_BYTES,
+    stride_lm,
+    stride_la,
+    stride_rm,
+    stride_ra,
+    stride_pp,
+    stride_pn,
+    stride_os,
+    ALPHA: tl.constexpr,
+    DIGITS: tl.constexpr,
+    HOLES: tl.constexpr,
+    CHILDREN_LEFT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_N: tl.constexpr,
+    SPLIT: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    # left is [M, (ALPHA,) N], right is [M, (ALPHA,) K]; one of them has children.
+    pid = tl.program_id(0)
+    pid_split = tl.program_id(1)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    group_size = GROUP_N * tl.cdiv(K, BLOCK_K)
+    first_tile = pid // group_size * GROUP_N
+    width = min(tiles_n - first_tile, GROUP_N)
+    offs_n = (first_tile + pid % group_size % width) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_k = pid % group_size // width * BLOCK_K
+    offs_k = first_k + tl.arange(0, BLOCK_K)
+    mask_n, mask_k = offs_n < N, offs_k < K
+    tiles_m = tl.cdiv(M, BLOCK_M)
+
+    accs = ()
+    for _ in tl.static_range(ALPHA):
+        accs += (tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32),)
+    for tile in range(tiles_m * pid_split // SPLIT, tiles_m * (pid_split + 1) // SPLIT):
+        offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        mask_m = offs_m < M
+        rows = offs_m.to(tl.int64)
+        # Loaded as its transpose: tl.trans of a tile would send it through registers instead of shared memory.
+        left_at = left_ptr + rows[None, :] * stride_lm + offs_n[:, None]
+        right_at = right_ptr + rows[:, None] * stride_rm + offs_k[None, :]
+        mask_left = mask_m[None, :] if EVEN else mask_m[None, :] & mask_n[:, None]
+        mask_right = mask_m[:, None] if EVEN else mask_m[:, None] & mask_k[None, :]
+        left = tl.load(left_at, mask=mask_left, other=0.0)  # [BLOCK_N, BLOCK_M]
+        right = tl.load(right_at, mask=mask_right, other=0.0)  # [BLOCK_M, BLOCK_K]
+        sums = ()
+        for child in tl.static_range(ALPHA):
+            if child > 0:
+                if CHILDREN_LEFT:
+                    left = tl.load(left_at + child * stride_la, mask=mask_left, other=0.0)
+                else:
+                    right = tl.load(right_at + child * stride_ra, mask=mask_right, other=0.0)
+            a, b = left, right
+            if UPCAST:
+                a, b = a.to(tl.float32), b.to(tl.float32)
+            sums += (tl.dot(a, b, accs[child], input_precision=PRECISION),)
+        accs = sums
+
+    rows = offs_n.to(tl.int64) * stride_pn
+    masks = ()
+    for digit in tl.static_range(DIGITS):
+        plane = planes_ptr + digit * stride_pp.to(tl.int64)
+        masks += (_bits(plane, rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1),)
+    label = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
+    for digit in tl.static_range(DIGITS):
+        label |= masks[digit] & (1 << digit)
+    out = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
+    for child in tl.static_range(ALPHA):
+        out = tl.where(label == child, accs[child], out)
+    if HOLES:
+        owned = _bits(planes_ptr + DIGITS * stride_pp.to(tl.int64), rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1)
+        out = tl.where(owned != 0, out, 0.0)
+    out_at = out_ptr + pid_split.to(tl.int64) * stride_os + offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
+    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
+
+
+def split_matmul_triton(
+    x: Tensor,
+    w: Tensor,
+    labels: Labels,
+    alpha: int,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    config: Config | None = None,
+) -> Tensor:
+    """Forward on ``x[M, K]``; see :func:`fpe.kernels.split_matmul`. ``config`` overrides the chosen one."""
+    x = rows_contiguous(x)
+    with torch.cuda.device_of(x):
+        return _launch_multiply(x, x.stride(0), 0, w, labels, alpha, False, bias, activation, config)
+
+
+def merge_matmul_triton(
+    z: Tensor,
+    w: Tensor,
+    labels: Labels,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    config: Config | None = None,
+) -> Tensor:
+    """Forward on ``z[M, alpha, K]``; see :func:`fpe.kernels.merge_matmul`. ``config`` overrides the chosen one."""
+    z = rows_contiguous(z)
+    with torch.cuda.device_of(z):
+        return _launch_multiply(z, z.stride(0), z.stride(1), w, labels, z.shape[1], True, bias, activation, config)
+
+
+def partition_grad_triton(dy: Tensor, x: Tensor, labels: Labels, config: Config | None = None) -> Tensor:
+    """The gradient dW; see :func:`fpe.kernels.partition_grad`. ``config`` overrides the chosen one."""
+    dy, x = rows_contiguous(dy), rows_contiguous(x)
+    with torch.cuda.device_of(x):
+        return _launch_outer(dy, x, labels, config)
+
+
+class _Weight(NamedTuple):
+    """A weight as the kernels read it: words of bits in stored order, beside the planes of its labels."""
+
+    words: Tensor
+    per_word: int
+    planes: Tensor
+    shape: tuple[int, int]
+    transposed: bool
+
+
+def _weight(w: Tensor, labels: Labels, alpha: int) -> _Weight:
+    if not isinstance(labels, PackedLabels):
+        w = torch.where(labels < alpha, w, w.new_zeros(()))
+        labels = _packed(labels, alpha)
+    stored = rows_contiguous(w.T if labels.transposed else w)
+    n, k = stored.shape
+    if stored.dtype == torch.float32:
+        words, per_word = stored.view(torch.int32), 1
+    elif k % 2 == 0 and (n <= 1 or stored.stride(0) % 2 == 0) and stored.storage_offset() % 2 == 0:
+        words, per_word = stored.view(torch.int32), 2
+    else:
+        words, per_word = stored.view(torch.int16), 1
+    return _Weight(words, per_word, labels.planes, (n, k), labels.transposed)
+
+
+def _packed(labels: Tensor, alpha: int) -> PackedLabels:
+    """Packs a plain table without looking for holes, which would wait for the device."""
+    return PackedLabels(pack_planes(labels, alpha), (labels.shape[0], labels.shape[1]), alpha)
+
+
+def _launch_multiply(
+    x: Tensor,
+    stride_xm: int,
+    stride_xa: int,
+    w: Tensor,
+    labels: Labels,
+    alpha: int,
+    merge: bool,
+    bias: Tensor | None,
+    activation: str | None,
+    config: Config | None,
+) -> Tensor:
+    m, outputs = x.shape[0], w.shape[0]
+    shape = (m, outputs) if merge else (m, alpha, outputs)
+    result = x.new_empty(shape, dtype=stored_dtype(x))
+    if not result.numel():
+        return result.to(x.dtype)
+    weight = _weight(w, labels, alpha)
+    (n, k), bias = weight.shape, None if bias is None else bias.contiguous()
+    op = "merge_matmul" if merge else "split_matmul"
+    config = config or choose(Problem(op, m, n, k, weight.transposed, alpha, x.element_size()), device_of(x))
+    out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
+    tiles = triton.cdiv(k, config.block_k) if weight.transposed else triton.cdiv(n, config.block_n)
+    _multiply[(triton.cdiv(m, config.block_m) * tiles, config.split)](
+        x,
+        weight.words,
+        weight.planes,
+        bias,
+        out,
+        M=m,
+        N=n,
+        K=k,
+        SIZE_BYTES=row_bytes(k),
+        stride_xm=stride_xm,
+        stride_xa=stride_xa,
+        stride_wn=weight.words.stride(0),
+        stride_pp=weight.planes.stride(0),
+        stride_pn=weight.planes.stride(1),
+        stride_os=result.numel(),
+        stride_om=result.stride(0),
+        stride_oa=outputs,
+        DTYPE=_DTYPES[x.dtype],
+        PER_WORD=weight.per_word,
+        MERGE=merge,
+        TRANSPOSED=weight.transposed,
+        GROUP_M=config.group,
+        EVEN=n % config.block_n == 0 and k % config.block_k == 0,
+        ACTIVATION=activation,
+        HAS_BIAS=bias is not None,
+        **_shared_options(config, alpha, x),
+    )
+    if config.split > 1:
+        launch_reduce(out, result, bias, activation)
+    return result.to(x.dtype)
+
+
+def _launch_outer(dy: Tensor, x: Tensor, labels: Labels, config: Config | None) -> Tensor:
+    m, alpha = dy.shape[:2]
+    packed = labels if isinstance(labels, PackedLabels) else _packed(labels, alpha)
+    n, k = packed.shape
+    result = x.new_empty(n, k, dtype=stored_dtype(x))
+    if not result.numel():
+        return stored_like(labels, result.T.to(x.dtype) if packed.transposed else result.to(x.dtype))
+    left, right = (x, dy) if packed.transposed else (dy, x)
+    config = config or choose(
+        Problem("partition_grad", m, n, k, packed.transposed, alpha, x.element_size()), device_of(x)
+    )
+    out = result if config.split == 1 else x.new_empty((config.split, n, k), dtype=torch.float32)
+    _outer[(triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k), config.split)](
+        left,
+        right,
+        packed.planes,
+        out,
+        M=m,
+        N=n,
+        K=k,
+        SIZE_BYTES=row_bytes(k),
+        stride_lm=left.stride(0),
+        stride_la=0 if packed.transposed else left.stride(1),
+        stride_rm=right.stride(0),
+        stride_ra=right.stride(1) if packed.transposed else 0,
+        stride_pp=packed.planes.stride(0),
+        stride_pn=packed.planes.stride(1),
+        stride_os=n * k,
+        HOLES=packed.has_holes,
+        CHILDREN_LEFT=not packed.transposed,
+        GROUP_N=config.group,
+        EVEN=n % config.block_n == 0 and k % config.block_k == 0,
+        **_shared_options(config, alpha, x),
+    )
+    if config.split > 1:
+        launch_reduce(out, result)
+    result = result.to(x.dtype)
+    return result.T if packed.transposed else result
+
+
+_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+
+def _shared_options(config: Config, alpha: int, operand: Tensor) -> dict[str, Any]:
+    """What both kernels are launched with."""
+    return {
+        "ALPHA": alpha,
+        "DIGITS": digits(alpha),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "SPLIT": config.split,
+        "PRECISION": input_precision(operand),
+        "UPCAST": interpreting(),
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "maxnreg": config.max_registers,
+    }
