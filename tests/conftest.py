@@ -1,9 +1,11 @@
 """Settings of the whole suite: one thread, Triton's interpreter, property tests that try the same examples."""
 
 import os
+from collections.abc import Iterator
 
 os.environ["TRITON_INTERPRET"] = "1"  # read by Triton as a kernel is defined; tests that compile use a subprocess
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -18,3 +20,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("fpe")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """New tensors hold NaN, so that an element that no program writes is seen."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -35,6 +35,20 @@ def changed_fields(case: object) -> str:
     return "-".join(f"{name}={value}".replace(" ", "") for name, value in own.items())
 
 
+def guarded(*shape: int, seed: int = 0) -> Tensor:
+    """Float64 numbers inside a larger buffer of NaN: whatever is read outside shows."""
+    buffer = torch.full([size + 6 for size in shape], float("nan"), dtype=torch.float64)
+    inner = buffer[tuple(slice(3, 3 + size) for size in shape)]
+    inner.copy_(torch.randn(*shape, dtype=torch.float64, generator=seeded(seed)))
+    return inner
+
+
+def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Another dtype with the guard around it: the whole buffer is cast."""
+    base = t if t._base is None else t._base
+    return base.to(dtype)[tuple(slice(3, 3 + size) for size in t.shape)]
+
+
 def assert_as_accurate(ours: Tensor, yardstick: Tensor, truth: Tensor) -> None:
     """The triad: at most twice the error of PyTorch in the same dtype, against float64 truth.
 

@@ -1,14 +1,13 @@
 """The Triton block kernels under the interpreter: against float64 truth, with poisoned outputs and guard bands."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from unittest.mock import patch
 
 import pytest
 import torch
-from support import BadCall, assert_as_accurate, readable_id, seeded
+from support import BadCall, assert_as_accurate, cast, guarded, readable_id, seeded
 from torch import Tensor, nn
 
 import fpe
@@ -61,27 +60,7 @@ CASES = (
 )
 
 
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """New tensors hold NaN, so that an element that no program writes is seen."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def guarded(*shape: int, seed: int = 0) -> Tensor:
-    """Float64 numbers inside a larger buffer of NaN: whatever is read outside shows."""
-    buffer = torch.full([size + 6 for size in shape], float("nan"), dtype=torch.float64)
-    inner = buffer[tuple(slice(3, 3 + size) for size in shape)]
-    inner.copy_(torch.randn(*shape, dtype=torch.float64, generator=seeded(seed)))
-    return inner
-
-
-def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """Another dtype with the guard around it: the whole buffer is cast."""
-    base = t if t._base is None else t._base
-    return base.to(dtype)[tuple(slice(3, 3 + size) for size in t.shape)]
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def operands(case: Case) -> tuple[BlockLayout, Tensor, Tensor, Tensor, Tensor]:
@@ -274,14 +253,6 @@ def call(block: tuple[int, int] = (16, 16), dtype: torch.dtype = torch.float32, 
 REFUSED = (
     BadCall("block", lambda: call((4, 16)), ValueError, ("block_matmul", "'triton'", "(16, 32, 64, 128)", "(4, 16)")),
     BadCall("dtype", lambda: call(dtype=torch.float64), ValueError, ("block_matmul", "bfloat16", "float64")),
-    BadCall(
-        "op",
-        lambda: fpe.kernels.split_matmul(
-            torch.ones(1, 4), torch.ones(2, 4), torch.zeros(2, 4).byte(), 2, backend="triton"
-        ),
-        ValueError,
-        ("split_matmul", "no Triton kernel yet"),
-    ),
 )
 
 

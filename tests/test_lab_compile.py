@@ -44,7 +44,7 @@ SASS = """
 RESOURCES = " Function _multiply:\n  REG:44 STACK:8 SHARED:0 LOCAL:16 CONSTANT[0]:448 TEXTURE:0 SURFACE:0 SAMPLER:0\n"
 
 GOOD = {
-    "kernel": "_multiply",
+    "kernel": "_block_multiply",
     "arch": 80,
     "op": "forward",
     "block": [64, 64],
@@ -193,8 +193,8 @@ def test_narrow_loads_are_allowed_where_the_reason_is_written_down() -> None:
         ({"arch": 90, "block_m": 64}, "HGMMA"),
         ({"arch": 90, "block_m": 64, "num_warps": 2}, "HMMA"),
         ({"arch": 120, "block_m": 128}, "HMMA"),
-        ({"arch": 90, "kernel": "_outer", "block": [128, 64], "block_m": 16}, "HGMMA"),
-        ({"arch": 90, "kernel": "_outer", "block": [16, 64], "block_m": 64}, "HMMA"),
+        ({"arch": 90, "kernel": "_block_outer", "block": [128, 64], "block_m": 16}, "HGMMA"),
+        ({"arch": 90, "kernel": "_block_outer", "block": [16, 64], "block_m": 64}, "HMMA"),
     ],
 )
 def test_expected_matrix(change: dict, meant: str) -> None:
@@ -219,7 +219,7 @@ def test_quick_set_is_as_meant_on_every_architecture(tmp_path: Path) -> None:
     done = _python("-m", "fpe.bench", "lab", "compile", "--quick", "--json", "--output", str(tmp_path))
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["arch"] for row in rows} == set(ARCHITECTURES), done.stderr
-    assert {row["kernel"] for row in rows} == {"_multiply", "_outer", "_reduce"}
+    assert {row["kernel"] for row in rows} == {"_block_multiply", "_block_outer", "_reduce"}
     assert [(row["case"], row["arch"], row["complaints"]) for row in rows if row["complaints"]] == []
     assert done.returncode == 0 and (tmp_path / "compile.jsonl").is_file()
 

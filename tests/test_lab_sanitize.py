@@ -1,6 +1,7 @@
 """The sanitizer lab: our kernels are clean, and what is planted is found."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,33 +10,36 @@ pytest.importorskip("tilelens")
 import triton
 import triton.language as tl
 
-from fpe.bench.lab import sanitize
-from fpe.bench.lab.sanitize import CASES, check, check_block_kernels
+from fpe.bench.lab.sanitize import CASES, BlockCase, Case, check, check_kernels
+from fpe.bench.lab.trace import family_kernels
 from fpe.kernels.block import triton as kernels
-from fpe.kernels.block.config import Config, Problem
 from fpe.kernels.device import Device
+from fpe.kernels.partition import triton as partition_kernels
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_block_kernels_are_clean(case: sanitize.Case) -> None:
-    assert check_block_kernels([case]) == []
+def test_kernels_are_clean(case: Case) -> None:
+    assert check_kernels([case]) == []
 
 
-def test_cases_reach_every_kernel_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["block", "partition"])
+def test_cases_reach_every_kernel_and_split(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launched = set()
-    choose = kernels.choose
+    module = {"block": kernels, "partition": partition_kernels}[family]
+    choose: Any = module.choose
 
-    def spy(problem: Problem, device: Device) -> Config:
+    def spy(problem: Any, device: Device) -> Any:
         config = choose(problem, device)
         launched.add((problem.op, "split" if config.split > 1 else "whole"))
         return config
 
-    monkeypatch.setattr(kernels, "choose", spy)
+    monkeypatch.setattr(module, "choose", spy)
     for case in CASES:
-        if case.id.startswith("split") or case.id == "tails":
-            for run in sanitize.runs(case, kernels):
+        if case.family == family and any(word in case.id for word in ("split", "tails", "many")):
+            for run in case.runs():
                 run()
-    assert launched >= {(op, how) for op in ("block_matmul", "block_grad") for how in ("split", "whole")}
+    ops = {"block": ("block_matmul", "block_grad"), "partition": ("split_matmul", "merge_matmul", "partition_grad")}
+    assert launched >= {(op, how) for op in ops[family] for how in ("split", "whole")}
 
 
 @triton.jit
@@ -81,7 +85,7 @@ def _writes_twice(out_ptr, BLOCK: tl.constexpr):
 
 def kinds(kernel: object, grid: tuple[int, ...], *args: object, **meta: int) -> set[tuple[str, str]]:
     module = SimpleNamespace(kernel=kernel)
-    return {(f.kind, f.tensor) for f in check(module, ("kernel",), lambda: module.kernel[grid](*args, **meta))}
+    return {(f.kind, f.tensor) for f in check(((module, "kernel"),), lambda: module.kernel[grid](*args, **meta))}
 
 
 def test_planted_load_out_of_bounds_is_found() -> None:
@@ -119,19 +123,19 @@ def test_planted_races_are_found() -> None:
 
 
 def test_fault_planted_in_a_block_kernels_index_is_found() -> None:
-    x, dy, values, layout = sanitize.Case("even", 32, (64, 96), (32, 32)).operands()
+    x, dy, values, layout = BlockCase("even", 32, (64, 96), (32, 32)).operands()
     x = torch.zeros(2 * x.numel(), dtype=x.dtype)[: x.numel()].view(x.shape)
     cols = layout.cols.clone()
     cols[-1] += 3  # reads past the last row's end
-    found = check(kernels, sanitize.KERNELS, lambda: kernels.block_grad_triton(dy, x, layout._replace(cols=cols)))
+    found = check(family_kernels("block"), lambda: kernels.block_grad_triton(dy, x, layout._replace(cols=cols)))
     assert {(f.kernel, f.kind, f.tensor) for f in found} == {
-        ("_outer", "bounds", "x"),
-        ("_outer", "bounds, traced", "x"),
+        ("_block_outer", "bounds", "x"),
+        ("_block_outer", "bounds, traced", "x"),
     }
     rows = torch.zeros_like(layout.longest_rows)  # every program computes the same row
     layout = layout._replace(longest_rows=rows)
-    found = check(kernels, sanitize.KERNELS, lambda: kernels.block_matmul_triton(x, values, layout))
-    assert {(f.kernel, f.kind, f.tensor) for f in found} == {("_multiply", "race", "out")}
+    found = check(family_kernels("block"), lambda: kernels.block_matmul_triton(x, values, layout))
+    assert {(f.kernel, f.kind, f.tensor) for f in found} == {("_block_multiply", "race", "out")}
 
 
 def test_tilelens_race_detector_records_but_does_not_judge() -> None:
@@ -141,7 +145,7 @@ def test_tilelens_race_detector_records_but_does_not_judge() -> None:
     from fpe.bench.lab.trace import watching
 
     module, seen = SimpleNamespace(kernel=_overlaps), []
-    with watching(module, ("kernel",), RaceDetector, lambda _, detector: seen.extend(detector.records)):
+    with watching(((module, "kernel"),), RaceDetector, lambda _, detector: seen.extend(detector.records)):
         module.kernel[(3,)](torch.zeros(64), BLOCK=16)
     assert {(e.access_mode, e.tensor_name) for e in seen} == {("write", "out_ptr")}
     assert not any("race" in name for e in seen for name in vars(e))

@@ -14,13 +14,12 @@ pytest.importorskip("tilelens")
 from fpe.bench.lab import traffic
 from fpe.bench.lab.cache import L2, LINE, SECTOR, schedule
 from fpe.bench.lab.replay import Access, Launch, launches
-from fpe.bench.lab.trace import Trace, tracing
+from fpe.bench.lab.trace import Trace, family_kernels, tracing
 from fpe.kernels.block import triton as kernels
 from fpe.kernels.block.config import Config
 from fpe.kernels.block.layout import BlockLayout, grid
 from fpe.kernels.device import KNOWN
 
-KERNELS = ("_multiply", "_outer", "_reduce")
 CONFIG = Config(block_m=16, block_in=16, split=1, group_m=2, num_warps=4, num_stages=3)
 
 
@@ -64,7 +63,7 @@ def traced(op: str, case: Small, monkeypatch: pytest.MonkeyPatch) -> list[Trace]
     layout, (n, k) = case.layout, case.shape
     x, dy = torch.ones(case.m, k, dtype=case.dtype), torch.ones(case.m, n, dtype=case.dtype)
     values = torch.ones(layout.values_shape, dtype=case.dtype)
-    with tracing(kernels, KERNELS) as launched:
+    with tracing(family_kernels("block")) as launched:
         if op == "forward":
             kernels.block_matmul_triton(x, values, layout)
         elif op == "dX":

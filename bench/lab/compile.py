@@ -88,8 +88,8 @@ QUICK = (
 """A few of each kind, for CI."""
 
 STREAMS = {
-    "_multiply": (("tl.load(values_ptr",), True),
-    "_outer": (("tl.load(dy_ptr", "tl.load(x_ptr"), True),
+    "_block_multiply": (("tl.load(values_ptr",), True),
+    "_block_outer": (("tl.load(dy_ptr", "tl.load(x_ptr"), True),
     "_reduce": (("tl.load(partial_ptr",), False),
 }
 """For each kernel: the source of the loads of its streamed operands, and whether it multiplies them."""
@@ -246,7 +246,7 @@ def _tile_bytes(kernel: str, given: dict[str, Any], itemsize: int) -> int:
     """Bytes of the streamed operands that one step of a program consumes."""
     if kernel == "_reduce":
         return given["BLOCK"] * 4
-    if kernel == "_outer":
+    if kernel == "_block_outer":
         return given["BLOCK_M"] * (given["BN"] + given["BK"]) * itemsize
     return given["BLOCK_IN"] * given["BK" if given["TRANSPOSED"] else "BN"] * itemsize
 
@@ -314,7 +314,7 @@ def expected_matrix(row: Row) -> str:
     """The instruction that a configuration is meant to multiply with."""
     if row["dtype"] == "fp32":
         return "FFMA"
-    rows = row["block"][0] if row["kernel"] == "_outer" else row["block_m"]
+    rows = row["block"][0] if row["kernel"] == "_block_outer" else row["block_m"]
     if rows >= 64 and row["num_warps"] % 4 == 0:
         return {90: "HGMMA", 100: "UTCHMMA"}.get(row["arch"], "HMMA")
     return "HMMA"

@@ -119,7 +119,7 @@ def _multiply(m: int, layout: BlockLayout, transposed: bool, config: Config, ite
         result = Access(target, True, pid_split * m + row, rows, segment * out * size, width * size, size_out * size)
         yield (result,)
 
-    launched = Launch("_multiply", (tiles_m * segments, split), program)
+    launched = Launch("_block_multiply", (tiles_m * segments, split), program)
     return [launched] if split == 1 else [launched, _reduce(m * size_out, split, itemsize)]
 
 
@@ -145,7 +145,7 @@ def _outer(m: int, layout: BlockLayout, config: Config, itemsize: int) -> list[L
         stored = Access(target, True, (pid_split * len(rows) + block) * bn, bn, 0, bk * size, bk * size)
         yield (stored,)
 
-    launched = Launch("_outer", (len(rows), split), program)
+    launched = Launch("_block_outer", (len(rows), split), program)
     return [launched] if split == 1 else [launched, _reduce(len(rows) * bn * bk, split, itemsize)]
 
 

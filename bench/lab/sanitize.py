@@ -1,4 +1,4 @@
-"""Memory safety of the block kernels under the interpreter: out-of-bounds accesses and races between programs.
+"""Memory safety of the kernels under the interpreter: out-of-bounds accesses and races between programs.
 
 What TileLens 3.1 can do here, tried: its sanitizer follows addresses symbolically, loops and indices read from memory
 included, and names the tensor that a pointer came from. It gives equal ``tl.arange`` of one program the same symbol,
@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from fpe.kernels.block.layout import BlockLayout, grid
+from fpe.kernels.partition.labels import PackedLabels
 
-from .trace import Touch, Trace, tracing, watching
-
-KERNELS = ("_multiply", "_outer", "_reduce")
+from .trace import Kernels, Touch, Trace, family_kernels, tracing, watching
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Case:
-    """A small odd launch.
+class BlockCase:
+    """A small odd launch of the block operations.
 
     Attributes:
         id: Its name.
@@ -62,6 +61,7 @@ class Case:
     dtype: torch.dtype = torch.float16
     bias: bool = False
     strided: bool = False
+    family = "block"
 
     def operands(self) -> tuple[Tensor, Tensor, Tensor, BlockLayout]:
         """Activations, output gradient, values and layout."""
@@ -73,47 +73,104 @@ class Case:
         x, dy = (torch.ones(self.m, size + apart, dtype=self.dtype)[:, :size] for size in (k, n))
         return x, dy, torch.ones(layout.values_shape, dtype=self.dtype), layout
 
+    def runs(self) -> Iterator[Callable[[], Any]]:
+        """Forward, dX and dW."""
+        from fpe.kernels.block import triton as module
 
-CASES = (
-    Case("tails"),
-    Case("one-row", m=1, bias=True),
-    Case("square-blocks", block=(16, 16), bias=True, strided=True),
-    Case("even", m=32, shape=(64, 96), block=(32, 32)),
-    Case("split", m=3, shape=(20, 300), block=(16, 16), density=2.0, bias=True),
-    Case("split-rows", m=530, shape=(17, 33), block=(16, 16), density=0.7),
-    Case("inner-steps", m=5, shape=(65, 70), block=(64, 64), dtype=torch.float32, strided=True),
-    Case("grouped", m=1100, shape=(33, 16), block=(16, 16), density=0.8),
-    Case("sparse", block=(16, 16), density=0.1),
-    Case("empty", density=0.0),
+        x, dy, values, layout = self.operands()
+        bias = torch.ones(self.shape[0], dtype=self.dtype) if self.bias else None
+        yield lambda: module.block_matmul_triton(x, values, layout, bias, "relu" if self.bias else None)
+        yield lambda: module.block_matmul_t_triton(dy, values, layout)
+        yield lambda: module.block_grad_triton(dy, x, layout)
+
+
+@dataclass(frozen=True)
+class PartitionCase:
+    """A small odd launch of the partition operations.
+
+    Attributes:
+        id: Its name.
+        alpha: Children.
+        m: Rows of activations.
+        shape: ``(N, K)``.
+        dtype: Of the operands.
+        holes: Whether some edges belong to nobody.
+        bias: Whether the forwards add a bias, with an activation after it.
+        strided: Whether the activations' rows lie apart.
+    """
+
+    id: str
+    alpha: int = 2
+    m: int = 19
+    shape: tuple[int, int] = (70, 90)
+    dtype: torch.dtype = torch.float16
+    holes: bool = False
+    bias: bool = False
+    strided: bool = False
+    family = "partition"
+
+    def operands(self) -> tuple[Tensor, Tensor, Tensor, PackedLabels]:
+        """Activations of the parents' inputs and of their children, weight and labels."""
+        (n, k), apart = self.shape, 5 if self.strided else 0
+        drawn = torch.randint(self.alpha + self.holes, (n, k), generator=torch.Generator().manual_seed(0))
+        x = torch.ones(self.m, k + apart, dtype=self.dtype)[:, :k]
+        children = torch.ones(self.m, self.alpha, n + apart, dtype=self.dtype)[:, :, :n]
+        return x, children, torch.ones(n, k, dtype=self.dtype), PackedLabels.pack(drawn.byte(), self.alpha)
+
+    def runs(self) -> Iterator[Callable[[], Any]]:
+        """Both multiplications on the weight and on its transpose, and both gradients."""
+        from fpe.kernels.partition import triton as module
+
+        (n, k), alpha, activation = self.shape, self.alpha, "relu" if self.bias else None
+        x, dy, w, labels = self.operands()
+        z, y = torch.ones(self.m, alpha, k, dtype=self.dtype), torch.ones(self.m, n, dtype=self.dtype)
+        wide, narrow = (torch.ones(size, dtype=self.dtype) if self.bias else None for size in ((alpha, n), (n,)))
+        yield lambda: module.split_matmul_triton(x, w, labels, alpha, wide, activation)
+        yield lambda: module.merge_matmul_triton(dy, w.T, labels.T)
+        yield lambda: module.partition_grad_triton(dy, x, labels)
+        yield lambda: module.merge_matmul_triton(z, w, labels, narrow, activation)
+        yield lambda: module.split_matmul_triton(y, w.T, labels.T, alpha)
+        yield lambda: module.partition_grad_triton(z, y, labels.T)
+
+
+Case = BlockCase | PartitionCase
+
+CASES: tuple[Case, ...] = (
+    BlockCase("tails"),
+    BlockCase("one-row", m=1, bias=True),
+    BlockCase("square-blocks", block=(16, 16), bias=True, strided=True),
+    BlockCase("even", m=32, shape=(64, 96), block=(32, 32)),
+    BlockCase("split", m=3, shape=(20, 300), block=(16, 16), density=2.0, bias=True),
+    BlockCase("split-rows", m=530, shape=(17, 33), block=(16, 16), density=0.7),
+    BlockCase("inner-steps", m=5, shape=(65, 70), block=(64, 64), dtype=torch.float32, strided=True),
+    BlockCase("grouped", m=1100, shape=(33, 16), block=(16, 16), density=0.8),
+    BlockCase("sparse", block=(16, 16), density=0.1),
+    BlockCase("empty", density=0.0),
+    PartitionCase("tails-of-a-partition"),
+    PartitionCase("odd-inputs", shape=(65, 91), strided=True, bias=True),
+    PartitionCase("even-tiles", m=32, shape=(128, 256), bias=True),
+    PartitionCase("split-partition", m=3, shape=(1100, 1300), bias=True),
+    PartitionCase("three-children-and-holes", alpha=3, holes=True),
+    PartitionCase("eight-children", alpha=8, m=5, dtype=torch.float32, strided=True, holes=True),
+    PartitionCase("one-weight", m=1, shape=(1, 1), bias=True),
+    PartitionCase("many-rows", m=600, shape=(20, 40), alpha=4, holes=True),
 )
 
 
-def check_block_kernels(cases: Iterable[Case] = CASES) -> list[Finding]:
-    """Runs the forward, dX and dW of every case under all checks; needs ``TRITON_INTERPRET=1`` and TileLens.
+def check_kernels(cases: Iterable[Case] = CASES) -> list[Finding]:
+    """Runs every operation of every case under all checks; needs ``TRITON_INTERPRET=1`` and TileLens.
 
     Returns:
         What was found; nothing, if all is well.
     """
-    from fpe.kernels.block import triton as module
-
-    return [finding for case in cases for run in runs(case, module) for finding in check(module, KERNELS, run)]
+    return [finding for case in cases for run in case.runs() for finding in check(family_kernels(case.family), run)]
 
 
-def runs(case: Case, module: Any) -> Iterator[Callable[[], Any]]:
-    """The three operations of a case."""
-    x, dy, values, layout = case.operands()
-    bias = torch.ones(case.shape[0], dtype=case.dtype) if case.bias else None
-    yield lambda: module.block_matmul_triton(x, values, layout, bias, "relu" if case.bias else None)
-    yield lambda: module.block_matmul_t_triton(dy, values, layout)
-    yield lambda: module.block_grad_triton(dy, x, layout)
-
-
-def check(module: Any, kernels: tuple[str, ...], run: Callable[[], Any]) -> list[Finding]:
+def check(kernels: Kernels, run: Callable[[], Any]) -> list[Finding]:
     """Runs launches twice, under the sanitizer and under the tracer.
 
     Args:
-        module: Where the launchers find their kernels; an object with them as attributes.
-        kernels: Names of the kernels in it.
+        kernels: What is launched.
         run: Makes the launches. Under the sanitizer nothing is computed: its results are not to be looked at.
     """
     from tilelens.clients import Sanitizer
@@ -126,11 +183,11 @@ def check(module: Any, kernels: tuple[str, ...], run: Callable[[], Any]) -> list
             access = r.op_type.__name__.lower()
             findings.append(Finding(kernel, "bounds", _name(r.tensor_name), f"{access} in line {line} may leave it"))
 
-    with watching(module, kernels, lambda: Sanitizer(abort_on_error=False), collect):
+    with watching(kernels, lambda: Sanitizer(abort_on_error=False), collect):
         run()
     if any(finding.detail.startswith("store") for finding in findings):
         return findings  # the tracer would let it happen and take this process with it
-    with tracing(module, kernels) as traces:
+    with tracing(kernels) as traces:
         run()
     for trace in traces:
         findings += [*bounds(trace), *races(trace)]

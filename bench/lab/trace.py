@@ -4,8 +4,9 @@ TileLens (PyPI ``tilelens``) is imported when first needed: it is an extra of th
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
@@ -40,13 +41,26 @@ class Trace(NamedTuple):
     extents: dict[str, int]
 
 
+Kernels = tuple[tuple[Any, str], ...]
+"""Kernels by where their launchers find them: a module (or another object), and the attribute's name."""
+
+
+def family_kernels(family: str) -> Kernels:
+    """The kernels of ``"block"`` or ``"partition"`` operations; imports Triton."""
+    from fpe.kernels import epilogue
+    from fpe.kernels.block import triton as block
+    from fpe.kernels.partition import triton as partition
+
+    own = {"block": block, "partition": partition}[family]
+    return (own, f"_{family}_multiply"), (own, f"_{family}_outer"), (epilogue, "_reduce")
+
+
 @contextmanager
-def tracing(module: Any, kernels: tuple[str, ...]) -> Iterator[list[Trace]]:
-    """Records the launches that a module's kernels make inside the ``with`` block, in their order.
+def tracing(kernels: Kernels) -> Iterator[list[Trace]]:
+    """Records the launches of kernels inside the ``with`` block, in their order.
 
     Args:
-        module: Where the launchers find their kernels; an object with them as attributes.
-        kernels: Names of the kernels in it.
+        kernels: See :data:`Kernels`.
 
     Yields:
         The list that the launches join as they end.
@@ -81,27 +95,24 @@ def tracing(module: Any, kernels: tuple[str, ...]) -> Iterator[list[Trace]]:
                 current.append(Touch(name, isinstance(record, Store), offsets, tensor.element_size()))
         done.append(Trace(kernel, programs, {name: extent(t) for name, t in recorder.arguments.values()}))
 
-    with watching(module, kernels, Recorder, collect):
+    with watching(kernels, Recorder, collect):
         yield done
 
 
 @contextmanager
-def watching(
-    module: Any, kernels: tuple[str, ...], client: Callable[[], Any], collect: Callable[[str, Any], None]
-) -> Iterator[None]:
-    """Puts a TileLens client of its own around every launch of a module's kernels.
+def watching(kernels: Kernels, client: Callable[[], Any], collect: Callable[[str, Any], None]) -> Iterator[None]:
+    """Puts a TileLens client of its own around every launch of some kernels.
 
     Args:
-        module: Where the launchers find their kernels; an object with them as attributes.
-        kernels: Names of the kernels in it.
+        kernels: See :data:`Kernels`.
         client: Makes a client; called once a launch.
         collect: Called with the kernel's name and the client after each launch.
     """
     import tilelens
 
     class Watched:
-        def __init__(self, name: str) -> None:
-            self.name, self.kernel = name, originals[name]
+        def __init__(self, name: str, kernel: Any) -> None:
+            self.name, self.kernel = name, kernel
 
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
             def launch(*args: Any, **kwargs: Any) -> None:
@@ -112,14 +123,10 @@ def watching(
 
             return launch
 
-    originals = {name: getattr(module, name) for name in kernels}
-    try:
-        for name in kernels:
-            setattr(module, name, Watched(name))
+    with ExitStack() as stack:
+        for module, name in kernels:
+            stack.enter_context(patch.object(module, name, Watched(name, getattr(module, name))))
         yield
-    finally:
-        for name, kernel in originals.items():
-            setattr(module, name, kernel)
 
 
 def extent(tensor: Any) -> int:

@@ -1,7 +1,7 @@
 """The block operations on the GPU: Triton kernels and their launchers.
 
-Two kernels carry everything. :func:`_multiply` is the forward and, reading blocks by column and not
-transposing them, dX. :func:`_outer` is dW. Both may split the long dimension over programs for occupancy; the
+Two kernels carry everything. :func:`_block_multiply` is the forward and, reading blocks by column and not
+transposing them, dX. :func:`_block_outer` is dW. Both may split the long dimension over programs for occupancy; the
 partial sums then meet in one reduction, in a fixed order, so that results do not change between runs.
 """
 
@@ -19,7 +19,7 @@ from .layout import BlockLayout
 
 
 @triton.jit(do_not_specialize=["M"])
-def _multiply(
+def _block_multiply(
     a_ptr,
     values_ptr,
     bias_ptr,
@@ -102,7 +102,7 @@ def _multiply(
 
 
 @triton.jit(do_not_specialize=["M"])
-def _outer(
+def _block_outer(
     dy_ptr,
     x_ptr,
     out_ptr,
@@ -181,7 +181,7 @@ def _launch_outer(dy: Tensor, x: Tensor, layout: BlockLayout, config: Config | N
         return values.to(x.dtype)
     out = values if config.split == 1 else x.new_empty((config.split, *values.shape), dtype=torch.float32)
     (n, k), (bn, bk) = layout.shape, layout.block
-    _outer[(layout.rows.shape[0], config.split)](
+    _block_outer[(layout.rows.shape[0], config.split)](
         dy,
         x,
         out,
@@ -223,7 +223,7 @@ def _launch_multiply(
     if not result.numel():
         return result.to(a.dtype)
     out = result if config.split == 1 else a.new_empty(config.split, m, size_out, dtype=torch.float32)
-    _multiply[(triton.cdiv(m, config.block_m) * segments, config.split)](
+    _block_multiply[(triton.cdiv(m, config.block_m) * segments, config.split)](
         a,
         values,
         bias,

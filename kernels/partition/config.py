@@ -93,8 +93,8 @@ def choose(problem: Problem, device: Device) -> Config:
 
 def _matmul_rule(problem: Problem, device: Device) -> Config:
     m, narrow = problem.m, problem.itemsize == 2
-    sums = 1 if problem.op == "merge_matmul" else _power_above(alpha)
-    inner = 128 if narrow and m <= 64 else 64 if narrow else 32
+    sums = 1 if problem.op == "merge_matmul" else _power_above(problem.alpha)
+    inner = (128 if m <= 64 and problem.alpha == 2 else 64) if narrow else 32
     outer = 64 if narrow else 32
     # The accumulators, and a merge's tiles of activations, share the registers and shared memory of a program.
     most = max(16, min(128, 256 // sums if narrow else 64 // sums))

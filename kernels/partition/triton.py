@@ -4,10 +4,11 @@ The parent's weights are read once for all children. A tile of them is loaded as
 neighbours to a word; the label planes become masks of the same words; each child's share is the words under its mask.
 On a word the masks cost two neighbours the instructions of one.
 
-:func:`_multiply` is ``split_matmul`` (one tile of x, an accumulator a child) and ``merge_matmul`` (a tile of z a child,
-one accumulator), on the weight as it is stored or on its transpose. :func:`_outer` is ``partition_grad``: the product
-of every child, of which the labels pick one at each edge. Both may split the reduction over programs for occupancy; the
-partial sums then meet in one reduction, in a fixed order, so that results do not change between runs.
+:func:`_partition_multiply` is ``split_matmul`` (one tile of x, an accumulator a child) and ``merge_matmul`` (a tile of
+z a child, one accumulator), on the weight as it is stored or on its transpose. :func:`_partition_outer` is
+``partition_grad``: the product of every child, of which the labels pick one at each edge. Both may split the reduction
+over programs for occupancy; the partial sums then meet in one reduction, in a fixed order, so that results do not
+change between runs.
 """
 
 from typing import Any, NamedTuple
@@ -49,12 +50,14 @@ def _share(words, masks, CHILD: tl.constexpr, DIGITS: tl.constexpr, PER_WORD: tl
     if PER_WORD == 2:
         # Costs nothing: the compiler sees that the halves are put back where they were.
         halves = tl.join((words & 0xFFFF).to(tl.int16), (words >> 16).to(tl.int16))
-        return halves.reshape(words.shape[0], words.shape[1] * 2).to(DTYPE, bitcast=True)
-    return words.to(tl.int32 if DTYPE.primitive_bitwidth == 32 else tl.int16).to(DTYPE, bitcast=True)
+        share = halves.reshape(words.shape[0], words.shape[1] * 2)
+    else:
+        share = words.to(tl.int32 if DTYPE.primitive_bitwidth == 32 else tl.int16)
+    return share.to(DTYPE, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["M"])
-def _multiply(
+def _partition_multiply(
     x_ptr,
     words_ptr,
     planes_ptr,
@@ -168,7 +171,7 @@ def _multiply(
 
 
 @triton.jit(do_not_specialize=["M"])
-def _outer(
+def _partition_outer(
     left_ptr,
     right_ptr,
     planes_ptr,
@@ -344,7 +347,7 @@ def _launch_multiply(
     config = config or choose(Problem(op, m, n, k, weight.transposed, alpha, x.element_size()), device_of(x))
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     tiles = triton.cdiv(k, config.block_k) if weight.transposed else triton.cdiv(n, config.block_n)
-    _multiply[(triton.cdiv(m, config.block_m) * tiles, config.split)](
+    _partition_multiply[(triton.cdiv(m, config.block_m) * tiles, config.split)](
         x,
         weight.words,
         weight.planes,
@@ -389,7 +392,7 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels, config: Config | None) 
         Problem("partition_grad", m, n, k, packed.transposed, alpha, x.element_size()), device_of(x)
     )
     out = result if config.split == 1 else x.new_empty((config.split, n, k), dtype=torch.float32)
-    _outer[(triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k), config.split)](
+    _partition_outer[(triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k), config.split)](
         left,
         right,
         packed.planes,
