@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from .kernels import BlockLayout, block_matmul, merge_matmul, split_matmul
+from .kernels import BlockLayout, PackedLabels, block_matmul, merge_matmul, split_matmul
 from .kernels.block.layout import tiles
+from .kernels.partition.labels import digits
 from .partition import STRUCTURES, Partition, check_block
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the state dict's layout; its first entry in every layer's header."""
 
 
@@ -36,7 +37,7 @@ class ExpandedLinear(nn.Module):
     Attributes:
         in_features: Width of the input.
         out_features: Width of the output.
-        backend: Which implementation runs: ``"auto"``, ``"eager"``, or in a block layer ``"triton"``.
+        backend: Which implementation runs: ``"auto"``, ``"triton"`` or ``"eager"``.
     """
 
     def __init__(self, in_features: int, out_features: int, backend: str) -> None:
@@ -184,17 +185,20 @@ class ExpandedLinear(nn.Module):
 
 
 class _LabelledLinear(ExpandedLinear):
-    """A layer stored as its parent's weight and the labels of its edges.
+    """A layer stored as its parent's weight and the labels of its edges, packed into bits.
+
+    An edge that nobody owns is a weight stored as zero. Gradients keep it so; whoever writes to the weight itself calls
+    :meth:`clear_removed` afterwards.
 
     Args:
         partition: Labels of the parent's weight.
         bias: Whether every output has a bias.
-        backend: ``"auto"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
         device: As of ``nn.Linear``.
         dtype: As of ``nn.Linear``.
     """
 
-    labels: Tensor
+    planes: Tensor
 
     def __init__(
         self,
@@ -208,7 +212,7 @@ class _LabelledLinear(ExpandedLinear):
         self.alpha = partition.alpha
         self.structure = partition.structure
         self.block_shape = partition.block_shape
-        self.register_buffer("labels", partition.labels.to(device=device, copy=True).contiguous())
+        self.register_buffer("planes", PackedLabels.pack(partition.labels, self.alpha).planes.to(device=device))
         self.weight = nn.Parameter(torch.empty(partition.shape, device=device, dtype=dtype))
         self.bias = self._make_bias(bias, device=device, dtype=dtype)
         self.reset_parameters(partition.shape[1])
@@ -219,8 +223,18 @@ class _LabelledLinear(ExpandedLinear):
         raise NotImplementedError
 
     @property
+    def packed(self) -> PackedLabels:
+        """The labels as the operations take them."""
+        return PackedLabels(self.planes, (self.weight.shape[0], self.weight.shape[1]), self.alpha)
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels unpacked, uint8 of the weight's shape, ``HOLE`` where nobody owns the edge."""
+        return self.packed.unpack()
+
+    @property
     def partition(self) -> Partition:
-        """Who owns each edge, ``HOLE`` where nobody does."""
+        """Who owns each edge."""
         return Partition(self.labels, self.alpha, self.structure, self.block_shape)
 
     @torch.no_grad()
@@ -231,10 +245,27 @@ class _LabelledLinear(ExpandedLinear):
     def check_state(self, state: Mapping[str, Any], prefix: str = "") -> None:
         """Raises unless the state fits, labels included; see :meth:`ExpandedLinear.check_state`."""
         super().check_state(state, prefix)
+        name = f"{prefix}planes"
+        planes = state.get(name)
+        if not isinstance(planes, Tensor) or planes.dim() != 3:
+            raise ValueError(f"state dict: expected planes of bits at '{name}', got {type(planes).__name__}")
+        _expect(name, planes.dtype, torch.uint8)
+        own = self.packed
+        holes = planes.shape[0] > digits(self.alpha)
+        _expect(name, list(planes.shape), [digits(self.alpha) + holes, *own.planes.shape[1:]])
         try:
-            Partition(state[f"{prefix}labels"], self.alpha, self.structure, self.block_shape).validate()
+            labels = own._replace(planes=planes).unpack()
+            Partition(labels, self.alpha, self.structure, self.block_shape).validate()
         except (TypeError, ValueError) as error:
-            raise ValueError(f"state dict: '{prefix}labels' is damaged: {error}") from error
+            raise ValueError(f"state dict: '{name}' is damaged: {error}") from error
+
+    def _expected_tensors(self) -> dict[str, list[int]]:
+        expected = super()._expected_tensors()
+        del expected["planes"]  # one more where there are holes
+        return expected
+
+    def _adopt_topology(self, state: Mapping[str, Any], prefix: str) -> None:
+        self.planes = state[f"{prefix}planes"].to(self.planes.device, copy=True)
 
     def _header(self) -> list[int]:
         structure = [STRUCTURES.index(self.structure), *(self.block_shape or (0, 0))]
@@ -243,7 +274,9 @@ class _LabelledLinear(ExpandedLinear):
     @classmethod
     def _empty(cls, header: list[int], own: Mapping[str, Tensor]) -> ExpandedLinear:
         alpha, structure, bn, bk = header[4:]
-        partition = Partition(own["labels"], alpha, STRUCTURES[structure], (bn, bk) if bn else None)
+        n, k = own["weight"].shape
+        labels = PackedLabels(own["planes"], (n, k), alpha).unpack()
+        partition = Partition(labels, alpha, STRUCTURES[structure], (bn, bk) if bn else None)
         return cls(partition, "bias" in own, device=own["weight"].device, dtype=own["weight"].dtype)
 
     def _repr_details(self) -> str:
@@ -264,8 +297,8 @@ class SplitLinear(_LabelledLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
-        y = split_matmul(x, self.weight, self.labels, self.alpha, backend=self.backend).flatten(-2)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        bias = None if self.bias is None else self.bias.view(self.alpha, -1)
+        return split_matmul(x, self.weight, self.packed, self.alpha, bias, backend=self.backend).flatten(-2)
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[alpha * parents, inputs]``."""
@@ -291,8 +324,7 @@ class MergeLinear(_LabelledLinear):
     def forward(self, z: Tensor) -> Tensor:
         """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias``."""
         planes = z.unflatten(-1, (self.alpha, self.weight.shape[1]))
-        y = merge_matmul(planes, self.weight, self.labels, backend=self.backend)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return merge_matmul(planes, self.weight, self.packed, self.bias, backend=self.backend)
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[outputs, alpha * parents]``."""
