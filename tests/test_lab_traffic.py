@@ -13,19 +13,23 @@ from click.testing import CliRunner
 pytest.importorskip("tilelens")
 from fpe.bench.lab import traffic
 from fpe.bench.lab.cache import L2, LINE, SECTOR, schedule
-from fpe.bench.lab.replay import Access, Launch, launches
+from fpe.bench.lab.replay import Access, Launch, block_launches, partition_launches
 from fpe.bench.lab.trace import Trace, family_kernels, tracing
-from fpe.kernels.block import triton as kernels
+from fpe.kernels.block import triton as block_kernels
 from fpe.kernels.block.config import Config
 from fpe.kernels.block.layout import BlockLayout, grid
 from fpe.kernels.device import KNOWN
+from fpe.kernels.partition import PackedLabels
+from fpe.kernels.partition import config as partition
+from fpe.kernels.partition import triton as partition_kernels
 
 CONFIG = Config(block_m=16, block_in=16, split=1, group_m=2, num_warps=4, num_stages=3)
+TILES = partition.Config(block_m=16, block_n=16, block_k=32, split=1, group=2, num_warps=4, num_stages=3)
 
 
 @dataclass(frozen=True)
 class Small:
-    """A launch that the interpreter runs in a moment."""
+    """A launch of the block kernels that the interpreter runs in a moment."""
 
     id: str
     m: int = 37
@@ -34,12 +38,66 @@ class Small:
     config: Config = CONFIG
     density: float = 0.5
     dtype: torch.dtype = torch.float16
+    family = "block"
+    module = block_kernels
+    ops = traffic.OPS
 
     @property
     def layout(self) -> BlockLayout:
         rows = torch.Generator().manual_seed(1)
         mask = torch.rand(grid(self.shape, self.block), generator=rows) < self.density
         return BlockLayout.from_mask(mask, self.shape, self.block)
+
+    def run(self, op: str) -> None:
+        layout, (n, k) = self.layout, self.shape
+        x, dy = torch.ones(self.m, k, dtype=self.dtype), torch.ones(self.m, n, dtype=self.dtype)
+        values = torch.ones(layout.values_shape, dtype=self.dtype)
+        if op == "forward":
+            block_kernels.block_matmul_triton(x, values, layout)
+        elif op == "dX":
+            block_kernels.block_matmul_t_triton(dy, values, layout)
+        else:
+            block_kernels.block_grad_triton(dy, x, layout)
+
+    def replayed(self, op: str) -> list[Launch]:
+        return block_launches(op, self.m, self.layout, self.config, self.dtype.itemsize)
+
+
+@dataclass(frozen=True)
+class SmallPartition:
+    """A launch of the partition kernels that the interpreter runs in a moment."""
+
+    id: str
+    m: int = 37
+    shape: tuple[int, int] = (70, 90)
+    alpha: int = 2
+    config: partition.Config = TILES
+    holes: bool = False
+    dtype: torch.dtype = torch.float16
+    family = "partition"
+    module = partition_kernels
+    ops = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
+
+    def run(self, op: str) -> None:
+        (n, k), alpha, transposed = self.shape, self.alpha, op.endswith("_t")
+        drawn = torch.randint(alpha + self.holes, (n, k), generator=torch.Generator().manual_seed(0))
+        labels, w = PackedLabels.pack(drawn.byte(), alpha), torch.ones(n, k, dtype=self.dtype)
+        if transposed:
+            labels, w, n, k = labels.T, w.T, k, n
+        x, y = torch.ones(self.m, k, dtype=self.dtype), torch.ones(self.m, alpha, n, dtype=self.dtype)
+        if op.startswith("split"):
+            partition_kernels.split_matmul_triton(x, w, labels, alpha)
+        elif op.startswith("merge"):
+            z = torch.ones(self.m, alpha, k, dtype=self.dtype)
+            partition_kernels.merge_matmul_triton(z, w, labels)
+        else:
+            partition_kernels.partition_grad_triton(y, x, labels)
+
+    def replayed(self, op: str) -> list[Launch]:
+        name = {"split": "split_matmul", "merge": "merge_matmul", "grad": "partition_grad"}[op.removesuffix("_t")]
+        size = self.dtype.itemsize
+        problem = partition.Problem(name, self.m, *self.shape, op.endswith("_t"), self.alpha, size)
+        return partition_launches(problem, self.config, self.holes)
 
 
 CASES = (
@@ -52,24 +110,25 @@ CASES = (
     Small("float32", dtype=torch.float32),
     Small("sparse", density=0.2, config=replace(CONFIG, split=2)),
     Small("full", shape=(48, 64), density=2.0),
+    SmallPartition("labels"),
+    SmallPartition("labels-one-row", m=1, alpha=3),
+    SmallPartition("labels-grouped", m=83, config=replace(TILES, group=4)),
+    SmallPartition("labels-split", alpha=4, config=replace(TILES, split=4), holes=True),
+    SmallPartition("labels-even", m=32, shape=(64, 96), config=replace(TILES, block_n=32, block_k=16)),
+    SmallPartition("labels-odd", shape=(33, 139), alpha=8, holes=True),
+    SmallPartition("labels-float32", dtype=torch.float32, config=replace(TILES, split=2)),
 )
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+each_run = pytest.mark.parametrize(
+    ("case", "op"), [(c, op) for c in CASES for op in c.ops], ids=lambda value: getattr(value, "id", value)
+)
 each_op = pytest.mark.parametrize("op", traffic.OPS)
 
 
-def traced(op: str, case: Small, monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
+def traced(op: str, case: Small | SmallPartition, monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
     """The real launches of one operation."""
-    monkeypatch.setattr(kernels, "choose", lambda *args: case.config)
-    layout, (n, k) = case.layout, case.shape
-    x, dy = torch.ones(case.m, k, dtype=case.dtype), torch.ones(case.m, n, dtype=case.dtype)
-    values = torch.ones(layout.values_shape, dtype=case.dtype)
-    with tracing(family_kernels("block")) as launched:
-        if op == "forward":
-            kernels.block_matmul_triton(x, values, layout)
-        elif op == "dX":
-            kernels.block_matmul_t_triton(dy, values, layout)
-        else:
-            kernels.block_grad_triton(dy, x, layout)
+    monkeypatch.setattr(case.module, "choose", lambda *args: case.config)
+    with tracing(family_kernels(case.family)) as launched:
+        case.run(op)
     return launched
 
 
@@ -109,11 +168,11 @@ def observed(trace: Trace, split: int) -> dict:
     }
 
 
-@each_op
-@each_case
-def test_replay_is_the_kernels_own_trace(case: Small, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    traces = traced(op, case, monkeypatch)
-    replayed = launches(op, case.m, case.layout, case.config, case.dtype.itemsize)
+@each_run
+def test_replay_is_the_kernels_own_trace(
+    case: Small | SmallPartition, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traces, replayed = traced(op, case, monkeypatch), case.replayed(op)
     assert [t.kernel for t in traces] == [r.kernel for r in replayed]
     for trace, launch in zip(traces, replayed, strict=True):
         ours, real = expected(launch), observed(trace, case.config.split)
@@ -124,10 +183,9 @@ def test_replay_is_the_kernels_own_trace(case: Small, op: str, monkeypatch: pyte
                 assert np.array_equal(replay[2], touch[2]), (position, touch[0])
 
 
-@each_op
-@each_case
+@each_run
 def test_requested_and_unique_bytes_are_those_of_the_trace(
-    case: Small, op: str, monkeypatch: pytest.MonkeyPatch
+    case: Small | SmallPartition, op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requested, sectors = 0, defaultdict(set)
     for trace in traced(op, case, monkeypatch):
@@ -137,7 +195,7 @@ def test_requested_and_unique_bytes_are_those_of_the_trace(
                 sectors[tensor, store].update((offsets // SECTOR).tolist())
     for coarse in (False, True):
         memory = L2(1e9)
-        for launch in launches(op, case.m, case.layout, case.config, case.dtype.itemsize):
+        for launch in case.replayed(op):
             for access in schedule(launch, 3):
                 memory.access(access, coarse)
         memory.flush()
@@ -175,7 +233,7 @@ def naive(accesses: list[Access], lines: int) -> tuple[int, int]:
 @each_op
 def test_cache_is_an_lru_of_lines(op: str, lines: int) -> None:
     case = Small("", m=19, config=replace(CONFIG, split=2))
-    accesses = [a for launch in launches(op, 19, case.layout, case.config, 2) for a in schedule(launch, 3)]
+    accesses = [a for launch in case.replayed(op) for a in schedule(launch, 3)]
     memory = L2(lines * LINE)
     for access in accesses:
         memory.access(access, coarse=False)
@@ -184,13 +242,13 @@ def test_cache_is_an_lru_of_lines(op: str, lines: int) -> None:
 
 
 @pytest.mark.parametrize("l2", [40e3, 100e3, 300e3, 50e6])
-@each_op
-def test_coarse_units_move_the_bytes_of_single_lines(op: str, l2: float) -> None:
-    case = traffic.Case(m=192, n=256, k=512, alpha=2)
-    layout = traffic.layer(case)
-    coarse, fine = (
-        traffic.measure(op, case, layout, replace(KNOWN[90], sms=6), l2, coarse=coarse) for coarse in (True, False)
-    )
+@pytest.mark.parametrize(
+    ("block", "op"), [((64, 64), op) for op in traffic.OPS] + [(None, op) for op in traffic.OPS + traffic.MERGED_OPS]
+)
+def test_coarse_units_move_the_bytes_of_single_lines(block: tuple[int, int] | None, op: str, l2: float) -> None:
+    case = traffic.Case(m=192, n=256, k=512, alpha=2, block=block)
+    layer, device = traffic.layer(case), replace(KNOWN[90], sms=6)
+    coarse, fine = (traffic.measure(op, case, layer, device, l2, coarse=coarse) for coarse in (True, False))
     assert coarse["requested"] == fine["requested"] and coarse["unique"] == fine["unique"]
     assert coarse["dram"] == pytest.approx(fine["dram"], rel=0.02)
     assert coarse["dram"] == fine["dram"] or l2 < 50e6
@@ -212,13 +270,24 @@ def test_schedule_keeps_the_slots_full_and_in_step() -> None:
 @pytest.mark.parametrize("shape", [(256, 1024), (1024, 256)], ids=["wide", "tall"])
 def test_an_ample_cache_leaves_the_compulsory_bytes(op: str, shape: tuple[int, int], dropped: float) -> None:
     case = traffic.Case(64, *shape, alpha=4, dropped=dropped)
-    layout = traffic.layer(case)
-    row = traffic.measure(op, case, layout, config=traffic.config_of(op, case, layout, KNOWN[90]), l2=1e9)
+    layer = traffic.layer(case)
+    row = traffic.measure(op, case, layer, l2=1e9)
     assert row["dram"] - row["scratch"] == pytest.approx(row["compulsory"], rel=0.02)
     assert row["compulsory"] < row["wide"]
     if not dropped and op != "dW":
-        kept = layout.rows.shape[0] * 64 * 64
-        assert kept == case.n * case.k
+        assert layer.layout.rows.shape[0] * 64 * 64 == case.n * case.k
+
+
+@pytest.mark.parametrize("op", traffic.OPS + traffic.MERGED_OPS)
+@pytest.mark.parametrize("alpha", [2, 8])
+@pytest.mark.parametrize("shape", [(256, 1024), (1024, 512)], ids=["wide", "tall"])
+def test_labels_and_one_read_of_the_weights_are_compulsory(op: str, alpha: int, shape: tuple[int, int]) -> None:
+    case = traffic.Case(64, *shape, alpha=alpha, block=None)
+    row = traffic.measure(op, case, traffic.layer(case), l2=1e9)
+    assert row["dram"] - row["scratch"] == pytest.approx(row["compulsory"], rel=1e-9)
+    inputs, children = (shape[0], shape[1]) if op.startswith("merged") else (shape[1], shape[0])
+    bits = {2: 1, 8: 3}[alpha]
+    assert row["compulsory"] == shape[0] * shape[1] * (16 + bits) // 8 + 2 * 64 * (inputs + alpha * children)
 
 
 def test_command_prints_a_table_and_rows(tmp_path: Path) -> None:
@@ -231,5 +300,5 @@ def test_command_prints_a_table_and_rows(tmp_path: Path) -> None:
     rows = CliRunner().invoke(cli, ["lab", "traffic", *sizes, "--json", "--output", str(tmp_path)])
     assert rows.exit_code == 0, rows.output
     parsed = [json.loads(line) for line in rows.output.splitlines()]
-    assert [row["op"] for row in parsed] == list(traffic.OPS)
+    assert [row["op"] for row in parsed] == [*traffic.OPS, *traffic.OPS, *traffic.MERGED_OPS]
     assert all((row["M"], row["N"], row["K"]) == (16, 128, 256) for row in parsed)

@@ -396,6 +396,9 @@ def test_an_impossible_configuration_is_invalid(change: dict[str, int]) -> None:
 def test_shared_memory_of_the_tiles() -> None:
     config = Config(64, 32, 128, 1, 8, 4, 4)
     split = Problem("split_matmul", 64, 4096, 4096, False, 4, 2)
-    assert shared_bytes(split, config) == (3 * (32 * 128 + 64 * 128) + 2 * 32 * 128) * 2
-    assert shared_bytes(replace(split, op="merge_matmul"), config) == (3 * (32 * 128 + 4 * 64 * 128) + 2 * 32 * 128) * 2
-    assert shared_bytes(replace(split, op="partition_grad"), config) == 3 * (4 * 64 * 32 + 64 * 128) * 2
+    merge, grad = replace(split, op="merge_matmul"), replace(split, op="partition_grad")
+    for arch, buffers in ((80, 3), (90, 4)):
+        w, x, device = 32 * 128, 64 * 128, KNOWN[arch]
+        assert shared_bytes(split, config, device) == (buffers * (w + x) + 2 * w) * 2
+        assert shared_bytes(merge, config, device) == (buffers * (w + 4 * x) + 2 * w) * 2
+        assert shared_bytes(grad, config, device) == buffers * (4 * 64 * 32 + 64 * 128) * 2

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t")
+
 
 @click.group()
 def lab() -> None:
@@ -14,7 +16,7 @@ def lab() -> None:
 
 @lab.command("compile")
 @click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability, as 90.  [default: all]")
-@click.option("--op", "operations", type=click.Choice(["forward", "dx", "dw"]), multiple=True, help="[default: all]")
+@click.option("--op", "operations", type=click.Choice(OPERATIONS), multiple=True, help="[default: all]")
 @click.option("--quick", is_flag=True, help="A few cases of each kind (under a minute on two cores).")
 @click.option("--all", "show_all", is_flag=True, help="Print every row, not only the worst and those complained of.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
@@ -64,7 +66,8 @@ def compile_command(
 @click.option("--n", type=click.IntRange(1), help="Output features of the parent.  [default: an LLM's MLP]")
 @click.option("--k", type=click.IntRange(1), help="Input features.  [default: as --n]")
 @click.option("--alpha", type=click.IntRange(1), default=2, show_default=True, help="Children; 1: the parent.")
-@click.option("--block", type=(click.IntRange(1), click.IntRange(1)), default=(64, 64), show_default=True, help="Tile.")
+@click.option("--structure", type=click.Choice(["block", "random"]), help="[default: both; block with --block]")
+@click.option("--block", type=(click.IntRange(1), click.IntRange(1)), help="Tile.  [default: 64 64]")
 @click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
 @click.option("--l2", type=click.FloatRange(0), default=50.0, show_default=True, help="Megabytes of L2.")
@@ -75,7 +78,7 @@ def compile_command(
 def traffic_command(
     m: tuple[int, ...], l2: float, group_m: int | None, as_json: bool, output: Path, **sizes: Any
 ) -> None:
-    """Count the bytes that forward, dX and dW ask for, touch, and move through a simulated L2 to DRAM."""
+    """Count the bytes that every operation asks for, touches, and moves through a simulated L2 to DRAM."""
     from rich.console import Console
 
     from ..output import finish

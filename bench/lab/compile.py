@@ -6,7 +6,9 @@ one lies beside them, by the hash of binary and reader.
 
 How work is counted: the main loop is the innermost loop that holds the matrix instructions. ``instructions_per_byte``
 is its SASS instructions, times the program's warps, over the bytes of the streamed tiles that one turn consumes: warp
-instructions for each byte of weight. dW streams both operands, so there it is for each byte of ``dy`` and ``x``.
+instructions for each byte of weight. dW streams both operands, so there it is for each byte of activations.
+``instructions_per_weight`` is the same for each weight and thread: what an issue slot of a lane costs, comparable with
+the slots that a device has while a weight comes out of DRAM.
 """
 
 import hashlib
@@ -33,20 +35,26 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from ...kernels import epilogue
 from ...kernels.block import triton as block_kernels
 from ...kernels.block.layout import BlockLayout, grid
 from ...kernels.device import KNOWN, interpreting
+from ...kernels.partition import triton as partition_kernels
+from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ..results import Results
 from ..summary import Table
 from . import sass
 from .sass import LIMITS, Row, analyse, programs_per_sm
 
 ARCHITECTURES = tuple(KNOWN)
-OPERATIONS = ("forward", "dx", "dw")
+BLOCK_OPERATIONS = ("forward", "dx", "dw")
+PARTITION_OPERATIONS = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
+"""On the weight as it is stored, and on its transpose: forward, dX and dW of both layers of a pair."""
+OPERATIONS = BLOCK_OPERATIONS + PARTITION_OPERATIONS
 BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (64, 128), (128, 64), (16, 64))
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
 SHAPE = (14336, 4096)
-"""``(N, K)`` of the layer: an LLM's, with half of its blocks kept (alpha = 2)."""
+"""``(N, K)`` of the layer: an LLM's, of its blocks half are kept (alpha = 2)."""
 
 
 @dataclass(frozen=True)
@@ -54,59 +62,92 @@ class Case:
     """One launch of an operation.
 
     Attributes:
-        op: ``"forward"``, ``"dx"`` or ``"dw"``.
-        block: ``(bn, bk)``.
+        op: A name in ``OPERATIONS``.
         dtype: A name in ``TYPES``; ``"fp32"`` multiplies in full precision.
         m: Rows of activations.
-        activation: Fused into the forward together with a bias, or none of both.
+        block: ``(bn, bk)`` of a block operation.
+        alpha: Children of a partition operation.
+        activation: Fused into a forward together with a bias, or none of both.
     """
 
     op: str
-    block: tuple[int, int]
     dtype: str
     m: int
+    block: tuple[int, int] | None = None
+    alpha: int | None = None
     activation: str | None = None
 
     @property
     def id(self) -> str:
-        """As ``forward-64x128-bf16-m16``."""
+        """As ``forward-64x128-bf16-m16`` or ``split-alpha2-bf16-m16``."""
+        structure = f"{self.block[0]}x{self.block[1]}" if self.block else f"alpha{self.alpha}"
         end = f"-{self.activation}" if self.activation else ""
-        return f"{self.op}-{self.block[0]}x{self.block[1]}-{self.dtype}-m{self.m}{end}"
+        return f"{self.op}-{structure}-{self.dtype}-m{self.m}{end}"
 
 
-CASES = tuple(Case(*c) for c in product(OPERATIONS, BLOCKS, TYPES, (1, 16, 64, 1024, 8192))) + tuple(
-    Case("forward", block, "bf16", m, activation)
-    for block, m, activation in product(BLOCKS, (16, 8192), ("relu", "gelu", "silu"))
+CASES = (
+    *(Case(op, t, m, b) for op, b, t, m in product(BLOCK_OPERATIONS, BLOCKS, TYPES, (1, 16, 64, 1024, 8192))),
+    *(
+        Case("forward", "bf16", m, block, activation=activation)
+        for block, m, activation in product(BLOCKS, (16, 8192), ("relu", "gelu", "silu"))
+    ),
+    *(
+        Case(op, "bf16", m, alpha=alpha)
+        for op, alpha, m in product(PARTITION_OPERATIONS, (2, 3, 4, 8), (16, 32, 64, 1024, 8192))
+    ),
+    *(Case(op, t, m, alpha=2) for op, t, m in product(PARTITION_OPERATIONS, ("fp16", "fp32", "tf32"), (16, 64, 8192))),
+    *(Case(op, "bf16", m, alpha=2, activation="gelu") for op, m in product(("split", "merge"), (16, 8192))),
 )
 
 QUICK = (
-    Case("forward", (128, 128), "bf16", 1024),
-    Case("forward", (64, 64), "bf16", 1, "gelu"),
-    Case("dx", (64, 64), "fp16", 1024),
-    Case("dw", (128, 128), "bf16", 1024),
+    Case("forward", "bf16", 1024, (128, 128)),
+    Case("forward", "bf16", 1, (64, 64), activation="gelu"),
+    Case("dx", "fp16", 1024, (64, 64)),
+    Case("dw", "bf16", 1024, (128, 128)),
+    Case("split", "bf16", 16, alpha=2),
+    Case("merge_t", "bf16", 16, alpha=2),
+    Case("split_t", "fp16", 64, alpha=4),
+    Case("merge", "bf16", 1024, alpha=2),
+    Case("grad", "bf16", 1024, alpha=2),
 )
 """A few of each kind, for CI."""
 
-STREAMS = {
-    "_block_multiply": (("tl.load(values_ptr",), True),
-    "_block_outer": (("tl.load(dy_ptr", "tl.load(x_ptr"), True),
-    "_reduce": (("tl.load(partial_ptr",), False),
-}
-"""For each kernel: the source of the loads of its streamed operands, and whether it multiplies them."""
 
-NARROW = {
-    ("dx", "tf32"): "tensor cores read TF32 along the reduction only, dX stores it across: copied 4 bytes at a time",
-    ("dw", "tf32"): "tensor cores read TF32 along the reduction only, dW stores it across: copied 4 bytes at a time",
+@dataclass(frozen=True)
+class Kernel:
+    """What the lab knows of a kernel.
+
+    Attributes:
+        function: The kernel.
+        streams: Source of the loads of its streamed operands.
+        multiplies: Whether it has matrix instructions.
+    """
+
+    function: JITFunction
+    streams: tuple[str, ...]
+    multiplies: bool = True
+
+
+KERNELS = {
+    "_block_multiply": Kernel(block_kernels._block_multiply, ("tl.load(values_ptr",)),
+    "_block_outer": Kernel(block_kernels._block_outer, ("tl.load(dy_ptr", "tl.load(x_ptr")),
+    "_partition_multiply": Kernel(partition_kernels._partition_multiply, ("tl.load(words_at",)),
+    "_partition_outer": Kernel(partition_kernels._partition_outer, ("tl.load(left_at", "tl.load(right_at")),
+    "_reduce": Kernel(epilogue._reduce, ("tl.load(partial_ptr",), False),
 }
+
+_ACROSS = "tensor cores read TF32 along the reduction only, the operands lie across it: copied 4 bytes at a time"
+NARROW = dict.fromkeys([("dx", "tf32"), ("dw", "tf32"), ("grad", "tf32"), ("grad_t", "tf32")], _ACROSS)
 """Operations and types whose streamed loads cannot be 128 bits wide everywhere, and why."""
 
 
 @cache
 def _stream_lines(kernel: str) -> tuple[set[tuple[str, int]], bool]:
-    lines, first = getsourcelines(getattr(block_kernels, kernel).fn)
-    fragments, multiplies = STREAMS[kernel]
-    file = Path(block_kernels.__file__).name
-    return {(file, first + i) for i, line in enumerate(lines) if any(f in line for f in fragments)}, multiplies
+    known = KERNELS[kernel]
+    lines, first = getsourcelines(known.function.fn)
+    file = Path(known.function.fn.__code__.co_filename).name
+    found = {(file, first + i) for i, line in enumerate(lines) if any(f in line for f in known.streams)}
+    return found, known.multiplies
 
 
 def _facts(kernel: str, cubin: bytes) -> Row:
@@ -188,33 +229,55 @@ def _catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tupl
         stack.enter_context(patch.object(triton.runtime.driver, "_active", driver))
         stack.enter_context(patch.object(triton.knobs.runtime, "jit_cache_hook", hook))
         stack.enter_context(patch.object(JITFunction, "__getitem__", launcher))
-        stack.enter_context(patch.object(block_kernels, "device_of", lambda tensor: KNOWN[arch]))
+        for module in (block_kernels, partition_kernels):
+            stack.enter_context(patch.object(module, "device_of", lambda tensor: KNOWN[arch]))
         yield caught
 
 
 def _call(case: Case) -> None:
     """Calls the case's launcher on meta tensors."""
-    n, k = SHAPE
-    rows, columns = (torch.arange(size) for size in grid(SHAPE, case.block))
-    every_other = BlockLayout.from_mask((rows[:, None] + columns) % 2 == 0, SHAPE, case.block)
-    layout = BlockLayout(SHAPE, case.block, *(index.to("meta") for index in every_other.tensors))
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=TYPES[case.dtype], device="meta")
-
-    x, dy, values = empty(case.m, k), empty(case.m, n), empty(*layout.values_shape)
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = case.dtype == "tf32"
     try:
-        if case.op == "forward":
-            bias = empty(n) if case.activation else None
-            block_kernels.block_matmul_triton(x, values, layout, bias, case.activation)
-        elif case.op == "dx":
-            block_kernels.block_matmul_t_triton(dy, values, layout)
-        else:
-            block_kernels.block_grad_triton(dy, x, layout)
+        _call_block(case, case.block) if case.block else _call_partition(case, case.alpha or 2)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _empty(case: Case, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=TYPES[case.dtype], device="meta")
+
+
+def _call_block(case: Case, block: tuple[int, int]) -> None:
+    n, k = SHAPE
+    rows, columns = (torch.arange(size) for size in grid(SHAPE, block))
+    every_other = BlockLayout.from_mask((rows[:, None] + columns) % 2 == 0, SHAPE, block)
+    layout = BlockLayout(SHAPE, block, *(index.to("meta") for index in every_other.tensors))
+    x, dy, values = _empty(case, case.m, k), _empty(case, case.m, n), _empty(case, *layout.values_shape)
+    if case.op == "forward":
+        bias = _empty(case, n) if case.activation else None
+        block_kernels.block_matmul_triton(x, values, layout, bias, case.activation)
+    elif case.op == "dx":
+        block_kernels.block_matmul_t_triton(dy, values, layout)
+    else:
+        block_kernels.block_grad_triton(dy, x, layout)
+
+
+def _call_partition(case: Case, alpha: int) -> None:
+    n, k = SHAPE
+    planes = torch.empty(digits(alpha), n, row_bytes(k), dtype=torch.uint8, device="meta")
+    labels, w = PackedLabels(planes, SHAPE, alpha), _empty(case, n, k)
+    if case.op.endswith("_t"):
+        labels, w, (n, k) = labels.T, w.T, (k, n)
+    activation = case.activation
+    if case.op.startswith("split"):
+        bias = _empty(case, alpha, n) if activation else None
+        partition_kernels.split_matmul_triton(_empty(case, case.m, k), w, labels, alpha, bias, activation)
+    elif case.op.startswith("merge"):
+        bias = _empty(case, n) if activation else None
+        partition_kernels.merge_matmul_triton(_empty(case, case.m, alpha, k), w, labels, bias, activation)
+    else:
+        partition_kernels.partition_grad_triton(_empty(case, case.m, alpha, n), _empty(case, case.m, k), labels)
 
 
 def launches(cases: Iterable[Case], architectures: Iterable[int]) -> dict[Launch, list[str]]:
@@ -242,13 +305,20 @@ def compile_launch(launch: Launch) -> Row:
     return _row(launch, compiled, given)
 
 
-def _tile_bytes(kernel: str, given: dict[str, Any], itemsize: int) -> int:
-    """Bytes of the streamed operands that one step of a program consumes."""
+def _tile(kernel: str, given: dict[str, Any], itemsize: int) -> tuple[int, int]:
+    """Of one step of a program: bytes of the streamed operands, and rows of the tile that multiplies first."""
     if kernel == "_reduce":
-        return given["BLOCK"] * 4
+        return given["BLOCK"] * 4, 0
     if kernel == "_block_outer":
-        return given["BLOCK_M"] * (given["BN"] + given["BK"]) * itemsize
-    return given["BLOCK_IN"] * given["BK" if given["TRANSPOSED"] else "BN"] * itemsize
+        return given["BLOCK_M"] * (given["BN"] + given["BK"]) * itemsize, given["BN"]
+    if kernel == "_partition_outer":
+        left = given["BLOCK_N"] * (given["ALPHA"] if given["CHILDREN_LEFT"] else 1)
+        right = given["BLOCK_K"] * (1 if given["CHILDREN_LEFT"] else given["ALPHA"])
+        return given["BLOCK_M"] * (left + right) * itemsize, given["BLOCK_N"]
+    if kernel == "_partition_multiply":
+        rows = given["BLOCK_K" if given["TRANSPOSED"] else "BLOCK_N"]
+        return given["BLOCK_N"] * given["BLOCK_K"] * itemsize, rows
+    return given["BLOCK_IN"] * given["BK" if given["TRANSPOSED"] else "BN"] * itemsize, given["BLOCK_M"]
 
 
 def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
@@ -258,7 +328,8 @@ def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
     warps = metadata.num_warps
     held = programs_per_sm(launch.arch, warps, facts["registers"], metadata.shared, tensor)
     programs = min(held.values())
-    tile = _tile_bytes(launch.kernel, given, TYPES[case.dtype].itemsize)
+    itemsize = TYPES[case.dtype].itemsize
+    tile, rows = _tile(launch.kernel, given, itemsize)
     # A short loop may be unrolled: its loads say how often. Tiles smaller than the program are loaded once by all.
     turns = facts["loop_load_bytes"] * 32 * warps / tile
     consumed = tile * max(round(turns), 1)
@@ -267,10 +338,11 @@ def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
         "arch": launch.arch,
         "case": case.id,
         "op": case.op,
-        "block": list(case.block),
+        "block": list(case.block) if case.block else None,
+        "alpha": case.alpha,
         "dtype": case.dtype,
-        "block_m": given.get("BLOCK_M"),
-        "block_in": given.get("BLOCK_IN"),
+        "rows": rows,
+        "tile": "x".join(str(given[name]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_IN") if name in given),
         "split": given.get("SPLIT"),
         "num_warps": warps,
         "num_stages": metadata.num_stages,
@@ -283,6 +355,7 @@ def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
         "tile_bytes": tile,
         "narrow_because": NARROW.get((case.op, case.dtype), "") if facts["load_bits"] < 128 else "",
         "instructions_per_byte": round(facts["loop_instructions"] * warps / consumed, 4),
+        "instructions_per_weight": round(facts["loop_instructions"] * warps * 32 * itemsize / consumed, 2),
     }
 
 
@@ -297,8 +370,7 @@ def check(row: Row) -> list[str]:
         complaints.append(f"shared memory: {row['shared']} bytes of {limit}")
     if not row["programs_per_sm"]:
         complaints.append(f"does not fit a multiprocessor: {row['limited_by']}")
-    multiplies = STREAMS[row["kernel"]][1]
-    if not multiplies:
+    if not KERNELS[row["kernel"]].multiplies:
         return complaints
     meant = expected_matrix(row)
     found = {name.split(".")[0] for name in row["matrix"]} or ({"FFMA"} if row["multiply_adds"] else set())
@@ -314,8 +386,7 @@ def expected_matrix(row: Row) -> str:
     """The instruction that a configuration is meant to multiply with."""
     if row["dtype"] == "fp32":
         return "FFMA"
-    rows = row["block"][0] if row["kernel"] == "_block_outer" else row["block_m"]
-    if rows >= 64 and row["num_warps"] % 4 == 0:
+    if row["rows"] >= 64 and row["num_warps"] % 4 == 0:
         return {90: "HGMMA", 100: "UTCHMMA"}.get(row["arch"], "HMMA")
     return "HMMA"
 
@@ -376,7 +447,7 @@ def _cells(row: Row) -> dict[str, str]:
     loads = ", ".join(f"{count} {name}" for name, count in row["loads"].items())
     return {
         "kernel, architecture, first case": f"{row['kernel']} sm_{row['arch']} {row['case']}",
-        "m/in/split": f"{row['block_m'] or '-'}/{row['block_in'] or '-'}/{row['split']}",
+        "tile/split": f"{row['tile'] or '-'}/{row['split']}",
         "warps/stages": f"{row['num_warps']}/{row['num_stages']}",
         "registers": f"{row['registers']}",
         "spills": f"{row['spill_stores'] + row['spill_loads'] + row['stack'] + row['local']}",
@@ -384,6 +455,6 @@ def _cells(row: Row) -> dict[str, str]:
         "programs/SM": f"{row['programs_per_sm']} ({row['limited_by']})",
         "streamed loads": re.sub(r"\.(E|BYPASS|ACCESS)\b", "", loads) or "-",
         "matrix": ", ".join(row["matrix"]) or ("FFMA" if row["loop_instructions"] else "-"),
-        "instr./byte": f"{row['instructions_per_byte']:.3f}" if row["loop_instructions"] else "-",
+        "instr./weight": f"{row['instructions_per_weight']:.1f}" if row["loop_instructions"] else "-",
         "complaints": "; ".join(row["complaints"]) or "none",
     }

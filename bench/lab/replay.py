@@ -1,4 +1,4 @@
-"""The block kernels' accesses without running them: a program's addresses follow from its position and the layout.
+"""The kernels' accesses without running them: a program's addresses follow from its position and the layout.
 
 ``tests/test_lab_traffic.py`` holds this equal to the real kernels' traces, access by access, so that shapes too large
 for the interpreter can be counted. Biases are left out.
@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from fpe.kernels.block.config import Config
 from fpe.kernels.block.layout import BlockLayout
+from fpe.kernels.partition.config import Config as PartitionConfig
+from fpe.kernels.partition.config import Problem
+from fpe.kernels.partition.labels import digits, row_bytes
 
 INDEX = 4
 """Bytes of an index."""
@@ -56,8 +59,8 @@ class Launch:
     program: Callable[[int, int], Program]
 
 
-def launches(op: str, m: int, layout: BlockLayout, config: Config, itemsize: int) -> list[Launch]:
-    """The launches of one operation on contiguous operands.
+def block_launches(op: str, m: int, layout: BlockLayout, config: Config, itemsize: int) -> list[Launch]:
+    """The launches of one block operation on contiguous operands.
 
     Args:
         op: ``"forward"``, ``"dX"`` or ``"dW"``.
@@ -69,6 +72,19 @@ def launches(op: str, m: int, layout: BlockLayout, config: Config, itemsize: int
     if op == "dW":
         return _outer(m, layout, config, itemsize)
     return _multiply(m, layout, op == "dX", config, itemsize)
+
+
+def partition_launches(problem: Problem, config: PartitionConfig, holes: bool = False) -> list[Launch]:
+    """The launches of one partition operation on contiguous operands.
+
+    Args:
+        problem: The operation and its sizes, as the chooser of configurations takes them.
+        config: Tiles.
+        holes: Whether the labels have a plane of owned edges.
+    """
+    if problem.op == "partition_grad":
+        return _partition_outer(problem, config, holes)
+    return _partition_multiply(problem, config)
 
 
 def _flat(tensor: str, start: int, size: int, store: bool = False) -> Access:
@@ -157,3 +173,77 @@ def _reduce(size: int, split: int, itemsize: int, block: int = 1024) -> Launch:
         yield (_flat("out", itemsize * start, itemsize * count, store=True),)
 
     return Launch("_reduce", (-(-size // block), 1), program)
+
+
+def _planes(n: int, k: int, count: int, first_n: int, rows: int, first_k: int, config: PartitionConfig) -> list[Access]:
+    """The bits of a tile, plane by plane."""
+    pitch = row_bytes(k)
+    width = max(min(config.block_k // 8, pitch - first_k // 8), 0)
+    return [Access("planes", False, p * n + first_n, rows, first_k // 8, width, pitch) for p in range(count)]
+
+
+def _partition_multiply(problem: Problem, config: PartitionConfig) -> list[Launch]:
+    m, n, k, alpha, size = problem.m, problem.n, problem.k, problem.alpha, problem.itemsize
+    merge, transposed, split = problem.op == "merge_matmul", problem.transposed, config.split
+    size_out, size_in = (k, n) if transposed else (n, k)
+    out, inner = (config.block_k, config.block_n) if transposed else (config.block_n, config.block_k)
+    operands, sums = (alpha, 1) if merge else (1, alpha)
+    steps, tiles_m, tiles_out = -(-size_in // inner), -(-m // config.block_m), -(-size_out // out)
+    group_size = config.group * tiles_out
+    target, stored = ("out", size) if split == 1 else ("partial", 4)
+
+    def program(pid: int, pid_split: int) -> Program:
+        first_m = pid // group_size * config.group
+        width_m = min(tiles_m - first_m, config.group)
+        pid_m, pid_out = first_m + pid % group_size % width_m, pid % group_size // width_m
+        row, rows = pid_m * config.block_m, min(config.block_m, m - pid_m * config.block_m)
+        for step in range(steps * pid_split // split, steps * (pid_split + 1) // split):
+            first_n, first_k = (step * inner, pid_out * out) if transposed else (pid_out * out, step * inner)
+            rows_n = min(config.block_n, n - first_n)
+            width = min(config.block_k, k - first_k) * size
+            words = Access("words", False, first_n, rows_n, first_k * size, width, k * size)
+            width = min(inner, size_in - step * inner) * size
+            xs = (
+                Access("x", False, row, rows, (child * size_in + step * inner) * size, width, operands * size_in * size)
+                for child in range(operands)
+            )
+            yield words, *_planes(n, k, digits(alpha), first_n, rows_n, first_k, config), *xs
+        width, pitch = min(out, size_out - pid_out * out) * stored, sums * size_out * stored
+        yield tuple(
+            Access(target, True, pid_split * m + row, rows, (child * size_out + pid_out * out) * stored, width, pitch)
+            for child in range(sums)
+        )
+
+    launched = Launch("_partition_multiply", (tiles_m * tiles_out, split), program)
+    return [launched] if split == 1 else [launched, _reduce(m * sums * size_out, split, size)]
+
+
+def _partition_outer(problem: Problem, config: PartitionConfig, holes: bool) -> list[Launch]:
+    m, n, k, alpha, size, split = problem.m, problem.n, problem.k, problem.alpha, problem.itemsize, config.split
+    left, right = (1, alpha) if problem.transposed else (alpha, 1)
+    tiles_m, tiles_n, tiles_k = -(-m // config.block_m), -(-n // config.block_n), -(-k // config.block_k)
+    group_size = config.group * tiles_k
+    target, stored = ("out", size) if split == 1 else ("partial", 4)
+
+    def program(pid: int, pid_split: int) -> Program:
+        first_tile = pid // group_size * config.group
+        width_n = min(tiles_n - first_tile, config.group)
+        first_n = (first_tile + pid % group_size % width_n) * config.block_n
+        first_k = pid % group_size // width_n * config.block_k
+        rows_n, rows_k = min(config.block_n, n - first_n), min(config.block_k, k - first_k)
+        for tile in range(tiles_m * pid_split // split, tiles_m * (pid_split + 1) // split):
+            row, rows = tile * config.block_m, min(config.block_m, m - tile * config.block_m)
+            lefts = [
+                Access("left", False, row, rows, (child * n + first_n) * size, rows_n * size, left * n * size)
+                for child in range(left)
+            ]
+            rights = [
+                Access("right", False, row, rows, (child * k + first_k) * size, rows_k * size, right * k * size)
+                for child in range(right)
+            ]
+            yield lefts[0], rights[0], *lefts[1:], *rights[1:]
+        yield tuple(_planes(n, k, digits(alpha) + holes, first_n, rows_n, first_k, config))
+        yield (Access(target, True, pid_split * n + first_n, rows_n, first_k * stored, rows_k * stored, k * stored),)
+
+    launched = Launch("_partition_outer", (tiles_n * tiles_k, split), program)
+    return [launched] if split == 1 else [launched, _reduce(n * k, split, size)]

@@ -1,23 +1,31 @@
-"""Memory traffic of the block kernels: what they ask for, what they touch, and what reaches DRAM through an L2."""
+"""Memory traffic of the kernels: what they ask for, what they touch, and what reaches DRAM through an L2."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 import fpe
-from fpe.kernels.block.config import Config, choose, grad_problem, matmul_problem, shared_bytes
+from fpe.kernels.block import config as block
 from fpe.kernels.block.layout import BlockLayout, grid
 from fpe.kernels.device import KNOWN, Device
+from fpe.kernels.partition import config as partition
+from fpe.kernels.partition.labels import digits, row_bytes
 
 from ..results import Results
 from ..summary import Table
 from .cache import L2, schedule
-from .replay import INDEX, launches
+from .replay import INDEX, Launch, block_launches, partition_launches
+
+Config = block.Config | partition.Config
 
 OPS = ("forward", "dX", "dW")
+"""Of an expanded layer."""
+MERGED_OPS = ("merged forward", "merged dX", "merged dW")
+"""Of the layer that reads one child an edge; ``"random"`` labels only."""
 SHAPES = ((14336, 4096), (4096, 14336))
 """``(N, K)`` of the parent: the two matrices of Llama-3-8B's MLP."""
 ROWS = (1, 16, 64, 1024, 8192)
@@ -33,7 +41,7 @@ class Case:
         n: Output features of the parent.
         k: Input features.
         alpha: Children per parent.
-        block: ``(bn, bk)``.
+        block: ``(bn, bk)``; none for labels that follow no blocks.
         dropped: Share of the blocks that are dropped.
         dtype: ``"bf16"``, ``"fp16"`` or ``"fp32"``.
     """
@@ -42,7 +50,7 @@ class Case:
     n: int
     k: int
     alpha: int = 2
-    block: tuple[int, int] = (64, 64)
+    block: tuple[int, int] | None = (64, 64)
     dropped: float = 0.0
     dtype: str = "bf16"
 
@@ -51,12 +59,127 @@ class Case:
         """Bytes of an element."""
         return ITEMSIZE[self.dtype]
 
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """The operations that its kernels have."""
+        return OPS if self.block else OPS + MERGED_OPS
 
-def layer(case: Case, seed: int = 0) -> BlockLayout:
-    """The layout of an expanded layer: a block partition, child by child, without the blocks dropped at random.
 
-    With ``alpha`` of 1 it is the parent: a dense matmul in the same kernels.
-    """
+class Layer(Protocol):
+    """A layer as its kernels see it: what :func:`measure` asks of a family."""
+
+    def config(self, op: str, device: Device) -> Config:
+        """What the launcher chooses on a device."""
+
+    def launches(self, op: str, config: Any) -> list[Launch]:
+        """What the launcher launches."""
+
+    def on_chip(self, op: str, config: Any, device: Device) -> tuple[int, int]:
+        """Of a program: bytes of shared memory, and float32 accumulators."""
+
+    def compulsory(self, op: str) -> int:
+        """Bytes that any kernel must move: each operand and each result once."""
+
+    def results(self, op: str) -> int:
+        """Numbers that the operation returns."""
+
+
+@dataclass(frozen=True)
+class BlockLayer:
+    """A layer of blocks: a block partition, child by child, without the blocks dropped at random."""
+
+    case: Case
+    layout: BlockLayout
+
+    def _problem(self, op: str) -> block.Problem:
+        if op == "dW":
+            return block.grad_problem(self.layout, self.case.m, self.case.itemsize)
+        return block.matmul_problem(self.layout, op == "dX", self.case.m, self.case.itemsize)
+
+    def config(self, op: str, device: Device) -> block.Config:
+        """See :class:`Layer`."""
+        return block.choose(self._problem(op), device)
+
+    def launches(self, op: str, config: block.Config) -> list[Launch]:
+        """See :class:`Layer`."""
+        return block_launches(op, self.case.m, self.layout, config, self.case.itemsize)
+
+    def on_chip(self, op: str, config: block.Config, device: Device) -> tuple[int, int]:
+        """See :class:`Layer`."""
+        problem = self._problem(op)
+        columns = problem.block[1] if op == "dW" else config.block_m
+        return block.shared_bytes(problem.op, config, problem.block, self.case.itemsize), columns * problem.block[0]
+
+    def compulsory(self, op: str) -> int:
+        """The blocks as stored, the index tensors that the kernel reads, inputs that some block meets, all results."""
+        size, m, (bn, bk), (n, k) = self.case.itemsize, self.case.m, self.layout.block, self.layout.shape
+        blocks, (segments_n, segments_k) = self.layout.rows.shape[0], self.layout.grid
+        used_n = min(len(self.layout.rows.unique()) * bn, n)
+        used_k = min(len(self.layout.cols.unique()) * bk, k)
+        index = {"forward": blocks + 2 * segments_n + 1, "dX": 2 * blocks + 2 * segments_k + 1, "dW": 2 * blocks}[op]
+        sides = {"forward": used_k + n, "dX": used_n + k, "dW": used_n + used_k}[op]
+        return size * (blocks * bn * bk + m * sides) + INDEX * index
+
+    def results(self, op: str) -> int:
+        """See :class:`Layer`."""
+        return {
+            "forward": self.case.m * self.layout.shape[0],
+            "dX": self.case.m * self.case.k,
+            "dW": self.layout.rows.shape[0] * prod(self.layout.block),
+        }[op]
+
+
+@dataclass(frozen=True)
+class PartitionLayer:
+    """A layer of labels that follow no blocks: expanded ``[n, k]``, or (``"merged ..."``) its successor ``[n, k]``."""
+
+    case: Case
+
+    def _problem(self, op: str) -> partition.Problem:
+        merged, what = op.startswith("merged"), op.split()[-1]
+        split = merged == (what == "dX")
+        name = "partition_grad" if what == "dW" else "split_matmul" if split else "merge_matmul"
+        transposed = merged if what == "dW" else what == "dX"
+        c = self.case
+        return partition.Problem(name, c.m, c.n, c.k, transposed, c.alpha, c.itemsize)
+
+    def config(self, op: str, device: Device) -> partition.Config:
+        """See :class:`Layer`."""
+        return partition.choose(self._problem(op), device)
+
+    def launches(self, op: str, config: partition.Config) -> list[Launch]:
+        """See :class:`Layer`."""
+        return partition_launches(self._problem(op), config)
+
+    def on_chip(self, op: str, config: partition.Config, device: Device) -> tuple[int, int]:
+        """See :class:`Layer`."""
+        problem = self._problem(op)
+        sums = 1 if problem.op == "merge_matmul" else problem.alpha
+        columns = config.block_n if problem.transposed else config.block_k
+        tile = config.block_n * config.block_k
+        area = tile if problem.op == "partition_grad" else config.block_m * tile // columns
+        return partition.shared_bytes(problem, config, device), sums * area
+
+    def compulsory(self, op: str) -> int:
+        """The parent's weights or their gradient, the labels' bits, activations and results, each once."""
+        c = self.case
+        narrow, wide = (c.n, c.k) if op.startswith("merged") else (c.k, c.n)
+        weights = c.itemsize * c.n * c.k + digits(c.alpha) * c.n * row_bytes(c.k)
+        return weights + c.itemsize * c.m * (narrow + c.alpha * wide)
+
+    def results(self, op: str) -> int:
+        """See :class:`Layer`."""
+        c, problem = self.case, self._problem(op)
+        if problem.op == "partition_grad":
+            return c.n * c.k
+        outputs = c.k if problem.transposed else c.n
+        return c.m * outputs * (1 if problem.op == "merge_matmul" else c.alpha)
+
+
+def layer(case: Case, seed: int = 0) -> BlockLayer | PartitionLayer:
+    """The layer of a case. With ``alpha`` of 1 it is the parent: a dense matmul in the block kernels."""
+    if case.block is None:
+        return PartitionLayer(case)
     generator = torch.Generator().manual_seed(seed)
     (bn, bk), n, k = case.block, case.n, case.k
     if case.alpha == 1:
@@ -65,54 +188,23 @@ def layer(case: Case, seed: int = 0) -> BlockLayout:
         labels = fpe.Partition.block(n, k, case.alpha, block=case.block, generator=generator).labels[::bn, ::bk]
     kept = torch.rand(labels.shape, generator=generator) >= case.dropped
     mask = torch.cat([(labels == child) & kept for child in range(case.alpha)])
-    return BlockLayout.from_mask(mask, (case.alpha * labels.shape[0] * bn, k), case.block)
+    return BlockLayer(case, BlockLayout.from_mask(mask, (case.alpha * labels.shape[0] * bn, k), case.block))
 
 
-def config_of(op: str, case: Case, layout: BlockLayout, device: Device) -> Config:
-    """The configuration that the launcher of an operation takes on a device."""
-    if op == "dW":
-        return choose(grad_problem(layout, case.m, case.itemsize), device)
-    return choose(matmul_problem(layout, op == "dX", case.m, case.itemsize), device)
-
-
-def occupancy(op: str, config: Config, layout: BlockLayout, itemsize: int, device: Device) -> int:
+def occupancy(op: str, config: Config, of: Layer, device: Device) -> int:
     """Programs that a multiprocessor holds: by shared memory, by 64 warps, and by 65,536 registers.
 
-    Registers are estimated as the float32 accumulator and 64 more a thread; ``fpe lab compile`` has the true ones.
+    Registers are estimated as the float32 accumulators and 64 more a thread; ``fpe lab compile`` has the true ones.
     """
-    block = layout.block[::-1] if op == "dX" else layout.block
-    rows = block[1] if op == "dW" else config.block_m
-    used = shared_bytes("block_grad" if op == "dW" else "block_matmul", config, block, itemsize)
-    registers = rows * block[0] + 64 * 32 * config.num_warps
+    used, accumulators = of.on_chip(op, config, device)
+    registers = accumulators + 64 * 32 * config.num_warps
     return max(min(device.shared // max(used, 1), 64 // config.num_warps, 65_536 // registers), 1)
-
-
-def compulsory(op: str, case: Case, layout: BlockLayout) -> dict[str, int]:
-    """Bytes that any kernel must move: each operand and each result once; of the layer, its parent and its wide twin.
-
-    A layer's weight counts with the blocks kept, as stored, and the index tensors that the kernel reads. Inputs that no
-    kept block meets are not counted; results are, all of them.
-    """
-    size, m, (bn, bk), (n, k) = case.itemsize, case.m, layout.block, layout.shape
-    blocks, (segments_n, segments_k) = layout.rows.shape[0], layout.grid
-    used_n, used_k = min(len(layout.rows.unique()) * bn, n), min(len(layout.cols.unique()) * bk, k)
-    index = {"forward": blocks + 2 * segments_n + 1, "dX": 2 * blocks + 2 * segments_k + 1, "dW": 2 * blocks}[op]
-    sides = {"forward": used_k + n, "dX": used_n + k, "dW": used_n + used_k}[op]
-
-    def dense(outputs: int) -> int:
-        return size * (outputs * case.k + m * case.k + m * outputs)
-
-    return {
-        "compulsory": size * (blocks * bn * bk + m * sides) + INDEX * index,
-        "parent": dense(case.n),
-        "wide": dense(case.alpha * case.n),
-    }
 
 
 def measure(
     op: str,
     case: Case,
-    layout: BlockLayout,
+    of: BlockLayer | PartitionLayer,
     device: Device = KNOWN[90],
     l2: float = 50e6,
     config: Config | None = None,
@@ -121,9 +213,9 @@ def measure(
     """Runs one operation's accesses through the simulated L2.
 
     Args:
-        op: ``"forward"``, ``"dX"`` or ``"dW"``.
+        op: A name in ``case.ops``.
         case: Sizes.
-        layout: From :func:`layer`.
+        of: From :func:`layer`.
         device: Chooses the configuration and says how many programs run at a time.
         l2: Bytes of L2.
         config: A configuration instead of the chosen one.
@@ -135,41 +227,36 @@ def measure(
         ``scratch`` is what a split kernel hands to its reduction. It is in ``written``, though nobody reads it again:
         on a device the next operation may overwrite it while it is still in L2.
     """
-    config = config or config_of(op, case, layout, device)
-    programs = occupancy(op, config, layout, case.itemsize, device)
+    config = config or of.config(op, device)
+    programs = occupancy(op, config, of, device)
     memory = L2(l2)
-    for launch in launches(op, case.m, layout, config, case.itemsize):
+    for launch in of.launches(op, config):
         for access in schedule(launch, programs * device.sms):
             memory.access(access, coarse)
     memory.flush()
-    least = compulsory(op, case, layout)
-    outputs = {
-        "forward": case.m * layout.shape[0],
-        "dX": case.m * case.k,
-        "dW": layout.rows.shape[0] * prod(case.block),
-    }
-    dram = memory.read + memory.written
+    least, dram, size = of.compulsory(op), memory.read + memory.written, case.itemsize
+    sides = (case.n, case.k) if op.startswith("merged") else (case.k, case.n)
     return {
         "op": op,
         "M": case.m,
         "N": case.n,
         "K": case.k,
         "alpha": case.alpha,
-        "block": f"{case.block[0]}x{case.block[1]}",
+        "block": f"{case.block[0]}x{case.block[1]}" if case.block else "none",
         "kept": round(1 - case.dropped, 4),
         "dtype": case.dtype,
-        "block_m": config.block_m,
-        "split": config.split,
-        "group_m": config.group_m,
+        "config": dataclasses.asdict(config),
         "programs": programs,
         "requested": memory.requested,
         "unique": memory.unique,
         "read": memory.read,
         "written": memory.written,
-        "scratch": 4 * config.split * outputs[op] if config.split > 1 else 0,
+        "scratch": 4 * config.split * of.results(op) if config.split > 1 else 0,
         "dram": dram,
-        **least,
-        "ratio": dram / least["compulsory"],
+        "compulsory": least,
+        "parent": size * (case.n * case.k + case.m * sum(sides)),
+        "wide": size * (case.alpha * case.n * case.k + case.m * (sides[0] + case.alpha * sides[1])),
+        "ratio": dram / least,
     }
 
 
@@ -181,7 +268,7 @@ def run(
     group_m: int | None = None,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Results:
-    """Measures forward, dX and dW of every case.
+    """Measures all operations of every case.
 
     Args:
         cases: What to measure.
@@ -193,10 +280,12 @@ def run(
     """
     rows, cases = [], list(cases)
     for case in cases:
-        layout = layer(case, seed)
-        for op in OPS:
-            config = config_of(op, case, layout, device)
-            row = measure(op, case, layout, device, l2, config if group_m is None else replace(config, group_m=group_m))
+        of = layer(case, seed)
+        for op in case.ops:
+            config = of.config(op, device)
+            if group_m is not None and isinstance(config, block.Config):
+                config = dataclasses.replace(config, group_m=group_m)
+            row = measure(op, case, of, device, l2, config)
             rows.append(row)
             report(row)
     settings = {"arch": device.arch, "sms": device.sms, "l2": l2, "seed": seed, "source": "simulated"}
@@ -208,7 +297,8 @@ def cases_of(
     n: int | None = None,
     k: int | None = None,
     alpha: int = 2,
-    block: tuple[int, int] = (64, 64),
+    block: tuple[int, int] | None = None,
+    structure: str | None = None,
     dropped: float = 0.0,
     dtype: str = "bf16",
     quick: bool = False,
@@ -220,12 +310,17 @@ def cases_of(
     shapes: Iterable[tuple[int, int]] = ((512, 256), (256, 512)) if quick else SHAPES
     if n is not None or k is not None:
         shapes = [(n or k or 0, k or n or 0)]
+    structures = [structure] if structure else ["block"] if block else ["block", "random"]
+    tiles = {"block": block or (64, 64), "random": None}
     cases = [
-        Case(rows, *shape, alpha, block, dropped, dtype)
+        Case(rows, *shape, alpha, tiles[name], dropped if name == "block" else 0.0, dtype)
+        for name in structures
         for shape in shapes
         for rows in m or ((1, 64) if quick else ROWS)
     ]
-    parents = [Case(c.m, c.n, c.k, 1, (128, 128), dtype=c.dtype) for c in cases if c.m >= 1024 and alpha > 1]
+    parents = [
+        Case(c.m, c.n, c.k, 1, (128, 128), dtype=c.dtype) for c in cases if c.m >= 1024 and c.block and alpha > 1
+    ]
     return cases + parents
 
 
@@ -236,7 +331,7 @@ def table(results: Results) -> Table:
         (
             row["op"],
             f"{row['M']}",
-            "parent" if row["alpha"] == 1 else f"alpha {row['alpha']}",
+            "parent" if row["alpha"] == 1 else "labels" if row["block"] == "none" else f"blocks {row['block']}",
             f"{row['N']}x{row['K']}",
             *(f"{row[name] / 1e6:.1f}" for name in ("requested", "unique", "dram", "compulsory", "parent", "wide")),
             f"{row['ratio']:.3f}",
@@ -245,9 +340,9 @@ def table(results: Results) -> Table:
     ]
     s = results.settings
     expanded = (row for row in results.rows if row["alpha"] > 1)
-    blocks = ", ".join(sorted({f"alpha {row['alpha']}, {row['block']} {row['dtype']}" for row in expanded}))
+    kinds = ", ".join(sorted({f"alpha {row['alpha']}, {row['dtype']}" for row in expanded}))
     title = (
         f"Traffic in MB, simulated: sm_{s['arch']}, {s['sms']} multiprocessors, {s['l2'] / 1e6:.0f} MB of L2; "
-        f"{blocks}; least: compulsory; ratio: DRAM / least"
+        f"{kinds}; least: compulsory; ratio: DRAM / least"
     )
     return Table(title, columns, rows)

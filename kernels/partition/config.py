@@ -72,18 +72,23 @@ def is_valid(problem: Problem, config: Config, device: Device) -> bool:
         return False
     if min(config.block_m, config.block_n, config.block_k) < 16 or config.block_k % 8:
         return False
-    return shared_bytes(problem, config) <= device.shared
+    return shared_bytes(problem, config, device) <= device.shared
 
 
-def shared_bytes(problem: Problem, config: Config) -> int:
-    """Shared memory of the pipelined tiles and of the shares that go through it, in bytes."""
+def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
+    """Shared memory of the pipelined tiles and of the shares that go through it, in bytes.
+
+    From compute capability 9.0 on the matrix instructions read shared memory while the next tiles arrive: one more
+    buffer.
+    """
     m, n, k, alpha = config.block_m, config.block_n, config.block_k, problem.alpha
+    buffers = max(config.num_stages - (0 if device.arch in (90, 100) else 1), 1)
     if problem.op == "partition_grad":
         children = m * (k if problem.transposed else n)
         other = m * (n if problem.transposed else k)
-        return (alpha * children + other) * problem.itemsize * max(config.num_stages - 1, 1)
+        return (alpha * children + other) * problem.itemsize * buffers
     x = m * (n if problem.transposed else k) * (alpha if problem.op == "merge_matmul" else 1)
-    return ((n * k + x) * max(config.num_stages - 1, 1) + 2 * n * k) * problem.itemsize
+    return ((n * k + x) * buffers + 2 * n * k) * problem.itemsize
 
 
 def choose(problem: Problem, device: Device) -> Config:
@@ -92,14 +97,16 @@ def choose(problem: Problem, device: Device) -> Config:
 
 
 def _matmul_rule(problem: Problem, device: Device) -> Config:
-    m, narrow = problem.m, problem.itemsize == 2
-    sums = 1 if problem.op == "merge_matmul" else _power_above(problem.alpha)
-    inner = (128 if m <= 64 and problem.alpha == 2 else 64) if narrow else 32
+    m, narrow, alpha = problem.m, problem.itemsize == 2, _power_above(problem.alpha)
+    merge = problem.op == "merge_matmul"
+    sums = 1 if merge else alpha
     outer = 64 if narrow else 32
-    # The accumulators, and a merge's tiles of activations, share the registers and shared memory of a program.
-    most = max(16, min(128, 256 // sums if narrow else 64 // sums))
-    block_m = min(max(16, _power_above(m)), most)
-    warps = 8 if sums * outer * block_m >= 128 * 128 or (problem.op == "merge_matmul" and block_m >= 128) else 4
+    # The accumulators, and a merge's tiles of activations, share the registers and shared memory of a program: more
+    # children leave room for fewer rows and a shorter step.
+    most = (256 // alpha if merge or alpha == 2 else 128 // alpha) if narrow else 64 // alpha
+    block_m = min(max(16, _power_above(m)), max(most, 16))
+    inner = (128 if alpha <= 2 and block_m <= 32 else 64 if alpha <= 4 else 32) if narrow else 32
+    warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 else 4
     block_n, block_k = (inner, outer) if problem.transposed else (outer, inner)
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
     programs, steps = ceil(m / block_m) * ceil(outputs / outer), ceil(reduced / inner)
@@ -116,11 +123,9 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
 
 def _grad_rule(problem: Problem, device: Device) -> Config:
     narrow, alpha = problem.itemsize == 2, problem.alpha
-    side = 128 if narrow and alpha <= 2 else 64
-    block_n, block_k = (side, 64) if not problem.transposed else (64, side)
-    if not narrow:
-        block_n, block_k = (64, 32) if alpha <= 4 else (32, 32)
-    block_m = 64 if narrow and alpha <= 4 else 32
+    large, small = (128 if alpha <= 2 else 64, 64 if alpha <= 2 else 32) if narrow else (64 if alpha <= 4 else 32, 32)
+    block_n, block_k = (small, large) if problem.transposed else (large, small)
+    block_m = 64 if narrow else 32
     split, work = 1, ceil(problem.m / block_m)
     tiles = ceil(problem.n / block_n) * ceil(problem.k / block_k)
     while tiles * split < 1.5 * device.sms and work >= 8 * split and split < 16:
