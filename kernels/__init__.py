@@ -12,6 +12,7 @@ operation                                     definition
 ``block_matmul(x[M,K], values, layout)``      ``y = x @ W.T`` for a block-masked ``W[N,K]``
 ``block_matmul_t(dy[M,N], values, layout)``   ``dx = dy @ W``
 ``block_grad(dy[M,N], x[M,K], layout)``       ``dW = dy.T @ x`` on the kept blocks only
+``expanded_mlp(x, w1, labels1, w2)``          split, activation and the next layer in one launch
 ============================================  ==========================================================
 
 Each family is closed under differentiation: the backward of an operation is made of the others.
@@ -35,6 +36,7 @@ from .block import (
     block_matmul_t,
     block_matmul_t_eager,
 )
+from .mlp import expanded_mlp, expanded_mlp_eager
 from .partition import (
     HOLE,
     PackedLabels,
@@ -56,6 +58,8 @@ __all__ = [
     "block_matmul_eager",
     "block_matmul_t",
     "block_matmul_t_eager",
+    "expanded_mlp",
+    "expanded_mlp_eager",
     "merge_matmul",
     "merge_matmul_eager",
     "partition_grad",

@@ -19,14 +19,19 @@ _LIBRARY = torch.library.Library("fpe", "DEF")
 
 
 def _define(
-    schema: str, run: Callable[..., Tensor], fake: Callable[..., Tensor], backward: Callable, save: Callable
+    schema: str,
+    run: Callable[..., Tensor],
+    fake: Callable[..., Tensor],
+    backward: Callable | None = None,
+    save: Callable | None = None,
 ) -> Callable[..., Tensor]:
-    """Registers an operation with its shape inference and gradient; returns it."""
+    """Registers an operation with its shape inference and, if it has one, its gradient; returns it."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fpe::{name}", fake, lib=_LIBRARY)
-    torch.library.register_autograd(f"fpe::{name}", backward, setup_context=save, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(f"fpe::{name}", backward, setup_context=save, lib=_LIBRARY)
     return getattr(torch.ops.fpe, name).default
 
 
@@ -203,3 +208,32 @@ block_grad = _define(
     _setup_block_grad,
 )
 """``dy[M, N], x[M, K] -> dvalues[blocks, bn, bk]``."""
+
+
+def _run_expanded_mlp(
+    x: Tensor,
+    w1: Tensor,
+    labels1: Tensor,
+    transposed1: bool,
+    w2: Tensor,
+    labels2: Tensor | None,
+    transposed2: bool,
+    alpha: int,
+    bias1: Tensor | None,
+    bias2: Tensor | None,
+    activation: str | None,
+    backend: str,
+) -> Tensor:
+    first = _labels(labels1, transposed1, *w1.shape, alpha)
+    second = None if labels2 is None else _labels(labels2, transposed2, *w2.shape, alpha)
+    run = _implementation("mlp", "expanded_mlp", backend)
+    return run(x, w1, first, w2, second, alpha, bias1, bias2, activation)
+
+
+expanded_mlp = _define(
+    "expanded_mlp(Tensor x, Tensor w1, Tensor labels1, bool transposed1, Tensor w2, Tensor? labels2, bool transposed2, "
+    "SymInt alpha, Tensor? bias1, Tensor? bias2, str? activation, str backend) -> Tensor",
+    _run_expanded_mlp,
+    lambda x, w1, labels1, transposed1, w2, *rest: x.new_empty(x.shape[0], w2.shape[0]),
+)
+"""``x[M, K], w1[H, K], w2[N, alpha * H] or w2[N, H] -> y[M, N]``. For inference: it has no gradient."""

@@ -12,10 +12,14 @@ ROOT = Path(__file__).parents[1]
 
 pytest.importorskip("triton")
 
+from fpe.bench.lab import cli  # noqa: E402
 from fpe.bench.lab.compile import (  # noqa: E402
     ARCHITECTURES,
     CASES,
+    KERNELS,
+    OPERATIONS,
     QUICK,
+    _tile,
     check,
     expected_matrix,
 )
@@ -49,7 +53,7 @@ GOOD = {
     "op": "forward",
     "block": [64, 64],
     "dtype": "bf16",
-    "block_m": 16,
+    "rows": 16,
     "num_warps": 4,
     "registers": 44,
     "stack": 0,
@@ -170,9 +174,10 @@ def test_limits_know_every_architecture() -> None:
         ({"load_bits": 0}, "loads of 0 bits"),
         ({"matrix": []}, "meant HMMA, got none"),
         ({"matrix": [], "multiply_adds": 9}, "meant HMMA, got FFMA"),
-        ({"arch": 90, "block_m": 64}, "meant HGMMA, got HMMA"),
-        ({"arch": 100, "block_m": 128}, "meant UTCHMMA, got HMMA"),
+        ({"arch": 90, "rows": 64}, "meant HGMMA, got HMMA"),
+        ({"arch": 100, "rows": 128}, "meant UTCHMMA, got HMMA"),
         ({"dtype": "fp32"}, "meant FFMA, got HMMA"),
+        ({"kernel": "_partition_multiply", "alpha": 2, "tile": "16x64x128", "instructions_per_weight": 14.1}, "14.1"),
     ],
 )
 def test_check_complains(change: dict, complaint: str) -> None:
@@ -190,21 +195,45 @@ def test_narrow_loads_are_allowed_where_the_reason_is_written_down() -> None:
     ("change", "meant"),
     [
         ({"arch": 90}, "HMMA"),
-        ({"arch": 90, "block_m": 64}, "HGMMA"),
-        ({"arch": 90, "block_m": 64, "num_warps": 2}, "HMMA"),
-        ({"arch": 120, "block_m": 128}, "HMMA"),
-        ({"arch": 90, "kernel": "_block_outer", "block": [128, 64], "block_m": 16}, "HGMMA"),
-        ({"arch": 90, "kernel": "_block_outer", "block": [16, 64], "block_m": 64}, "HMMA"),
+        ({"arch": 90, "rows": 64}, "HGMMA"),
+        ({"arch": 90, "rows": 64, "num_warps": 2}, "HMMA"),
+        ({"arch": 120, "rows": 128}, "HMMA"),
     ],
 )
 def test_expected_matrix(change: dict, meant: str) -> None:
     assert expected_matrix({**GOOD, **change}) == meant
 
 
+@pytest.mark.parametrize(
+    ("kernel", "given", "bytes_and_rows"),
+    [
+        ("_block_multiply", {"BLOCK_IN": 32, "BN": 64, "BK": 128, "TRANSPOSED": False, "BLOCK_M": 16}, (4096, 16)),
+        ("_block_multiply", {"BLOCK_IN": 32, "BN": 64, "BK": 128, "TRANSPOSED": True, "BLOCK_M": 16}, (8192, 16)),
+        ("_block_outer", {"BLOCK_M": 32, "BN": 64, "BK": 128}, (12288, 64)),
+        ("_partition_multiply", {"BLOCK_N": 32, "BLOCK_K": 128, "TRANSPOSED": False}, (8192, 32)),
+        ("_partition_multiply", {"BLOCK_N": 32, "BLOCK_K": 128, "TRANSPOSED": True}, (8192, 128)),
+        (
+            "_partition_outer",
+            {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "ALPHA": 4, "CHILDREN_LEFT": True},
+            (6144, 32),
+        ),
+        (
+            "_partition_outer",
+            {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "ALPHA": 4, "CHILDREN_LEFT": False},
+            (9216, 32),
+        ),
+        ("_reduce", {"BLOCK": 1024}, (4096, 0)),
+    ],
+)
+def test_what_a_step_streams(kernel: str, given: dict, bytes_and_rows: tuple[int, int]) -> None:
+    assert _tile(kernel, given, 2) == bytes_and_rows
+
+
 def test_cases_have_readable_distinct_ids() -> None:
     ids = [case.id for case in CASES]
     assert len(set(ids)) == len(ids) and "forward-64x128-bf16-m16" in ids
-    assert {case.id for case in QUICK} and {case.op for case in QUICK} == {"forward", "dx", "dw"}
+    assert "split-alpha2-bf16-m16" in ids and {case.op for case in CASES} == {*OPERATIONS} == {*cli.OPERATIONS}
+    assert {case.op for case in QUICK} == {*OPERATIONS} - {"grad_t"}
 
 
 # Compiling, in processes where Triton does not interpret.
@@ -219,7 +248,7 @@ def test_quick_set_is_as_meant_on_every_architecture(tmp_path: Path) -> None:
     done = _python("-m", "fpe.bench", "lab", "compile", "--quick", "--json", "--output", str(tmp_path))
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["arch"] for row in rows} == set(ARCHITECTURES), done.stderr
-    assert {row["kernel"] for row in rows} == {"_block_multiply", "_block_outer", "_reduce"}
+    assert {row["kernel"] for row in rows} == {*KERNELS}
     assert [(row["case"], row["arch"], row["complaints"]) for row in rows if row["complaints"]] == []
     assert done.returncode == 0 and (tmp_path / "compile.jsonl").is_file()
 
@@ -233,7 +262,7 @@ from fpe.kernels.block.config import Config
 
 planted = Config(block_m=128, block_in=16, split=1, group_m=8, num_warps=1, num_stages=1)
 with patch.object(kernels, "choose", lambda *arguments: planted):
-    rows = lab.run([lab.Case("forward", (128, 128), "bf16", 1024)], [80], jobs=1).rows
+    rows = lab.run([lab.Case("forward", "bf16", 1024, (128, 128))], [80], jobs=1).rows
 print(json.dumps(rows))
 """
 

@@ -379,7 +379,15 @@ def check(row: Row) -> list[str]:
     if row["load_bits"] < (32 if (row["op"], row["dtype"]) in NARROW else 128):
         threads = 32 * row["num_warps"]
         complaints.append(f"loads of {row['load_bits']} bits: {row['tile_bytes']} bytes a step for {threads} threads")
+    if row["kernel"] == "_partition_multiply" and row["alpha"] == 2 and row["tile"].startswith("16x"):
+        spent = row["instructions_per_weight"]
+        if row["dtype"] in ("bf16", "fp16") and spent > ISSUE_SLOTS:
+            complaints.append(f"{spent} instructions a weight: unpacking would outlast the memory")
     return complaints
+
+
+ISSUE_SLOTS = 14
+"""Instructions that an H200's lanes can issue while a 16-bit weight arrives at 4.8 TB/s (132 x 128 lanes, 1.98 GHz)."""
 
 
 def expected_matrix(row: Row) -> str:

@@ -55,7 +55,7 @@ def split_matmul(
     n, k = w.shape
     check_tensor(op, "x", x, (k,), batched=True, on=w)
     check_alpha(op, alpha)
-    table, transposed = _check_labels(op, labels, (n, k), alpha, w)
+    table, transposed = check_labels(op, labels, (n, k), alpha, w)
     bias = _check_epilogue(op, bias, (alpha, n), activation, w)
     x, w = autocast(x, w)
     check_tensor(op, "x", x, (k,), batched=True, like=w)
@@ -108,7 +108,7 @@ def merge_matmul(
     check_tensor(op, "z", z, (None, k), batched=True, on=w)
     alpha = z.shape[-2]
     check_alpha(op, alpha)
-    table, transposed = _check_labels(op, labels, (n, k), alpha, w)
+    table, transposed = check_labels(op, labels, (n, k), alpha, w)
     bias = _check_epilogue(op, bias, (n,), activation, w)
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
@@ -147,12 +147,12 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
     check_tensor(op, "dy", dy, (*x.shape[:-1], None, None), like=x)
     alpha, n = dy.shape[-2:]
     check_alpha(op, alpha)
-    table, transposed = _check_labels(op, labels, (n, x.shape[-1]), alpha, x)
+    table, transposed = check_labels(op, labels, (n, x.shape[-1]), alpha, x)
     chosen = choose_backend(op, backend, x, limit(alpha))
     return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, transposed, chosen)
 
 
-def _check_labels(op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor) -> tuple[Tensor, bool]:
+def check_labels(op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor) -> tuple[Tensor, bool]:
     """The table that an operation takes, and whether it is that of the transposed weight."""
     if not isinstance(labels, PackedLabels):
         check_tensor(op, "labels", labels, shape, dtype=torch.uint8, on=on)

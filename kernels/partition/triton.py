@@ -26,7 +26,7 @@ from .labels import PackedLabels, digits, pack_planes, row_bytes
 
 
 @triton.jit
-def _bits(planes_ptr, rows, row_mask, first_byte, SIZE_BYTES, BLOCK_K: tl.constexpr, PER_WORD: tl.constexpr):
+def bit_masks(planes_ptr, rows, row_mask, first_byte, SIZE_BYTES, BLOCK_K: tl.constexpr, PER_WORD: tl.constexpr):
     """The bits of a tile of one plane, a word each, as masks: all ones where the bit is set."""
     offs_b = first_byte + tl.arange(0, BLOCK_K // 8)
     mask = row_mask[:, None] & (offs_b[None, :] < SIZE_BYTES)
@@ -43,7 +43,7 @@ def _bits(planes_ptr, rows, row_mask, first_byte, SIZE_BYTES, BLOCK_K: tl.conste
 
 
 @triton.jit
-def _share(words, masks, CHILD: tl.constexpr, DIGITS: tl.constexpr, PER_WORD: tl.constexpr, DTYPE: tl.constexpr):
+def child_share(words, masks, CHILD: tl.constexpr, DIGITS: tl.constexpr, PER_WORD: tl.constexpr, DTYPE: tl.constexpr):
     """A child's weights out of a tile of words, zero elsewhere: [rows, columns] of the weight."""
     for digit in tl.static_range(DIGITS):
         words = words & (masks[digit] if (CHILD >> digit) % 2 == 1 else ~masks[digit])
@@ -133,7 +133,7 @@ def _partition_multiply(
         for digit in tl.static_range(DIGITS):
             plane = planes_ptr + digit * stride_pp.to(tl.int64)
             masks += (
-                _bits(plane, offs_n.to(tl.int64) * stride_pn, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, PER_WORD),
+                bit_masks(plane, offs_n.to(tl.int64) * stride_pn, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, PER_WORD),
             )
 
         offs_x = step * IN + offs_in
@@ -141,7 +141,7 @@ def _partition_multiply(
         x = tl.load(x_rows + offs_x[:, None], mask=mask_x, other=0.0)  # [IN, BLOCK_M]
         sums = ()
         for child in tl.static_range(ALPHA):
-            w = _share(words, masks, child, DIGITS, PER_WORD, DTYPE)  # [BLOCK_N, BLOCK_K]
+            w = child_share(words, masks, child, DIGITS, PER_WORD, DTYPE)  # [BLOCK_N, BLOCK_K]
             if TRANSPOSED:
                 w = tl.trans(w)
             if MERGE and child > 0:
@@ -244,7 +244,7 @@ def _partition_outer(
     masks = ()
     for digit in tl.static_range(DIGITS):
         plane = planes_ptr + digit * stride_pp.to(tl.int64)
-        masks += (_bits(plane, rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1),)
+        masks += (bit_masks(plane, rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1),)
     label = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
     for digit in tl.static_range(DIGITS):
         label |= masks[digit] & (1 << digit)
@@ -252,7 +252,9 @@ def _partition_outer(
     for child in tl.static_range(ALPHA):
         out = tl.where(label == child, accs[child], out)
     if HOLES:
-        owned = _bits(planes_ptr + DIGITS * stride_pp.to(tl.int64), rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1)
+        owned = bit_masks(
+            planes_ptr + DIGITS * stride_pp.to(tl.int64), rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1
+        )
         out = tl.where(owned != 0, out, 0.0)
     out_at = out_ptr + pid_split.to(tl.int64) * stride_os + offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
@@ -294,7 +296,11 @@ def partition_grad_triton(dy: Tensor, x: Tensor, labels: Labels, config: Config 
         return _launch_outer(dy, x, labels, config)
 
 
-class _Weight(NamedTuple):
+TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+"""Types of Triton for those of PyTorch that the kernels take."""
+
+
+class StoredWeight(NamedTuple):
     """A weight as the kernels read it: words of bits in stored order, beside the planes of its labels."""
 
     words: Tensor
@@ -304,7 +310,17 @@ class _Weight(NamedTuple):
     transposed: bool
 
 
-def _weight(w: Tensor, labels: Labels, alpha: int) -> _Weight:
+def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = False) -> StoredWeight:
+    """A weight and its labels as the kernels read them.
+
+    Args:
+        w: ``[N, K]``.
+        labels: Packed, or a plain table, which is packed here and whose holes are cleared from a copy of the weight.
+        alpha: Children.
+        keep_order: Whether transposed labels are packed anew instead of read as they are stored.
+    """
+    if keep_order and isinstance(labels, PackedLabels) and labels.transposed:
+        labels = labels.unpack()
     if not isinstance(labels, PackedLabels):
         w = torch.where(labels < alpha, w, w.new_zeros(()))
         labels = _packed(labels, alpha)
@@ -316,7 +332,7 @@ def _weight(w: Tensor, labels: Labels, alpha: int) -> _Weight:
         words, per_word = stored.view(torch.int32), 2
     else:
         words, per_word = stored.view(torch.int16), 1
-    return _Weight(words, per_word, labels.planes, (n, k), labels.transposed)
+    return StoredWeight(words, per_word, labels.planes, (n, k), labels.transposed)
 
 
 def _packed(labels: Tensor, alpha: int) -> PackedLabels:
@@ -341,7 +357,7 @@ def _launch_multiply(
     result = x.new_empty(shape, dtype=stored_dtype(x))
     if not result.numel():
         return result.to(x.dtype)
-    weight = _weight(w, labels, alpha)
+    weight = stored_weight(w, labels, alpha)
     (n, k), bias = weight.shape, None if bias is None else bias.contiguous()
     op = "merge_matmul" if merge else "split_matmul"
     config = config or choose(Problem(op, m, n, k, weight.transposed, alpha, x.element_size()), device_of(x))
@@ -365,7 +381,7 @@ def _launch_multiply(
         stride_os=result.numel(),
         stride_om=result.stride(0),
         stride_oa=outputs,
-        DTYPE=_DTYPES[x.dtype],
+        DTYPE=TYPES[x.dtype],
         PER_WORD=weight.per_word,
         MERGE=merge,
         TRANSPOSED=weight.transposed,
@@ -418,9 +434,6 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels, config: Config | None) 
         launch_reduce(out, result)
     result = result.to(x.dtype)
     return result.T if packed.transposed else result
-
-
-_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 def _shared_options(config: Config, alpha: int, operand: Tensor) -> dict[str, Any]:

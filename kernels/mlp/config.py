@@ -1,0 +1,60 @@
+"""Tiles of the fused MLP: few choices, as it is for small layers."""
+
+from dataclasses import dataclass
+
+MAX_HIDDEN = 128
+"""Parents that a program holds, for each of its rows and of their children."""
+MAX_ACCUMULATORS = 16_384
+
+
+@dataclass(frozen=True)
+class Config:
+    """Meta-parameters of a launch.
+
+    Attributes:
+        block_m: Rows of activations to a program.
+        block_h: All parents, rounded up to a power of two.
+        block_k: Step along the inputs.
+        block_o: Outputs to a program.
+        num_warps: Warps of a program.
+        num_stages: Triton's pipeline depth.
+    """
+
+    block_m: int
+    block_h: int
+    block_k: int
+    block_o: int
+    num_warps: int
+    num_stages: int
+
+
+def limit(hidden: int, alpha: int) -> str | None:
+    """What of a layer's sizes the kernel does not take, in words."""
+    if hidden > MAX_HIDDEN or _above(alpha) * _tile(hidden) * 16 > MAX_ACCUMULATORS:
+        most = MAX_ACCUMULATORS // 16
+        return f"it takes up to {MAX_HIDDEN} hidden parents with {most} children in all, got {hidden} with {alpha} each"
+    return None
+
+
+def choose(m: int, hidden: int, alpha: int, itemsize: int) -> Config:
+    """The configuration of a launch, by rule.
+
+    Args:
+        m: Rows of activations.
+        hidden: Parents in the hidden layer.
+        alpha: Children of each.
+        itemsize: Bytes of an operand's element.
+    """
+    block_h, narrow = _tile(hidden), itemsize == 2
+    held = _above(alpha) * block_h
+    block_m = min(_tile(m), max(MAX_ACCUMULATORS // (2 * held), 16), 64 if narrow else 16)
+    warps = 8 if held * block_m > 4096 else 4
+    return Config(block_m, block_h, 64 if narrow else 32, 64 if narrow else 32, warps, 3)
+
+
+def _above(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _tile(n: int) -> int:
+    return max(16, _above(n))

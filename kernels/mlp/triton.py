@@ -1,0 +1,193 @@
+"""The expanded MLP on the GPU: one launch from the inputs to the outputs.
+
+A program computes the whole hidden layer of its rows, every child from one read of the parents' weights, keeps it in
+registers, and multiplies it with one tile of the second matrix. Programs of other outputs compute the same hidden rows
+again: for the sizes that this is for, that is cheaper than a second launch.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..device import input_precision, interpreting, stored_dtype
+from ..epilogue import activate, rows_contiguous
+from ..partition.eager import Labels
+from ..partition.labels import digits, row_bytes
+from ..partition.triton import TYPES, bit_masks, child_share, stored_weight
+from .config import Config, choose
+
+
+@triton.jit(do_not_specialize=["M"])
+def _expanded_mlp(
+    x_ptr,
+    words1_ptr,
+    planes1_ptr,
+    bias1_ptr,
+    words2_ptr,
+    planes2_ptr,
+    bias2_ptr,
+    out_ptr,
+    M,
+    H,
+    K,
+    N,
+    BYTES1,
+    BYTES2,
+    stride_xm,
+    stride_1h,
+    stride_p1,
+    stride_2n,
+    stride_p2,
+    DTYPE: tl.constexpr,
+    ALPHA: tl.constexpr,
+    DIGITS: tl.constexpr,
+    PER_WORD1: tl.constexpr,
+    PER_WORD2: tl.constexpr,
+    MERGED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS1: tl.constexpr,
+    HAS_BIAS2: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_h = tl.arange(0, BLOCK_H)
+    mask_m, mask_n, mask_h = offs_m < M, offs_n < N, offs_h < H
+    x_rows = x_ptr + offs_m[None, :].to(tl.int64) * stride_xm
+
+    accs = ()
+    for _ in tl.static_range(ALPHA):
+        accs += (tl.zeros([BLOCK_H, BLOCK_M], dtype=tl.float32),)
+    for first_k in range(0, K, BLOCK_K):
+        offs_w = first_k // PER_WORD1 + tl.arange(0, BLOCK_K // PER_WORD1)
+        words_at = words1_ptr + offs_h[:, None] * stride_1h + offs_w[None, :]
+        words = tl.load(words_at, mask=mask_h[:, None] & (offs_w[None, :] * PER_WORD1 < K), other=0)
+        masks = ()
+        for digit in tl.static_range(DIGITS):
+            plane = planes1_ptr + digit * stride_p1
+            masks += (bit_masks(plane, offs_h * BYTES1, mask_h, first_k // 8, BYTES1, BLOCK_K, PER_WORD1),)
+        offs_k = first_k + tl.arange(0, BLOCK_K)
+        x = tl.load(x_rows + offs_k[:, None], mask=mask_m[None, :] & (offs_k[:, None] < K), other=0.0)
+        if UPCAST:
+            x = x.to(tl.float32)
+        sums = ()
+        for child in tl.static_range(ALPHA):
+            w = child_share(words, masks, child, DIGITS, PER_WORD1, DTYPE)  # [BLOCK_H, BLOCK_K]
+            if UPCAST:
+                w = w.to(tl.float32)
+            sums += (tl.dot(w, x, accs[child], input_precision=PRECISION),)
+        accs = sums
+
+    offs_w = tl.arange(0, BLOCK_H // PER_WORD2)
+    rows_2 = words2_ptr + offs_n[:, None].to(tl.int64) * stride_2n
+    mask_w = mask_n[:, None] & (offs_w[None, :] * PER_WORD2 < H)
+    if MERGED:
+        words = tl.load(rows_2 + offs_w[None, :], mask=mask_w, other=0)  # [BLOCK_N, BLOCK_H / PER_WORD2]
+        masks = ()
+        for digit in tl.static_range(DIGITS):
+            plane = planes2_ptr + digit * stride_p2
+            masks += (bit_masks(plane, offs_n.to(tl.int64) * BYTES2, mask_n, 0, BYTES2, BLOCK_H, PER_WORD2),)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
+    for child in tl.static_range(ALPHA):
+        hidden = accs[child]
+        if HAS_BIAS1:
+            hidden += tl.load(bias1_ptr + child * H + offs_h, mask=mask_h, other=0.0).to(tl.float32)[:, None]
+        hidden = activate(hidden, ACTIVATION)  # [BLOCK_H, BLOCK_M]
+        if MERGED:
+            w = child_share(words, masks, child, DIGITS, PER_WORD2, DTYPE)
+        else:
+            w = tl.load(rows_2 + child * H + offs_w[None, :], mask=mask_w, other=0.0)  # [BLOCK_N, BLOCK_H]
+        if UPCAST:
+            w = w.to(tl.float32)
+        else:
+            hidden = hidden.to(DTYPE)
+        acc = tl.dot(w, hidden, acc, input_precision=PRECISION)
+    if HAS_BIAS2:
+        acc += tl.load(bias2_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
+    out_at = out_ptr + offs_m[None, :].to(tl.int64) * N + offs_n[:, None]
+    tl.store(out_at, acc.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])
+
+
+def expanded_mlp_triton(
+    x: Tensor,
+    w1: Tensor,
+    labels1: Labels,
+    w2: Tensor,
+    labels2: Labels | None,
+    alpha: int,
+    bias1: Tensor | None = None,
+    bias2: Tensor | None = None,
+    activation: str | None = "relu",
+    config: Config | None = None,
+) -> Tensor:
+    """One launch on ``x[M, K]``; see :func:`fpe.kernels.expanded_mlp`. ``config`` overrides the chosen one."""
+    with torch.cuda.device_of(x):
+        return _launch(rows_contiguous(x), w1, labels1, w2, labels2, alpha, bias1, bias2, activation, config)
+
+
+def _launch(
+    x: Tensor,
+    w1: Tensor,
+    labels1: Labels,
+    w2: Tensor,
+    labels2: Labels | None,
+    alpha: int,
+    bias1: Tensor | None,
+    bias2: Tensor | None,
+    activation: str | None,
+    config: Config | None,
+) -> Tensor:
+    (m, k), hidden, n = x.shape, w1.shape[0], w2.shape[0]
+    result = x.new_empty(m, n, dtype=stored_dtype(x))
+    if not result.numel():
+        return result.to(x.dtype)
+    first = stored_weight(w1, labels1, alpha, keep_order=True)
+    second = None if labels2 is None else stored_weight(w2, labels2, alpha, keep_order=True)
+    words2 = rows_contiguous(w2) if second is None else second.words
+    config = config or choose(m, hidden, alpha, x.element_size())
+    _expanded_mlp[(triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_o))](
+        x,
+        first.words,
+        first.planes,
+        None if bias1 is None else bias1.contiguous(),
+        words2,
+        None if second is None else second.planes,
+        None if bias2 is None else bias2.contiguous(),
+        result,
+        M=m,
+        H=hidden,
+        K=k,
+        N=n,
+        BYTES1=row_bytes(k),
+        BYTES2=row_bytes(hidden),
+        stride_xm=x.stride(0),
+        stride_1h=first.words.stride(0),
+        stride_p1=first.planes.stride(0),
+        stride_2n=words2.stride(0),
+        stride_p2=0 if second is None else second.planes.stride(0),
+        DTYPE=TYPES[x.dtype],
+        ALPHA=alpha,
+        DIGITS=digits(alpha),
+        PER_WORD1=first.per_word,
+        PER_WORD2=1 if second is None else second.per_word,
+        MERGED=second is not None,
+        BLOCK_M=config.block_m,
+        BLOCK_H=config.block_h,
+        BLOCK_K=config.block_k,
+        BLOCK_N=config.block_o,
+        ACTIVATION=activation,
+        HAS_BIAS1=bias1 is not None,
+        HAS_BIAS2=bias2 is not None,
+        PRECISION=input_precision(x),
+        UPCAST=interpreting(),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        maxnreg=255,
+    )
+    return result.to(x.dtype)
