@@ -9,6 +9,7 @@ The method of *Expand Neurons, Not Parameters* (arXiv 2510.04500) as drop-in PyT
 from . import kernels, metrics, theory
 from .checkpoint import restore
 from .expansion import expand, expand_pair, nonzeros, to_dense
+from .fused import ExpandedMLP, fuse
 from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
 from .partition import Partition
 
@@ -16,12 +17,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BlockLinear",
+    "ExpandedMLP",
     "MaskedLinear",
     "MergeLinear",
     "Partition",
     "SplitLinear",
     "expand",
     "expand_pair",
+    "fuse",
     "kernels",
     "metrics",
     "nonzeros",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t")
+OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp")
 
 
 @click.group()

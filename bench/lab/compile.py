@@ -39,6 +39,7 @@ from ...kernels import epilogue
 from ...kernels.block import triton as block_kernels
 from ...kernels.block.layout import BlockLayout, grid
 from ...kernels.device import KNOWN, interpreting
+from ...kernels.mlp import triton as mlp_kernels
 from ...kernels.partition import triton as partition_kernels
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ..results import Results
@@ -50,9 +51,11 @@ ARCHITECTURES = tuple(KNOWN)
 BLOCK_OPERATIONS = ("forward", "dx", "dw")
 PARTITION_OPERATIONS = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
 """On the weight as it is stored, and on its transpose: forward, dX and dW of both layers of a pair."""
-OPERATIONS = BLOCK_OPERATIONS + PARTITION_OPERATIONS
+OPERATIONS = (*BLOCK_OPERATIONS, *PARTITION_OPERATIONS, "mlp")
 BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (64, 128), (128, 64), (16, 64))
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+MLP_SHAPE = (64, 512, 1000)
+"""Parents, inputs and outputs of the fused MLP."""
 SHAPE = (14336, 4096)
 """``(N, K)`` of the layer: an LLM's, of its blocks half are kept (alpha = 2)."""
 
@@ -97,6 +100,10 @@ CASES = (
     ),
     *(Case(op, t, m, alpha=2) for op, t, m in product(PARTITION_OPERATIONS, ("fp16", "fp32", "tf32"), (16, 64, 8192))),
     *(Case(op, "bf16", m, alpha=2, activation="gelu") for op, m in product(("split", "merge"), (16, 8192))),
+    *(
+        Case("mlp", t, m, alpha=alpha, activation="relu")
+        for t, m, alpha in product(("bf16", "fp16"), (1, 64), (2, 4, 8))
+    ),
 )
 
 QUICK = (
@@ -109,6 +116,7 @@ QUICK = (
     Case("split_t", "fp16", 64, alpha=4),
     Case("merge", "bf16", 1024, alpha=2),
     Case("grad", "bf16", 1024, alpha=2),
+    Case("mlp", "bf16", 1, alpha=2, activation="relu"),
 )
 """A few of each kind, for CI."""
 
@@ -133,6 +141,7 @@ KERNELS = {
     "_block_outer": Kernel(block_kernels._block_outer, ("tl.load(dy_ptr", "tl.load(x_ptr")),
     "_partition_multiply": Kernel(partition_kernels._partition_multiply, ("tl.load(words_at",)),
     "_partition_outer": Kernel(partition_kernels._partition_outer, ("tl.load(left_at", "tl.load(right_at")),
+    "_expanded_mlp": Kernel(mlp_kernels._expanded_mlp, ("tl.load(words_at",)),
     "_reduce": Kernel(epilogue._reduce, ("tl.load(partial_ptr",), False),
 }
 
@@ -270,7 +279,9 @@ def _call_partition(case: Case, alpha: int) -> None:
     if case.op.endswith("_t"):
         labels, w, (n, k) = labels.T, w.T, (k, n)
     activation = case.activation
-    if case.op.startswith("split"):
+    if case.op == "mlp":
+        _call_mlp(case, alpha)
+    elif case.op.startswith("split"):
         bias = _empty(case, alpha, n) if activation else None
         partition_kernels.split_matmul_triton(_empty(case, case.m, k), w, labels, alpha, bias, activation)
     elif case.op.startswith("merge"):
@@ -278,6 +289,15 @@ def _call_partition(case: Case, alpha: int) -> None:
         partition_kernels.merge_matmul_triton(_empty(case, case.m, alpha, k), w, labels, bias, activation)
     else:
         partition_kernels.partition_grad_triton(_empty(case, case.m, alpha, n), _empty(case, case.m, k), labels)
+
+
+def _call_mlp(case: Case, alpha: int) -> None:
+    h, k, n = MLP_SHAPE
+    planes = torch.empty(digits(alpha), h, row_bytes(k), dtype=torch.uint8, device="meta")
+    x, w1, w2 = _empty(case, case.m, k), _empty(case, h, k), _empty(case, n, alpha * h)
+    bias1, bias2 = _empty(case, alpha, h), _empty(case, n)
+    labels = PackedLabels(planes, (h, k), alpha)
+    mlp_kernels.expanded_mlp_triton(x, w1, labels, w2, None, alpha, bias1, bias2, case.activation)
 
 
 def launches(cases: Iterable[Case], architectures: Iterable[int]) -> dict[Launch, list[str]]:
@@ -315,6 +335,8 @@ def _tile(kernel: str, given: dict[str, Any], itemsize: int) -> tuple[int, int]:
         left = given["BLOCK_N"] * (given["ALPHA"] if given["CHILDREN_LEFT"] else 1)
         right = given["BLOCK_K"] * (1 if given["CHILDREN_LEFT"] else given["ALPHA"])
         return given["BLOCK_M"] * (left + right) * itemsize, given["BLOCK_N"]
+    if kernel == "_expanded_mlp":
+        return given["BLOCK_H"] * given["BLOCK_K"] * itemsize, given["BLOCK_H"]
     if kernel == "_partition_multiply":
         rows = given["BLOCK_K" if given["TRANSPOSED"] else "BLOCK_N"]
         return given["BLOCK_N"] * given["BLOCK_K"] * itemsize, rows

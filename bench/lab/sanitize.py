@@ -133,7 +133,41 @@ class PartitionCase:
         yield lambda: module.partition_grad_triton(z, y, labels.T)
 
 
-Case = BlockCase | PartitionCase
+@dataclass(frozen=True)
+class MlpCase:
+    """A small odd launch of the fused MLP.
+
+    Attributes:
+        id: Its name.
+        alpha: Children.
+        m: Rows of activations.
+        sizes: Inputs, parents, outputs.
+        merged: Whether the second layer has labels too.
+    """
+
+    id: str
+    alpha: int = 2
+    m: int = 19
+    sizes: tuple[int, int, int] = (70, 13, 33)
+    merged: bool = False
+    family = "mlp"
+
+    def runs(self) -> Iterator[Callable[[], Any]]:
+        """The one launch."""
+        from fpe.kernels.mlp import triton as module
+
+        (k, hidden, n), alpha, generator = self.sizes, self.alpha, torch.Generator().manual_seed(0)
+
+        def labels(*shape: int) -> PackedLabels:
+            return PackedLabels.pack(torch.randint(alpha, shape, generator=generator).byte(), alpha)
+
+        shapes = ((self.m, k), (hidden, k), (n, hidden * (1 if self.merged else alpha)), (alpha, hidden), (n,))
+        x, w1, w2, bias1, bias2 = (torch.ones(shape, dtype=torch.float16) for shape in shapes)
+        first, second = labels(hidden, k), labels(n, hidden) if self.merged else None
+        yield lambda: module.expanded_mlp_triton(x, w1, first, w2, second, alpha, bias1, bias2)
+
+
+Case = BlockCase | PartitionCase | MlpCase
 
 CASES: tuple[Case, ...] = (
     BlockCase("tails"),
@@ -153,6 +187,10 @@ CASES: tuple[Case, ...] = (
     PartitionCase("three-children-and-holes", alpha=3, holes=True),
     PartitionCase("eight-children", alpha=8, m=5, dtype=torch.float32, strided=True, holes=True),
     PartitionCase("one-weight", m=1, shape=(1, 1), bias=True),
+    MlpCase("mlp"),
+    MlpCase("mlp-odd", alpha=3, sizes=(71, 17, 70), merged=True),
+    MlpCase("mlp-one-row", alpha=8, m=1, sizes=(8, 1, 1)),
+    MlpCase("mlp-even", m=64, sizes=(128, 16, 64), merged=True),
     PartitionCase("many-rows", m=600, shape=(20, 40), alpha=4, holes=True),
 )
 

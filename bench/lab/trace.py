@@ -46,11 +46,14 @@ Kernels = tuple[tuple[Any, str], ...]
 
 
 def family_kernels(family: str) -> Kernels:
-    """The kernels of ``"block"`` or ``"partition"`` operations; imports Triton."""
+    """The kernels of ``"block"``, ``"partition"`` or ``"mlp"`` operations; imports Triton."""
     from fpe.kernels import epilogue
     from fpe.kernels.block import triton as block
+    from fpe.kernels.mlp import triton as mlp
     from fpe.kernels.partition import triton as partition
 
+    if family == "mlp":
+        return ((mlp, "_expanded_mlp"),)
     own = {"block": block, "partition": partition}[family]
     return (own, f"_{family}_multiply"), (own, f"_{family}_outer"), (epilogue, "_reduce")
 

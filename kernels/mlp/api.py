@@ -47,8 +47,8 @@ def expanded_mlp(
         bias1: ``[alpha, H]``, or none.
         bias2: ``[N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
-        backend: ``"auto"`` fuses on a GPU where the hidden layer fits into a program; ``"triton"`` insists on one
-            launch; ``"eager"`` is the twin.
+        backend: ``"auto"`` fuses on a GPU where 16-bit operands' hidden layer fits into a program; ``"triton"``
+            insists on one launch; ``"eager"`` is the twin.
 
     Returns:
         ``y[..., N]`` in the dtype of ``x``.
@@ -72,7 +72,7 @@ def expanded_mlp(
         if bias is not None:
             check_tensor(op, name, bias, shape, like=w1)
     trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w1, w2, bias1, bias2))
-    reason = "a gradient is wanted" if trains else too_many_children(alpha) or limit(hidden, alpha)
+    reason = "a gradient is wanted" if trains else too_many_children(alpha) or limit(hidden, alpha, w1.element_size())
     chosen = choose_backend(op, backend, w1, reason)
     if trains or (chosen == "eager" and backend == "auto"):
         h = split_matmul(x, w1, labels1, alpha, bias1, activation, backend=backend)

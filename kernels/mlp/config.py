@@ -5,6 +5,7 @@ from dataclasses import dataclass
 MAX_HIDDEN = 128
 """Parents that a program holds, for each of its rows and of their children."""
 MAX_ACCUMULATORS = 16_384
+"""Sums that a program holds."""
 
 
 @dataclass(frozen=True)
@@ -28,28 +29,27 @@ class Config:
     num_stages: int
 
 
-def limit(hidden: int, alpha: int) -> str | None:
-    """What of a layer's sizes the kernel does not take, in words."""
-    if hidden > MAX_HIDDEN or _above(alpha) * _tile(hidden) * 16 > MAX_ACCUMULATORS:
-        most = MAX_ACCUMULATORS // 16
+def limit(hidden: int, alpha: int, itemsize: int) -> str | None:
+    """What of a layer's sizes and type the kernel does not take, in words."""
+    most = MAX_ACCUMULATORS // 16
+    if itemsize != 2:
+        return "it takes float16 and bfloat16: in float32 the children's sums do not fit into registers"
+    if hidden > MAX_HIDDEN or _above(alpha) * _tile(hidden) > most:
         return f"it takes up to {MAX_HIDDEN} hidden parents with {most} children in all, got {hidden} with {alpha} each"
     return None
 
 
-def choose(m: int, hidden: int, alpha: int, itemsize: int) -> Config:
+def choose(m: int, hidden: int, alpha: int) -> Config:
     """The configuration of a launch, by rule.
 
     Args:
         m: Rows of activations.
         hidden: Parents in the hidden layer.
         alpha: Children of each.
-        itemsize: Bytes of an operand's element.
     """
-    block_h, narrow = _tile(hidden), itemsize == 2
-    held = _above(alpha) * block_h
-    block_m = min(_tile(m), max(MAX_ACCUMULATORS // (2 * held), 16), 64 if narrow else 16)
-    warps = 8 if held * block_m > 4096 else 4
-    return Config(block_m, block_h, 64 if narrow else 32, 64 if narrow else 32, warps, 3)
+    block_h, held = _tile(hidden), _above(alpha) * _tile(hidden)
+    block_m = min(_tile(m), max(MAX_ACCUMULATORS // (2 * held), 16), 64)
+    return Config(block_m, block_h, 64, 64, num_warps=8 if held * block_m > 4096 else 4, num_stages=3)
 
 
 def _above(n: int) -> int:

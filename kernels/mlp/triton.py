@@ -67,7 +67,7 @@ def _expanded_mlp(
     for first_k in range(0, K, BLOCK_K):
         offs_w = first_k // PER_WORD1 + tl.arange(0, BLOCK_K // PER_WORD1)
         words_at = words1_ptr + offs_h[:, None] * stride_1h + offs_w[None, :]
-        words = tl.load(words_at, mask=mask_h[:, None] & (offs_w[None, :] * PER_WORD1 < K), other=0)
+        words = tl.load(words_at, mask=mask_h[:, None] & (offs_w[None, :] < K // PER_WORD1), other=0)
         masks = ()
         for digit in tl.static_range(DIGITS):
             plane = planes1_ptr + digit * stride_p1
@@ -86,7 +86,7 @@ def _expanded_mlp(
 
     offs_w = tl.arange(0, BLOCK_H // PER_WORD2)
     rows_2 = words2_ptr + offs_n[:, None].to(tl.int64) * stride_2n
-    mask_w = mask_n[:, None] & (offs_w[None, :] * PER_WORD2 < H)
+    mask_w = mask_n[:, None] & (offs_w[None, :] < H // PER_WORD2)
     if MERGED:
         words = tl.load(rows_2 + offs_w[None, :], mask=mask_w, other=0)  # [BLOCK_N, BLOCK_H / PER_WORD2]
         masks = ()
@@ -150,7 +150,7 @@ def _launch(
     first = stored_weight(w1, labels1, alpha, keep_order=True)
     second = None if labels2 is None else stored_weight(w2, labels2, alpha, keep_order=True)
     words2 = rows_contiguous(w2) if second is None else second.words
-    config = config or choose(m, hidden, alpha, x.element_size())
+    config = config or choose(m, hidden, alpha)
     _expanded_mlp[(triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_o))](
         x,
         first.words,

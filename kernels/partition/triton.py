@@ -128,7 +128,7 @@ def _partition_multiply(
         if EVEN:
             words = tl.load(words_at)  # [BLOCK_N, BLOCK_K / PER_WORD]
         else:
-            words = tl.load(words_at, mask=mask_n[:, None] & (offs_w[None, :] * PER_WORD < K), other=0)
+            words = tl.load(words_at, mask=mask_n[:, None] & (offs_w[None, :] < K // PER_WORD), other=0)
         masks = ()
         for digit in tl.static_range(DIGITS):
             plane = planes_ptr + digit * stride_pp.to(tl.int64)

@@ -1,0 +1,94 @@
+"""Expanded pairs that run as one operation at inference: for layers so small that launches cost the most."""
+
+from torch import Tensor, nn
+
+from .kernels import expanded_mlp
+from .layers import MaskedLinear, MergeLinear, SplitLinear
+
+ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu"}
+
+
+class ExpandedMLP(nn.Module):
+    """An expanded layer, its activation and its successor: :func:`fpe.kernels.expanded_mlp` on their parameters.
+
+    It owns the two layers and trains like them; only without gradients does it run in one launch, and only where the
+    hidden layer is small enough.
+
+    Args:
+        first: The expanded layer.
+        activation: ``"relu"``, ``"gelu"``, ``"silu"`` or none.
+        second: Its successor: dense, masked, or merged.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+
+    Raises:
+        ValueError: The layers' sizes do not follow each other.
+    """
+
+    def __init__(
+        self,
+        first: SplitLinear,
+        activation: str | None,
+        second: nn.Linear | MaskedLinear | MergeLinear,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if second.in_features != first.out_features or getattr(second, "alpha", first.alpha) != first.alpha:
+            raise ValueError(
+                f"ExpandedMLP: second must take the {first.out_features} children of first (alpha = {first.alpha}), "
+                f"got {second}"
+            )
+        self.first, self.activation, self.second, self.backend = first, activation, second, backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``second(activation(first(x)))``."""
+        first, second = self.first, self.second
+        w2 = second.wide_weight() if isinstance(second, MaskedLinear) else second.weight
+        return expanded_mlp(
+            x,
+            first.weight,
+            first.packed,
+            w2,
+            second.packed if isinstance(second, MergeLinear) else None,
+            alpha=first.alpha,
+            bias1=None if first.bias is None else first.bias.view(first.alpha, -1),
+            bias2=second.bias,
+            activation=self.activation,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The activation."""
+        return f"activation={self.activation!r}"
+
+
+def fuse(model: nn.Sequential, backend: str = "auto") -> nn.Sequential:
+    """Joins every expanded layer of a chain with its activation and its successor; shares their parameters.
+
+    Args:
+        model: A chain of modules; what is no ``SplitLinear``, activation (ReLU, exact GELU, SiLU) and dense, masked or
+            merged layer in a row is left as it is.
+        backend: Of the joined layers.
+
+    Returns:
+        A new chain of the old modules; the model itself is not changed.
+
+    Raises:
+        TypeError: ``model`` is no ``nn.Sequential``.
+    """
+    if not isinstance(model, nn.Sequential):
+        raise TypeError(f"fuse: model must be an nn.Sequential, got {type(model).__name__}")
+    modules, fused = list(model), []
+    while modules:
+        triple = modules[:3]
+        if len(triple) == 3 and _fits(*triple):
+            fused.append(ExpandedMLP(triple[0], ACTIVATIONS[type(triple[1])], triple[2], backend))
+            modules = modules[3:]
+        else:
+            fused.append(modules.pop(0))
+    return nn.Sequential(*fused).train(model.training)
+
+
+def _fits(first: nn.Module, activation: nn.Module, second: nn.Module) -> bool:
+    exact = getattr(activation, "approximate", "none") == "none"
+    successor = type(second) in (nn.Linear, MaskedLinear, MergeLinear)
+    return isinstance(first, SplitLinear) and type(activation) in ACTIVATIONS and exact and successor
