@@ -1,5 +1,6 @@
 """The command line."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import click
 import torch
 
-from . import summary
+from ..kernels.model import ITEMSIZE, PASSES, STRUCTURES, Roof
+from . import summary, verdict
 from .lab.cli import lab
 from .output import console, finish, print_json, print_path, print_table
 from .results import COMMITTED, Results
@@ -171,6 +173,64 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
     table = output / f"block_sm{device.arch}.json"
     tune.run(todo, device, table, measure, budget, target, limit, console.print)
     print_path("Table", table)
+
+
+def sized(command: Callable) -> Callable:
+    """The options that name a layer and a GPU."""
+    for option in (
+        click.option("--gpu", help="A GPU's name or a measured roof's JSON file.  [default: the one at hand, or h200]"),
+        click.option("--block", type=(click.IntRange(1), click.IntRange(1)), default=(64, 64), show_default=True),
+        click.option("--dtype", type=click.Choice(list(ITEMSIZE)), default="bf16", show_default=True),
+        click.option("--alpha", type=click.IntRange(1), default=2, show_default=True, help="Children per parent."),
+        click.option("--k", type=click.IntRange(1), default=14336, show_default=True, help="Input features."),
+        click.option("--n", type=click.IntRange(1), default=4096, show_default=True, help="Parent's output features."),
+    ):
+        command = option(command)
+    return command
+
+
+def _roof(gpu: str | None) -> Roof:
+    at_hand = torch.cuda.get_device_name() if torch.cuda.is_available() else "h200"
+    try:
+        return verdict.find_roof(gpu or at_hand)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--gpu") from error
+
+
+@cli.command("explain")
+@click.option("--m", type=click.IntRange(1), default=1, show_default=True, help="Rows of activations.")
+@click.option("--structure", type=click.Choice(STRUCTURES), default="random", show_default=True)
+@click.option("--op", "name", type=click.Choice(list(PASSES)), default="forward", show_default=True, help="Pass.")
+@sized
+def explain_command(m: int, structure: str, name: str, gpu: str | None, **layer: Any) -> None:
+    """Say which implementation runs an expanded layer, what each would cost, and why (predicted)."""
+    roof = _roof(gpu)
+    try:
+        table = verdict.explain(verdict.Layer(**layer), structure, m, roof, name)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    print_table(table)
+    console.print(verdict.assumptions(roof))
+
+
+@cli.command("verdict")
+@click.option("--tolerance", type=click.FloatRange(0), default=0.10, show_default=True, help="What counts as equal.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@sized
+def verdict_command(tolerance: float, gpu: str | None, as_json: bool, **layer: Any) -> None:
+    """Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above."""
+    roof, sizes = _roof(gpu), verdict.Layer(**layer)
+    try:
+        predicted = verdict.predict(sizes, roof, tolerance)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if as_json:
+        for row in predicted:
+            click.echo(json.dumps({"gpu": roof.name, "basis": roof.basis, **row}))
+        return
+    console.print(verdict.sentences(sizes, predicted, roof, tolerance))
+    print_table(verdict.verdict_table(sizes, predicted, roof, tolerance))
+    console.print(verdict.assumptions(roof))
 
 
 @cli.command()

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .ledger import bytes_by_format, relative
+from fpe.kernels.model import bytes_by_format, relative
+
 from .results import Results, mean_and_spread
 from .studies import boolean as boolean_study
 

@@ -19,6 +19,7 @@ from fpe.bench.results import Results
 from fpe.bench.studies import boolean, data, dnf, protocol, vision
 from fpe.kernels.block import config
 from fpe.kernels.device import KNOWN
+from fpe.kernels.model import bytes_by_format
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_ledger_agrees_with_nonzeros(policy: str) -> None:
 @pytest.mark.parametrize(("alpha", "label_bits"), [(2, 1), (3, 2), (4, 2), (8, 3)])
 def test_bytes_by_format(alpha: int, label_bits: int) -> None:
     n, k = 128, 256
-    sizes = ledger.bytes_by_format(n, k, alpha)
+    sizes = bytes_by_format(n, k, alpha)
     assert sizes["parent (dense)"] == 2 * n * k
     assert sizes["wide (dense)"] == alpha * 2 * n * k
     assert sizes["partition labels"] == 2 * n * k + n * k * label_bits // 8
