@@ -125,6 +125,15 @@ def report(quick: bool, output: Path, seed: int, device: str, as_json: bool) -> 
     print_path("Report", page)
 
 
+@cli.command("gpu", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def gpu_command(arguments: tuple[str, ...]) -> None:
+    """Measure everything that needs a GPU, in minutes: correctness first, then times (--help says more)."""
+    from .device.cli import main
+
+    raise SystemExit(main(arguments))
+
+
 @cli.command("results")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
 def results_command(path: Path | None) -> None:
