@@ -71,7 +71,7 @@ class Results:
             try:
                 parsed.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: line {number} is cut or no JSON: {error}") from error
+                raise ValueError(f"{path}: line {number} of {len(lines)} is cut or no JSON: {error}") from error
         header = parsed[0] if parsed and isinstance(parsed[0], dict) else {}
         if header.get("schema") != SCHEMA:
             got = header.get("schema", "none") if parsed else "an empty file"
@@ -102,12 +102,12 @@ class Results:
             )
         return found
 
-    def append(self, path: Path, row: dict[str, Any]) -> None:
-        """Adds one row to the file, whole, in a single write, and to :attr:`rows`."""
-        line = _line(row)
+    def append(self, path: Path, *rows: dict[str, Any]) -> None:
+        """Adds rows to the file, all in a single write, and to :attr:`rows`."""
+        lines = [_line(row) for row in rows]
         with path.open("ab", buffering=0) as file:
-            file.write(f"{line}\n".encode())
-        self.rows.append(json.loads(line))
+            file.write("".join(f"{line}\n" for line in lines).encode())
+        self.rows.extend(json.loads(line) for line in lines)
 
 
 def provenance() -> dict[str, Any]:

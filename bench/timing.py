@@ -15,7 +15,7 @@ Call = Callable[[], object]
 FLUSH = 256 << 20
 """Bytes overwritten before a call on a GPU, four times over: more than any L2, and long enough that the host has
 launched all of a call's kernels before the first may start."""
-FLUSH_CPU = 32 << 20
+FLUSH_CPU = 8 << 20
 
 
 class Timing(NamedTuple):
