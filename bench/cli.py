@@ -225,21 +225,36 @@ def explain_command(m: int, structure: str, name: str, gpu: str | None, **layer:
 @cli.command("verdict")
 @click.option("--tolerance", type=click.FloatRange(0), default=0.10, show_default=True, help="What counts as equal.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@click.option(
+    "--measured", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="latency.jsonl of fpe gpu."
+)
 @sized
-def verdict_command(tolerance: float, gpu: str | None, as_json: bool, **layer: Any) -> None:
+def verdict_command(tolerance: float, gpu: str | None, path: Path | None, as_json: bool, **layer: Any) -> None:
     """Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above."""
-    roof, sizes = _roof(gpu), verdict.Layer(**layer)
+    sizes = verdict.Layer(**layer)
     try:
-        predicted = verdict.predict(sizes, roof, tolerance)
+        results = Results.read(path) if path else None
+        roof = _roof(gpu or (_roof_beside(path, results) if path and results else None))
+        rows = verdict.measured(sizes, results, tolerance) if results else verdict.predict(sizes, roof, tolerance)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    name, basis = (results.provenance["device"], f"measured, {path}") if results else (roof.name, roof.basis)
     if as_json:
-        for row in predicted:
-            click.echo(json.dumps({"gpu": roof.name, "basis": roof.basis, **row}))
+        for row in rows:
+            click.echo(json.dumps({"gpu": name, "basis": basis, **row}))
         return
-    console.print(verdict.sentences(sizes, predicted, roof, tolerance))
-    print_table(verdict.verdict_table(sizes, predicted, roof, tolerance))
+    console.print(verdict.sentences(sizes, rows, name, basis, tolerance))
+    if results:
+        print_table(verdict.compared_table(sizes, rows, results, roof, tolerance))
+    else:
+        print_table(verdict.verdict_table(sizes, rows, roof, tolerance))
     console.print(verdict.assumptions(roof))
+
+
+def _roof_beside(path: Path, results: Results) -> str:
+    """The roof measured with a results file, or the name of the device that it is of."""
+    beside = path.with_name("roof.json")
+    return str(beside) if beside.is_file() else results.provenance["device"]
 
 
 @cli.command()

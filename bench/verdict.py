@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from fpe.kernels.model import (
     seconds_of,
 )
 
-from .summary import Table
+from .providers import OURS
+from .results import Results
+from .table import Table
 
 ROWS = (1, 16, 64, 256, 1024, 8192)
 """Batch sizes whose ratios a verdict shows."""
@@ -143,6 +146,95 @@ def predict(layer: Layer, roof: Roof, tolerance: float = 0.10, rows: Sequence[in
     return found
 
 
+def measured(layer: Layer, results: Results, tolerance: float = 0.10) -> list[dict[str, Any]]:
+    """The verdict of a GPU's own times: rows as of :func:`predict`, for the batch sizes that were measured.
+
+    ``ratio`` is the time of the package's fastest provider over the parent's in the same run; ``holds_to`` the largest
+    batch measured up to which every one measured is within the tolerance.
+
+    Raises:
+        ValueError: These are no latency rows of a GPU, or none of such a layer.
+    """
+    if results.study not in ("latency", "sweep"):
+        raise ValueError(f"expected rows of the step latency or sweep of fpe gpu, got those of {results.study!r}")
+    if results.settings.get("dry_run"):
+        raise ValueError("expected a GPU's rows, got those of a dry run on a CPU")
+    times = _times(layer, results)
+    found = []
+    for structure in layer.structures():
+        for workload, name in (("inference", "forward"), ("training", "forward+backward")):
+            at = {m: t for (s, p, m), t in sorted(times.items()) if (s, p) == (structure, name)}
+            ours = {
+                m: min((who for who in t if who.startswith(OURS)), key=t.__getitem__, default=None)
+                for m, t in at.items()
+            }
+            ratio = {m: at[m][who] / at[m]["parent"] for m, who in ours.items() if who and "parent" in at[m]}
+            if not ratio:
+                continue
+            held = [m for m, _ in takewhile(lambda pair: pair[1] <= 1 + tolerance, ratio.items())]
+            found.append(
+                {
+                    "structure": structure,
+                    "workload": workload,
+                    "holds_to": held[-1] if held else 0,
+                    "ratio": ratio,
+                    "wide": {m: at[m][ours[m]] / at[m]["wide"] for m in ratio if "wide" in at[m]},
+                    "runs_as": {m: [ours[m]] for m in ratio},
+                }
+            )
+    if not found:
+        there = sorted(
+            {f"{r['N']}x{r['K']} alpha {r['alpha']} {r['dtype']}" for r in results.rows if "milliseconds" in r}
+        )
+        raise ValueError(f"expected times of a {layer}; there are {', '.join(there) or 'none'}")
+    return found
+
+
+def _times(layer: Layer, results: Results) -> dict[tuple[str, str, int], dict[str, float]]:
+    """Milliseconds by provider, for each structure, pass and batch size of a layer."""
+    block, sizes = f"{layer.block[0]}x{layer.block[1]}", (layer.n, layer.k, layer.alpha, layer.dtype)
+    times: dict[tuple[str, str, int], dict[str, float]] = {}
+    for row in results.rows:
+        alike = "milliseconds" in row and (row["N"], row["K"], row["alpha"], row["dtype"]) == sizes
+        if alike and row["level"] == "op" and row["block"] in ("", block):
+            times.setdefault((row["structure"], row["pass"], row["M"]), {})[row["provider"]] = row["milliseconds"]
+    return times
+
+
+def compared_table(
+    layer: Layer, rows: Sequence[dict[str, Any]], results: Results, roof: Roof, tolerance: float
+) -> Table:
+    """Measured ratios beside predicted ones, and how far the prediction is off."""
+    body = []
+    for row in rows:
+        passes, structure = WORKLOADS[row["workload"]], row["structure"]
+        block = layer.block if structure == "block" else None
+        sizes = (structure, layer.n, layer.k, layer.alpha, layer.dtype, roof, block)
+        for m, ratio in row["ratio"].items():
+            found = layer_candidates(passes, structure, m, *sizes[1:])
+            predicted = seconds_of(found) / seconds_of(found, "parent")
+            first = m == next(iter(row["ratio"]))
+            held = (
+                (rows_in_words(row["holds_to"]), rows_in_words(crossover(passes, *sizes, tolerance)))
+                if first
+                else ("", "")
+            )
+            over = f"{row['wide'][m]:.3f}" if m in row["wide"] else "-"
+            cells = (
+                f"{m}",
+                row["runs_as"][m][0],
+                f"{ratio:.3f}",
+                f"{predicted:.3f}",
+                f"{predicted / ratio - 1:+.0%}",
+                over,
+            )
+            body.append((structure, row["workload"], *held, *cells))
+    columns = ("structure", "workload", f"{tolerance:+.0%} up to", "predicted", "M", "fastest", "measured", "predicted")
+    device, commit = results.provenance["device"], results.provenance["commit"]
+    title = f"Time over the dense parent's of a {layer}; measured on {device} at {commit}, beside the model"
+    return Table(title, (*columns, "error", "over wide"), body)
+
+
 def verdict_table(layer: Layer, predicted: Sequence[dict[str, Any]], roof: Roof, tolerance: float) -> Table:
     """Time over the parent's by structure, workload and batch size, and up to which batch the claim holds."""
     sizes = list(predicted[0]["ratio"])
@@ -159,19 +251,27 @@ def verdict_table(layer: Layer, predicted: Sequence[dict[str, Any]], roof: Roof,
     return Table(f"Time over the dense parent's of a {layer}; {roof.basis}", columns, rows)
 
 
-def sentences(layer: Layer, predicted: Sequence[dict[str, Any]], roof: Roof, tolerance: float) -> str:
-    """Where the claim holds, and what to use where it does not: two sentences."""
-    held = {w: _list((r["structure"], r["holds_to"]) for r in predicted if r["workload"] == w) for w in WORKLOADS}
-    serving = [row for row in predicted if row["workload"] == "inference"]
-    large = max(serving[0]["ratio"])
+def sentences(layer: Layer, rows: Sequence[dict[str, Any]], name: str, basis: str, tolerance: float) -> str:
+    """Where the claim holds, and what to use where it does not: two sentences.
+
+    Args:
+        layer: Sizes.
+        rows: Of :func:`predict` or :func:`measured`.
+        name: Of the GPU.
+        basis: What the figures rest on.
+        tolerance: What counts as equal.
+    """
+    held = {w: _list((r["structure"], r["holds_to"]) for r in rows if r["workload"] == w) for w in WORKLOADS}
+    serving = [row for row in rows if row["workload"] == "inference"] or list(rows)
+    large = min(max(row["ratio"]) for row in serving)
     ordered = sorted(serving, key=lambda row: row["ratio"][large])
     above = "; ".join(
         f"{row['structure']} {row['ratio'][large]:.2f} ({' + '.join(row['runs_as'][large])})" for row in ordered
     )
     return (
-        f"On the {roof.name} ({roof.basis}), a {layer}, costs at most {tolerance:.0%} more than its parent up to these "
-        f"rows in a batch: for inference {held['inference']}; for training {held['training']}. Above, take structure "
-        f"{ordered[0]['structure']!r}: at {large} rows the forward costs, in units of the parent's time, {above}."
+        f"On the {name} ({basis}), a {layer}, costs at most {tolerance:.0%} more than its parent up to these "
+        f"rows in a batch: for inference {held['inference'] or '-'}; for training {held['training'] or '-'}. Above, "
+        f"take structure {ordered[0]['structure']!r}: at {large} rows the forward costs, in units of the parent's time, {above}."
     )
 
 

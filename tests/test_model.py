@@ -13,6 +13,7 @@ from support import ROOT, BadCall, readable_id
 
 from fpe.bench import verdict
 from fpe.bench.cli import cli
+from fpe.bench.results import Results
 from fpe.kernels import model
 from fpe.kernels.model import PUBLISHED, Roof, Share, best, candidates, crossover
 
@@ -290,9 +291,70 @@ def test_verdict_says_where_the_claim_holds() -> None:
     assert all("predicted" in row["basis"] and math.isfinite(row["ratio"]["8192"]) for row in rows)
 
 
+def times(structure: str, m: int, **milliseconds: float) -> list[dict]:
+    case = {"N": 64, "K": 32, "alpha": 2, "dtype": "bf16", "structure": structure, "M": m, "level": "op"}
+    block = "64x64" if structure == "block" else ""
+    names = {"fpe_auto": "fpe/auto", "fpe_triton": "fpe/triton"}
+    return [
+        {**case, "block": block, "pass": "forward", "provider": names.get(who, who), "milliseconds": t}
+        for who, t in milliseconds.items()
+    ]
+
+
+ROWS = [
+    *times("random", 1, parent=1.0, wide=2.0, fpe_auto=1.2, fpe_triton=1.05),
+    *times("random", 16, parent=1.0, wide=2.0, fpe_triton=1.09),
+    *times("random", 64, parent=1.0, wide=2.0, fpe_triton=1.5),
+    *times("random", 256, parent=1.0, wide=2.0, fpe_triton=1.0),
+    *times("block", 1, parent=1.0, wide=2.0, fpe_triton=1.5),
+    *times("block", 256, parent=2.0, wide=4.0, fpe_triton=1.0),
+]
+
+
+def test_measured_verdict_takes_our_fastest_and_stops_at_the_first_failure(tmp_path: Path) -> None:
+    results = Results(
+        "latency", {"dry_run": False}, [*ROWS, {"provider": "torch BSR", "status": "absent", "reason": "-"}]
+    )
+    layer = verdict.Layer(64, 32)
+    random, block = verdict.measured(layer, results)
+    assert random["ratio"] == {1: 1.05, 16: 1.09, 64: 1.5, 256: 1.0} and random["holds_to"] == 16
+    assert random["wide"][1] == 1.05 / 2 and random["runs_as"][1] == ["fpe/triton"]
+    assert block["holds_to"] == 0 and block["ratio"][256] == 0.5
+    path = results.write(tmp_path / "latency.jsonl")
+    (tmp_path / "roof.json").write_text(json.dumps(MEASURED))
+    arguments = ["verdict", "--measured", str(path), "--n", "64", "--k", "32"]
+    done = CliRunner().invoke(cli, arguments, env={"COLUMNS": "250"})
+    assert done.exit_code == 0, done.output
+    assert "random 16, block none" in done.output and "block 0.50 (fpe/triton)" in done.output
+    sizes = ("random", 16, 64, 32, 2, "bf16", Roof.of(MEASURED))
+    found = model.layer_candidates(model.INFERENCE, *sizes)
+    predicted = model.seconds_of(found) / model.seconds_of(found, "parent")
+    (line,) = (line for line in done.output.splitlines() if " 1.090 " in line)
+    assert f"{predicted:.3f}" in line and f"{predicted / 1.09 - 1:+.0%}" in line
+
+
+@pytest.mark.parametrize(
+    ("study", "settings", "rows", "says"),
+    [
+        ("latency", {}, [], "expected times of a 64 x 32 layer"),
+        ("latency", {}, [{**row, "N": 65} for row in ROWS], "there are 65x32 alpha 2 bf16"),
+        ("latency", {"dry_run": True}, ROWS, "dry run"),
+        ("gate", {}, ROWS, "got those of 'gate'"),
+    ],
+    ids=["empty", "other layer", "dry run", "other step"],
+)
+def test_a_measured_verdict_needs_times_of_its_layer(
+    tmp_path: Path, study: str, settings: dict, rows: list, says: str
+) -> None:
+    path = Results(study, settings, rows, {"device": "NVIDIA H200", "commit": "x"}).write(tmp_path / "r.jsonl")
+    done = CliRunner().invoke(cli, ["verdict", "--measured", str(path), "--n", "64", "--k", "32"])
+    assert done.exit_code != 0 and says in " ".join(done.output.split()) and "Traceback" not in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["verdict", "--measured", "missing.jsonl"], "missing.jsonl"),
         (["verdict", "--gpu", "6090"], "h200"),
         (["verdict", "--gpu", "missing.json"], "missing.json"),
         (["verdict", "--n", "0"], "--n"),
