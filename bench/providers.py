@@ -212,12 +212,8 @@ PROVIDERS: dict[str, Provider] = {
         Provider("wide", lambda p, bias: _linear(p.wide, bias), candidate=("wide dense",) * 3),
         Provider("masked", _masked),
         *(
-            Provider(
-                f"{OURS}{backend}",
-                lambda p, bias, backend=backend: expanded(p, bias, backend),
-                candidate=_RUNS_AS.get(backend, ("", "", "")),
-            )
-            for backend in BACKENDS
+            Provider(f"{OURS}{name}", partial(expanded, backend=name), candidate=_RUNS_AS.get(name, ("", "", "")))
+            for name in BACKENDS
         ),
         Provider("torch.sparse 2:4", _semi_structured, ("2:4",), trains=False, candidate=("", "torch.sparse", "")),
         Provider("torch BSR", _bsr, ("block",), trains=False),

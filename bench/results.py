@@ -71,7 +71,7 @@ class Results:
             try:
                 parsed.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: line {number} of {len(lines)} is cut or no JSON: {error}") from error
+                raise ValueError(f"{path}: line {number} is cut or no JSON: {error}") from error
         header = parsed[0] if parsed and isinstance(parsed[0], dict) else {}
         if header.get("schema") != SCHEMA:
             got = header.get("schema", "none") if parsed else "an empty file"

@@ -164,11 +164,9 @@ def measured(layer: Layer, results: Results, tolerance: float = 0.10) -> list[di
     for structure in layer.structures():
         for workload, name in (("inference", "forward"), ("training", "forward+backward")):
             at = {m: t for (s, p, m), t in sorted(times.items()) if (s, p) == (structure, name)}
-            ours = {
-                m: min((who for who in t if who.startswith(OURS)), key=t.__getitem__, default=None)
-                for m, t in at.items()
-            }
-            ratio = {m: at[m][who] / at[m]["parent"] for m, who in ours.items() if who and "parent" in at[m]}
+            able = {m: [who for who in t if who.startswith(OURS)] for m, t in at.items() if "parent" in t}
+            ours = {m: min(names, key=at[m].__getitem__) for m, names in able.items() if names}
+            ratio = {m: at[m][who] / at[m]["parent"] for m, who in ours.items()}
             if not ratio:
                 continue
             held = [m for m, _ in takewhile(lambda pair: pair[1] <= 1 + tolerance, ratio.items())]
@@ -271,13 +269,14 @@ def sentences(layer: Layer, rows: Sequence[dict[str, Any]], name: str, basis: st
     return (
         f"On the {name} ({basis}), a {layer}, costs at most {tolerance:.0%} more than its parent up to these "
         f"rows in a batch: for inference {held['inference'] or '-'}; for training {held['training'] or '-'}. Above, "
-        f"take structure {ordered[0]['structure']!r}: at {large} rows the forward costs, in units of the parent's time, {above}."
+        f"take structure {ordered[0]['structure']!r}: at {large} rows a forward costs, in units of its parent's time, "
+        f"{above}."
     )
 
 
 def rows_in_words(m: int) -> str:
     """A crossover as text."""
-    return "none" if m == 0 else f"{MAX_ROWS} (as tried)" if m >= MAX_ROWS else str(m)
+    return "none" if m == 0 else f"≥ {MAX_ROWS}" if m >= MAX_ROWS else str(m)
 
 
 def _list(pairs: Iterable[tuple[str, int]]) -> str:

@@ -222,7 +222,8 @@ def test_documents_refuse_an_unknown_table() -> None:
 
 def test_help_names_every_command(cli_runner: CliRunner) -> None:
     text = cli_runner.invoke(cli, ["--help"]).output
-    assert all(name in text for name in ("study", "report", "results", "docs", "lab", "tune"))
+    commands = ("study", "report", "results", "docs", "lab", "tune", "gpu", "explain", "verdict")
+    assert all(name in text for name in commands)
     assert "99.4" in cli_runner.invoke(cli, ["study", "boolean", "--help"]).output
 
 
@@ -250,7 +251,7 @@ def test_report_is_one_self_contained_page(cli_runner: CliRunner, tmp_path: Path
     assert done.exit_code == 0, done.output
     assert "report.html" in done.output and "random" in done.output
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 8 and "src=" not in page and "<link" not in page and "nan" not in page
+    assert page.count("<svg") == 13 and "src=" not in page and "<link" not in page and "nan" not in page
     rows = Results.read(tmp_path / "vision.jsonl")
     assert summary.vision(rows).rows[-1][1] in page
 

@@ -303,6 +303,7 @@ def times(structure: str, m: int, **milliseconds: float) -> list[dict]:
 
 ROWS = [
     *times("random", 1, parent=1.0, wide=2.0, fpe_auto=1.2, fpe_triton=1.05),
+    *({**row, "level": "layer"} for row in times("random", 1, fpe_auto=0.1)),
     *times("random", 16, parent=1.0, wide=2.0, fpe_triton=1.09),
     *times("random", 64, parent=1.0, wide=2.0, fpe_triton=1.5),
     *times("random", 256, parent=1.0, wide=2.0, fpe_triton=1.0),

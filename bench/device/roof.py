@@ -1,6 +1,7 @@
 """The roofs of the device at hand: what a large copy, large GEMMs and empty kernels reach on it."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -28,7 +29,7 @@ def measure(device: str) -> dict[str, Any]:
     for name, dtype in DTYPES.items():
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         with float32_as(name):
-            taken = interleaved({"gemm": lambda a=a, b=b: a @ b}, device, seconds=0.3, rounds=(5, 30))["gemm"]
+            taken = interleaved({"gemm": partial(torch.matmul, a, b)}, device, seconds=0.3, rounds=(5, 30))["gemm"]
         flops[name] = 2 * size**3 / (taken.median / 1e3)
     return {
         **(_properties() if cuda else {"name": "CPU", "arch": 80, "l2": 1 << 20, "integer": 1e11}),
