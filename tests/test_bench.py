@@ -276,6 +276,24 @@ def test_tuner_discards_what_is_wrong_and_keeps_the_fastest() -> None:
         tune.tune(job, KNOWN[80], lambda call: 0.0, "cpu", 3)
 
 
+def test_tuner_draws_what_it_has_no_time_for() -> None:
+    """A limit takes candidates from the whole list, not its beginning, the same ones each time."""
+    job = tune.small(tune.jobs())[0]
+    seen: list[list[dict]] = [[], []]
+    for tried in seen:
+        launch, eager, problem = tune._setup(job, "cpu")
+
+        def noting(config: config.Config, launch=launch, tried=tried) -> torch.Tensor:
+            tried.append(tune.asdict(config))
+            return launch(config=config)
+
+        with patch.object(tune, "_setup", lambda *args, n=noting, e=eager, p=problem: (n, e, p)):
+            tune.tune(job, KNOWN[80], lambda call: 0.0, "cpu", 6)
+    everything = [tune.asdict(c) for c in tune.candidates(problem.op, problem.block, 4, 5, KNOWN[80])]
+    places = [everything.index(c) for c in seen[0][1:]]
+    assert seen[0] == seen[1] and len(places) == 5 and max(places) > len(everything) / 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from fpe.bench.device import child, gate, roof, steps
 from fpe.bench.device.cli import headline, main
 from fpe.bench.results import Results
+from fpe.kernels.block import config
 from fpe.kernels.model import PUBLISHED, Roof, Share
 
 # The gate.
@@ -165,6 +168,37 @@ def test_an_error_is_a_row_and_a_lost_device_the_end(tmp_path: Path) -> None:
     with pytest.raises(steps.RedError, match="run the command again"):
         steps.run(step({"c": fail("CUDA error: launch failure"), "d": lambda: [{"x": 1}]}), shared, 60)
     assert [r["key"] for r in Results.read(tmp_path / "latency.jsonl").rows] == ["a", "b", "c"]
+
+
+def test_no_room_is_no_error(tmp_path: Path) -> None:
+    def unit() -> list[dict]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much\nand more")
+
+    shared = context(tmp_path)
+    steps.run(step({"a": unit}), shared, 60)
+    (row,) = Results.read(tmp_path / "latency.jsonl").rows
+    assert row["status"] == "absent" and row["reason"].startswith("CUDA out of memory") and not shared.problems
+
+
+def test_a_cut_gate_has_seen_every_family() -> None:
+    first = list(islice(gate.checks("cpu"), 9))
+    assert {check.family for check in first} == {"partition", "block", "layers"}
+    assert len({check.name for check in gate.checks("cpu")}) == len(list(gate.checks("cpu"))) > 100
+
+
+def test_the_tuner_fills_a_table_that_the_chooser_reads_and_goes_on(tmp_path: Path) -> None:
+    """Under the interpreter, where the tests run, a dry run tunes one job for show."""
+    Results("gate", {}, [{"key": "x", "status": "ok"}]).write(tmp_path / "gate.jsonl")
+    shared = context(tmp_path)
+    tuner = next(s for s in steps.STEPS if s.name == "tune")
+    steps.run(tuner, shared, 60)
+    (row,) = Results.read(tmp_path / "tune.jsonl").rows
+    (entry,) = config.parse(json.loads((tmp_path / "block_sm80.json").read_text()))
+    assert row["config"] == asdict(entry.config) and not shared.problems
+    said: list[str] = []
+    shared.say = said.append
+    steps.run(tuner, shared, 60)
+    assert said[-1].startswith("tune: 0 done, 1 were there")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ def _seconds(text: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the plan; returns the exit status: 0, or 1 where something was red or stood in the way."""
     options = parser().parse_args(arguments)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it for equal bits, as the gate does
     if not options.dry_run and not torch.cuda.is_available():
         return _fail("it needs a CUDA device, and PyTorch sees none; --dry-run walks the plan on the CPU")
     device = "cpu" if options.dry_run else "cuda"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, zip_longest
 from typing import Any
 
 import torch
@@ -44,15 +45,15 @@ class Check:
 
 
 def checks(device: str, few: bool = False) -> Iterator[Check]:
-    """All checks, what matters first.
+    """All checks, the families taking turns: a cut gate has seen each of them.
 
     Args:
         device: Where they run.
         few: Two of each family alone, for slow tools such as a sanitizer.
     """
-    families = (_partition_checks(device), _block_checks(device), _layer_checks(device))
-    for family in families:
-        yield from (check for i, check in enumerate(family) if not few or i < 2)
+    families = (_layer_checks(device), _partition_checks(device), _block_checks(device))
+    for turn in islice(zip_longest(*families), 2 if few else None):
+        yield from (check for check in turn if check is not None)
     if not few and device == "cuda" and torch.cuda.mem_get_info()[0] > 40e9:
         yield from _large_checks()
 

@@ -105,8 +105,10 @@ def run(step: Step, context: Context, budget: float) -> None:
         try:
             rows = work()
         except (RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
-            rows = [{"status": "error", "reason": str(error).strip().partition("\n")[0]}]
-            lost = "CUDA error" in str(error)
+            no_room = isinstance(error, (torch.OutOfMemoryError, subprocess.TimeoutExpired))
+            reason = str(error).strip().partition("\n")[0]
+            rows = [{"status": "absent" if no_room else "error", "reason": reason}]
+            lost = "CUDA error" in reason
         else:
             lost = False
         spent = time.perf_counter() - start
@@ -253,12 +255,21 @@ def _tune(context: Context) -> Iterator[Unit]:
 
         return do_bench(call, warmup=5, rep=20, return_mode="median")
 
-    def work() -> list[dict[str, Any]]:
-        seconds = max(context.deadline - time.monotonic(), 1.0) * 0.3
-        target, limit = ("cpu", 2) if context.dry else ("cuda", None)
-        return tune.run(jobs, device, table, measured, seconds, target, limit, context.say)
+    target, limit = ("cpu", 2) if context.dry else ("cuda", TUNED)
+    for job in jobs:
 
-    yield "tune", work
+        def work(job: tune.Job = job) -> list[dict[str, Any]]:
+            entry, line = tune.tune(job, device, measured, target, limit)
+            context.say(f"  {line}")
+            earlier = [row for row in Results.read(context.path("tune")).rows if "config" in row]
+            tune.write(table, [*earlier, entry])
+            return [entry]
+
+        yield f"{job.op} {job.block} m={job.m} {job.dtype}", work
+
+
+TUNED = 24
+"""Configurations tried for each entry of the table: each has to be compiled."""
 
 
 def _traffic(context: Context) -> Iterator[Unit]:
