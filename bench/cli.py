@@ -1,6 +1,5 @@
 """The command line."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 import click
 import torch
 
-from ..kernels.model import ITEMSIZE, PASSES, STRUCTURES, Roof
-from . import summary, verdict
+from . import summary
+from .cost_cli import COMMANDS
 from .lab.cli import lab
 from .output import console, finish, print_json, print_path, print_table
 from .results import COMMITTED, Results
@@ -125,15 +124,6 @@ def report(quick: bool, output: Path, seed: int, device: str, as_json: bool) -> 
     print_path("Report", page)
 
 
-@cli.command("gpu", context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def gpu_command(arguments: tuple[str, ...]) -> None:
-    """Measure everything that needs a GPU, in minutes: correctness first, then times (--help says more)."""
-    from .device.cli import main
-
-    raise SystemExit(main(arguments))
-
-
 @cli.command("results")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
 def results_command(path: Path | None) -> None:
@@ -184,79 +174,6 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
     print_path("Table", table)
 
 
-def sized(command: Callable) -> Callable:
-    """The options that name a layer and a GPU."""
-    for option in (
-        click.option("--gpu", help="A GPU's name or a measured roof's JSON file.  [default: the one at hand, or h200]"),
-        click.option("--block", type=(click.IntRange(1), click.IntRange(1)), default=(64, 64), show_default=True),
-        click.option("--dtype", type=click.Choice(list(ITEMSIZE)), default="bf16", show_default=True),
-        click.option("--alpha", type=click.IntRange(1), default=2, show_default=True, help="Children per parent."),
-        click.option("--k", type=click.IntRange(1), default=14336, show_default=True, help="Input features."),
-        click.option("--n", type=click.IntRange(1), default=4096, show_default=True, help="Parent's output features."),
-    ):
-        command = option(command)
-    return command
-
-
-def _roof(gpu: str | None) -> Roof:
-    at_hand = torch.cuda.get_device_name() if torch.cuda.is_available() else "h200"
-    try:
-        return verdict.find_roof(gpu or at_hand)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--gpu") from error
-
-
-@cli.command("explain")
-@click.option("--m", type=click.IntRange(1), default=1, show_default=True, help="Rows of activations.")
-@click.option("--structure", type=click.Choice(STRUCTURES), default="random", show_default=True)
-@click.option("--op", "name", type=click.Choice(list(PASSES)), default="forward", show_default=True, help="Pass.")
-@sized
-def explain_command(m: int, structure: str, name: str, gpu: str | None, **layer: Any) -> None:
-    """Say which implementation runs an expanded layer, what each would cost, and why (predicted)."""
-    roof = _roof(gpu)
-    try:
-        table = verdict.explain(verdict.Layer(**layer), structure, m, roof, name)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    print_table(table)
-    console.print(verdict.assumptions(roof))
-
-
-@cli.command("verdict")
-@click.option("--tolerance", type=click.FloatRange(0), default=0.10, show_default=True, help="What counts as equal.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
-@click.option(
-    "--measured", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="latency.jsonl of fpe gpu."
-)
-@sized
-def verdict_command(tolerance: float, gpu: str | None, path: Path | None, as_json: bool, **layer: Any) -> None:
-    """Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above."""
-    sizes = verdict.Layer(**layer)
-    try:
-        results = Results.read(path) if path else None
-        roof = _roof(gpu or (_roof_beside(path, results) if path and results else None))
-        rows = verdict.measured(sizes, results, tolerance) if results else verdict.predict(sizes, roof, tolerance)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    name, basis = (results.provenance["device"], f"measured, {path}") if results else (roof.name, roof.basis)
-    if as_json:
-        for row in rows:
-            click.echo(json.dumps({"gpu": name, "basis": basis, **row}))
-        return
-    console.print(verdict.sentences(sizes, rows, name, basis, tolerance))
-    if results:
-        print_table(verdict.compared_table(sizes, rows, results, roof, tolerance))
-    else:
-        print_table(verdict.verdict_table(sizes, rows, roof, tolerance))
-    console.print(verdict.assumptions(roof))
-
-
-def _roof_beside(path: Path, results: Results) -> str:
-    """The roof measured with a results file, or the name of the device that it is of."""
-    beside = path.with_name("roof.json")
-    return str(beside) if beside.is_file() else results.provenance["device"]
-
-
 @cli.command()
 def docs() -> None:
     """Fill the tables and figures of README.md and docs/ from the committed results."""
@@ -266,4 +183,5 @@ def docs() -> None:
         console.print(path)
 
 
-cli.add_command(lab)
+for command in (lab, *COMMANDS):
+    cli.add_command(command)

@@ -64,7 +64,7 @@ def measure(
     Raises:
         ValueError: The level or a pass is unknown.
     """
-    wanted = _passes(level, passes)
+    wanted = check_passes(level, passes)
     with float32_as(case.dtype):
         problem = Problem.make(case, device, seed)
         built, rows = _build_all(problem, providers, level)
@@ -134,7 +134,12 @@ class WrongResultError(ValueError):
     """A provider's result is not the layer's."""
 
 
-def _passes(level: str, passes: Sequence[str]) -> tuple[str, ...]:
+def check_passes(level: str, passes: Sequence[str] = ()) -> tuple[str, ...]:
+    """The passes of a level that are wanted, all of them without one.
+
+    Raises:
+        ValueError: The level or a pass is unknown.
+    """
     if level not in PASSES:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
     unknown = set(passes) - set(PASSES[level])

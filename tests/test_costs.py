@@ -128,6 +128,19 @@ def test_traffic_bars_are_compulsory_traced_and_counted(tmp_path: Path) -> None:
     assert "block, counted" not in [t.get_text() for t in costs.traffic_bars(None).axes[0].get_yticklabels()]
 
 
+def test_traffic_table_sets_counters_beside_the_trace(tmp_path: Path) -> None:
+    device = costs.measured(commit(tmp_path / "x").parent)
+    assert device is not None
+    rows = device.rows("traffic")
+    rows[0]["pass"] = "forward"
+    Results("traffic", {}, rows, H200).write(device.folder / "traffic.jsonl")
+    table = costs.traffic_table(device)
+    (forward,) = (row for row in table.rows if row[:2] == ("forward", "64"))
+    assert forward[5] == "300.0" and forward[6] == f"{300 / float(forward[2]):.3f}"
+    assert 1 <= float(forward[4]) <= 1.05 and float(forward[3]) >= float(forward[2])
+    assert all(row[5:] == ("-", "-") for row in costs.traffic_table(None).rows)
+
+
 def test_every_place_of_the_documents_has_a_table() -> None:
     text = (documents.ROOT / "docs/benchmarks.md").read_text()
     assert all(f"<!-- table: {name} -->" in text for name in ("verdict", "crossover", "roofs", "shares", "memory"))

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from support import ROOT, BadCall, readable_id
 from torch import Tensor, nn
 
 import fpe
-from fpe.bench import memory, providers, shapes, suite, test_latency, timing
+from fpe.bench import cost_cli, memory, providers, shapes, suite, test_latency, timing
+from fpe.bench.cli import cli
 from fpe.bench.providers import PROVIDERS, Case, Problem, Provider
 from fpe.bench.results import Results
 from fpe.bench.table import Table
@@ -244,6 +246,50 @@ BAD = (
 @pytest.mark.parametrize("bad", BAD, ids=readable_id)
 def test_bad_calls(bad: BadCall) -> None:
     bad.check()
+
+
+def test_the_latency_command_times_and_writes_rows(tmp_path: Path) -> None:
+    arguments = ["latency", "--shape", "8x64", "--m", "3", "--structure", "random", "--seconds", "0"]
+    arguments += [
+        "--provider",
+        "parent",
+        "--provider",
+        "fpe/eager",
+        "--provider",
+        "torch BSR",
+        "--output",
+        str(tmp_path),
+    ]
+    columns = ["--column", "over parent", "--column", "GB/s"]
+    done = CliRunner().invoke(cli, [*arguments, *columns], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert "torch BSR is absent: it has no structure 'random'" in done.output
+    rows = Results.read(tmp_path / "latency.jsonl").rows
+    timed = {(row["pass"], row["provider"]): row for row in rows if "milliseconds" in row}
+    assert len(timed) == 4 * 2 and all(row["dtype"] == "fp32" for row in timed.values())
+    table = cost_cli.latency_table(Results.read(tmp_path / "latency.jsonl"), ("over parent", "GB/s"))
+    ours, parent = timed["dX", "fpe/eager"], timed["dX", "parent"]
+    (cells,) = (row for row in table.rows if row[3:5] == ("dX", "fpe/eager"))
+    assert cells[5] == f"{ours['milliseconds'] / parent['milliseconds']:.3f}"
+    assert cells[6] == f"{ours['bytes'] / ours['milliseconds'] / 1e6:.4g}"
+    printed = CliRunner().invoke(cli, [*arguments, "--json"])
+    assert len([json.loads(line) for line in printed.stdout.splitlines()]) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "4by5"], "got '4by5'"),
+        (["--provider", "magic"], "got magic"),
+        (["--column", "speed"], "got 'speed'"),
+        (["--pass", "up"], "got 'up'"),
+        (["--level", "step", "--pass", "dX"], "got 'dX'"),
+        (["--device", "cuda"], "no CUDA device"),
+    ],
+)
+def test_latency_names_what_it_cannot_do(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(cli, ["latency", *arguments])
+    assert done.exit_code != 0 and message in done.output and "Traceback" not in done.output
 
 
 def test_a_table_prints_without_any_library() -> None:

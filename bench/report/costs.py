@@ -175,6 +175,25 @@ def memory_table() -> Table:
     return Table(title, ("layer", *MEMORY, "total"), rows)
 
 
+def traffic_table(device: Measured | None) -> Table:
+    """Bytes of each pass of :data:`LAYER` in blocks: compulsory, traced through a simulated L2, counted on a GPU."""
+    path = COMMITTED / "lab/traffic.jsonl"
+    same = {"N": LAYER.n, "K": LAYER.k, "alpha": 2}
+    traced = {(r["op"], r["M"]): r for r in Results.read(path).rows if same.items() <= r.items()}
+    counted = {
+        (r["pass"], r["M"]): (r["dram_read"] + r["dram_write"]) / 1e6
+        for r in (device.rows("traffic") if device else [])
+        if "dram_read" in r and {**same, "structure": "block"}.items() <= r.items() and r["provider"].startswith(OURS)
+    }
+    rows = []
+    for (op, m), row in traced.items():
+        least, seen = row["compulsory"] / 1e6, counted.get((op, m))
+        shown = ("-", "-") if seen is None else (f"{seen:.1f}", f"{seen / least:.3f}")
+        rows.append((op, f"{m}", f"{least:.1f}", f"{row['dram'] / 1e6:.1f}", f"{row['ratio']:.3f}", *shown))
+    columns = ("pass", "M", "compulsory", "traced", "over compulsory", "counted", "over compulsory")
+    return Table(f"DRAM bytes in MB of the {LAYER.n} x {LAYER.k} layer in blocks, alpha = 2", columns, rows)
+
+
 MEMORY = ("parameters", "index", "gradients", "Adam", "activations")
 MEMORY_SIZE = (64, 512, 1024)
 
@@ -374,7 +393,7 @@ def section(device: Measured | None = None) -> dict[str, Any]:
         "sentences": verdict.sentences(LAYER, rows, name, "measured" if device else roof.basis, 0.10),
         "drawings": [(svg(drawn), caption) for drawn, caption in drawings],
         "tables": [t for t in (verdict_summary(device), crossover_table(), memory_table(), peers_table(device)) if t],
-        "details": [roofs_table(), shares_table(roof)],
+        "details": [traffic_table(device), roofs_table(), shares_table(roof)],
         "assumptions": verdict.assumptions(roof),
     }
 
