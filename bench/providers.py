@@ -184,7 +184,10 @@ def _semi_structured(problem: Problem, bias: bool) -> nn.Module:
     has_cusparselt = torch.backends.cusparselt.is_available()
     SparseSemiStructuredTensor._FORCE_CUTLASS = not has_cusparselt  # what PyTorch's own documentation has users set
     layer = _linear(problem.wide, bias)
-    layer.weight = nn.Parameter(to_sparse_semi_structured(layer.weight.detach()), requires_grad=False)
+    weight: Any = to_sparse_semi_structured(layer.weight.detach())
+    if has_cusparselt:
+        weight.alg_id_cusparselt = torch._cslt_sparse_mm_search(weight.packed, weight._pad_dense_input(problem.x).t())
+    layer.weight = nn.Parameter(weight, requires_grad=False)
     return layer
 
 

@@ -81,18 +81,30 @@ def _build_all(problem: Problem, providers: Sequence[Provider], level: str) -> t
     built: Built = {}
     rows = []
     for provider in providers:
-        row = {"level": level, "provider": provider.name, **problem.case.row()}
         try:
             module = _build(problem, provider, level)
             _check(problem, provider, module, level)
-        except (AbsentError, ImportError, NotImplementedError, ValueError, RuntimeError) as error:
-            if "CUDA error" in str(error):
-                raise  # the device is lost to this process
-            status = "wrong" if isinstance(error, WrongResultError) else "absent"
-            rows.append({**row, "status": status, "reason": str(error).strip().partition("\n")[0]})
+        except Exception as error:
+            rows.append(_untimed(problem.case, provider, level, error))
         else:
             built[provider.name] = provider, module
     return built, rows
+
+
+def _untimed(case: Case, provider: Provider, level: str, error: Exception, name: str = "") -> dict[str, Any]:
+    """The row of a provider that gets no time: absent where it says so or is a peer's, else wrong or an error.
+
+    Raises:
+        RuntimeError: The device is lost to this process.
+    """
+    if "CUDA error" in str(error):
+        raise RuntimeError(str(error)) from error
+    refuses = isinstance(error, (AbsentError, ImportError, NotImplementedError, ValueError, torch.OutOfMemoryError))
+    status = "absent" if refuses or not provider.name.startswith(OURS) else "error"
+    status = "wrong" if isinstance(error, WrongResultError) else status
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    row = {"level": level, "provider": provider.name, **case.row(), "status": status, "reason": reason}
+    return {**row, "of_pass": name} if name else row
 
 
 def _time(
@@ -106,9 +118,15 @@ def _time(
 ) -> list[dict[str, Any]]:
     """Rows of one pass, its providers taking turns."""
     case, device = problem.case, problem.x.device.type
-    calls = {who: call(problem, module, name, provider.trains) for who, (provider, module) in built.items()}
-    able = {who: made for who, made in calls.items() if made is not None}
-    rows = []
+    able, rows = {}, []
+    for who, (provider, module) in built.items():
+        try:
+            made = call(problem, module, name, provider.trains)
+            if made is not None:
+                made()
+                able[who] = made
+        except Exception as error:
+            rows.append(_untimed(case, provider, level, error, name))
     for who, t in interleaved(able, device, seconds, rounds).items():
         provider, module = built[who]
         rows.append(

@@ -142,6 +142,37 @@ def test_a_wrong_provider_gets_no_time() -> None:
     assert [r["provider"] for r in rows if "milliseconds" in r] == ["wide"]
 
 
+class Broken(Scaled):
+    """A layer whose backward fails."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad or torch.is_grad_enabled():
+            raise KeyError("no such kernel")
+        return nn.functional.linear(x, self.weight / 1.01)
+
+
+def test_who_fails_in_one_pass_is_timed_in_the_others() -> None:
+    ours = Provider("fpe/broken", lambda p, bias: Broken(p.wide))
+    peer = Provider("peer", lambda p, bias: Broken(p.wide))
+    rows = suite.measure(SMALL, [ours, peer, PROVIDERS["wide"]], "cpu", passes=("forward", "dX"), **FAST)
+    assert [(r["pass"], r["provider"]) for r in rows if "milliseconds" in r] == [
+        ("forward", "fpe/broken"), ("forward", "peer"), ("forward", "wide"), ("dX", "wide"),
+    ]  # fmt: skip
+    assert [(r["provider"], r["status"], r["of_pass"]) for r in rows if "status" in r] == [
+        ("fpe/broken", "error", "dX"), ("peer", "absent", "dX"),
+    ]  # fmt: skip
+    assert "no such kernel" in rows[3]["reason"]
+
+
+@pytest.mark.parametrize("name", ["fpe/lost", "peer"])
+def test_a_lost_device_ends_the_measurement(name: str) -> None:
+    def lose(problem: Problem, bias: bool) -> nn.Module:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        suite.measure(SMALL, [Provider(name, lose)], "cpu", **FAST)
+
+
 def test_float32_precision_is_as_the_dtype_says_and_restored() -> None:
     before = torch.backends.cuda.matmul.allow_tf32
     for dtype, wanted in (("tf32", True), ("fp32", False)):

@@ -104,9 +104,9 @@ def run(step: Step, context: Context, budget: float) -> None:
         start = time.perf_counter()
         try:
             rows = work()
-        except (RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
+        except Exception as error:  # a row and a red line, and the rest of the plan goes on
             no_room = isinstance(error, (torch.OutOfMemoryError, subprocess.TimeoutExpired))
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             rows = [{"status": "absent" if no_room else "error", "reason": reason}]
             lost = "CUDA error" in reason
         else:
