@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := build/typecheck
 
-.PHONY: help report test lint docs clean
+.PHONY: help report test lint docs figures clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +24,9 @@ lint: $(READY)  ## Check style and types
 	cp -R fpe $(TYPED)/fpe && cp -R kernels bench $(TYPED)/fpe
 	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fpe
 
-docs: $(READY)  ## Fill the documents from the committed results
+figures: docs  ## Draw the documents' figures and tables from the committed results
+
+docs: $(READY)  ## The same
 	$(BIN)/fpe docs
 
 clean:  ## Remove the environment and everything built

@@ -4,7 +4,11 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line, or says what it needs."""
+    """Runs the command line, or says what it needs; ``gpu`` runs with PyTorch and pandas alone."""
+    if sys.argv[1:2] == ["gpu"]:
+        from .device.cli import main as gpu
+
+        sys.exit(gpu(sys.argv[2:]))
     try:
         from .cli import cli
     except ImportError as error:

@@ -9,6 +9,7 @@ import click
 import torch
 
 from . import summary
+from .cost_cli import COMMANDS
 from .lab.cli import lab
 from .output import console, finish, print_json, print_path, print_table
 from .results import COMMITTED, Results
@@ -182,4 +183,5 @@ def docs() -> None:
         console.print(path)
 
 
-cli.add_command(lab)
+for command in (lab, *COMMANDS):
+    cli.add_command(command)

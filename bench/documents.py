@@ -9,14 +9,14 @@ from pathlib import Path
 
 from . import summary
 from .lab import traffic
-from .report import LLM_LAYER, figures
+from .report import LLM_LAYER, costs, figures
 from .results import COMMITTED, Results
 from .summary import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout; documents exist there alone, not in an installed package."""
 
-DOCUMENTS = ("README.md", "docs/boolean.md", "docs/kernels.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/boolean.md", "docs/kernels.md")
 
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -26,11 +26,19 @@ TABLES: dict[str, Callable[[], Table]] = {
     "vision": lambda: summary.vision(_read("studies/vision")),
     "formats": lambda: summary.formats(*LLM_LAYER),
     "traffic": lambda: traffic.table(_read("lab/traffic")),
+    "verdict": lambda: costs.verdict_summary(costs.measured()),
+    "crossover": lambda: costs.crossover_table(),
+    "roofs": lambda: costs.roofs_table(),
+    "shares": lambda: costs.shares_table(costs.roof_shown(costs.measured())),
+    "memory": lambda: costs.memory_table(),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
 }
 FIGURES = {
     "boolean-curves": lambda: figures.curves(_read("studies/boolean-curves")),
     "traffic": lambda: figures.traffic_lines(_read("lab/traffic"), *LLM_LAYER),
+    "ratio": lambda: costs.ratio_figure(costs.measured()),
+    "roofline": lambda: costs.roofline(costs.measured()),
+    "memory": lambda: costs.memory_bars(),
     "boolean-accuracy": lambda: figures.boolean_accuracy(_read("studies/boolean")),
 }
 

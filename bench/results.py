@@ -5,6 +5,7 @@ A file is written whole to a temporary name and renamed, so that a reader never 
 
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class Results:
             "settings": dict(self.settings),
             "provenance": dict(self.provenance),
         }
-        lines = [json.dumps(header, default=_plain), *(json.dumps(row, default=_plain) for row in self.rows)]
+        lines = [_line(header), *map(_line, self.rows)]
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
         part.write_text("\n".join(lines) + "\n")
@@ -64,28 +65,64 @@ class Results:
         Raises:
             ValueError: The file has another schema, or a row is cut or no JSON.
         """
-        lines = path.read_text().splitlines()
-        parsed = []
+        lines = path.read_text(errors="replace").splitlines()
+        parsed: list[Any] = []
         for number, line in enumerate(lines, 1):
             try:
                 parsed.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}: line {number} is cut or no JSON: {error}") from error
-        if not parsed or parsed[0].get("schema") != SCHEMA:
-            got = parsed[0].get("schema") if parsed else "an empty file"
+        header = parsed[0] if parsed and isinstance(parsed[0], dict) else {}
+        if header.get("schema") != SCHEMA:
+            got = header.get("schema", "none") if parsed else "an empty file"
             raise ValueError(f"{path}: expected a results file of schema {SCHEMA}, got {got}")
-        header = parsed[0]
+        odd = [n for n, row in enumerate(parsed, 1) if not isinstance(row, dict)]
+        if odd or not {"study", "settings", "provenance"} <= set(header):
+            where = f"line {odd[0]} is no row" if odd else "its header lacks study, settings or provenance"
+            raise ValueError(f"{path}: {where}")
         return cls(header["study"], header["settings"], parsed[1:], header["provenance"])
+
+    @classmethod
+    def resume(cls, path: Path, study: str, settings: Mapping[str, Any]) -> "Results":
+        """The results so far of a run that appends, or a new file with a header alone.
+
+        Raises:
+            ValueError: See :meth:`read`; or the file is of another study or other settings.
+        """
+        if not path.exists():
+            fresh = cls(study, settings, [])
+            fresh.write(path)
+            return fresh
+        found = cls.read(path)
+        settings = json.loads(_line(dict(settings)))
+        if (found.study, found.settings) != (study, settings):
+            raise ValueError(
+                f"{path}: expected rows of {study!r} with {settings} to go on with, got {found.study!r} with "
+                f"{found.settings}; move it away to begin anew"
+            )
+        return found
+
+    def append(self, path: Path, *rows: dict[str, Any]) -> None:
+        """Adds rows to the file, all in a single write, and to :attr:`rows`."""
+        lines = [_line(row) for row in rows]
+        with path.open("ab", buffering=0) as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+        self.rows.extend(json.loads(line) for line in lines)
 
 
 def provenance() -> dict[str, Any]:
-    """Device, versions and commit of this run."""
-    return {
+    """Device, versions and commit of this run; with a GPU its driver, CUDA and Triton too."""
+    found = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": _commit(),
     }
+    if torch.cuda.is_available():
+        import triton
+
+        found |= {"triton": triton.__version__, "cuda": torch.version.cuda or "none", "driver": _driver()}
+    return found
 
 
 def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
@@ -95,14 +132,23 @@ def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _commit() -> str:
-    root = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
+    return _said("git", "describe", "--always", "--dirty")
+
+
+def _driver() -> str:
+    return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
+
+
+def _said(program: str, *arguments: str) -> str:
+    """What a program prints, or ``"unknown"``."""
+    if shutil.which(program) is None:
         return "unknown"
-    return done.stdout.strip()
+    done = subprocess.run([program, *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, default=_plain)
 
 
 def _plain(value: Any) -> Any:

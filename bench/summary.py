@@ -1,26 +1,10 @@
 """Tables drawn from raw rows, for the terminal and for the page."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from fpe.kernels.model import bytes_by_format, relative
 
-from .ledger import bytes_by_format, relative
 from .results import Results, mean_and_spread
 from .studies import boolean as boolean_study
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text.
-
-    Attributes:
-        title: What it shows.
-        columns: Headings.
-        rows: Cells, as they are printed.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
+from .table import Table
 
 
 def boolean(results: Results) -> Table:

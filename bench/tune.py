@@ -6,6 +6,7 @@ run leaves a usable table.
 """
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -92,7 +93,7 @@ def run(
         measure: Milliseconds of a call.
         budget: Seconds.
         target: Where tensors are made.
-        limit: At most so many candidates for each job.
+        limit: At most so many candidates for each job, the rule's and others drawn at random.
         report: Called with a line for each job.
     """
     end = time.monotonic() + budget
@@ -104,11 +105,18 @@ def run(
         entry, line = tune(job, device, measure, target, limit)
         entries.append(entry)
         report(line)
-        table.parent.mkdir(parents=True, exist_ok=True)
-        part = table.with_suffix(".part")
-        part.write_text(json.dumps({"provenance": provenance(), "entries": entries}, indent=1) + "\n")
-        part.replace(table)
+        write(table, entries)
     return entries
+
+
+def write(table: Path, entries: list[dict[str, Any]]) -> None:
+    """Writes a table aside and renames it."""
+    known = ("op", "max_m", "block", "itemsize", "config", "milliseconds", "rule_milliseconds")
+    kept = [{name: entry[name] for name in known} for entry in entries]
+    table.parent.mkdir(parents=True, exist_ok=True)
+    part = table.with_suffix(".part")
+    part.write_text(json.dumps({"provenance": provenance(), "entries": kept}, indent=1) + "\n")
+    part.replace(table)
 
 
 def tune(
@@ -122,7 +130,10 @@ def tune(
     launch, eager, problem = _setup(job, target)
     truth = eager().float()
     rule = choose(problem, device)
-    tried = [rule, *candidates(problem.op, problem.block, problem.itemsize, problem.m, device)][:limit]
+    others = list(candidates(problem.op, problem.block, problem.itemsize, problem.m, device))
+    if limit is not None and limit <= len(others):
+        others = random.Random(0).sample(others, limit - 1)
+    tried = [rule, *others]
     best, best_time, rule_time = None, float("inf"), float("inf")
     for config in tried:
         error = (launch(config=config).float() - truth).norm() / truth.norm()

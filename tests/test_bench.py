@@ -19,6 +19,7 @@ from fpe.bench.results import Results
 from fpe.bench.studies import boolean, data, dnf, protocol, vision
 from fpe.kernels.block import config
 from fpe.kernels.device import KNOWN
+from fpe.kernels.model import bytes_by_format
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_ledger_agrees_with_nonzeros(policy: str) -> None:
 @pytest.mark.parametrize(("alpha", "label_bits"), [(2, 1), (3, 2), (4, 2), (8, 3)])
 def test_bytes_by_format(alpha: int, label_bits: int) -> None:
     n, k = 128, 256
-    sizes = ledger.bytes_by_format(n, k, alpha)
+    sizes = bytes_by_format(n, k, alpha)
     assert sizes["parent (dense)"] == 2 * n * k
     assert sizes["wide (dense)"] == alpha * 2 * n * k
     assert sizes["partition labels"] == 2 * n * k + n * k * label_bits // 8
@@ -221,7 +222,8 @@ def test_documents_refuse_an_unknown_table() -> None:
 
 def test_help_names_every_command(cli_runner: CliRunner) -> None:
     text = cli_runner.invoke(cli, ["--help"]).output
-    assert all(name in text for name in ("study", "report", "results", "docs", "lab", "tune"))
+    commands = ("study", "report", "results", "docs", "lab", "tune", "gpu", "explain", "verdict")
+    assert all(name in text for name in commands)
     assert "99.4" in cli_runner.invoke(cli, ["study", "boolean", "--help"]).output
 
 
@@ -249,7 +251,7 @@ def test_report_is_one_self_contained_page(cli_runner: CliRunner, tmp_path: Path
     assert done.exit_code == 0, done.output
     assert "report.html" in done.output and "random" in done.output
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 8 and "src=" not in page and "<link" not in page and "nan" not in page
+    assert page.count("<svg") == 13 and "src=" not in page and "<link" not in page and "nan" not in page
     rows = Results.read(tmp_path / "vision.jsonl")
     assert summary.vision(rows).rows[-1][1] in page
 
@@ -272,6 +274,24 @@ def test_tuner_discards_what_is_wrong_and_keeps_the_fastest() -> None:
     assert entry["config"] != tune.asdict(tried[0])
     with patch.dict(tune.TOLERANCE, {torch.float32: -1.0}), pytest.raises(RuntimeError, match="agrees"):
         tune.tune(job, KNOWN[80], lambda call: 0.0, "cpu", 3)
+
+
+def test_tuner_draws_what_it_has_no_time_for() -> None:
+    """A limit takes candidates from the whole list, not its beginning, the same ones each time."""
+    job = tune.small(tune.jobs())[0]
+    seen: list[list[dict]] = [[], []]
+    for tried in seen:
+        launch, eager, problem = tune._setup(job, "cpu")
+
+        def noting(config: config.Config, launch=launch, tried=tried) -> torch.Tensor:
+            tried.append(tune.asdict(config))
+            return launch(config=config)
+
+        with patch.object(tune, "_setup", lambda *args, n=noting, e=eager, p=problem: (n, e, p)):
+            tune.tune(job, KNOWN[80], lambda call: 0.0, "cpu", 6)
+    everything = [tune.asdict(c) for c in tune.candidates(problem.op, problem.block, 4, 5, KNOWN[80])]
+    places = [everything.index(c) for c in seen[0][1:]]
+    assert seen[0] == seen[1] and len(places) == 5 and max(places) > len(everything) / 2
 
 
 @pytest.mark.parametrize(

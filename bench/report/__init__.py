@@ -16,7 +16,7 @@ from ..ledger import layer_ledger
 from ..results import COMMITTED, Results, provenance
 from ..studies import boolean, vision
 from ..summary import Table
-from . import figures
+from . import costs, figures
 
 BOOLEAN_DEMO = replace(boolean.Choices(), epochs=100)
 """The case study at a length that two cores finish in a minute or two; the committed results have the full one."""
@@ -103,6 +103,7 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
         choices=case.results.settings,
         real=real.settings,
         headline=_headline(case.results, real),
+        costs=costs.section(),
         provenance=provenance(),
     )
 

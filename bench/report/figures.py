@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..ledger import bytes_by_format, relative
+from fpe.kernels.model import bytes_by_format, relative
+
 from ..results import Results
 from ..studies.boolean import CONDITIONS, PAPER, BooleanStudy
 

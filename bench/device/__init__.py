@@ -1,0 +1,1 @@
+"""``fpe gpu``: everything that a GPU is needed for, in one command that a cut run does not waste."""

@@ -1,0 +1,62 @@
+"""What a layer keeps in memory: parameters, the index, gradients, Adam's state, saved activations, the peak."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def columns(module: nn.Module, x: Tensor) -> dict[str, int | None]:
+    """Bytes of a module in training on a batch.
+
+    Args:
+        module: A layer or several.
+        x: Its input.
+
+    Returns:
+        ``parameter_bytes``; ``index_bytes`` (buffers: labels, masks, block positions); ``gradient_bytes``;
+        ``optimizer_bytes`` (Adam's two moments); ``activation_bytes`` (storages that autograd saves, parameters and
+        buffers not counted, the input counted where it is saved); ``peak_bytes`` of forward and backward over what was
+        held before, on a GPU, else ``None``.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    own = sum(p.numel() * p.element_size() for p in parameters)
+    return {
+        "parameter_bytes": own,
+        "index_bytes": sum(b.numel() * b.element_size() for b in module.buffers()),
+        "gradient_bytes": own,
+        "optimizer_bytes": 2 * own,
+        "activation_bytes": saved_bytes(module, x),
+        "peak_bytes": peak_bytes(module, x) if x.is_cuda else None,
+    }
+
+
+def saved_bytes(module: nn.Module, x: Tensor) -> int:
+    """Bytes of the distinct storages that a forward saves for its backward, the module's own tensors not counted."""
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    saved: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    leaf = x.detach().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = module(leaf)
+    del y
+    return sum(saved.values())
+
+
+def peak_bytes(module: nn.Module, x: Tensor) -> int:
+    """The most that a forward and backward allocate at a time, gradients included, over what is allocated before."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    leaf = x.detach().requires_grad_()
+    y = module(leaf)
+    grads: Any = torch.autograd.grad(y, [leaf, *module.parameters()], torch.ones_like(y))
+    torch.cuda.synchronize()
+    del grads
+    return torch.cuda.max_memory_allocated() - before

@@ -1,0 +1,445 @@
+"""What an operation costs on a GPU: bytes over bandwidth, FLOPs over rate, unpacking over integer rate, launches.
+
+One model serves ``fpe explain``, ``fpe verdict``, the report and the choice of a backend. It is pure: plain numbers in,
+plain numbers out, neither a device nor Triton nor torch.
+
+Its inputs are of two kinds. A :class:`Roof` says what a device can do: published by its vendor (:data:`PUBLISHED`) or
+measured on it (a JSON file that ``fpe gpu`` writes). A :class:`Share` says which part of that an implementation
+reaches: :data:`ASSUMED` until a roof file brings measured ones. Everything predicted from assumed shares is an estimate,
+and every output says so (:attr:`Roof.basis`).
+
+Left out: bytes that large batches move twice because operands outgrow L2 (``fpe lab traffic`` counts them; arithmetic
+limits those sizes), the rounding of sizes up to whole tiles, and overlap between launches.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from math import ceil, log2
+from pathlib import Path
+from typing import Any, NamedTuple
+
+OPS = ("split_matmul", "merge_matmul", "partition_grad")
+STRUCTURES = ("random", "2:4", "block")
+ITEMSIZE = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4}
+"""Bytes of an element; ``"tf32"`` is float32 storage multiplied on tensor cores, ``"fp32"`` is not."""
+BLOCK_SIDES = (16, 32, 64, 128)
+MAX_ROWS = 1 << 17
+"""Batch sizes above this are not searched for a crossover."""
+
+
+class Share(NamedTuple):
+    """Which part of a roof an implementation reaches: of its bandwidth, and of its arithmetic."""
+
+    bandwidth: float
+    arithmetic: float
+
+
+# Assumptions, all of them, in this one place. Measured shares replace them where a roof file has some.
+
+ASSUMED: Mapping[str, Share] = {
+    "parent": Share(0.90, 1.00),  # cuBLAS: it is what the arithmetic roof is measured with
+    "wide dense": Share(0.90, 1.00),
+    "masked dense": Share(0.90, 1.00),
+    "packed labels": Share(0.90, 0.65),
+    "blocks": Share(0.90, 0.80),
+    "torch.sparse": Share(0.45, 0.75),
+    "sparse tensor cores": Share(0.85, 0.75),
+}
+ASSUMED_REACH = Share(0.90, 0.80)
+"""What the best program reaches of published figures: a copy of the bandwidth, a large GEMM of the arithmetic."""
+ASSUMED_SMALL_BLOCKS = {16: 0.35, 32: 0.65, 64: 1.0, 128: 1.0}
+"""What is left of the arithmetic share of blocks, by their smaller side."""
+ASSUMED_WARP_MMA = {90: 0.65, 100: 0.35}
+"""What is left of the arithmetic share of ``mma.sp`` where it is not the architecture's own matrix instruction."""
+ASSUMED_UNPACKING = {"packed labels": 3.5, "sparse tensor cores": 0.5}
+"""Integer instructions for each weight and child, done again for every tile of rows."""
+ASSUMED_TILE_ROWS = 128
+ASSUMED_LAUNCH = 2.5e-6
+"""Seconds from one kernel's end to the next one's first useful work."""
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What a device can do.
+
+    Attributes:
+        name: Of the device.
+        arch: Compute capability, as 90 for 9.0.
+        bandwidth: Bytes of memory traffic a second.
+        flops: Dense FLOPs a second by dtype (:data:`ITEMSIZE` has the names); products of 16-bit and TF32 operands on
+            tensor cores with float32 accumulation.
+        l2: Bytes of L2.
+        integer: 32-bit bitwise instructions a second, over all lanes.
+        launch_seconds: Cost of each launch.
+        source: ``"published"`` or ``"measured"``.
+        reach: What the best program reaches of ``bandwidth`` and ``flops``; all of it where they were measured.
+        shares: What each implementation reaches of that.
+    """
+
+    name: str
+    arch: int
+    bandwidth: float
+    flops: Mapping[str, float]
+    l2: float
+    integer: float
+    launch_seconds: float = ASSUMED_LAUNCH
+    source: str = "published"
+    reach: Share = ASSUMED_REACH
+    shares: Mapping[str, Share] = field(default_factory=lambda: dict(ASSUMED))
+
+    @property
+    def basis(self) -> str:
+        """What predictions for this device rest on, in words for captions."""
+        assumed = [name for name in ASSUMED if self.shares[name] == ASSUMED[name]]
+        shares = "assumed" if len(assumed) == len(ASSUMED) else "partly assumed" if assumed else "measured"
+        return f"predicted, not measured: {self.source} roofs of the {self.name}, {shares} shares of them"
+
+    @classmethod
+    def read(cls, path: Path) -> "Roof":
+        """Reads a measured roof from a JSON file with this class's field names; ``shares`` may name some or none.
+
+        Raises:
+            ValueError: The file is cut, or a field is missing, unknown or no positive number.
+        """
+        try:
+            given = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: expected a roof in JSON: {error}") from error
+        return cls.of(given, str(path))
+
+    @classmethod
+    def of(cls, given: Any, where: str = "roof") -> "Roof":
+        """Makes a measured roof from a mapping, as :meth:`read` does.
+
+        Raises:
+            ValueError: See :meth:`read`; ``where`` begins the message.
+        """
+        names = {f.name for f in fields(cls)} - {"reach"}
+        if not isinstance(given, dict):
+            raise ValueError(f"{where}: expected an object with {', '.join(sorted(names))}, got {type(given).__name__}")
+        provenance = {"provenance"}
+        missing = {"name", "arch", "bandwidth", "flops", "l2", "integer"} - set(given)
+        unknown = set(given) - names - provenance
+        if missing or unknown:
+            raise ValueError(f"{where}: a roof lacks {sorted(missing)} and has unknown {sorted(unknown)}")
+        numbers = {n: given[n] for n in ("arch", "bandwidth", "l2", "integer", "launch_seconds") if n in given}
+        numbers |= {f"flops.{dtype}": rate for dtype, rate in given["flops"].items()}
+        shares = {name: Share(*pair) for name, pair in given.get("shares", {}).items()}
+        numbers |= {f"shares.{name}": value for name, pair in shares.items() for value in pair}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise ValueError(f"{where}: {name} must be a positive number, got {value!r}")
+        strangers = sorted({*given["flops"]} - {*ITEMSIZE} | {*shares} - {*ASSUMED})
+        if strangers:
+            raise ValueError(f"{where}: unknown {strangers}; dtypes are {[*ITEMSIZE]}, implementations {[*ASSUMED]}")
+        own = {name: value for name, value in given.items() if name not in provenance}
+        return cls(**{**own, "source": "measured", "reach": Share(1.0, 1.0), "shares": {**ASSUMED, **shares}})
+
+
+def _published(
+    name: str, arch: int, gb_s: float, tensor: float, tf32: float, fp32: float, l2_mb: float, sms: int, ghz: float
+) -> Roof:
+    """A roof from a data sheet: GB/s, dense TFLOP/s, MB, multiprocessors and boost clock."""
+    flops = {"bf16": tensor * 1e12, "fp16": tensor * 1e12, "tf32": tf32 * 1e12, "fp32": fp32 * 1e12}
+    # The CUDA programming guide gives 64 bitwise instructions a clock and multiprocessor for all of these.
+    return Roof(name, arch, gb_s * 1e9, flops, l2_mb * 2**20, 64 * sms * ghz * 1e9)
+
+
+PUBLISHED: Mapping[str, Roof] = {
+    "a100": _published("A100 80GB SXM", 80, 2039, 312, 156, 19.5, 40, 108, 1.41),
+    "a100-40": _published("A100 40GB SXM", 80, 1555, 312, 156, 19.5, 40, 108, 1.41),
+    "3090": _published("RTX 3090", 86, 936, 71, 35.6, 35.6, 6, 82, 1.70),
+    "a6000": _published("RTX A6000", 86, 768, 154.8, 77.4, 38.7, 6, 84, 1.80),
+    "l4": _published("L4", 89, 300, 121, 60, 30.3, 48, 58, 2.04),
+    "l40s": _published("L40S", 89, 864, 362, 183, 91.6, 96, 142, 2.52),
+    "4090": _published("RTX 4090", 89, 1008, 165.2, 82.6, 82.6, 72, 128, 2.52),
+    "h100": _published("H100 SXM", 90, 3350, 989, 494, 66.9, 50, 132, 1.98),
+    "h100-pcie": _published("H100 PCIe", 90, 2039, 756, 378, 51.2, 50, 114, 1.755),
+    "h200": _published("H200", 90, 4800, 989, 494, 66.9, 50, 132, 1.98),
+    "b200": _published("B200", 100, 8000, 2250, 1125, 75, 126, 148, 1.965),
+    "5090": _published("RTX 5090", 120, 1792, 209.5, 104.8, 104.8, 96, 170, 2.407),
+}
+"""Vendors' data sheets, dense rates without sparsity. Published, not measured: :data:`ASSUMED_REACH` is applied."""
+
+
+def roof_named(name: str) -> Roof:
+    """The roof of a GPU by its key in :data:`PUBLISHED` or by a device's own name, as ``"NVIDIA H200"``.
+
+    Raises:
+        ValueError: No such GPU is known.
+    """
+    wanted = name.lower().removeprefix("nvidia").strip().replace(" ", "-")
+    keys = sorted(PUBLISHED, key=len, reverse=True)
+    key = next((k for k in keys if wanted == k), None) or next((k for k in keys if k in wanted), None)
+    if key is None:
+        raise ValueError(f"GPU must be one of {', '.join(PUBLISHED)} or a measured roof's file, got {name!r}")
+    return PUBLISHED["a100-40"] if key == "a100" and "40gb" in wanted else PUBLISHED[key]
+
+
+def bytes_by_format(n: int, k: int, alpha: int, itemsize: int = 2, block: tuple[int, int] = (64, 64)) -> dict[str, int]:
+    """Bytes of one layer's weights, ``[n, k]`` before its split into ``alpha`` children, by storage format.
+
+    ======================  ==================================================================================
+    format                  what is stored
+    ======================  ==================================================================================
+    parent (dense)          ``n * k`` values: the yardstick
+    wide (dense)            ``alpha * n * k`` values, most of them zero
+    CSR                     ``n * k`` values, an int32 column each, int32 row pointers
+    wide + bitmap           ``n * k`` values, a bit for each of ``alpha * n * k`` positions
+    partition labels        ``n * k`` values, ``ceil(log2(alpha))`` bits each
+    2:4 (alpha = 2)         ``n * k`` values, two bits each
+    blocks                  ``n * k`` values in whole tiles, an int32 column for each, int32 row pointers
+    ======================  ==================================================================================
+
+    Args:
+        n: Output features of the parent.
+        k: Input features.
+        alpha: Children per parent.
+        itemsize: Bytes of a value.
+        block: Tile ``(bn, bk)`` of the block format.
+    """
+    values = n * k * itemsize
+    tiles_down, tiles_across = ceil(n / block[0]), ceil(k / block[1])
+    tiles = tiles_down * tiles_across
+    formats = {
+        "parent (dense)": values,
+        "wide (dense)": alpha * values,
+        "CSR": values + 4 * n * k + 4 * (alpha * n + 1),
+        "wide + bitmap": values + ceil(alpha * n * k / 8),
+        "partition labels": values + ceil(n * k * ceil(log2(alpha)) / 8),
+        "blocks": tiles * block[0] * block[1] * itemsize + 4 * tiles + 4 * (alpha * tiles_down + 1),
+    }
+    if alpha == 2:
+        formats["2:4"] = values + ceil(n * k * 2 / 8)
+    return formats
+
+
+def relative(formats: Mapping[str, int]) -> dict[str, float]:
+    """Bytes of each format over those of the dense parent."""
+    return {name: size / formats["parent (dense)"] for name, size in formats.items()}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to run an operation, and what it is predicted to cost.
+
+    Attributes:
+        name: Of the implementation: a key of :data:`ASSUMED`.
+        seconds: Predicted time.
+        bytes: Compulsory memory traffic: each operand and each result once.
+        flops: Floating-point operations done, those on zeros included.
+        limited_by: ``"memory"``, ``"arithmetic"``, ``"unpacking"`` or ``"launch"``: the largest part of the time.
+        reason_not: Why it cannot be chosen; empty if it can.
+    """
+
+    name: str
+    seconds: float
+    bytes: float
+    flops: float
+    limited_by: str
+    reason_not: str = ""
+
+
+YARDSTICKS = ("parent", "wide dense")
+"""Dense layers that are compared with and never chosen: another function, and unmasked weights."""
+
+
+def candidates(
+    op: str,
+    structure: str,
+    m: int,
+    n: int,
+    k: int,
+    alpha: int,
+    dtype: str,
+    roof: Roof,
+    block: tuple[int, int] | None = None,
+) -> list[Candidate]:
+    """Every way to run an operation, those that cannot be chosen included, in a fixed order.
+
+    Args:
+        op: ``"split_matmul"`` (``x[m, k]`` to ``y[m, alpha, n]``), ``"merge_matmul"`` (``z[m, alpha, k]`` to
+            ``y[m, n]``) or ``"partition_grad"`` (``dy[m, alpha, n]`` and ``x[m, k]`` to ``dw[n, k]``).
+        structure: ``"random"``, ``"2:4"`` or ``"block"``.
+        m: Rows of activations.
+        n: Rows of the parent's weight.
+        k: Columns of the parent's weight.
+        alpha: Children per parent.
+        dtype: ``"bf16"``, ``"fp16"``, ``"tf32"`` or ``"fp32"``.
+        roof: Of the device.
+        block: ``(bn, bk)`` of structure ``"block"``; 64 x 64 if not given.
+
+    Raises:
+        ValueError: An argument is not one of these, or a size is not positive.
+    """
+    _check(op, structure, (m, n, k), alpha, dtype, roof, block)
+    size, useful = ITEMSIZE[dtype], 2.0 * m * n * k
+    block = block or (64, 64)
+    formats = bytes_by_format(n, k, alpha, size, block)
+    parent, wide = formats["parent (dense)"], formats["wide (dense)"]
+    grad = op == "partition_grad"
+    activations = size * m * (alpha * (k if op == "merge_matmul" else n) + (n if op == "merge_matmul" else k))
+    sides = size * m * (n + k)
+
+    def costs(
+        name: str, bytes_: float, flops: float, launches: int = 1, speed: float = 1.0, why: str = ""
+    ) -> Candidate:
+        """A candidate; ``speed`` is its arithmetic's rate over that of dense arithmetic."""
+        share = roof.shares[name]
+        per_weight = 0.0 if grad else alpha * ASSUMED_UNPACKING.get(name, 0.0)
+        parts = {
+            "memory": bytes_ / (roof.bandwidth * roof.reach.bandwidth * share.bandwidth),
+            "arithmetic": flops / (roof.flops[dtype] * roof.reach.arithmetic * share.arithmetic * speed),
+            "unpacking": n * k * per_weight * ceil(m / ASSUMED_TILE_ROWS) / roof.integer,
+        }
+        launch = launches * roof.launch_seconds
+        limit = max(parts, key=lambda part: parts[part])
+        return Candidate(name, parts[limit] + launch, bytes_, flops, "launch" if launch > parts[limit] else limit, why)
+
+    # Yardsticks; then what runs from labels whatever their structure; then what a structure opens.
+    found = [
+        costs("parent", parent + sides, useful, why="yardstick: not expanded"),
+        costs("wide dense", wide + activations, alpha * useful, why="yardstick: not masked"),
+        # The eager twin: makes the wide weight (or takes dW out of the wide one) in a pass of its own.
+        costs("masked dense", parent + n * k + 2 * wide + activations, alpha * useful, launches=3 if grad else 2),
+    ]
+    if structure == "block":
+        small = ASSUMED_SMALL_BLOCKS.get(min(block), min(ASSUMED_SMALL_BLOCKS.values()))
+        why = "" if {*block} <= {*BLOCK_SIDES} else f"it takes blocks with sides of {BLOCK_SIDES}, got {block}"
+        why = why or _too_old(roof)
+        return [*found, costs("blocks", formats["blocks"] + activations, useful, speed=small, why=why)]
+    stored = formats["partition labels"] + activations
+    found.append(costs("packed labels", stored, alpha * useful, why=_too_old(roof)))
+    why = _too_old(roof) or _why_not_sparse(op, structure, alpha, dtype)
+    rate = 2 * ASSUMED_WARP_MMA.get(roof.arch, 1.0)
+    found.append(costs("sparse tensor cores", stored, alpha * useful, speed=rate, why=why))
+    why = why or ("it takes alpha = 2" if alpha != 2 else "")
+    why = why or (f"it takes sizes in multiples of 16, got {n} x {k}" if n % 16 or k % 16 else "")
+    two_four = formats.get("2:4", formats["partition labels"]) + activations
+    found.append(costs("torch.sparse", two_four, alpha * useful, speed=2.0, why=why))
+    return found
+
+
+def best(found: Sequence[Candidate]) -> Candidate:
+    """The fastest candidate that can be chosen.
+
+    Raises:
+        ValueError: None can.
+    """
+    able = [candidate for candidate in found if not candidate.reason_not]
+    if not able:
+        raise ValueError(f"none of {', '.join(c.name for c in found)} can run")
+    return min(able, key=lambda candidate: candidate.seconds)
+
+
+PASSES: Mapping[str, Callable[[int, int], tuple[str, int, int]]] = {
+    "forward": lambda n, k: ("split_matmul", n, k),
+    "dX": lambda n, k: ("merge_matmul", k, n),
+    "dW": lambda n, k: ("partition_grad", n, k),
+}
+"""Which operation an expanded layer ``[n, k]`` runs in each pass, and the sizes of the weight that it sees."""
+INFERENCE = ("forward",)
+TRAINING = ("forward", "dX", "dW")
+
+
+def layer_candidates(
+    passes: Sequence[str],
+    structure: str,
+    m: int,
+    n: int,
+    k: int,
+    alpha: int,
+    dtype: str,
+    roof: Roof,
+    block: tuple[int, int] | None = None,
+) -> list[list[Candidate]]:
+    """The candidates of each pass of an expanded layer ``[n, k]``: see :func:`candidates`."""
+    turned = {"dX": block[::-1] if block else None}
+    found = []
+    for name in passes:
+        op, rows, columns = PASSES[name](n, k)
+        found.append(candidates(op, structure, m, rows, columns, alpha, dtype, roof, turned.get(name, block)))
+    return found
+
+
+def seconds_of(found: Sequence[Sequence[Candidate]], name: str | None = None) -> float:
+    """Predicted time of several passes: each at its best, or all by one named candidate."""
+    return sum((best(c) if name is None else next(x for x in c if x.name == name)).seconds for c in found)
+
+
+def crossover(
+    passes: Sequence[str],
+    structure: str,
+    n: int,
+    k: int,
+    alpha: int,
+    dtype: str,
+    roof: Roof,
+    block: tuple[int, int] | None = None,
+    tolerance: float = 0.10,
+    yardstick: str = "parent",
+) -> int:
+    """The largest batch up to which an expanded layer costs at most ``1 + tolerance`` times its parent.
+
+    It holds for every batch up to there. 0 if not even for one row; :data:`MAX_ROWS` if for all that are tried.
+
+    Raises:
+        ValueError: See :func:`candidates`.
+    """
+
+    def holds(m: int) -> bool:
+        found = layer_candidates(passes, structure, m, n, k, alpha, dtype, roof, block)
+        return seconds_of(found) <= (1 + tolerance) * seconds_of(found, yardstick)
+
+    # Ratios jump where tiles begin and change slowly elsewhere: eighths of a power of two find the first failure.
+    steps = sorted({*range(1, 17), *(2**e + 2**e * i // 8 for e in range(4, 17) for i in range(8)), MAX_ROWS})
+    last = 0
+    for m in steps:
+        if not holds(m):
+            break
+        last = m
+    else:
+        return MAX_ROWS
+    while m - last > 1:
+        middle = (m + last) // 2
+        last, m = (middle, m) if holds(middle) else (last, middle)
+    return last
+
+
+def _too_old(roof: Roof) -> str:
+    return "" if roof.arch >= 80 else f"it needs compute capability 8.0, got {roof.arch / 10}"
+
+
+def _why_not_sparse(op: str, structure: str, alpha: int, dtype: str) -> str:
+    """What keeps sparse tensor cores from an operation, in words."""
+    if op == "partition_grad":
+        return "no operand of dW is sparse"
+    if dtype not in ("bf16", "fp16"):
+        return f"it takes bf16 and fp16, got {dtype}"
+    if op == "split_matmul" and structure != "2:4":
+        return "it takes structure 2:4 here"
+    return "" if alpha in (2, 4) else f"it takes alpha = 2 or 4, got {alpha}"
+
+
+def _check(
+    op: str,
+    structure: str,
+    sizes: tuple[int, int, int],
+    alpha: int,
+    dtype: str,
+    roof: Roof,
+    block: tuple[int, int] | None,
+) -> None:
+    for name, value, known in (("op", op, OPS), ("structure", structure, STRUCTURES), ("dtype", dtype, (*ITEMSIZE,))):
+        if value not in known:
+            raise ValueError(f"model: {name} must be one of {', '.join(known)}, got {value!r}")
+    if dtype not in roof.flops:
+        raise ValueError(f"model: the roof of the {roof.name} has no rate for {dtype}, only {', '.join(roof.flops)}")
+    whole = {"m": sizes[0], "n": sizes[1], "k": sizes[2], "alpha": alpha}
+    whole |= {"block": min(block)} if block else {}
+    for name, size in whole.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"model: {name} must be a positive integer, got {size!r}")
+    if structure == "2:4" and alpha != 2:
+        raise ValueError(f"model: structure '2:4' has alpha = 2, got {alpha}")

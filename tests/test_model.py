@@ -1,0 +1,369 @@
+"""The cost model: its arithmetic by hand, its choices, its crossovers by brute force, and the commands on it."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from support import ROOT, BadCall, readable_id
+
+from fpe.bench import verdict
+from fpe.bench.cli import cli
+from fpe.bench.results import Results
+from fpe.kernels import model
+from fpe.kernels.model import PUBLISHED, Roof, Share, best, candidates, crossover
+
+FLAT = Roof(
+    "flat", 80, 1e12, {"bf16": 1e14, "fp32": 1e13}, 1e6, 1e15, 1e-6, "measured", Share(1, 1),
+    {name: Share(1.0, 1.0) for name in model.ASSUMED},
+)  # fmt: skip
+"""A device of round numbers on which everything reaches all of it: times can be worked out in one's head."""
+
+
+def at(name: str, op: str = "split_matmul", structure: str = "random", m: int = 1, alpha: int = 2, **options: object):
+    sizes = {"n": 1024, "k": 2048, "dtype": "bf16", "roof": FLAT, **options}
+    return next(c for c in candidates(op, structure, m, alpha=alpha, **sizes) if c.name == name)  # type: ignore[arg-type]
+
+
+N, K = 1024, 2048
+WEIGHTS = 2 * N * K
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "bytes_", "flops"),
+    [
+        ("split_matmul", "parent", WEIGHTS + 2 * 8 * (N + K), 2 * 8 * N * K),
+        ("split_matmul", "wide dense", 4 * WEIGHTS + 2 * 8 * (4 * N + K), 8 * 8 * N * K),
+        ("split_matmul", "packed labels", WEIGHTS + N * K // 4 + 2 * 8 * (4 * N + K), 8 * 8 * N * K),
+        ("merge_matmul", "packed labels", WEIGHTS + N * K // 4 + 2 * 8 * (N + 4 * K), 8 * 8 * N * K),
+        ("partition_grad", "packed labels", WEIGHTS + N * K // 4 + 2 * 8 * (4 * N + K), 8 * 8 * N * K),
+        # The eager twin reads values and labels of a byte, writes the wide weight and reads it again.
+        ("split_matmul", "masked dense", WEIGHTS + N * K + 8 * WEIGHTS + 2 * 8 * (4 * N + K), 8 * 8 * N * K),
+    ],
+)
+def test_bytes_and_flops_are_those_of_the_formats(op: str, name: str, bytes_: int, flops: int) -> None:
+    found = at(name, op, m=8, alpha=4)
+    assert (found.bytes, found.flops) == (bytes_, flops)
+
+
+def test_blocks_do_the_parents_arithmetic() -> None:
+    found = at("blocks", structure="block", m=64, alpha=4)
+    tiles = (N // 64) * (K // 64)
+    index = 4 * tiles + 4 * (4 * (N // 64) + 1)
+    assert found.flops == 2 * 64 * N * K
+    assert found.bytes == WEIGHTS + index + 2 * 64 * (4 * N + K)
+
+
+def test_time_is_the_largest_part_and_the_launches() -> None:
+    small, large = at("parent", m=1), at("parent", m=4096)
+    assert small.seconds == pytest.approx((WEIGHTS + 2 * (N + K)) / 1e12 + 1e-6) and small.limited_by == "memory"
+    assert large.seconds == pytest.approx(2 * 4096 * N * K / 1e14 + 1e-6) and large.limited_by == "arithmetic"
+    assert at("masked dense").seconds == pytest.approx(at("masked dense").bytes / 1e12 + 2e-6)
+    assert at("parent", n=4, k=4).limited_by == "launch"
+    slow = replace(FLAT, integer=1e11)
+    unpacked = at("packed labels", m=129, roof=slow)
+    assert unpacked.limited_by == "unpacking"
+    assert unpacked.seconds == pytest.approx(2 * N * K * 2 * model.ASSUMED_UNPACKING["packed labels"] / 1e11 + 1e-6)
+    assert at("parent", m=129, roof=slow).limited_by != "unpacking"
+
+
+def test_shares_reach_and_sparse_rates_scale_the_time() -> None:
+    half = replace(FLAT, shares={**FLAT.shares, "parent": Share(0.5, 0.25)}, launch_seconds=1e-12)
+    whole = replace(FLAT, launch_seconds=1e-12)
+    assert at("parent", roof=half).seconds == pytest.approx(2 * at("parent", roof=whole).seconds)
+    assert at("parent", m=4096, roof=half).seconds == pytest.approx(4 * at("parent", m=4096, roof=whole).seconds)
+    reached = replace(whole, reach=Share(0.8, 1.0))
+    assert at("parent", roof=reached).seconds == pytest.approx(at("parent", roof=whole).seconds / 0.8)
+    dense, sparse = (at(n, structure="2:4", m=8192, roof=whole) for n in ("wide dense", "sparse tensor cores"))
+    assert dense.seconds == pytest.approx(2 * sparse.seconds)
+    hopper = at("sparse tensor cores", structure="2:4", m=8192, roof=replace(whole, arch=90))
+    assert hopper.seconds == pytest.approx(sparse.seconds / model.ASSUMED_WARP_MMA[90])
+
+
+def test_memory_bound_split_costs_what_the_format_says() -> None:
+    """6 % more than the parent at 16 bits and alpha = 2, 12 % at 4, and near 1.88 and 3.56 times less than wide."""
+    for alpha, over, under in ((2, 1.0625, 1.88), (4, 1.125, 3.56), (8, 1.1875, 6.74)):
+        sizes = {"n": 14336, "k": 4096, "alpha": alpha, "roof": replace(FLAT, launch_seconds=1e-12)}
+        ours, parent, wide = (at(name, **sizes).seconds for name in ("packed labels", "parent", "wide dense"))
+        assert ours / parent == pytest.approx(over, rel=2e-3) and wide / ours == pytest.approx(under, rel=3e-3)
+
+
+# Choices.
+
+
+def test_yardsticks_are_never_chosen() -> None:
+    for structure in model.STRUCTURES:
+        for m in (1, 100, 10_000):
+            found = candidates("split_matmul", structure, m, N, K, 2, "bf16", FLAT)
+            winner = best(found)
+            assert winner.name not in model.YARDSTICKS and not winner.reason_not
+            assert winner.seconds == min(c.seconds for c in found if not c.reason_not)
+    with pytest.raises(ValueError, match="can run"):
+        best([c for c in found if c.name in model.YARDSTICKS])
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "why"),
+    [
+        ({}, "sparse tensor cores", "structure 2:4"),
+        ({"structure": "2:4"}, "sparse tensor cores", ""),
+        ({"structure": "2:4"}, "torch.sparse", ""),
+        ({"structure": "2:4", "n": 1000}, "torch.sparse", "multiples of 16"),
+        ({"structure": "2:4", "n": 1000}, "sparse tensor cores", ""),
+        ({"structure": "2:4", "dtype": "fp32"}, "sparse tensor cores", "bf16 and fp16"),
+        ({"op": "merge_matmul"}, "sparse tensor cores", ""),
+        ({"op": "merge_matmul", "alpha": 4}, "sparse tensor cores", ""),
+        ({"op": "merge_matmul", "alpha": 4}, "torch.sparse", "alpha = 2"),
+        ({"op": "merge_matmul", "alpha": 3}, "sparse tensor cores", "alpha = 2 or 4"),
+        ({"op": "partition_grad", "structure": "2:4"}, "sparse tensor cores", "dW"),
+        ({"structure": "block", "block": (64, 48)}, "blocks", "sides of"),
+        ({"structure": "block", "block": (16, 128)}, "blocks", ""),
+        ({"roof": replace(FLAT, arch=75)}, "packed labels", "compute capability 8.0"),
+    ],
+    ids=str,
+)
+def test_reasons_against_a_candidate(options: dict, name: str, why: str) -> None:
+    found = at(name, **options)
+    assert why in found.reason_not and bool(why) == bool(found.reason_not)
+
+
+def test_small_blocks_are_assumed_slower() -> None:
+    times = [at("blocks", structure="block", m=8192, block=(side, 64)).seconds for side in (16, 32, 64)]
+    assert times[0] > times[1] > times[2]
+
+
+@pytest.mark.parametrize("passes", [model.INFERENCE, model.TRAINING], ids=len)
+@pytest.mark.parametrize(("structure", "alpha"), [("random", 2), ("2:4", 2), ("block", 4), ("random", 4)])
+@pytest.mark.parametrize("tolerance", [0.1, 0.3, 1.5])
+def test_crossover_is_the_last_batch_of_the_first_stretch(
+    passes: tuple, structure: str, alpha: int, tolerance: float
+) -> None:
+    sizes = (512, 1024, alpha, "bf16", PUBLISHED["h200"])
+
+    def ratio(m: int) -> float:
+        found = model.layer_candidates(passes, structure, m, *sizes)
+        return model.seconds_of(found) / model.seconds_of(found, "parent")
+
+    first = next((m for m in range(1, 3000) if ratio(m) > 1 + tolerance), None)
+    expected = model.MAX_ROWS if first is None else first - 1
+    found = crossover(passes, structure, *sizes, tolerance=tolerance)
+    assert found == expected or (first is None and found >= 2999)
+
+
+def test_backward_passes_see_the_transposed_layer() -> None:
+    n, k, m, block = 40, 256, 7, (16, 128)
+    passes = model.layer_candidates(model.TRAINING, "block", m, n, k, 2, "bf16", FLAT, block)
+    forward, dx, dw = (next(c for c in found if c.name == "blocks").bytes for found in passes)
+    traffic = 2 * m * (2 * n + k)  # the children's side and the inputs, whichever of them is read
+    assert forward == dw == model.bytes_by_format(n, k, 2, 2, block)["blocks"] + traffic
+    assert dx == model.bytes_by_format(k, n, 2, 2, (128, 16))["blocks"] + traffic != forward
+
+
+def test_blocks_hold_longer_than_random_labels() -> None:
+    for roof in PUBLISHED.values():
+        held = {s: crossover(model.INFERENCE, s, 4096, 14336, 2, "bf16", roof) for s in ("random", "block")}
+        assert held["block"] > held["random"], roof.name
+
+
+# Roofs.
+
+
+def test_published_figures_hang_together() -> None:
+    for roof in PUBLISHED.values():
+        assert roof.source == "published" and roof.reach == model.ASSUMED_REACH
+        assert "published" in roof.basis and "assumed" in roof.basis
+        balance = roof.flops["bf16"] / roof.bandwidth  # FLOPs for a byte: tens to hundreds on every such device
+        assert 50 < balance < 500 and roof.flops["fp16"] == roof.flops["bf16"] >= 1.9 * roof.flops["tf32"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("h200", "H200"), ("NVIDIA H200", "H200"), ("NVIDIA L4", "L4"), ("NVIDIA L40S", "L40S"),
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"), ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA A100-SXM4-80GB", "A100 80GB SXM"), ("NVIDIA A100-SXM4-40GB", "A100 40GB SXM"),
+        ("NVIDIA RTX A6000", "RTX A6000"), ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+    ],
+)  # fmt: skip
+def test_devices_are_recognised_by_their_own_names(given: str, name: str) -> None:
+    assert model.roof_named(given).name == name
+
+
+MEASURED = {
+    "name": "test", "arch": 90, "bandwidth": 4.2e12, "flops": {"bf16": 7e14}, "l2": 6e7, "integer": 1.6e13,
+    "shares": {"blocks": [0.8, 0.7]}, "provenance": {"device": "x"},
+}  # fmt: skip
+
+
+def write(path: Path, text: object) -> Path:
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    return path
+
+
+def test_a_measured_roof_replaces_what_it_measured(tmp_path: Path) -> None:
+    roof = verdict.find_roof(str(write(tmp_path / "r.json", MEASURED)))
+    assert roof.reach == (1, 1) and roof.source == "measured" and roof.shares["blocks"] == Share(0.8, 0.7)
+    assert roof.shares["parent"] == model.ASSUMED["parent"] and "partly assumed" in roof.basis
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"name": "te', "expected a roof in JSON"),
+        ("[1]", "got list"),
+        ({"name": "x"}, "lacks ['arch'"),
+        ({**MEASURED, "speed": 1}, "unknown ['speed']"),
+        ({**MEASURED, "bandwidth": -1}, "bandwidth must be a positive number, got -1"),
+        ({**MEASURED, "bandwidth": "fast"}, "got 'fast'"),
+        ({**MEASURED, "flops": {"int3": 1}}, "unknown ['int3']"),
+        ({**MEASURED, "shares": {"magic": [1, 1]}}, "unknown ['magic']"),
+    ],
+)
+def test_bad_roofs_are_refused(tmp_path: Path, text: object, says: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Roof.read(write(tmp_path / "r.json", text))
+    assert says in str(caught.value) and "r.json" in str(caught.value)
+
+
+BAD = (
+    BadCall("op", lambda: at("parent", "matmul"), ValueError, ("op must be one of", "'matmul'")),
+    BadCall("structure", lambda: at("parent", structure="3:4"), ValueError, ("structure", "'3:4'")),
+    BadCall("dtype", lambda: at("parent", dtype="int8"), ValueError, ("dtype", "'int8'")),
+    BadCall("no rate", lambda: at("parent", dtype="tf32"), ValueError, ("flat", "tf32")),
+    BadCall("rows", lambda: at("parent", m=0), ValueError, ("m must be a positive integer", "0")),
+    BadCall("bool", lambda: at("parent", n=True), ValueError, ("n must be", "True")),
+    BadCall("block", lambda: at("blocks", structure="block", block=(0, 4)), ValueError, ("block", "0")),
+    BadCall("2:4", lambda: at("parent", structure="2:4", alpha=4), ValueError, ("alpha = 2", "4")),
+    BadCall("gpu", lambda: model.roof_named("6090"), ValueError, ("h200", "'6090'")),
+)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=readable_id)
+def test_bad_calls(bad: BadCall) -> None:
+    bad.check()
+
+
+def test_the_model_is_pure() -> None:
+    """Neither torch nor Triton is needed to import it."""
+    code = (
+        "import importlib.util, sys; sys.modules['torch'] = sys.modules['triton'] = None\n"
+        f"spec = importlib.util.spec_from_file_location('model', {str(ROOT / 'kernels/model.py')!r})\n"
+        "model = importlib.util.module_from_spec(spec); sys.modules['model'] = model; spec.loader.exec_module(model)\n"
+        "print(model.roof_named('h200').name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "H200", done.stderr
+
+
+# The commands.
+
+
+def test_explain_prints_every_candidate_and_the_choice() -> None:
+    done = CliRunner().invoke(cli, ["explain", "--m", "16", "--n", "4096", "--k", "4096"], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    chosen = [line for line in done.output.splitlines() if "chosen" in line]
+    assert len(chosen) == 1 and "packed labels" in chosen[0]
+    assert all(name in done.output for name in ("parent", "wide dense", "masked dense", "torch.sparse", "assumed"))
+
+
+def test_explain_turns_the_layer_for_dx() -> None:
+    layer = verdict.Layer(n=64, k=256, block=(16, 128))
+    table = verdict.explain(layer, "block", 7, PUBLISHED["h200"], "dX")
+    formats = model.bytes_by_format(256, 64, 2, 2, (128, 16))["blocks"]
+    blocks = next(row for row in table.rows if row[0] == "blocks")
+    assert "merge_matmul" in table.title and blocks[3] == f"{(formats + 2 * 7 * (256 + 2 * 64)) / 1e6:.1f}"
+
+
+def test_verdict_says_where_the_claim_holds() -> None:
+    arguments = ["verdict", "--gpu", "a100", "--n", "4096", "--k", "14336", "--alpha", "2"]
+    done = CliRunner().invoke(cli, arguments, env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    held = crossover(model.INFERENCE, "block", 4096, 14336, 2, "bf16", PUBLISHED["a100"], (64, 64))
+    assert f"block {held}" in done.output and "predicted, not measured" in done.output and "A100" in done.output
+    rows = [json.loads(line) for line in CliRunner().invoke(cli, [*arguments, "--json"]).output.splitlines()]
+    assert [(r["structure"], r["workload"]) for r in rows] == [
+        (s, w) for s in model.STRUCTURES for w in ("inference", "training")
+    ]
+    assert all("predicted" in row["basis"] and math.isfinite(row["ratio"]["8192"]) for row in rows)
+
+
+def times(structure: str, m: int, **milliseconds: float) -> list[dict]:
+    case = {"N": 64, "K": 32, "alpha": 2, "dtype": "bf16", "structure": structure, "M": m, "level": "op"}
+    block = "64x64" if structure == "block" else ""
+    names = {"fpe_auto": "fpe/auto", "fpe_triton": "fpe/triton"}
+    return [
+        {**case, "block": block, "pass": "forward", "provider": names.get(who, who), "milliseconds": t}
+        for who, t in milliseconds.items()
+    ]
+
+
+ROWS = [
+    *times("random", 1, parent=1.0, wide=2.0, fpe_auto=1.2, fpe_triton=1.05),
+    *({**row, "level": "layer"} for row in times("random", 1, fpe_auto=0.1)),
+    *times("random", 16, parent=1.0, wide=2.0, fpe_triton=1.09),
+    *times("random", 64, parent=1.0, wide=2.0, fpe_triton=1.5),
+    *times("random", 256, parent=1.0, wide=2.0, fpe_triton=1.0),
+    *times("block", 1, parent=1.0, wide=2.0, fpe_triton=1.5),
+    *times("block", 256, parent=2.0, wide=4.0, fpe_triton=1.0),
+]
+
+
+def test_measured_verdict_takes_our_fastest_and_stops_at_the_first_failure(tmp_path: Path) -> None:
+    results = Results(
+        "latency", {"dry_run": False}, [*ROWS, {"provider": "torch BSR", "status": "absent", "reason": "-"}]
+    )
+    layer = verdict.Layer(64, 32)
+    random, block = verdict.measured(layer, results)
+    assert random["ratio"] == {1: 1.05, 16: 1.09, 64: 1.5, 256: 1.0} and random["holds_to"] == 16
+    assert random["wide"][1] == 1.05 / 2 and random["runs_as"][1] == ["fpe/triton"]
+    assert block["holds_to"] == 0 and block["ratio"][256] == 0.5
+    path = results.write(tmp_path / "latency.jsonl")
+    (tmp_path / "roof.json").write_text(json.dumps(MEASURED))
+    arguments = ["verdict", "--measured", str(path), "--n", "64", "--k", "32"]
+    done = CliRunner().invoke(cli, arguments, env={"COLUMNS": "250"})
+    assert done.exit_code == 0, done.output
+    assert "random 16, block none" in done.output and "block 0.50 (fpe/triton)" in done.output
+    sizes = ("random", 16, 64, 32, 2, "bf16", Roof.of(MEASURED))
+    found = model.layer_candidates(model.INFERENCE, *sizes)
+    predicted = model.seconds_of(found) / model.seconds_of(found, "parent")
+    (line,) = (line for line in done.output.splitlines() if " 1.090 " in line)
+    assert f"{predicted:.3f}" in line and f"{predicted / 1.09 - 1:+.0%}" in line
+
+
+@pytest.mark.parametrize(
+    ("study", "settings", "rows", "says"),
+    [
+        ("latency", {}, [], "expected times of a 64 x 32 layer"),
+        ("latency", {}, [{**row, "N": 65} for row in ROWS], "there are 65x32 alpha 2 bf16"),
+        ("latency", {"dry_run": True}, ROWS, "dry run"),
+        ("gate", {}, ROWS, "got those of 'gate'"),
+    ],
+    ids=["empty", "other layer", "dry run", "other step"],
+)
+def test_a_measured_verdict_needs_times_of_its_layer(
+    tmp_path: Path, study: str, settings: dict, rows: list, says: str
+) -> None:
+    path = Results(study, settings, rows, {"device": "NVIDIA H200", "commit": "x"}).write(tmp_path / "r.jsonl")
+    done = CliRunner().invoke(cli, ["verdict", "--measured", str(path), "--n", "64", "--k", "32"])
+    assert done.exit_code != 0 and says in " ".join(done.output.split()) and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verdict", "--measured", "missing.jsonl"], "missing.jsonl"),
+        (["verdict", "--gpu", "6090"], "h200"),
+        (["verdict", "--gpu", "missing.json"], "missing.json"),
+        (["verdict", "--n", "0"], "--n"),
+        (["explain", "--structure", "random", "--dtype", "int8"], "int8"),
+        (["explain", "--structure", "2:4", "--alpha", "4"], "alpha = 2"),
+        (["explain", "--op", "sideways"], "sideways"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code != 0 and message in done.output and "Traceback" not in done.output

@@ -1,0 +1,106 @@
+"""Guards on what no GPU is needed for: bytes moved, machine code, ratios in pairs. No absolute times."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fpe.bench import providers, suite
+from fpe.bench.lab import traffic
+from fpe.bench.providers import Case
+from fpe.bench.results import COMMITTED, Results
+
+# Bytes.
+
+
+@pytest.mark.parametrize(("m", "bound"), [(1, 1.02), (16, 1.2)])
+@pytest.mark.parametrize("op", traffic.OPS)
+def test_small_batches_move_little_more_than_they_must(op: str, m: int, bound: float) -> None:
+    case = traffic.Case(m, 2048, 1024)
+    row = traffic.measure(op, case, traffic.layer(case))
+    assert 1 <= row["ratio"] <= bound
+
+
+def test_committed_traffic_of_large_layers_is_within_the_bar() -> None:
+    rows = Results.read(COMMITTED / "lab/traffic.jsonl").rows
+    decode = [row for row in rows if row["M"] <= 64 and row["alpha"] > 1]
+    assert len(decode) >= 18 and max(row["ratio"] for row in decode) <= 1.05
+
+
+# Machine code: of today's kernels beside the committed rows.
+
+
+def test_registers_and_instructions_a_byte_have_not_grown(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "fpe.bench", "lab", "compile", "--quick", "--arch", "90", "--jobs", "1", "--json"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    committed: dict[tuple, list[dict]] = {}
+    for row in Results.read(COMMITTED / "lab/compile.jsonl").rows:
+        committed.setdefault(alike(row), []).append(row)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    compared = [(row, before) for row in rows if (before := committed.get(alike(row)))]
+    assert len(compared) >= 3, done.stderr
+    for row, before in compared:
+        assert row["registers"] <= 1.25 * max(r["registers"] for r in before), row["case"]
+        assert row["instructions_per_byte"] <= 1.25 * max(r["instructions_per_byte"] for r in before), row["case"]
+
+
+def alike(row: dict) -> tuple:
+    """What two binaries must share to be compared."""
+    return tuple(str(row[name]) for name in ("kernel", "arch", "op", "block", "dtype", "block_m", "split"))
+
+
+# Latency, in pairs within one run. Bounds are several times what an idle machine shows.
+
+
+@pytest.mark.parametrize(
+    ("structure", "yardstick", "bound"), [("random", "masked", 5.0), ("2:4", "masked", 5.0), ("block", "wide", 8.0)]
+)
+def test_eager_layers_stay_near_their_yardstick(structure: str, yardstick: str, bound: float) -> None:
+    case = Case(64, 768, 1024, structure=structure, dtype="fp32", block=(64, 64))
+    rows = suite.measure(
+        case, providers.find((yardstick, "fpe/eager")), "cpu", "op", ("forward", "forward+backward"), rounds=(5, 5)
+    )
+    times = {(row["pass"], row["provider"]): row["low"] for row in rows}
+    for name in ("forward", "forward+backward"):
+        assert times[name, "fpe/eager"] <= bound * times[name, yardstick], times
+
+
+# Operations: nothing runs that a pass does not ask for.
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the package's operations as they run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fpe":
+            self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("structure", "forward", "dx", "dw"),
+    [
+        ("random", "split_matmul", "merge_matmul", "partition_grad"),
+        ("block", "block_matmul", "block_matmul_t", "block_grad"),
+    ],
+)
+def test_a_pass_runs_its_own_operation_alone(structure: str, forward: str, dx: str, dw: str) -> None:
+    made = providers.Problem.make(Case(3, 16, 32, structure=structure, dtype="fp32", block=(16, 16)), "cpu")
+    module = providers.PROVIDERS["fpe/eager"].build(made, False)
+    for name, wanted in (("forward", [forward]), ("dX", [dx]), ("dW", [dw]), ("forward+backward", [forward, dx, dw])):
+        call = suite.call(made, module, name)
+        with Recorder() as recorder:
+            call()  # type: ignore[misc]
+        assert sorted(recorder.seen) == sorted(wanted), name
