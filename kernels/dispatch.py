@@ -1,19 +1,27 @@
-"""Which implementation runs an operation: a pure choice, never a silent fallback."""
+"""Which implementation runs an operation: a pure choice, never a silent fallback.
 
-from functools import cache
+:func:`choose_backend` says what can run, when an operation is called. Where labels follow no blocks two implementations
+can: the packed kernels and a dense matmul of the masked weight. Which is faster depends on the batch, so
+:func:`fastest` decides when the operation runs, by the cost model that ``fpe explain`` prints.
+"""
+
+import json
+from functools import cache, lru_cache
+from importlib.resources import files
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from .device import device_of, interpreting
+from .model import PUBLISHED, Roof, best, candidates, roof_named
 
 BACKENDS = ("auto", "triton", "eager")
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MIN_ARCH = 80
 
 
-def choose_backend(op: str, backend: str, operand: Tensor, limit: str | None = None) -> str:
+def choose_backend(op: str, backend: str, operand: Tensor, limit: str | None = None, by_cost: bool = False) -> str:
     """Resolves a requested backend to one that can run.
 
     Args:
@@ -22,6 +30,7 @@ def choose_backend(op: str, backend: str, operand: Tensor, limit: str | None = N
             ``"eager"`` is the twin.
         operand: A tensor of the call: its device and dtype decide.
         limit: What of the call the operation's kernels do not take, in words; ``None`` where they take it.
+        by_cost: Whether ``"auto"`` stays open where both can run, for :func:`fastest` to decide.
 
     Raises:
         ValueError: No such backend exists, or the one insisted on cannot run this call; the message says why.
@@ -33,7 +42,73 @@ def choose_backend(op: str, backend: str, operand: Tensor, limit: str | None = N
     reason = _why_not_triton(operand, limit)
     if reason and backend == "triton":
         raise ValueError(f"{op}: backend 'triton' cannot run here: {reason}")
-    return "eager" if reason else "triton"
+    if reason:
+        return "eager"
+    return "auto" if by_cost and backend == "auto" else "triton"
+
+
+IMPLEMENTATIONS = {"packed labels": "triton", "masked dense": "eager"}
+"""Backends of the partition operations, by their names in the cost model."""
+
+
+def fastest(op: str, m: int, n: int, k: int, alpha: int, dtype: str, roof: Roof) -> str:
+    """The backend that a partition operation is predicted to be fastest with.
+
+    Args:
+        op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
+        m: Rows of activations.
+        n: Rows of the weight that the operation is given.
+        k: Its columns.
+        alpha: Children.
+        dtype: As the cost model names it: ``"bf16"``, ``"fp16"``, ``"tf32"`` or ``"fp32"``.
+        roof: Of the device.
+
+    Returns:
+        ``"triton"`` or ``"eager"``.
+    """
+    if min(m, n, k) < 1:
+        return "eager"
+    found = candidates(op, "random", m, n, k, alpha, dtype, roof)
+    return IMPLEMENTATIONS[best([c for c in found if c.name in IMPLEMENTATIONS]).name]
+
+
+def fastest_here(op: str, m: int, n: int, k: int, alpha: int, operand: Tensor) -> str:
+    """:func:`fastest` on the device and in the type of an operand."""
+    return _fastest_on(op, m, n, k, alpha, dtype_name(operand), operand.get_device())
+
+
+@lru_cache(maxsize=4096)
+def _fastest_on(op: str, m: int, n: int, k: int, alpha: int, dtype: str, index: int) -> str:
+    return fastest(op, m, n, k, alpha, dtype, roof_of(index))
+
+
+def dtype_name(operand: Tensor) -> str:
+    """What the cost model calls the type that an operand's products are computed in."""
+    if operand.dtype == torch.float32:
+        return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
+    return {torch.float16: "fp16", torch.bfloat16: "bf16"}[operand.dtype]
+
+
+@cache
+def roof_of(index: int) -> Roof:
+    """The roof of a CUDA device: the measured one that is shipped, else what is published of it or of its kind."""
+    name, arch = torch.cuda.get_device_name(index), device_of(torch.empty(0, device=f"cuda:{index}")).arch
+    return roof_for(name, arch)
+
+
+def roof_for(name: str, arch: int) -> Roof:
+    """The roof of a GPU by its name; for one that is not known, the slowest published one of its architecture.
+
+    Measured roofs are ``kernels/configs/roof_<name>.json``, as ``fpe gpu`` writes them.
+    """
+    shipped = files(__package__) / "configs" / f"roof_{name.lower().replace(' ', '_')}.json"
+    if shipped.is_file():
+        return Roof.of(json.loads(shipped.read_text()), str(shipped))
+    try:
+        return roof_named(name)
+    except ValueError:
+        alike = [roof for roof in PUBLISHED.values() if roof.arch == arch] or list(PUBLISHED.values())
+        return min(alike, key=lambda roof: roof.bandwidth)
 
 
 @cache

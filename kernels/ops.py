@@ -137,12 +137,34 @@ def _block_grad_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
 
 # The operations.
 
+
+def _run_partition(op: str, backend: str, m: int, n: int, k: int, alpha: int, operand: Tensor) -> Callable[..., Tensor]:
+    """The implementation of a partition operation; ``"auto"`` takes the one that is fastest at this size."""
+    if backend == "auto":
+        from .dispatch import fastest_here
+
+        backend = fastest_here(op, m, n, k, alpha, operand)
+    return _implementation("partition", op, backend)
+
+
+def _run_split(
+    x: Tensor,
+    w: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    alpha: int,
+    transposed: bool,
+    backend: str,
+) -> Tensor:
+    run = _run_partition("split_matmul", backend, x.shape[0], *w.shape, alpha, w)
+    return run(x, w, _labels(labels, transposed, *w.shape, alpha), alpha, bias, activation)
+
+
 split_matmul = _define(
     "split_matmul(Tensor x, Tensor w, Tensor labels, Tensor? bias, str? activation, SymInt alpha, bool transposed, "
     "str backend) -> Tensor",
-    lambda x, w, labels, bias, activation, alpha, transposed, backend: _implementation(
-        "partition", "split_matmul", backend
-    )(x, w, _labels(labels, transposed, *w.shape, alpha), alpha, bias, activation),
+    _run_split,
     lambda x, w, labels, bias, activation, alpha, transposed, backend: x.new_empty(x.shape[0], alpha, w.shape[0]),
     _split_backward,
     _setup_partition,
@@ -152,23 +174,35 @@ split_matmul = _define(
 ``labels`` are uint8 ``[N, K]``, or planes of bits; with ``transposed`` they are those of ``w.T``.
 """
 
+
+def _run_merge(
+    z: Tensor, w: Tensor, labels: Tensor, bias: Tensor | None, activation: str | None, transposed: bool, backend: str
+) -> Tensor:
+    m, alpha = z.shape[:2]
+    run = _run_partition("merge_matmul", backend, m, *w.shape, alpha, w)
+    return run(z, w, _labels(labels, transposed, *w.shape, alpha), bias, activation)
+
+
 merge_matmul = _define(
     "merge_matmul(Tensor z, Tensor w, Tensor labels, Tensor? bias, str? activation, bool transposed, str backend) "
     "-> Tensor",
-    lambda z, w, labels, bias, activation, transposed, backend: _implementation("partition", "merge_matmul", backend)(
-        z, w, _labels(labels, transposed, *w.shape, z.shape[1]), bias, activation
-    ),
+    _run_merge,
     lambda z, w, labels, bias, activation, transposed, backend: z.new_empty(z.shape[0], w.shape[0]),
     _merge_backward,
     _setup_partition,
 )
 """``z[M, alpha, K], w[N, K], labels -> y[M, N]``. Its gradient is that of ``activation=None``."""
 
+
+def _run_partition_grad(dy: Tensor, x: Tensor, labels: Tensor, transposed: bool, backend: str) -> Tensor:
+    (m, alpha, n), k = dy.shape, x.shape[1]
+    run = _run_partition("partition_grad", backend, m, n, k, alpha, x)
+    return run(dy, x, _labels(labels, transposed, n, k, alpha))
+
+
 partition_grad = _define(
     "partition_grad(Tensor dy, Tensor x, Tensor labels, bool transposed, str backend) -> Tensor",
-    lambda dy, x, labels, transposed, backend: _implementation("partition", "partition_grad", backend)(
-        dy, x, _labels(labels, transposed, dy.shape[2], x.shape[1], dy.shape[1])
-    ),
+    _run_partition_grad,
     _partition_grad_fake,
     _partition_grad_backward,
     _setup_partition,

@@ -60,7 +60,7 @@ def split_matmul(
     x, w = autocast(x, w)
     check_tensor(op, "x", x, (k,), batched=True, like=w)
     fused, after = placed(activation, x, w, bias)
-    chosen = choose_backend(op, backend, w, limit(alpha))
+    chosen = choose_backend(op, backend, w, limit(alpha), by_cost=True)
     y = ops.split_matmul(as_rows(x, 1), w, table, bias, fused, alpha, transposed, chosen)
     y = y.view(*x.shape[:-1], alpha, n)
     return ACTIVATIONS[after](y) if after else y
@@ -113,7 +113,7 @@ def merge_matmul(
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
     fused, after = placed(activation, z, w, bias)
-    chosen = choose_backend(op, backend, w, limit(alpha))
+    chosen = choose_backend(op, backend, w, limit(alpha), by_cost=True)
     y = ops.merge_matmul(as_rows(z, 2), w, table, bias, fused, transposed, chosen).view(*z.shape[:-2], n)
     return ACTIVATIONS[after](y) if after else y
 
@@ -148,7 +148,7 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
     alpha, n = dy.shape[-2:]
     check_alpha(op, alpha)
     table, transposed = check_labels(op, labels, (n, x.shape[-1]), alpha, x)
-    chosen = choose_backend(op, backend, x, limit(alpha))
+    chosen = choose_backend(op, backend, x, limit(alpha), by_cost=True)
     return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, transposed, chosen)
 
 
