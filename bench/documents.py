@@ -31,6 +31,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     "roofs": lambda: costs.roofs_table(),
     "shares": lambda: costs.shares_table(costs.roof_shown(costs.measured())),
     "memory": lambda: costs.memory_table(),
+    "ladder": lambda: summary.ladder(_read("lab/ladder")),
+    "unpacking": lambda: summary.unpacking(_read("lab/compile")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
 }
 FIGURES = {

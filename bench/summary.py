@@ -119,6 +119,40 @@ def compiled(results: Results) -> Table:
     return Table(f"Compiled by Triton {settings['triton']}, the worst of each kernel and architecture", columns, rows)
 
 
+def ladder(results: Results) -> Table:
+    """Instructions a weight, by rung and architecture."""
+    body = [
+        (
+            row["rung"],
+            f"sm_{row['arch']}",
+            f"{row['instructions_per_weight']:.1f}",
+            f"{row['shared_per_weight']:.2f}",
+            str(row["registers"]),
+            str(row["spilled"]),
+            row["how"],
+        )
+        for row in results.rows
+    ]
+    n, k, m = results.settings["tile"]
+    version = results.settings["triton"]
+    title = f"Machine instructions a weight and lane, alpha = 2, tile {n} x {k} by {m} rows, Triton {version}"
+    return Table(title, ("rung", "arch", "instr./weight", "shared mem./weight", "registers", "spilt", "how"), body)
+
+
+def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype: str = "bf16") -> Table:
+    """Machine instructions that the partition kernels spend on a weight in decoding, by operation and children."""
+    found: dict[tuple[str, int], dict[int, str]] = {}
+    for row in results.rows:
+        if row["kernel"] == "_partition_multiply" and row["dtype"] == dtype and row["tile"].startswith("16x"):
+            cells = found.setdefault((row["op"], row["alpha"]), {})
+            cells.setdefault(row["arch"], f"{row['instructions_per_weight']:.1f} ({row['registers']} registers)")
+    body = [(op, str(alpha), *(cells.get(arch, "-") for arch in architectures)) for (op, alpha), cells in found.items()]
+    columns = ("operation", "children", *(f"sm_{arch}" for arch in architectures))
+    return Table(
+        f"Instructions a weight and lane, {dtype}, up to 16 rows, Triton {results.settings['triton']}", columns, body
+    )
+
+
 def _by(results: Results, column: str) -> list:
     return [(str(name), group) for name, group in results.frame.groupby(column, sort=False)]
 

@@ -61,6 +61,23 @@ def compile_command(
         raise click.ClickException(f"{complaints} of {len(results.rows)} binaries are not as meant")
 
 
+@lab.command("ladder")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+def ladder_command(as_json: bool, output: Path) -> None:
+    """Count what plain ways of applying labels cost in machine instructions, up to the way that is shipped."""
+    from ...kernels.device import interpreting
+    from ..output import finish
+
+    if interpreting():
+        raise click.ClickException("kernels are interpreted where TRITON_INTERPRET=1; unset it to compile them")
+    from .. import summary
+    from . import ladder
+
+    results = ladder.run()
+    finish(results, output / "ladder.jsonl", summary.ladder(results), as_json)
+
+
 @lab.command("traffic")
 @click.option("--m", multiple=True, type=click.IntRange(1), help="Rows of activations; may be given several times.")
 @click.option("--n", type=click.IntRange(1), help="Output features of the parent.  [default: an LLM's MLP]")

@@ -159,6 +159,16 @@ def _stream_lines(kernel: str) -> tuple[set[tuple[str, int]], bool]:
     return found, known.multiplies
 
 
+def disassemble(cubin: bytes) -> tuple[str, str]:
+    """A binary's machine code and its resources, as ``nvdisasm -c -g`` and ``cuobjdump -res-usage`` print them."""
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        run = partial(subprocess.run, capture_output=True, text=True, check=True)
+        code = run([triton.knobs.nvidia.nvdisasm.path, "-c", "-g", file.name]).stdout
+        return code, run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]).stdout
+
+
 def _facts(kernel: str, cubin: bytes) -> Row:
     """Facts of a binary, from the cache or from the disassembler."""
     streams, multiplies = _stream_lines(kernel)
@@ -167,13 +177,7 @@ def _facts(kernel: str, cubin: bytes) -> Row:
     kept = Path(triton.knobs.cache.dir) / "fpe-lab" / f"{key}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
-    with NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        run = partial(subprocess.run, capture_output=True, text=True, check=True)
-        code = run([triton.knobs.nvidia.nvdisasm.path, "-c", "-g", file.name]).stdout
-        resources = run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]).stdout
-    facts = analyse(code, resources, streams, multiplies)
+    facts = analyse(*disassemble(cubin), streams, multiplies)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile("w", dir=kept.parent, delete=False) as part:
         json.dump(facts, part)

@@ -141,13 +141,18 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
             or the labels are packed for another weight, orientation or alpha.
     """
     op = "partition_grad"
-    check_tensor(op, "x", x, (None,), batched=True)
-    check_tensor(op, "dy", dy, (*x.shape[:-1], None, None), on=x)
+    if isinstance(labels, PackedLabels):
+        n, k = labels.shape[::-1] if labels.transposed else labels.shape
+    else:
+        check_tensor(op, "labels", labels, (None, None), dtype=torch.uint8)
+        n, k = labels.shape
+    check_tensor(op, "x", x, (k,), batched=True)
+    check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), on=x)
     dy, x = autocast(dy, x)
-    check_tensor(op, "dy", dy, (*x.shape[:-1], None, None), like=x)
-    alpha, n = dy.shape[-2:]
+    check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), like=x)
+    alpha = dy.shape[-2]
     check_alpha(op, alpha)
-    table, transposed = check_labels(op, labels, (n, x.shape[-1]), alpha, x)
+    table, transposed = check_labels(op, labels, (n, k), alpha, x)
     chosen = choose_backend(op, backend, x, limit(alpha), by_cost=True)
     return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, transposed, chosen)
 

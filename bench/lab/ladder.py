@@ -1,0 +1,121 @@
+"""The ladder to the partition kernel: plain ways to give each child its weights, compiled and counted.
+
+Each rung is a matmul of two children (alpha = 2, 16 rows) that differs in how the labels' bits meet the weights. What
+the kernels ship is the last rung before ``"no labels"``, which multiplies the whole tile twice: the floor.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ...kernels.device import interpreting
+from ..results import Results
+from . import sass
+from .compile import disassemble
+
+RUNGS = {
+    "select": "`tl.where` on the 16-bit weights",
+    "halfword masks": "bits spread over 16-bit integers, `&` with the weights' bits",
+    "word masks": "two weights to a 32-bit word, one mask for both (shipped)",
+    "no labels": "both children take the whole tile: what the matmul costs without labels",
+}
+TILE = (64, 128, 16)
+"""``BLOCK_N, BLOCK_K, BLOCK_M``."""
+
+
+@triton.jit
+def _rung(
+    x_ptr,
+    w_ptr,
+    plane_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    RUNG: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_m = tl.arange(0, BLOCK_M)
+    rows = offs_n[:, None].to(tl.int64)
+    acc_0 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    acc_1 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for first_k in range(0, K, BLOCK_K):
+        offs_k = first_k + tl.arange(0, BLOCK_K)
+        x = tl.load(x_ptr + offs_m[None, :] * K + offs_k[:, None], mask=(offs_m < M)[None, :], other=0.0)
+        w = tl.load(w_ptr + rows * K + offs_k[None, :])  # [BLOCK_N, BLOCK_K]
+        byte = tl.load(plane_ptr + rows * (K // 8) + (first_k // 8 + tl.arange(0, BLOCK_K // 8))[None, :])
+        if RUNG == "select":
+            bit = ((byte[:, :, None] >> tl.arange(0, 8).to(tl.uint8)[None, None, :]) & 1).reshape(BLOCK_N, BLOCK_K)
+            w_0 = tl.where(bit == 0, w, 0.0)
+            w_1 = tl.where(bit == 1, w, 0.0)
+        elif RUNG == "halfword masks":
+            shift = (15 - tl.arange(0, 8)).to(tl.int16)
+            mask = ((byte.to(tl.int16)[:, :, None] << shift[None, None, :]) >> 15).reshape(BLOCK_N, BLOCK_K)
+            bits = w.to(tl.int16, bitcast=True)
+            w_0 = (bits & ~mask).to(tl.bfloat16, bitcast=True)
+            w_1 = (bits & mask).to(tl.bfloat16, bitcast=True)
+        elif RUNG == "word masks":
+            at = w_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + rows * (K // 2)
+            words = tl.load(at + (first_k // 2 + tl.arange(0, BLOCK_K // 2))[None, :])
+            spread = byte.to(tl.int32) | (byte.to(tl.int32) << 12)
+            mask = ((spread[:, :, None] >> tl.arange(0, 4)[None, None, :]) & 0x10001) * 0xFFFF
+            mask = mask.reshape(BLOCK_N, BLOCK_K // 2)
+            one, zero = words & mask, words & ~mask
+            w_0 = tl.join((zero & 0xFFFF).to(tl.int16), (zero >> 16).to(tl.int16)).reshape(BLOCK_N, BLOCK_K)
+            w_1 = tl.join((one & 0xFFFF).to(tl.int16), (one >> 16).to(tl.int16)).reshape(BLOCK_N, BLOCK_K)
+            w_0, w_1 = w_0.to(tl.bfloat16, bitcast=True), w_1.to(tl.bfloat16, bitcast=True)
+        else:
+            w_0, w_1 = w, w
+        acc_0 = tl.dot(w_0, x, acc_0)
+        acc_1 = tl.dot(w_1, x, acc_1)
+    out = out_ptr + offs_m[None, :] * (2 * N) + offs_n[:, None]
+    tl.store(out, acc_0.to(tl.bfloat16), mask=(offs_m < M)[None, :])
+    tl.store(out + N, acc_1.to(tl.bfloat16), mask=(offs_m < M)[None, :])
+
+
+def climb(rung: str, arch: int, warps: int = 4, stages: int = 4) -> dict[str, Any]:
+    """Compiles a rung and counts its main loop.
+
+    Args:
+        rung: A key of :data:`RUNGS`.
+        arch: Compute capability, as 90.
+        warps: Of a program.
+        stages: Triton's pipeline depth.
+    """
+    names = ("x_ptr", "w_ptr", "plane_ptr", "out_ptr", "M", "N", "K")
+    types = ("*bf16", "*bf16", "*u8", "*bf16", "i32", "i32", "i32")
+    meta = dict(zip(("BLOCK_N", "BLOCK_K", "BLOCK_M"), TILE, strict=True))
+    constants = {"RUNG": rung, **meta}
+    signature = {**dict(zip(names, types, strict=True)), **dict.fromkeys(constants, "constexpr")}
+    aligned = {(i,): [["tt.divisibility", 16]] for i in (0, 1, 2, 3, 5, 6)}
+    source = ASTSource(_rung, signature=signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": warps, "num_stages": stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    code, resources = disassemble(compiled.asm["cubin"])
+    facts = sass.analyse(code, resources, set(), True)
+    instructions, labels = sass.read_sass(code)
+    loop = [instructions[i] for i in sass.main_loop(instructions, labels)]
+    weights = TILE[0] * TILE[1]
+    return {
+        "rung": rung,
+        "how": RUNGS[rung],
+        "arch": arch,
+        "registers": facts["registers"],
+        "spilled": facts["spill_stores"] + facts["spill_loads"],
+        "instructions_per_weight": round(len(loop) * warps * 32 / weights, 2),
+        "shared_per_weight": round(sum(i.named("LDS", "STS", "LDSM", "STSM") for i in loop) * warps * 32 / weights, 2),
+    }
+
+
+def run(architectures: tuple[int, ...] = (80, 90)) -> Results:
+    """Climbs every rung on every architecture."""
+    if interpreting():
+        raise RuntimeError("fpe lab ladder: kernels are interpreted where TRITON_INTERPRET=1; unset it")
+    rows = [climb(rung, arch) for arch in architectures for rung in RUNGS]
+    return Results("lab-ladder", {"triton": triton.__version__, "tile": list(TILE)}, rows)
