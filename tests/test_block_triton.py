@@ -14,8 +14,9 @@ import fpe
 from fpe.bench.studies.data import load_digits
 from fpe.kernels import BlockLayout, block_grad, block_matmul, block_matmul_t
 from fpe.kernels.block import config as configs
-from fpe.kernels.block.config import Config, Problem, choose, is_valid, parse, shared_bytes
+from fpe.kernels.block.config import Config, Problem, choose, is_valid, shared_bytes
 from fpe.kernels.device import KNOWN
+from fpe.kernels.tables import parse
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TRIAD = ((torch.float32, "triton"), (torch.float32, "eager"), (torch.float64, "eager"))
@@ -326,7 +327,7 @@ def test_a_tuned_entry_goes_before_the_rule() -> None:
     fields = {"block_m": 32, "block_in": 16, "split": 1, "group_m": 4, "num_warps": 2, "num_stages": 3}
     entry = {"op": "block_matmul", "max_m": 64, "block": [64, 64], "itemsize": 2, "config": fields}
     too_large = {**entry, "max_m": 1024, "config": {**fields, "block_m": 4096, "num_stages": 9}}
-    table = parse({"provenance": {"device": "a test"}, "entries": [too_large, entry]})
+    table = parse({"provenance": {"device": "a test"}, "entries": [too_large, entry]}, Config)
     assert [e.max_m for e in table] == [64, 1024]
     with patch.object(configs, "tuned", return_value=table):
         problem = Problem("block_matmul", 64, (64, 64), 448, 32, 4096, 2)

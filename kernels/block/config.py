@@ -1,14 +1,10 @@
 """Which tiles a block kernel runs with: data, chosen by a pure function and testable without a GPU."""
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from math import ceil
-from typing import Any
 
 from ..device import Device
+from ..tables import tuned
 from .layout import BlockLayout
 
 SUPPORTED_BLOCKS = (16, 32, 64, 128)
@@ -119,7 +115,7 @@ def grad_problem(layout: BlockLayout, m: int, itemsize: int) -> Problem:
 
 def choose(problem: Problem, device: Device) -> Config:
     """The configuration of a launch: a tuned entry where there is one, else a rule."""
-    for entry in tuned(device.arch):
+    for entry in tuned("block", device.arch, Config):
         if entry.fits(problem) and is_valid(problem.op, entry.config, problem.block, problem.itemsize, device):
             return entry.config
     return _grad_rule(problem, device) if problem.op == "block_grad" else _matmul_rule(problem, device)
@@ -175,36 +171,3 @@ def _deepest(problem: Problem, config: Config, device: Device) -> Config:
 
 def _power_above(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tuned configuration and where it holds: up to ``max_m`` rows, for one block and element size."""
-
-    op: str
-    max_m: int
-    block: tuple[int, int]
-    itemsize: int
-    config: Config
-
-    def fits(self, problem: Problem) -> bool:
-        """Whether a launch falls under this entry."""
-        same = (self.op, self.block, self.itemsize) == (problem.op, problem.block, problem.itemsize)
-        return same and problem.m <= self.max_m
-
-
-def parse(table: dict[str, Any]) -> tuple[Entry, ...]:
-    """Reads a table: ``{"provenance": {...}, "entries": [{"op", "max_m", "block", "itemsize", "config"}]}``."""
-    entries: Iterable[dict[str, Any]] = table["entries"]
-    read = (
-        Entry(e["op"], e["max_m"], (e["block"][0], e["block"][1]), e["itemsize"], Config(**e["config"]))
-        for e in entries
-    )
-    return tuple(sorted(read, key=lambda entry: entry.max_m))
-
-
-@cache
-def tuned(arch: int) -> tuple[Entry, ...]:
-    """Tuned entries shipped for an architecture, smallest ``max_m`` first; none where nothing was measured."""
-    file = files(__package__.rpartition(".")[0]) / "configs" / f"block_sm{arch}.json"
-    return parse(json.loads(file.read_text())) if file.is_file() else ()

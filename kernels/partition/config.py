@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from ..device import Device
+from ..tables import tuned
 
 MAX_ALPHA = 8
 """Children that the Triton kernels take: an accumulator, or a tile of activations, for each."""
@@ -92,7 +93,10 @@ def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
 
 
 def choose(problem: Problem, device: Device) -> Config:
-    """The configuration of a launch, by rule."""
+    """The configuration of a launch: a tuned entry where there is one, else a rule."""
+    for entry in tuned("partition", device.arch, Config):
+        if entry.fits(problem) and is_valid(problem, entry.config, device):
+            return entry.config
     return _grad_rule(problem, device) if problem.op == "partition_grad" else _matmul_rule(problem, device)
 
 
