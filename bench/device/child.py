@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..providers import Case, Problem, find
+from ..problems import Case, Problem
+from ..providers import find
 from ..suite import call
 from . import gate
 

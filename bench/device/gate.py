@@ -19,7 +19,7 @@ import fpe
 from fpe import kernels
 from fpe.kernels import BlockLayout
 
-from ..providers import DTYPES
+from ..problems import DTYPES
 from ..suite import float32_as
 
 LAST_BIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23, "tf32": 2.0**-10}

@@ -23,7 +23,8 @@ from fpe.kernels.dispatch import BACKENDS
 from fpe.kernels.model import Roof
 
 from .. import shapes, suite, tune
-from ..providers import PROVIDERS, Case, Provider, find
+from ..problems import Case
+from ..providers import PROVIDERS, Provider, find
 from ..results import Results
 from . import child, gate
 from . import roof as roofs

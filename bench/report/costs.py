@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from fpe.kernels.model import INFERENCE, PUBLISHED, TRAINING, Roof, best, crossover, layer_candidates
 
 from .. import memory, verdict
-from ..providers import OURS, PEERS, PROVIDERS, Case, Problem
+from ..problems import Case, Problem
+from ..providers import OURS, PEERS, PROVIDERS
 from ..results import COMMITTED, Results
 from ..table import Table
 from ..verdict import Layer
