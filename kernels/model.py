@@ -5,7 +5,7 @@ plain numbers out, neither a device nor Triton nor torch.
 
 Its inputs are of two kinds. A :class:`Roof` says what a device can do: published by its vendor (:data:`PUBLISHED`) or
 measured on it (a JSON file that ``fpe gpu`` writes). A :class:`Share` says which part of that an implementation
-reaches: :data:`ASSUMED` until a roof file brings measured ones. Everything predicted from assumed shares is an estimate,
+reaches: :data:`ASSUMED` until a roof file brings measured ones. What is predicted from assumed shares is an estimate,
 and every output says so (:attr:`Roof.basis`).
 
 Left out: bytes that large batches move twice because operands outgrow L2 (``fpe lab traffic`` counts them; arithmetic

@@ -165,7 +165,7 @@ def test_an_error_is_a_row_and_a_lost_device_the_end(tmp_path: Path) -> None:
     rows = Results.read(tmp_path / "latency.jsonl").rows
     assert [(r["key"], r.get("status")) for r in rows] == [("a", "error"), ("b", None)]
     assert shared.problems == ["latency: a: out of memory"]
-    with pytest.raises(steps.RedError, match="run the command again"):
+    with pytest.raises(steps.LostError, match="run the command again"):
         steps.run(step({"c": fail("CUDA error: launch failure"), "d": lambda: [{"x": 1}]}), shared, 60)
     assert [r["key"] for r in Results.read(tmp_path / "latency.jsonl").rows] == ["a", "b", "c"]
 
@@ -339,6 +339,15 @@ def test_a_damaged_file_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "gate.jsonl").open("a").write('{"key": "y", "sta')
     assert main(["--dry-run", "--only", "gate", "--output", str(tmp_path)]) == 1
     assert "gate.jsonl: line 3 is cut" in capsys.readouterr().err
+
+
+def test_a_red_gate_leaves_the_watched_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = {"device": "CPU, dry run", "dry_run": True}
+    Results("gate", header, [{"key": "x", "status": "wrong", "reason": "off"}]).write(tmp_path / "gate.jsonl")
+    assert main(["--dry-run", "--only", "latency", "sanitize", "--output", str(tmp_path)]) == 1
+    assert "1 of 1 correctness checks are red, first 'x'" in capsys.readouterr().err
+    assert {row["tool"] for row in Results.read(tmp_path / "sanitize.jsonl").rows} == {"memcheck", "racecheck"}
+    assert Results.read(tmp_path / "latency.jsonl").rows == []
 
 
 def test_the_headline_sets_the_fastest_of_ours_beside_both_yardsticks() -> None:
