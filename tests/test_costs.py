@@ -69,6 +69,15 @@ def test_a_dry_run_is_never_taken_for_a_gpu(tmp_path: Path) -> None:
     assert costs.measured(tmp_path) is None
 
 
+def test_results_without_the_layer_are_not_drawn(tmp_path: Path) -> None:
+    folder = commit(tmp_path / "z")
+    assert costs.measured(tmp_path) is not None
+    results = Results.read(folder / "latency.jsonl")
+    alone = [r for r in results.rows if not r["provider"].startswith("fpe")]
+    Results("latency", results.settings, alone, H200).write(folder / "latency.jsonl")
+    assert costs.measured(tmp_path) is None
+
+
 def test_peers_stand_beside_ours_over_the_parent(tmp_path: Path) -> None:
     table = costs.peers_table(costs.measured(commit(tmp_path / "x").parent))
     assert table is not None and len(table.rows) == 6
