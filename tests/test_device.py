@@ -358,3 +358,20 @@ def test_the_headline_sets_the_fastest_of_ours_beside_both_yardsticks() -> None:
     rows = [row("parent", 2.0), row("wide", 4.0), row("fpe/auto", 3.0), row("fpe/triton", 1.0), row("fpe/x", 0.1, M=2)]
     (cells,) = headline(rows).rows
     assert cells == ("8x4", "2", "block", "1", "fpe/triton", "1000.0", "0.500", "0.250")
+
+
+def test_packed_labels_are_checked_where_the_kernels_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {check.name for check in gate.checks("cpu")}
+    packed: list[int] = []
+
+    class PackedLabels:
+        @staticmethod
+        def pack(labels: Tensor, alpha: int) -> Tensor:
+            packed.append(alpha)
+            return labels
+
+    monkeypatch.setattr(gate.kernels, "PackedLabels", PackedLabels, raising=False)
+    more = {check.name: check for check in gate.checks("cpu") if check.name not in plain}
+    assert len(more) == sum(check.startswith(("split", "merge", "partition")) for check in plain)
+    assert gate.compare(more["merge_matmul 17x70x90 alpha 4 packed"], "fp32", "auto")["status"] == "ok"
+    assert packed == [4, 4]  # twice by the implementation, never by the twin
