@@ -17,7 +17,8 @@ from fpe.kernels import model
 from fpe.partition import Structure
 
 from . import memory
-from .providers import OURS, AbsentError, Case, Problem, Provider
+from .problems import AbsentError, Case, Problem
+from .providers import OURS, Provider
 from .timing import Call, interleaved
 
 PASSES = {

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fpe.bench import shapes
-from fpe.bench.providers import PROVIDERS, AbsentError, Case, Problem
+from fpe.bench.problems import AbsentError, Case, Problem
+from fpe.bench.providers import PROVIDERS
 from fpe.bench.suite import PASSES, call
 from fpe.bench.timing import FLUSH
 

@@ -188,6 +188,12 @@ def measured(layer: Layer, results: Results, tolerance: float = 0.10) -> list[di
     return found
 
 
+def has(layer: Layer, results: Results) -> bool:
+    """Whether results hold times of the parent and of the package for a layer's forward."""
+    times = (t for (_, name, _), t in _times(layer, results).items() if name == "forward")
+    return any("parent" in t and any(who.startswith(OURS) for who in t) for t in times)
+
+
 def _times(layer: Layer, results: Results) -> dict[tuple[str, str, int], dict[str, float]]:
     """Milliseconds by provider, for each structure, pass and batch size of a layer."""
     block, sizes = f"{layer.block[0]}x{layer.block[1]}", (layer.n, layer.k, layer.alpha, layer.dtype)

@@ -52,8 +52,9 @@ ASSUMED_SMALL_BLOCKS = {16: 0.35, 32: 0.65, 64: 1.0, 128: 1.0}
 """What is left of the arithmetic share of blocks, by their smaller side."""
 ASSUMED_WARP_MMA = {90: 0.65, 100: 0.35}
 """What is left of the arithmetic share of ``mma.sp`` where it is not the architecture's own matrix instruction."""
-ASSUMED_UNPACKING = {"packed labels": 3.5, "sparse tensor cores": 0.5}
-"""Integer instructions for each weight and child, done again for every tile of rows."""
+ASSUMED_UNPACKING = {"packed labels": 1.75, "sparse tensor cores": 0.5}
+"""Integer instructions for each weight and child, done again for every tile of rows: half of the seven instructions of
+all kinds that a compiled sketch needs for a weight and its two children, as twice the integer rate can be issued."""
 ASSUMED_TILE_ROWS = 128
 ASSUMED_LAUNCH = 2.5e-6
 """Seconds from one kernel's end to the next one's first useful work."""

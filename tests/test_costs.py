@@ -7,7 +7,7 @@ import jinja2
 import pytest
 
 from fpe.bench import documents
-from fpe.bench.providers import Case
+from fpe.bench.problems import Case
 from fpe.bench.report import costs
 from fpe.bench.results import Results
 from fpe.kernels.model import INFERENCE, PUBLISHED, bytes_by_format, crossover, layer_candidates, seconds_of
@@ -66,6 +66,15 @@ def test_with_results_they_are_drawn_with_their_provenance(tmp_path: Path) -> No
 
 def test_a_dry_run_is_never_taken_for_a_gpu(tmp_path: Path) -> None:
     commit(tmp_path / "cpu", dry=True)
+    assert costs.measured(tmp_path) is None
+
+
+def test_results_without_the_layer_are_not_drawn(tmp_path: Path) -> None:
+    folder = commit(tmp_path / "z")
+    assert costs.measured(tmp_path) is not None
+    results = Results.read(folder / "latency.jsonl")
+    alone = [r for r in results.rows if not r["provider"].startswith("fpe")]
+    Results("latency", results.settings, alone, H200).write(folder / "latency.jsonl")
     assert costs.measured(tmp_path) is None
 
 

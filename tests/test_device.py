@@ -166,7 +166,7 @@ def test_an_error_is_a_row_and_a_lost_device_the_end(tmp_path: Path) -> None:
     rows = Results.read(tmp_path / "latency.jsonl").rows
     assert [(r["key"], r.get("status")) for r in rows] == [("a", "error"), ("b", None)]
     assert shared.problems == ["latency: a: out of memory"]
-    with pytest.raises(steps.RedError, match="run the command again"):
+    with pytest.raises(steps.LostError, match="run the command again"):
         steps.run(step({"c": fail("CUDA error: launch failure"), "d": lambda: [{"x": 1}]}), shared, 60)
     assert [r["key"] for r in Results.read(tmp_path / "latency.jsonl").rows] == ["a", "b", "c"]
 
@@ -342,6 +342,15 @@ def test_a_damaged_file_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "gate.jsonl: line 3 is cut" in capsys.readouterr().err
 
 
+def test_a_red_gate_leaves_the_watched_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = {"device": "CPU, dry run", "dry_run": True}
+    Results("gate", header, [{"key": "x", "status": "wrong", "reason": "off"}]).write(tmp_path / "gate.jsonl")
+    assert main(["--dry-run", "--only", "latency", "sanitize", "--output", str(tmp_path)]) == 1
+    assert "1 of 1 correctness checks are red, first 'x'" in capsys.readouterr().err
+    assert {row["tool"] for row in Results.read(tmp_path / "sanitize.jsonl").rows} == {"memcheck", "racecheck"}
+    assert Results.read(tmp_path / "latency.jsonl").rows == []
+
+
 def test_the_headline_sets_the_fastest_of_ours_beside_both_yardsticks() -> None:
     def row(provider: str, time: float, **other: object) -> dict:
         case = {"N": 8, "K": 4, "alpha": 2, "structure": "block", "M": 1, "pass": "forward", "level": "op"}
@@ -350,3 +359,20 @@ def test_the_headline_sets_the_fastest_of_ours_beside_both_yardsticks() -> None:
     rows = [row("parent", 2.0), row("wide", 4.0), row("fpe/auto", 3.0), row("fpe/triton", 1.0), row("fpe/x", 0.1, M=2)]
     (cells,) = headline(rows).rows
     assert cells == ("8x4", "2", "block", "1", "fpe/triton", "1000.0", "0.500", "0.250")
+
+
+def test_packed_labels_are_checked_where_the_kernels_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {check.name for check in gate.checks("cpu")}
+    packed: list[int] = []
+
+    class PackedLabels:
+        @staticmethod
+        def pack(labels: Tensor, alpha: int) -> Tensor:
+            packed.append(alpha)
+            return labels
+
+    monkeypatch.setattr(gate.kernels, "PackedLabels", PackedLabels, raising=False)
+    more = {check.name: check for check in gate.checks("cpu") if check.name not in plain}
+    assert len(more) == sum(check.startswith(("split", "merge", "partition")) for check in plain)
+    assert gate.compare(more["merge_matmul 17x70x90 alpha 4 packed"], "fp32", "auto")["status"] == "ok"
+    assert packed == [4, 4]  # twice by the implementation, never by the twin

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpe.bench import providers, suite
 from fpe.bench.lab import traffic
-from fpe.bench.providers import Case
+from fpe.bench.problems import Case, Problem
 from fpe.bench.results import COMMITTED, Results
 
 # Bytes.
@@ -97,7 +97,7 @@ class Recorder(TorchDispatchMode):
     ],
 )
 def test_a_pass_runs_its_own_operation_alone(structure: str, forward: str, dx: str, dw: str) -> None:
-    made = providers.Problem.make(Case(3, 16, 32, structure=structure, dtype="fp32", block=(16, 16)), "cpu")
+    made = Problem.make(Case(3, 16, 32, structure=structure, dtype="fp32", block=(16, 16)), "cpu")
     module = providers.PROVIDERS["fpe/eager"].build(made, False)
     for name, wanted in (("forward", [forward]), ("dX", [dx]), ("dW", [dw]), ("forward+backward", [forward, dx, dw])):
         call = suite.call(made, module, name)

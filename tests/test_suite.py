@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from support import ROOT, BadCall, readable_id
 from torch import Tensor, nn
 
 import fpe
-from fpe.bench import cost_cli, memory, providers, shapes, suite, test_latency, timing
+from fpe.bench import cost_cli, memory, peers, providers, shapes, suite, test_latency, timing
 from fpe.bench.cli import cli
-from fpe.bench.providers import PROVIDERS, Case, Problem, Provider
+from fpe.bench.problems import AbsentError, Case, Problem
+from fpe.bench.providers import PROVIDERS, Provider
 from fpe.bench.results import Results
 from fpe.bench.table import Table
 from fpe.kernels.model import PUBLISHED, layer_candidates, seconds_of
@@ -53,11 +55,51 @@ def test_every_exact_provider_computes_the_expanded_layer(structure: str, bias: 
             continue
         try:
             y = provider.build(made, bias)(made.x)
-        except (providers.AbsentError, RuntimeError, ValueError):
+        except (AbsentError, RuntimeError, ValueError):
             continue
         assert torch.allclose(y.double(), truth, atol=1e-5), provider.name
         ran.append(provider.name)
     assert {"wide", "masked", "fpe/auto", "fpe/eager"} <= set(ran)
+
+
+def fake_blksprs() -> SimpleNamespace:
+    """The functions of blksprs that the adapter calls, on dense blocks: ``[batch, rows, columns]`` and its grid."""
+
+    def grid(x: Tensor, block: int) -> Tensor:
+        return x.unflatten(1, (-1, block)).unflatten(3, (-1, block)).transpose(2, 3)  # [1, R, C, b, b]
+
+    def layout_of(x: Tensor, block: int) -> Tensor:
+        return grid(x, block).ne(0).flatten(3).any(3).int()
+
+    def to_sparse(x: Tensor, layout: Tensor, block: int, layout_cache: dict | None = None) -> Tensor:
+        return grid(x, block)[layout.bool()]
+
+    def to_dense(
+        v: Tensor, layout: Tensor, block: int, fill_value: float = 0, layout_cache: dict | None = None
+    ) -> Tensor:
+        tiles = v.new_zeros(*layout.shape, block, block)
+        tiles[layout.bool()] = v
+        return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def matmul(x, layout_x, y, layout_y, layout_o, block, layout_cache=None):
+        return to_sparse(to_dense(x, layout_x, block) @ to_dense(y, layout_y, block), layout_o, block)
+
+    ops = SimpleNamespace(to_sparse=to_sparse, to_dense=to_dense, matmul=matmul)
+    return SimpleNamespace(ops=ops, layouting=SimpleNamespace(build_sparsity_layout=layout_of), __spec__=object())
+
+
+def test_the_blksprs_adapter_hands_over_the_layers_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Problem.make(Case(32, 48, 64, structure="block", dtype="fp32", block=(16, 16)), "cpu")
+    with pytest.raises(AbsentError, match="not installed"):
+        peers.blksprs(made, False)
+    monkeypatch.setitem(sys.modules, "blksprs", fake_blksprs())
+    monkeypatch.setattr(peers, "find_spec", lambda name: object())
+    layer = peers.blksprs(made, False)
+    assert int(layer.layout.sum()) == 3 * 4 and torch.allclose(layer(made.x), made.x @ made.wide.T, atol=1e-5)
+    with pytest.raises(AbsentError, match="divide 7, 96 and 64"):
+        peers.blksprs(Problem.make(Case(7, 48, 64, structure="block", dtype="fp32", block=(16, 16)), "cpu"), False)
+    with pytest.raises(AbsentError, match="no bias"):
+        peers.blksprs(made, True)
 
 
 def test_the_parent_is_the_layer_before_its_expansion() -> None:

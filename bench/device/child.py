@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from ..providers import Case, Problem, find
+from ..problems import Case, Problem
+from ..providers import find
+from ..shapes import SETS
 from ..suite import call
 from . import gate
 
@@ -21,8 +23,8 @@ WATCHED = ("parent", "wide", "fpe/auto")
 
 def traffic_cases() -> list[Case]:
     """The layers whose DRAM bytes are measured."""
-    shapes = ((14336, 4096),)
-    return [Case(m, n, k, structure=s) for n, k in shapes for m in (1, 64, 1024, 8192) for s in ("block", "random")]
+    n, k = SETS["headline"][0]
+    return [Case(m, n, k, structure=s) for m in (1, 64, 1024, 8192) for s in ("block", "random")]
 
 
 def watched() -> Iterator[dict[str, Any]]:

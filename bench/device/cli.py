@@ -17,7 +17,7 @@ from ..providers import OURS, PROVIDERS, find
 from ..results import Results
 from ..table import Table
 from .roof import fit
-from .steps import STEPS, Context, RedError, load_roof, run
+from .steps import STEPS, Context, LostError, RedError, load_roof, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,9 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load_roof(context)
         for step in STEPS:
             if step.name in (options.only or [step.name]):
-                run(step, context, options.budget)
+                try:
+                    run(step, context, options.budget)
+                except RedError as error:  # what only times is left out; the sanitizer may say more
+                    context.problems.append(f"{step.name}: {error}")
         _fit(context)
-    except (ValueError, OSError, RedError) as error:
+    except (ValueError, OSError, LostError) as error:
         _print_summary(context)
         return _fail(str(error))
     _print_summary(context)

@@ -19,7 +19,7 @@ import fpe
 from fpe import kernels
 from fpe.kernels import BlockLayout
 
-from ..providers import DTYPES
+from ..problems import DTYPES
 from ..suite import float32_as
 
 LAST_BIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23, "tf32": 2.0**-10}
@@ -116,34 +116,38 @@ def _draw(*shape: int, seed: int, device: str) -> Tensor:
 
 
 def _partition_checks(device: str) -> Iterator[Check]:
-    """The three partition operations, holes in the labels, operands strided and not."""
+    """The three partition operations, holes in the labels, operands strided and not, labels as bytes and packed."""
     cases = [(shape, alpha, False) for shape in SHAPES for alpha in (2, 4)]
     cases += [(SHAPES[0], alpha, True) for alpha in (2, 3, 8)]
     for (m, n, k), alpha, strided in cases:
-        labels = torch.randint(alpha + 1, (n, k), generator=torch.Generator().manual_seed(alpha))
-        labels = torch.where(labels == alpha, kernels.HOLE, labels).to(torch.uint8).to(device)
-        x, w = _draw(m, k, seed=1, device=device), _draw(n, k, seed=2, device=device)
-        dy, z = _draw(m, alpha, n, seed=3, device=device), _draw(m, alpha, k, seed=4, device=device)
+        for packed in (False, True) if hasattr(kernels, "PackedLabels") else (False,):
+            operands = _partition_operands(m, n, k, alpha, strided, device)
+            case = f"{m}x{n}x{k} alpha {alpha}{' strided' * strided}{' packed' * packed}"
+            for op in ("split_matmul", "merge_matmul", "partition_grad"):
+                yield Check(f"{op} {case}", "partition", partial(_partition_op, op, operands, alpha, packed))
 
-        def cast(t: Tensor, dtype: torch.dtype, strided: bool = strided) -> Tensor:
-            t = t.to(dtype)
-            return t.mT.contiguous().mT if strided and t.dim() == 2 else t
 
-        def split(dtype: torch.dtype, backend: str, x: Tensor = x, w: Tensor = w, labels: Tensor = labels,
-                  alpha: int = alpha, cast: Callable = cast) -> list[Tensor]:  # fmt: skip
-            return [kernels.split_matmul(cast(x, dtype), cast(w, dtype), labels, alpha, backend=backend)]
+def _partition_operands(m: int, n: int, k: int, alpha: int, strided: bool, device: str) -> dict[str, Tensor]:
+    labels = torch.randint(alpha + 1, (n, k), generator=torch.Generator().manual_seed(alpha))
+    shapes = {"x": (m, k), "w": (n, k), "dy": (m, alpha, n), "z": (m, alpha, k)}
+    drawn = {name: _draw(*shape, seed=seed, device=device) for seed, (name, shape) in enumerate(shapes.items())}
+    if strided:
+        drawn |= {name: drawn[name].mT.contiguous().mT for name in ("x", "w")}
+    return {**drawn, "labels": torch.where(labels == alpha, kernels.HOLE, labels).to(torch.uint8).to(device)}
 
-        def merge(dtype: torch.dtype, backend: str, z: Tensor = z, w: Tensor = w, labels: Tensor = labels,
-                  cast: Callable = cast) -> list[Tensor]:  # fmt: skip
-            return [kernels.merge_matmul(z.to(dtype), cast(w, dtype), labels, backend=backend)]
 
-        def grad(dtype: torch.dtype, backend: str, dy: Tensor = dy, x: Tensor = x, labels: Tensor = labels,
-                 cast: Callable = cast) -> list[Tensor]:  # fmt: skip
-            return [kernels.partition_grad(dy.to(dtype), cast(x, dtype), labels, backend=backend)]
-
-        case = f"{m}x{n}x{k} alpha {alpha}{' strided' * strided}"
-        for name, run in (("split_matmul", split), ("merge_matmul", merge), ("partition_grad", grad)):
-            yield Check(f"{name} {case}", "partition", run)
+def _partition_op(
+    op: str, operands: dict[str, Tensor], alpha: int, packed: bool, dtype: torch.dtype, backend: str
+) -> list[Tensor]:
+    x, w, dy, z = (operands[name].to(dtype) for name in ("x", "w", "dy", "z"))
+    labels: Any = operands["labels"]
+    if packed and backend != "eager":
+        labels = kernels.PackedLabels.pack(labels, alpha)  # type: ignore[attr-defined, unused-ignore]
+    if op == "split_matmul":
+        return [kernels.split_matmul(x, w, labels, alpha, backend=backend)]
+    if op == "merge_matmul":
+        return [kernels.merge_matmul(z, w, labels, backend=backend)]
+    return [kernels.partition_grad(dy, x, labels, backend=backend)]
 
 
 def _block_checks(device: str) -> Iterator[Check]:

@@ -10,7 +10,7 @@ import torch
 from fpe.kernels.device import KNOWN
 from fpe.kernels.model import ASSUMED, ASSUMED_LAUNCH, Roof
 
-from ..providers import DTYPES
+from ..problems import DTYPES
 from ..suite import float32_as
 from ..timing import interleaved
 

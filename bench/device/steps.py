@@ -23,7 +23,8 @@ from fpe.kernels.dispatch import BACKENDS
 from fpe.kernels.model import Roof
 
 from .. import shapes, suite, tune
-from ..providers import PROVIDERS, Case, Provider, find
+from ..problems import Case
+from ..providers import PROVIDERS, Provider, find
 from ..results import Results
 from . import child, gate
 from . import roof as roofs
@@ -32,7 +33,11 @@ Unit = tuple[str, Callable[[], list[dict[str, Any]]]]
 
 
 class RedError(Exception):
-    """A correctness check failed: nothing is timed."""
+    """A correctness check failed or was not made: nothing is timed."""
+
+
+class LostError(Exception):
+    """The device no longer answers this process."""
 
 
 @dataclass
@@ -89,6 +94,8 @@ def run(step: Step, context: Context, budget: float) -> None:
 
     Raises:
         ValueError: The step's file is damaged or of another run.
+        RedError: The step times something and the gate is not green.
+        LostError: Nothing can be run any more.
     """
     name = "CPU, dry run" if context.dry else torch.cuda.get_device_name()
     path = context.path(step.name)
@@ -120,7 +127,7 @@ def run(step: Step, context: Context, budget: float) -> None:
             context.problems.append(f"{step.name}: {key}: {bad[0]}")
             context.say(f"  RED {key}: {bad[0]}")
         if lost:
-            raise RedError(f"the device is lost to this process after {key}; run the command again to go on")
+            raise LostError(f"the device is lost to this process after {key}; run the command again to go on")
     context.say(f"{step.name}: {ran} done, {len(done)} were there, {left} left for another run -> {path}")
 
 
@@ -268,6 +275,8 @@ def _tune(context: Context) -> Iterator[Unit]:
         yield f"{job.op} {job.block} m={job.m} {job.dtype}", work
 
 
+WATCHED_SECONDS = 120.0
+"""At most, for a process that another tool watches."""
 TUNED = 24
 """Configurations tried for each entry of the table: each has to be compiled."""
 
@@ -306,7 +315,7 @@ def _watch(context: Context, tool: list[str], what: str) -> "subprocess.Complete
         return f"{tool[0]} is not installed"
     command = [*tool, sys.executable, "-m", "fpe.bench.device.child", what]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if what == "gate" else None
-    seconds = max(context.deadline - time.monotonic(), 10.0)
+    seconds = min(max(context.deadline - time.monotonic(), 10.0), WATCHED_SECONDS)
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, env=environment)
 
 

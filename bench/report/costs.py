@@ -1,7 +1,7 @@
 """The page's section on cost: measured where ``bench/results`` holds a GPU's rows, else predicted and traced.
 
 Every drawing says in its caption which it is. Results of a GPU lie in a folder named after it, with the files of
-``fpe gpu``; the newest one is drawn.
+``fpe gpu``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,15 @@ from matplotlib.figure import Figure
 from fpe.kernels.model import INFERENCE, PUBLISHED, TRAINING, Roof, best, crossover, layer_candidates
 
 from .. import memory, verdict
-from ..providers import OURS, PEERS, PROVIDERS, Case, Problem
+from ..problems import Case, Problem
+from ..providers import OURS, PEERS, PROVIDERS
 from ..results import COMMITTED, Results
 from ..table import Table
 from ..verdict import Layer
 from .figures import figure, svg
 
-LAYER = Layer(14336, 4096)
-"""The layer that is drawn: the wider one of an 8B language model's MLP."""
+LAYER = Layer()
+"""The layer that is drawn: the second one of an 8B language model's MLP, which ``fpe gpu`` measures first."""
 SHOWN_GPU = "h200"
 """Whose published roofs stand in where nothing was measured."""
 GPUS = ("a100", "a6000", "4090", "h100", "h200", "b200", "5090")
@@ -58,13 +59,12 @@ class Measured:
 
 
 def measured(root: Path = COMMITTED) -> Measured | None:
-    """The committed results of a GPU, the newest where there are several; ``None`` where nothing was measured."""
-    found = [p for p in root.glob("*/latency.jsonl") if (p.parent / "roof.json").is_file()]
-    real = [p for p in found if not Results.read(p).settings.get("dry_run")]
-    if not real:
-        return None
-    path = max(real, key=lambda p: (p.stat().st_mtime, p))
-    return Measured(path.parent, Results.read(path), Roof.read(path.parent / "roof.json"))
+    """The committed results of a GPU that has :data:`LAYER`, the last by name; ``None`` where there are none."""
+    for path in sorted(root.glob("*/latency.jsonl"), reverse=True):
+        results, roof = Results.read(path), path.parent / "roof.json"
+        if roof.is_file() and not results.settings.get("dry_run") and verdict.has(LAYER, results):
+            return Measured(path.parent, results, Roof.read(roof))
+    return None
 
 
 def roof_shown(device: Measured | None) -> Roof:
