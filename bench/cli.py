@@ -144,9 +144,9 @@ def results_command(path: Path | None) -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
 @click.option("--dry-run", is_flag=True, help="Walk the plan at small sizes under TRITON_INTERPRET=1, timing nothing.")
 def tune_command(budget: float, output: Path, dry_run: bool) -> None:
-    """Find the fastest tiles of the block kernels on the GPU at hand.
+    """Find the fastest tiles of the block and partition kernels on the GPU at hand.
 
-    Copy the file that it writes to kernels/configs/ to have it used.
+    Copy the files that it writes to kernels/configs/ to have them used.
     """
     from ..kernels.device import KNOWN, device_of, interpreting
     from . import tune
@@ -169,9 +169,9 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
         def measure(call: Callable) -> float:
             return do_bench(call, warmup=5, rep=20, return_mode="median")
 
-    table = output / f"block_sm{device.arch}.json"
-    tune.run(todo, device, table, measure, budget, target, limit, console.print)
-    print_path("Table", table)
+    entries = tune.run(todo, device, output, measure, budget, target, limit, console.print)
+    for table in tune.write(output, device.arch, entries):
+        print_path("Table", table)
 
 
 @cli.command()

@@ -1,8 +1,8 @@
 """Fills the tables of tuned configurations on the GPU at hand.
 
-For each operation, block and batch size every valid candidate is first compared with the eager twin and then timed
-with a cold L2; the fastest goes into ``block_sm<arch>.json``, best so far written after each problem, so that a cut
-run leaves a usable table.
+For each operation, structure and batch size every valid candidate is first compared with the eager twin and then timed
+with a cold L2; the fastest goes into ``block_sm<arch>.json`` or ``partition_sm<arch>.json``, best so far written after
+each problem, so that a cut run leaves usable tables.
 """
 
 import json
@@ -19,23 +19,39 @@ import torch
 from torch import Tensor
 
 import fpe
-from fpe.kernels import BlockLayout, block_grad_eager, block_matmul_eager, block_matmul_t_eager
-from fpe.kernels.block.config import Config, choose, grad_problem, is_valid, matmul_problem
+from fpe.kernels import (
+    BlockLayout,
+    PackedLabels,
+    block_grad_eager,
+    block_matmul_eager,
+    block_matmul_t_eager,
+    merge_matmul_eager,
+    partition_grad_eager,
+    split_matmul_eager,
+)
+from fpe.kernels.block import config as block_config
 from fpe.kernels.device import Device
+from fpe.kernels.partition import config as partition_config
 
 from .results import provenance
 
 OPERATIONS = ("forward", "dX", "dW")
 BLOCKS = ((64, 64), (128, 128), (128, 64), (64, 128), (32, 32), (16, 64), (16, 16))
+ALPHAS = (2, 4, 8)
 ROWS = (16, 64, 256, 1024, 8192)
 SHAPE = (4096, 4096)
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 1e-2}
 """Relative error in the Frobenius norm at which a candidate is wrong; float32 may run in TF32."""
 
 
+Config = block_config.Config | partition_config.Config
+Setup = tuple[Callable[..., Tensor], Callable[[], Tensor], Any]
+"""A launcher and an eager twin on the same random data, and the problem that the chooser sees."""
+
+
 @dataclass(frozen=True)
-class Job:
-    """One entry to fill.
+class BlockJob:
+    """One entry of the block table.
 
     Attributes:
         op: ``"forward"``, ``"dX"`` or ``"dW"``.
@@ -50,46 +66,165 @@ class Job:
     m: int
     dtype: torch.dtype = torch.bfloat16
     shape: tuple[int, int] = SHAPE
+    family = "block"
+
+    @property
+    def id(self) -> str:
+        """As ``dX (64, 64) m=16 torch.bfloat16``."""
+        return f"{self.op} {self.block} m={self.m} {self.dtype}"
+
+    def small(self) -> "BlockJob":
+        """The same at a size that the interpreter can walk."""
+        return replace(self, m=5, shape=(64, 64), block=(16, 32), dtype=torch.float32)
+
+    def choose(self, problem: block_config.Problem, device: Device) -> Config:
+        """What is chosen without tuning."""
+        return block_config.choose(problem, device)
+
+    def conditions(self, problem: block_config.Problem) -> dict[str, Any]:
+        """Where the entry will hold."""
+        return {"op": problem.op, "block": list(problem.block), "itemsize": problem.itemsize}
+
+    def candidates(self, problem: block_config.Problem, device: Device) -> Iterator[Config]:
+        """Every valid configuration worth trying for a block as the kernel multiplies it."""
+        grad, m = problem.op == "block_grad", problem.m
+        rows = (32, 64, 128) if grad else tuple(b for b in (16, 32, 64, 128, 256) if b <= max(16, 2 * m))
+        inner = (16,) if grad else tuple(b for b in (16, 32, 64, 128) if b <= problem.block[1])
+        splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
+        groups = (1,) if grad or m <= 256 else (8, 16, 32)
+        stages = (3, 4, 5) if grad else (5, 7, 9)
+        for choice in product(rows, inner, splits, groups, (2, 4, 8), stages):
+            config = block_config.Config(*choice)
+            if block_config.is_valid(problem.op, config, problem.block, problem.itemsize, device):
+                yield config
+
+    def setup(self, target: str) -> Setup:
+        """See :data:`Setup`."""
+        from fpe.kernels.block import triton as kernels
+
+        generator = torch.Generator().manual_seed(0)
+        (n, k), (bn, bk) = self.shape, self.block
+        labels = fpe.Partition.block(n, k, 2, block=self.block, generator=generator).labels[::bn, ::bk]
+        mask = torch.cat([labels == child for child in range(2)]).to(target)
+        layout = BlockLayout.from_mask(mask, (2 * n, k), self.block)
+        sizes = (layout.values_shape, (self.m, k), (self.m, 2 * n))
+        values, x, dy = (torch.randn(size, generator=generator).to(target, self.dtype) for size in sizes)
+        if self.op == "dW":
+            arguments: tuple = (dy, x, layout)
+            problem = block_config.grad_problem(layout, self.m, values.element_size())
+        else:
+            arguments = (x if self.op == "forward" else dy, values, layout)
+            problem = block_config.matmul_problem(layout, self.op == "dX", self.m, values.element_size())
+        ours, twin = {
+            "forward": (kernels.block_matmul_triton, block_matmul_eager),
+            "dX": (kernels.block_matmul_t_triton, block_matmul_t_eager),
+            "dW": (kernels.block_grad_triton, block_grad_eager),
+        }[self.op]
+        return partial(ours, *arguments), partial(twin, *arguments), problem
+
+
+@dataclass(frozen=True)
+class PartitionJob:
+    """One entry of the partition table: an operation on the stored weight or on its transpose.
+
+    Attributes:
+        op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
+        transposed: Whether on the transpose.
+        alpha: Children.
+        m: Rows of activations.
+        dtype: Of the operands.
+        shape: ``(N, K)`` of the stored weight.
+    """
+
+    op: str
+    transposed: bool
+    alpha: int
+    m: int
+    dtype: torch.dtype = torch.bfloat16
+    shape: tuple[int, int] = SHAPE
+    family = "partition"
+
+    @property
+    def id(self) -> str:
+        """As ``split_matmul of the transpose alpha=2 m=16 torch.bfloat16``."""
+        return f"{self.op}{' of the transpose' * self.transposed} alpha={self.alpha} m={self.m} {self.dtype}"
+
+    def small(self) -> "PartitionJob":
+        """The same at a size that the interpreter can walk."""
+        return replace(self, m=5, shape=(64, 64), dtype=torch.float32)
+
+    def choose(self, problem: partition_config.Problem, device: Device) -> Config:
+        """What is chosen without tuning."""
+        return partition_config.choose(problem, device)
+
+    def conditions(self, problem: partition_config.Problem) -> dict[str, Any]:
+        """Where the entry will hold."""
+        return {name: getattr(problem, name) for name in ("op", "transposed", "alpha", "itemsize")}
+
+    def candidates(self, problem: partition_config.Problem, device: Device) -> Iterator[Config]:
+        """Every valid configuration worth trying."""
+        m, grad = problem.m, problem.op == "partition_grad"
+        rows = (32, 64) if grad else tuple(b for b in (16, 32, 64, 128) if b <= max(16, 2 * m))
+        splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
+        sides = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128))
+        for block_m, (n, k), split, warps, stages in product(rows, sides, splits, (4, 8), (1, 3, 4)):
+            config = partition_config.Config(block_m, n, k, split, 8, warps, stages)
+            if partition_config.is_valid(problem, config, device):
+                yield config
+
+    def setup(self, target: str) -> Setup:
+        """See :data:`Setup`."""
+        from fpe.kernels.partition import triton as kernels
+
+        generator, (n, k), alpha = torch.Generator().manual_seed(0), self.shape, self.alpha
+        drawn = torch.randint(alpha, self.shape, generator=generator).byte().to(target)
+        labels, size = PackedLabels.pack(drawn, alpha), self.dtype.itemsize
+        problem = partition_config.Problem(self.op, self.m, n, k, self.transposed, alpha, size)
+        w = torch.randn(n, k, generator=generator).to(target, self.dtype)
+        if self.transposed:
+            labels, w, n, k = labels.T, w.T, k, n
+        sizes = ((self.m, k), (self.m, alpha, k), (self.m, alpha, n))
+        x, z, dy = (torch.randn(shape, generator=generator).to(target, self.dtype) for shape in sizes)
+        ours, twin, arguments = {
+            "split_matmul": (kernels.split_matmul_triton, split_matmul_eager, (x, w, labels, alpha)),
+            "merge_matmul": (kernels.merge_matmul_triton, merge_matmul_eager, (z, w, labels)),
+            "partition_grad": (kernels.partition_grad_triton, partition_grad_eager, (dy, x, labels)),
+        }[self.op]
+        return partial(ours, *arguments), partial(twin, *arguments), problem  # type: ignore[arg-type]
+
+
+Job = BlockJob | PartitionJob
 
 
 def jobs() -> list[Job]:
-    """Everything to tune, what matters first: large blocks, decode and training sizes of 16-bit operands."""
-    return [
-        Job(op, block, m, dtype)
-        for dtype, block, m, op in product((torch.bfloat16, torch.float32), BLOCKS, ROWS, OPERATIONS)
-    ]
-
-
-def candidates(op: str, block: tuple[int, int], itemsize: int, m: int, device: Device) -> Iterator[Config]:
-    """Every valid configuration worth trying for a block as the kernel multiplies it."""
-    grad = op == "block_grad"
-    rows = (32, 64, 128) if grad else tuple(b for b in (16, 32, 64, 128, 256) if b <= max(16, 2 * m))
-    inner = (16,) if grad else tuple(b for b in (16, 32, 64, 128) if b <= block[1])
-    splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
-    groups = (1,) if grad or m <= 256 else (4, 8, 16, 32)
-    stages = (3, 4, 5) if grad else (5, 7, 9)
-    for choice in product(rows, inner, splits, groups, (2, 4, 8), stages):
-        config = Config(*choice)
-        if is_valid(op, config, block, itemsize, device):
-            yield config
+    """Everything to tune, what matters first: 16-bit operands, two children, large blocks."""
+    passes = (("split_matmul", False), ("merge_matmul", True), ("partition_grad", False))
+    passes += (("merge_matmul", False), ("split_matmul", True), ("partition_grad", True))
+    found: list[Job] = []
+    for dtype in (torch.bfloat16, torch.float32):
+        for alpha, m, (op, transposed) in product(ALPHAS, ROWS, passes):
+            found.append(PartitionJob(op, transposed, alpha, m, dtype))
+        for block, m, op in product(BLOCKS, ROWS, OPERATIONS):
+            found.append(BlockJob(op, block, m, dtype))
+    return sorted(found, key=lambda job: (job.dtype == torch.float32, job.family == "partition" and job.alpha > 2))
 
 
 def run(
     todo: list[Job],
     device: Device,
-    table: Path,
+    folder: Path,
     measure: Callable[[Callable[[], Tensor]], float],
     budget: float,
     target: str = "cuda",
     limit: int | None = None,
     report: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Tunes jobs in order until the time is used up; returns the table's entries.
+    """Tunes jobs in order until the time is used up; returns the tables' entries.
 
     Args:
         todo: What to tune.
         device: Of the GPU at hand.
-        table: File to write, whole after every job.
+        folder: Where the tables go, whole after every job.
         measure: Milliseconds of a call.
         budget: Seconds.
         target: Where tensors are made.
@@ -105,18 +240,22 @@ def run(
         entry, line = tune(job, device, measure, target, limit)
         entries.append(entry)
         report(line)
-        write(table, entries)
+        write(folder, device.arch, entries)
     return entries
 
 
-def write(table: Path, entries: list[dict[str, Any]]) -> None:
-    """Writes a table aside and renames it."""
-    known = ("op", "max_m", "block", "itemsize", "config", "milliseconds", "rule_milliseconds")
-    kept = [{name: entry[name] for name in known} for entry in entries]
-    table.parent.mkdir(parents=True, exist_ok=True)
-    part = table.with_suffix(".part")
-    part.write_text(json.dumps({"provenance": provenance(), "entries": kept}, indent=1) + "\n")
-    part.replace(table)
+def write(folder: Path, arch: int, entries: list[dict[str, Any]]) -> list[Path]:
+    """Writes each family's table aside and renames it; returns the tables."""
+    tables = []
+    for family in dict.fromkeys(entry["family"] for entry in entries):
+        table = folder / f"{family}_sm{arch}.json"
+        kept = [entry for entry in entries if entry["family"] == family]
+        folder.mkdir(parents=True, exist_ok=True)
+        part = table.with_suffix(".part")
+        part.write_text(json.dumps({"provenance": provenance(), "entries": kept}, indent=1) + "\n")
+        part.replace(table)
+        tables.append(table)
+    return tables
 
 
 def tune(
@@ -127,10 +266,10 @@ def tune(
     Raises:
         RuntimeError: No candidate is correct.
     """
-    launch, eager, problem = _setup(job, target)
+    launch, eager, problem = job.setup(target)
     truth = eager().float()
-    rule = choose(problem, device)
-    others = list(candidates(problem.op, problem.block, problem.itemsize, problem.m, device))
+    rule = job.choose(problem, device)  # type: ignore[arg-type]
+    others = list(job.candidates(problem, device))  # type: ignore[arg-type]
     if limit is not None and limit <= len(others):
         others = random.Random(0).sample(others, limit - 1)
     tried = [rule, *others]
@@ -146,50 +285,18 @@ def tune(
     if best is None:
         raise RuntimeError(f"no configuration of {job} agrees with the eager twin")
     entry = {
-        "op": problem.op,
+        "family": job.family,
+        **job.conditions(problem),  # type: ignore[arg-type]
         "max_m": job.m,
-        "block": list(problem.block),
-        "itemsize": problem.itemsize,
         "config": asdict(best),
         "milliseconds": best_time,
         "rule_milliseconds": rule_time,
     }
-    line = f"{job.op} {job.block} m={job.m} {job.dtype}: {best_time:.4f} ms (rule {rule_time:.4f}), {len(tried)} tried"
+    line = f"{job.id}: {best_time:.4f} ms (rule {rule_time:.4f}), {len(tried)} tried"
     return entry, line
-
-
-def _setup(job: Job, target: str) -> tuple[Callable[..., Tensor], Callable[[], Tensor], Any]:
-    """The launcher and the eager twin of a job on random data, and the problem that the chooser sees."""
-    from fpe.kernels.block import triton as kernels
-
-    generator = torch.Generator().manual_seed(0)
-    (n, k), (bn, bk) = job.shape, job.block
-    labels = fpe.Partition.block(n, k, 2, block=job.block, generator=generator).labels[::bn, ::bk]
-    mask = torch.cat([labels == child for child in range(2)]).to(target)
-    layout = BlockLayout.from_mask(mask, (2 * n, k), job.block)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(target, job.dtype)
-
-    values, x, dy = random(*layout.values_shape), random(job.m, k), random(job.m, 2 * n)
-    size = values.element_size()
-    if job.op == "forward":
-        arguments: tuple = (x, values, layout)
-        ours: Callable[..., Tensor] = kernels.block_matmul_triton
-        twin: Callable[..., Tensor] = block_matmul_eager
-        problem = matmul_problem(layout, False, job.m, size)
-    elif job.op == "dX":
-        arguments = (dy, values, layout)
-        ours, twin = kernels.block_matmul_t_triton, block_matmul_t_eager
-        problem = matmul_problem(layout, True, job.m, size)
-    else:
-        arguments = (dy, x, layout)
-        ours, twin = kernels.block_grad_triton, block_grad_eager
-        problem = grad_problem(layout, job.m, size)
-    return partial(ours, *arguments), partial(twin, *arguments), problem
 
 
 def small(todo: list[Job]) -> list[Job]:
     """The same plan at sizes that the interpreter can walk: one job of each operation."""
-    chosen = {job.op: job for job in reversed(todo)}
-    return [replace(job, m=5, shape=(64, 64), block=(16, 32), dtype=torch.float32) for job in chosen.values()]
+    chosen = {(job.op, getattr(job, "transposed", None)): job for job in reversed(todo)}
+    return [job.small() for job in chosen.values()]

@@ -20,6 +20,7 @@ from fpe.bench.studies import boolean, data, dnf, protocol, vision
 from fpe.kernels.block import config
 from fpe.kernels.device import KNOWN
 from fpe.kernels.model import bytes_by_format
+from fpe.kernels.partition import config as partition_config
 from fpe.kernels.tables import parse
 
 
@@ -263,6 +264,13 @@ def test_tuner_walks_its_plan_and_writes_a_table_that_the_chooser_reads(cli_runn
     table = json.loads((tmp_path / "block_sm80.json").read_text())
     entries = parse(table, config.Config)
     assert sorted(entry.where["op"] for entry in entries) == ["block_grad", "block_matmul", "block_matmul"]
+    labels = parse(json.loads((tmp_path / "partition_sm80.json").read_text()), partition_config.Config)
+    assert len({(e.where["op"], e.where["transposed"]) for e in labels}) == 6
+    with patch.object(partition_config, "tuned", return_value=labels):
+        problem = partition_config.Problem("split_matmul", 5, 999, 999, False, 2, 4)
+        (entry,) = (e for e in labels if e.fits(problem))
+        assert partition_config.choose(problem, KNOWN[80]) == entry.config
+        assert partition_config.choose(replace(problem, alpha=4), KNOWN[80]) != entry.config
     assert {"device", "torch", "commit"} <= set(table["provenance"])
 
 
@@ -270,7 +278,7 @@ def test_tuner_discards_what_is_wrong_and_keeps_the_fastest() -> None:
     job = tune.small(tune.jobs())[0]
     times = iter([3.0, 1.0, 2.0])
     entry, _ = tune.tune(job, KNOWN[80], lambda call: next(times), "cpu", 3)
-    tried = [config.choose(tune._setup(job, "cpu")[2], KNOWN[80])]
+    tried = [job.choose(job.setup("cpu")[2], KNOWN[80])]
     assert entry["milliseconds"] == 1.0 and entry["rule_milliseconds"] == 3.0
     assert entry["config"] != tune.asdict(tried[0])
     with patch.dict(tune.TOLERANCE, {torch.float32: -1.0}), pytest.raises(RuntimeError, match="agrees"):
@@ -282,15 +290,15 @@ def test_tuner_draws_what_it_has_no_time_for() -> None:
     job = tune.small(tune.jobs())[0]
     seen: list[list[dict]] = [[], []]
     for tried in seen:
-        launch, eager, problem = tune._setup(job, "cpu")
+        launch, eager, problem = job.setup("cpu")
 
-        def noting(config: config.Config, launch=launch, tried=tried) -> torch.Tensor:
+        def noting(config: tune.Config, launch=launch, tried=tried) -> torch.Tensor:
             tried.append(tune.asdict(config))
             return launch(config=config)
 
-        with patch.object(tune, "_setup", lambda *args, n=noting, e=eager, p=problem: (n, e, p)):
+        with patch.object(type(job), "setup", lambda *args, n=noting, e=eager, p=problem: (n, e, p)):
             tune.tune(job, KNOWN[80], lambda call: 0.0, "cpu", 6)
-    everything = [tune.asdict(c) for c in tune.candidates(problem.op, problem.block, 4, 5, KNOWN[80])]
+    everything = [tune.asdict(c) for c in job.candidates(problem, KNOWN[80])]
     places = [everything.index(c) for c in seen[0][1:]]
     assert seen[0] == seen[1] and len(places) == 5 and max(places) > len(everything) / 2
 

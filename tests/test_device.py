@@ -19,8 +19,8 @@ from torch import Tensor
 from fpe.bench.device import child, gate, roof, steps
 from fpe.bench.device.cli import headline, main
 from fpe.bench.results import Results
-from fpe.kernels.block import config
 from fpe.kernels.model import PUBLISHED, Roof, Share
+from fpe.kernels.partition import config
 from fpe.kernels.tables import parse
 
 # The gate.
@@ -194,7 +194,7 @@ def test_the_tuner_fills_a_table_that_the_chooser_reads_and_goes_on(tmp_path: Pa
     tuner = next(s for s in steps.STEPS if s.name == "tune")
     steps.run(tuner, shared, 60)
     (row,) = Results.read(tmp_path / "tune.jsonl").rows
-    (entry,) = parse(json.loads((tmp_path / "block_sm80.json").read_text()), config.Config)
+    (entry,) = parse(json.loads((tmp_path / "partition_sm80.json").read_text()), config.Config)
     assert row["config"] == asdict(entry.config) and not shared.problems
     said: list[str] = []
     shared.say = said.append

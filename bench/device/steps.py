@@ -245,14 +245,13 @@ def _sweep(context: Context) -> Iterator[Unit]:
 
 
 def _tune(context: Context) -> Iterator[Unit]:
-    """The tuner's jobs; the table is ready to be copied to ``kernels/configs/``."""
+    """The tuner's jobs; the tables are ready to be copied to ``kernels/configs/``."""
     require_green(context)
     if context.dry and not interpreting():
         yield "tune", lambda: [{"status": "absent", "reason": "needs a GPU, or TRITON_INTERPRET=1 in a dry run"}]
         return
     device = KNOWN[80] if context.dry else device_of(torch.empty(0, device="cuda"))
     jobs = tune.small(tune.jobs())[:1] if context.dry else tune.jobs()
-    table = context.output / f"block_sm{device.arch}.json"
 
     def measured(call: Callable[[], Any]) -> float:
         if context.dry:
@@ -269,10 +268,10 @@ def _tune(context: Context) -> Iterator[Unit]:
             entry, line = tune.tune(job, device, measured, target, limit)
             context.say(f"  {line}")
             earlier = [row for row in Results.read(context.path("tune")).rows if "config" in row]
-            tune.write(table, [*earlier, entry])
+            tune.write(context.output, device.arch, [*earlier, entry])
             return [entry]
 
-        yield f"{job.op} {job.block} m={job.m} {job.dtype}", work
+        yield job.id, work
 
 
 WATCHED_SECONDS = 120.0
@@ -324,7 +323,7 @@ STEPS = (
     Step("gate", _gate, 0.35, "every operation and layer against float64 truth"),
     Step("latency", _latency, 0.4, "the headline: ours beside the parent, the wide layer and the peers"),
     Step("training", _training, 0.2, "layers, MLPs and Adam steps, with their memory"),
-    Step("tune", _tune, 0.3, "the fastest tiles of the block kernels"),
+    Step("tune", _tune, 0.3, "the fastest tiles of the block and partition kernels"),
     Step("traffic", _traffic, 0.2, "DRAM bytes by Nsight Compute"),
     Step("sanitize", _sanitize, 0.2, "compute-sanitizer on small shapes"),
     Step("sweep", _sweep, 1.0, "the other shapes, dtypes and alphas"),
