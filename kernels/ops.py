@@ -41,6 +41,12 @@ def _layout(index: Index, n: int, k: int, block: Sequence[int]) -> Any:
     return BlockLayout((n, k), (block[0], block[1]), *index)
 
 
+def _semi_structured_layout(codes: Tensor, k: int, children: int) -> Any:
+    from .semi_structured.layout import SemiStructuredLayout
+
+    return SemiStructuredLayout((codes.shape[0], k), codes, None, children)
+
+
 # Autograd. Only the operands that a wanted gradient needs are saved.
 
 
@@ -114,6 +120,33 @@ def _block_grad_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     return ddy, dx, *NO_INDEX_GRAD
 
 
+def _setup_semi_structured(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, codes, *_ = inputs
+    _save(ctx, inputs, first, second, [codes])
+    ctx.k = inputs[3] if len(inputs) == 5 else second.shape[1]
+
+
+def _semi_structured_matmul_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    values, x, codes = ctx.saved_tensors
+    dx = None if values is None else semi_structured_matmul_t(dy, values, codes, ctx.k, ctx.backend)
+    dvalues = None if x is None else semi_structured_grad(dy, x, codes, ctx.backend)
+    return dx, dvalues, None, None, None
+
+
+def _semi_structured_matmul_t_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    values, dy, codes = ctx.saved_tensors
+    ddy = None if values is None else semi_structured_matmul(g, values, codes, ctx.k, ctx.backend)
+    dvalues = None if dy is None else semi_structured_grad(dy, g, codes, ctx.backend)
+    return ddy, dvalues, None, None, None
+
+
+def _semi_structured_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, dy, codes = ctx.saved_tensors
+    ddy = None if x is None else semi_structured_matmul(x, g, codes, ctx.k, ctx.backend)
+    dx = None if dy is None else semi_structured_matmul_t(dy, g, codes, ctx.k, ctx.backend)
+    return ddy, dx, None, None
+
+
 # The operations.
 
 split_matmul = _define(
@@ -176,3 +209,36 @@ block_grad = _define(
     _setup_block_grad,
 )
 """``dy[M, N], x[M, K] -> dvalues[blocks, bn, bk]``."""
+
+semi_structured_matmul = _define(
+    "semi_structured_matmul(Tensor x, Tensor values, Tensor codes, SymInt k, str backend) -> Tensor",
+    lambda x, values, codes, k, backend: _implementation("semi_structured", "semi_structured_matmul", backend)(
+        x, values, _semi_structured_layout(codes, k, values.shape[0])
+    ),
+    lambda x, values, codes, k, backend: x.new_empty(x.shape[0], *values.shape[:2]),
+    _semi_structured_matmul_backward,
+    _setup_semi_structured,
+)
+"""``x[M, K], values[children, N, 2 * quads] -> y[M, children, N]``."""
+
+semi_structured_matmul_t = _define(
+    "semi_structured_matmul_t(Tensor dy, Tensor values, Tensor codes, SymInt k, str backend) -> Tensor",
+    lambda dy, values, codes, k, backend: _implementation("semi_structured", "semi_structured_matmul_t", backend)(
+        dy, values, _semi_structured_layout(codes, k, values.shape[0])
+    ),
+    lambda dy, values, codes, k, backend: dy.new_empty(dy.shape[0], k),
+    _semi_structured_matmul_t_backward,
+    _setup_semi_structured,
+)
+"""``dy[M, children, N], values[children, N, 2 * quads] -> dx[M, K]``."""
+
+semi_structured_grad = _define(
+    "semi_structured_grad(Tensor dy, Tensor x, Tensor codes, str backend) -> Tensor",
+    lambda dy, x, codes, backend: _implementation("semi_structured", "semi_structured_grad", backend)(
+        dy, x, _semi_structured_layout(codes, x.shape[1], dy.shape[1])
+    ),
+    lambda dy, x, codes, backend: x.new_empty(dy.shape[1], codes.shape[0], (x.shape[1] + 3) // 4 * 2),
+    _semi_structured_grad_backward,
+    _setup_semi_structured,
+)
+"""``dy[M, children, N], x[M, K] -> dvalues[children, N, 2 * quads]``."""
