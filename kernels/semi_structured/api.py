@@ -9,9 +9,7 @@ from .backends import choose_backend
 from .layout import SemiStructuredLayout
 
 
-def semi_structured_matmul(
-    x: Tensor, values: Tensor, layout: SemiStructuredLayout, *, backend: str = "auto"
-) -> Tensor:
+def semi_structured_matmul(x: Tensor, values: Tensor, layout: SemiStructuredLayout, *, backend: str = "auto") -> Tensor:
     """Multiplies by a 2:4 weight, or by those of a parent's two children: ``y[..., c, :] = x @ W[c].T``.
 
     Gradients: ``dx = semi_structured_matmul_t(dy, values, layout)`` and ``dvalues = semi_structured_grad(dy, x,

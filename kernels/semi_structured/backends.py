@@ -1,5 +1,7 @@
 """Which implementation runs a semi-structured operation: a pure choice, never a silent fallback."""
 
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -8,9 +10,12 @@ from torch import Tensor
 from ..device import device_of, interpreting
 from .layout import SemiStructuredLayout
 
-BACKENDS = ("auto", "sparse_tensor_core", "triton", "torch", "eager")
 SPARSE_DTYPES = (torch.float16, torch.bfloat16)
 TRITON_DTYPES = (*SPARSE_DTYPES, torch.float32)
+MIN_ARCH = 80
+CUTLASS_ARCHS = range(80, 90)
+SLOW_ARCHS = range(100, 120)
+"""Data-centre Blackwell: it multiplies by ``tcgen05``, and runs ``mma`` at a fraction of its rate."""
 
 
 def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructuredLayout) -> str:
@@ -18,8 +23,9 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
 
     Args:
         op: Name of the operation, for the message.
-        backend: ``"auto"`` or one of ``BACKENDS``, which insists.
-        operand: The activations, rows first: their device, dtype and number decide.
+        backend: ``"auto"`` takes the first that can run on the GPU of sparse tensor cores, Triton and ``torch.sparse``,
+            else the eager twin; every other name insists.
+        operand: The activations: their device and dtype decide.
         layout: The weight's layout.
 
     Raises:
@@ -30,23 +36,73 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
     if backend == "eager" or (backend == "auto" and not operand.is_cuda):
         return "eager"
     if backend == "auto":
-        return "eager" if why_not_triton(operand) else "triton"
-    reason = WHY_NOT[backend](operand)
+        slow = device_of(operand).arch in SLOW_ARCHS
+        able = (name for name, why_not in WHY_NOT.items() if why_not(operand, layout) is None)
+        return next((name for name in able if not (slow and name == "sparse_tensor_core")), "eager")
+    reason = WHY_NOT[backend](operand, layout)
     if reason:
         raise ValueError(f"{op}: backend {backend!r} cannot run here: {reason}")
     return backend
 
 
-def why_not_triton(operand: Tensor) -> str | None:
-    if find_spec("triton") is None:
+def _why_not_sparse_tensor_core(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
+    reason = _why_not_device(operand, SPARSE_DTYPES)
+    if reason:
+        return reason
+    if not _triton_installed():
+        return "Triton is not installed"
+    from .sparse_tensor_core import is_sound
+
+    return None if is_sound(operand.device, operand.dtype) else "its self-check failed on this device"
+
+
+def _why_not_triton(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
+    if not _triton_installed():
         return "Triton is not installed"
     if not operand.is_cuda and not interpreting():
         return f"it needs a CUDA device (or TRITON_INTERPRET=1), the tensors are on {operand.device}"
     if operand.dtype not in TRITON_DTYPES:
         return f"it takes float16, bfloat16 and float32, got {operand.dtype}"
-    if device_of(operand).arch < 80:
-        return f"it needs compute capability 8.0 or newer, got {device_of(operand).arch / 10}"
+    return None if interpreting() and not operand.is_cuda else _why_not_device(operand, TRITON_DTYPES)
+
+
+def _why_not_torch(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
+    reason = _why_not_device(operand, SPARSE_DTYPES)
+    if reason:
+        return reason
+    from .torch import has_cusparselt, why_not_shape
+
+    arch = torch.cuda.get_device_capability(operand.device)
+    if not has_cusparselt() and arch[0] * 10 + arch[1] not in CUTLASS_ARCHS:
+        return (
+            "this build of PyTorch has no cuSPARSELt, and its CUTLASS kernels take compute capability 8.x only, got "
+            f"{arch[0]}.{arch[1]}"
+        )
+    return why_not_shape(layout.children * layout.shape[0], layout.shape[1])
+
+
+def _why_not_device(operand: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    if not operand.is_cuda:
+        return f"it needs a CUDA device, the tensors are on {operand.device}"
+    if operand.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"it takes {names}, got {str(operand.dtype).removeprefix('torch.')}"
+    major, minor = torch.cuda.get_device_capability(operand.device)
+    if major * 10 + minor < MIN_ARCH:
+        return f"it needs compute capability {MIN_ARCH / 10} or newer, got {major}.{minor}"
     return None
 
 
-WHY_NOT = {"triton": why_not_triton}
+@cache
+def _triton_installed() -> bool:
+    return find_spec("triton") is not None
+
+
+WHY_NOT: dict[str, Callable[[Tensor, SemiStructuredLayout], str | None]] = {
+    "sparse_tensor_core": _why_not_sparse_tensor_core,
+    "triton": _why_not_triton,
+    "torch": _why_not_torch,
+}
+"""For each backend, in the order of ``"auto"``: what keeps it from a call, in words; ``None`` where it can run."""
+
+BACKENDS = ("auto", *WHY_NOT, "eager")

@@ -141,6 +141,21 @@ class SemiStructuredLayout(NamedTuple):
         values = padded.gather(-1, self.positions())
         return values if self.kept is None else torch.where(self.kept, values, values.new_zeros(()))
 
+    def transposed(self, values: Tensor) -> tuple[Tensor, "SemiStructuredLayout"]:
+        """The weight of two children seen from its outputs, ``[K, 2 * N]`` with a parent's children side by side.
+
+        It is 2:4 again (see :meth:`interleaved`): dX, as a matmul of this weight and ``dy`` interleaved.
+
+        Args:
+            values: ``[2, N, 2 * quads]``, zero where there is no edge.
+
+        Returns:
+            Its values ``[1, K, N]`` (the parent's weight, transposed; one column more where ``N`` is odd) and layout.
+        """
+        second = self._replace(kept=None).mask()[1].to(torch.uint8)
+        parent = self.to_dense(values).sum(0)
+        return pad(parent.T, (0, self.shape[0] % 2))[None].contiguous(), self.interleaved(second.T)
+
     def validate(self) -> "SemiStructuredLayout":
         """Reads the tensors and checks that they fit each other; returns the layout.
 
