@@ -49,6 +49,8 @@ from .partition import (
 )
 from .semi_structured import (
     SemiStructuredLayout,
+    semi_structured_compress,
+    semi_structured_compress_eager,
     semi_structured_grad,
     semi_structured_grad_eager,
     semi_structured_matmul,
@@ -71,6 +73,8 @@ __all__ = [
     "merge_matmul_eager",
     "partition_grad",
     "partition_grad_eager",
+    "semi_structured_compress",
+    "semi_structured_compress_eager",
     "semi_structured_grad",
     "semi_structured_grad_eager",
     "semi_structured_matmul",

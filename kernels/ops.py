@@ -140,6 +140,24 @@ def _semi_structured_matmul_t_backward(ctx: Any, g: Tensor) -> tuple[Tensor | No
     return ddy, dvalues, None, None, None
 
 
+def _setup_semi_structured_compress(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.k, ctx.children, ctx.backend = inputs[0].shape[-1], output.shape[0], inputs[-1]
+
+
+def _semi_structured_compress_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    return semi_structured_expand(g, *ctx.saved_tensors, ctx.k, ctx.backend), None, None, None
+
+
+def _setup_semi_structured_expand(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.children, ctx.backend = inputs[0].shape[0], inputs[-1]
+
+
+def _semi_structured_expand_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    return semi_structured_compress(g, *ctx.saved_tensors, ctx.children, ctx.backend), None, None, None
+
+
 def _semi_structured_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, dy, codes = ctx.saved_tensors
     ddy = None if x is None else semi_structured_matmul(x, g, codes, ctx.k, ctx.backend)
@@ -242,3 +260,25 @@ semi_structured_grad = _define(
     _setup_semi_structured,
 )
 """``dy[M, children, N], x[M, K] -> dvalues[children, N, 2 * quads]``."""
+
+semi_structured_compress = _define(
+    "semi_structured_compress(Tensor w, Tensor codes, SymInt children, str backend) -> Tensor",
+    lambda w, codes, children, backend: _implementation("semi_structured", "semi_structured_compress", backend)(
+        w, _semi_structured_layout(codes, w.shape[1], children)
+    ),
+    lambda w, codes, children, backend: w.new_empty(children, w.shape[0], (w.shape[1] + 3) // 4 * 2),
+    _semi_structured_compress_backward,
+    _setup_semi_structured_compress,
+)
+"""``w[N, K] -> values[children, N, 2 * quads]``."""
+
+semi_structured_expand = _define(
+    "semi_structured_expand(Tensor values, Tensor codes, SymInt k, str backend) -> Tensor",
+    lambda values, codes, k, backend: _implementation("semi_structured", "semi_structured_expand", backend)(
+        values, _semi_structured_layout(codes, k, values.shape[0])
+    ),
+    lambda values, codes, k, backend: values.new_empty(values.shape[1], k),
+    _semi_structured_expand_backward,
+    _setup_semi_structured_expand,
+)
+"""``values[children, N, 2 * quads] -> w[N, K]``, the children's sum."""

@@ -63,9 +63,7 @@ def compile_command(
 @click.option("--m", multiple=True, type=click.IntRange(1), help="Rows of activations; may be given several times.")
 @click.option("--n", type=click.IntRange(1), help="Output features of the parent.  [default: an LLM's MLP]")
 @click.option("--k", type=click.IntRange(1), help="Input features.  [default: as --n]")
-@click.option(
-    "--alpha", type=click.IntRange(1), default=2, show_default=True, help="Children per parent; 1 is the parent."
-)
+@click.option("--alpha", type=click.IntRange(1), default=2, show_default=True, help="Children per parent; 1 is the parent.")
 @click.option("--block", type=(click.IntRange(1), click.IntRange(1)), default=(64, 64), show_default=True, help="Tile.")
 @click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)

@@ -107,6 +107,33 @@ def semi_structured_grad(dy: Tensor, x: Tensor, layout: SemiStructuredLayout, *,
     return _kept(dvalues, layout)
 
 
+def semi_structured_compress(w: Tensor, layout: SemiStructuredLayout, *, backend: str = "auto") -> Tensor:
+    """Takes the stored values of a weight, or of a parent's two children, in one pass: nothing is ranked.
+
+    Gradient: the values' gradients at their places in ``w``, zero elsewhere.
+
+    Args:
+        w: The plain weight ``[N, K]``, or the parent's, of which each child takes its share; float16, bfloat16,
+            float32 or float64.
+        layout: Where the values lie.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``; the other backends of :func:`semi_structured_matmul` mean
+            ``"auto"``.
+
+    Returns:
+        Values ``[children, N, 2 * quads]``, zero where one stands for no edge.
+
+    Raises:
+        TypeError: An operand is no tensor or has the wrong dtype.
+        ValueError: Shapes, devices or ``backend`` do not fit.
+    """
+    op = "semi_structured_compress"
+    n, k = _check_layout(op, layout)
+    check_tensor(op, "w", w, (n, k), on=layout.codes)
+    chosen = choose_backend(op, "auto" if backend in ("sparse_tensor_core", "torch") else backend, w, layout)
+    chosen = chosen if chosen == "eager" else "triton"
+    return _kept(ops.semi_structured_compress(w, layout.codes, layout.children, chosen), layout)
+
+
 def _kept(values: Tensor, layout: SemiStructuredLayout) -> Tensor:
     """The values with zeros where there is no edge; so are their gradients then."""
     return values if layout.kept is None else torch.where(layout.kept, values, values.new_zeros(()))

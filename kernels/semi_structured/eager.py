@@ -21,3 +21,13 @@ def semi_structured_grad_eager(dy: Tensor, x: Tensor, layout: SemiStructuredLayo
     """Eager twin of :func:`fpe.kernels.semi_structured_grad`: returns ``dvalues[children, N, 2 * quads]``."""
     wide = (dy.flatten(-2).mT @ x).unflatten(0, layout.values_shape[:2])
     return pad(wide, (0, 4 * layout.quads - layout.shape[1])).gather(-1, layout.positions())
+
+
+def semi_structured_compress_eager(w: Tensor, layout: SemiStructuredLayout) -> Tensor:
+    """Eager twin of :func:`fpe.kernels.semi_structured_compress` on ``w[N, K]``."""
+    return layout._replace(kept=None).from_dense(w)
+
+
+def semi_structured_expand_eager(values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+    """The adjoint of :func:`semi_structured_compress_eager`: the children's dense weights, added, ``[N, K]``."""
+    return layout.to_dense(values).sum(0)

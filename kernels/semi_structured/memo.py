@@ -11,21 +11,23 @@ Result = TypeVar("Result")
 
 
 def once_per_version(make: Callable[..., Result]) -> Callable[..., Result]:
-    """Keeps the last result of ``make(values, codes, *rest)`` for as long as ``values`` lives unchanged.
+    """Keeps the last result of ``make(values, *rest)`` for as long as ``values`` lives and nothing has changed.
 
-    In-place changes count by PyTorch's version counter. Writing through ``.data`` goes unseen by it, as it does by
-    autograd; tensors of ``torch.inference_mode`` have no counter, and nothing is kept for them.
+    Other tensors among the arguments count by identity and version. In-place changes are seen by PyTorch's version
+    counter: writing through ``.data`` goes unseen, as it does by autograd. Tensors of ``torch.inference_mode`` have
+    no counter, and nothing is kept for them.
     """
     kept: Any = WeakIdKeyDictionary()
 
     @wraps(make)
-    def remembered(values: Tensor, codes: Tensor, *rest: Any) -> Result:
-        if values.is_inference() or codes.is_inference():
-            return make(values, codes, *rest)
-        state = (values._version, id(codes), codes._version, rest)
+    def remembered(values: Tensor, *rest: Any) -> Result:
+        tensors = [t for t in (values, *rest) if isinstance(t, Tensor)]
+        if any(t.is_inference() for t in tensors):
+            return make(values, *rest)
+        state = (values._version, [(id(t), t._version) if isinstance(t, Tensor) else t for t in rest])
         found = kept.get(values)
         if found is None or found[0] != state:
-            found = kept[values] = (state, make(values, codes, *rest), codes)  # codes: so that its id stays its own
+            found = kept[values] = (state, make(values, *rest), rest)  # rest: while it is held, its ids stay its own
         return found[1]
 
     return remembered

@@ -138,6 +138,7 @@ def _aligned_rows(x: Tensor, width: int) -> Tensor:
 Run = Callable[[Tensor, Tensor, SemiStructuredLayout], Tensor]
 
 
+@torch.compiler.assume_constant_result  # torch.compile asks once, and does not trace into it
 @cache
 def is_sound(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether sparse tensor cores compute what the eager twin does on this device: tried once, on first use.

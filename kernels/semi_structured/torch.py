@@ -92,6 +92,10 @@ _ALGORITHMS: dict[tuple[Any, ...], int] = {}
 """Algorithms of cuSPARSELt by outputs, inputs, rows, dtype and device, searched when first met."""
 
 
+def _on_gpu(values: Tensor) -> bool:
+    return values.is_cuda
+
+
 # Conversions.
 
 
@@ -117,7 +121,7 @@ def to_sparse_semi_structured(values: Tensor, layout: SemiStructuredLayout) -> S
     if reason:
         raise ValueError(f"to_sparse_semi_structured: {reason}")
     shape, rest = torch.Size((outputs, inputs)), (None, None, None)
-    if has_cusparselt() and values.is_cuda:
+    if has_cusparselt() and _on_gpu(values):
         compressed = torch._cslt_compress(layout.to_dense(values).flatten(0, 1).contiguous())
         return SparseSemiStructuredTensorCUSPARSELT(shape, compressed, None, *rest)
     nibbles = layout.nibbles().flatten(0, 1)

@@ -265,6 +265,71 @@ def _outer(
         tl.store(out + N.to(tl.int64) * (2 * QUADS), chosen, mask=mask)
 
 
+@triton.jit
+def _compress(
+    w_ptr,
+    codes_ptr,
+    out_ptr,
+    N,
+    K,
+    QUADS,
+    stride_wn,
+    stride_cn,
+    CHILDREN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    BLOCK_Q: tl.constexpr = BLOCK_K // 4
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    offs_v = tl.program_id(1) * BLOCK_Q * 2 + tl.arange(0, 2 * BLOCK_Q)
+    mask_n = offs_n < N
+    w = tl.load(
+        w_ptr + offs_n[:, None].to(tl.int64) * stride_wn + offs_k[None, :],
+        mask=mask_n[:, None] & (offs_k < K)[None, :],
+        other=0,
+    )  # [BLOCK_N, BLOCK_K]
+    code = _load_codes(codes_ptr, offs_n, mask_n, tl.program_id(1) * BLOCK_Q, QUADS, stride_cn, BLOCK_N, BLOCK_Q)
+    out = out_ptr + offs_n[:, None].to(tl.int64) * (2 * QUADS) + offs_v[None, :]
+    mask = mask_n[:, None] & (offs_v < 2 * QUADS)[None, :]
+    tl.store(out, _select(w, code, BLOCK_N, BLOCK_Q), mask=mask)
+    if CHILDREN == 2:
+        second = _select(w, _complement(code), BLOCK_N, BLOCK_Q)
+        tl.store(out + N.to(tl.int64) * (2 * QUADS), second, mask=mask)
+
+
+@triton.jit
+def _spread(
+    pair_ptr,
+    codes_ptr,
+    out_ptr,
+    N,
+    K,
+    QUADS,
+    stride_cn,
+    CHILDREN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    BLOCK_Q: tl.constexpr = BLOCK_K // 4
+    quad = tl.program_id(1) * BLOCK_Q
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    offs_q = quad + tl.arange(0, BLOCK_Q)
+    mask_n = offs_n < N
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    code = _load_codes(codes_ptr, offs_n, mask_n, quad, QUADS, stride_cn, BLOCK_N, BLOCK_Q)
+    pairs = pair_ptr + offs_n[:, None].to(tl.int64) * QUADS + offs_q[None, :]
+    mask_q = mask_n[:, None] & (offs_q < QUADS)[None, :]
+    tile = _expand(tl.load(pairs, mask=mask_q, other=0), code, dtype, False)  # [BLOCK_N, BLOCK_K]
+    if CHILDREN == 2:
+        # The children's places are apart: adding their bits adds the numbers.
+        second = tl.load(pairs + N.to(tl.int64) * QUADS, mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
+        tile = tile | _expand(second, _complement(code), dtype, False)
+    out = out_ptr + offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
+    tl.store(out, tile, mask=mask_n[:, None] & (offs_k < K)[None, :])
+
+
 def semi_structured_matmul_triton(
     x: Tensor, values: Tensor, layout: SemiStructuredLayout, config: Config | None = None
 ) -> Tensor:
@@ -333,6 +398,47 @@ def semi_structured_grad_triton(
         )
 
     return _run(launch, layout.values_shape, config, x)
+
+
+def semi_structured_compress_triton(w: Tensor, layout: SemiStructuredLayout) -> Tensor:
+    """Stored values of ``w[N, K]``; see :func:`fpe.kernels.semi_structured_compress`."""
+    w = _rows_contiguous(w)
+    values = w.new_empty(layout.values_shape)
+    if values.numel():
+        _launch_copy(_compress, _bits(w), layout, _bits(values), stride_wn=w.stride(0))
+    return values
+
+
+def semi_structured_expand_triton(values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+    """The adjoint: the children's dense weights, added, ``[N, K]``."""
+    w = values.new_empty(layout.shape)
+    if w.numel():
+        _launch_copy(_spread, _pairs(values), layout, _bits(w))
+    return w
+
+
+def _launch_copy(kernel: Any, source: Tensor, layout: SemiStructuredLayout, out: Tensor, **strides: int) -> None:
+    block_n, block_k = 16, 256
+    with torch.cuda.device_of(source):
+        kernel[(triton.cdiv(layout.shape[0], block_n), triton.cdiv(layout.shape[1], block_k))](
+            source,
+            layout.codes.contiguous(),
+            out,
+            N=layout.shape[0],
+            K=layout.shape[1],
+            QUADS=layout.quads,
+            stride_cn=layout.codes.shape[1],
+            CHILDREN=layout.children,
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            num_warps=4,
+            **strides,
+        )
+
+
+def _bits(t: Tensor) -> Tensor:
+    """The same memory as integers: what is only moved needs no arithmetic."""
+    return t.view(torch.int16 if t.element_size() == 2 else torch.int32)
 
 
 def _chosen(op: str, m: int, layout: SemiStructuredLayout, operand: Tensor) -> Config:
