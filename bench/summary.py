@@ -1,5 +1,6 @@
 """Tables drawn from raw rows, for the terminal and for the page."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,7 +118,7 @@ def compiled(results: Results) -> Table:
     rows: list[tuple[str, ...]] = []
     for (kernel, arch), group in results.frame.groupby(["kernel", "arch"], sort=False):
         spills = group[["spill_stores", "spill_loads", "stack", "local"]].sum(axis=1)
-        matrix = sorted({name.split(".")[0] for names in group["matrix"] for name in names})
+        matrix = sorted({re.match(r"\w+(\.SP)?", name)[0] for names in group["matrix"] for name in names})  # type: ignore[index]
         rows.append(
             (
                 f"{str(kernel).strip('_')}, sm_{arch}",

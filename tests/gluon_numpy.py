@@ -113,7 +113,7 @@ class Launcher:
     """Stands for the kernel: ``launcher[grid](*args, **meta)``."""
 
     def __getitem__(self, grid: tuple[int, int]) -> Callable[..., None]:
-        def launch(*args: Any, num_warps: int, **meta: Any) -> None:
+        def launch(*args: Any, num_warps: int, maxnreg: int, **meta: Any) -> None:
             assert num_warps == 4
             for place in product(*map(range, grid)):
                 with _instead(Machine(place), meta["DTYPE"]):

@@ -45,7 +45,7 @@ def choose(op: str, m: int, n: int, k: int, children: int, itemsize: int, device
         tiles = ceil(n / side) * ceil(k / side)
         return Config(min(block_m, 32), side, side, _split(tiles, ceil(m / 32), device), 4, 3)
     if op == "semi_structured_matmul_t":
-        block_n, block_k = (32, 64) if itemsize == 2 else (16, 32)
+        block_n, block_k = (32, 64) if itemsize == 2 else (16, 64)
         tiles, steps = ceil(m / block_m) * ceil(k / block_k), ceil(n / block_n)
     else:
         block_n, block_k = (64, 64) if itemsize == 2 else (32, 32)

@@ -123,6 +123,7 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, config: Config | None) ->
                 STAGES=config.stages,
                 DTYPE="bf16" if x.dtype == torch.bfloat16 else "f16",
                 num_warps=WARPS.value,
+                maxnreg=255,  # left to itself the assembler stops at 64 and spills a few bytes
             )
     return out.sum(0).to(x.dtype) if split else out[0]
 

@@ -477,6 +477,7 @@ def _shared_options(
         "UPCAST": interpreting(),
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
+        "maxnreg": 255,  # left to itself the assembler stops at 64 or 128 and spills a few bytes
     }
 
 
