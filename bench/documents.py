@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import summary
-from .lab import traffic
+from .lab import semi_structured, traffic
 from .report import LLM_LAYER, figures
 from .results import COMMITTED, Results
 from .summary import Table
@@ -16,7 +16,7 @@ from .summary import Table
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout; documents exist there alone, not in an installed package."""
 
-DOCUMENTS = ("README.md", "docs/boolean.md", "docs/kernels.md")
+DOCUMENTS = ("README.md", "docs/boolean.md", "docs/kernels.md", "docs/semi_structured.md")
 
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -27,6 +27,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     "formats": lambda: summary.formats(*LLM_LAYER),
     "traffic": lambda: traffic.table(_read("lab/traffic")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
+    "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),
+    "semi-structured-rates": semi_structured.rates,
 }
 FIGURES = {
     "boolean-curves": lambda: figures.curves(_read("studies/boolean-curves")),

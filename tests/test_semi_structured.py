@@ -16,6 +16,7 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_fro
 
 import fpe
 from fpe import Partition, kernels
+from fpe.bench.lab import sanitize
 from fpe.kernels import (
     HOLE,
     SemiStructuredLayout,
@@ -24,9 +25,10 @@ from fpe.kernels import (
     semi_structured_matmul,
     semi_structured_matmul_t,
 )
-from fpe.kernels.device import KNOWN, Device
+from fpe.kernels.device import KNOWN
 from fpe.kernels.semi_structured import backends, config
 from fpe.kernels.semi_structured import torch as torch_backend
+from fpe.kernels.semi_structured import triton as triton_kernels
 from fpe.kernels.semi_structured.config import Config
 from fpe.kernels.semi_structured.layout import CODES, complement
 from fpe.kernels.semi_structured.memo import once_per_version
@@ -119,27 +121,33 @@ def test_both_children_share_the_parents_values(case: Case) -> None:
     assert torch.equal(together.flatten().sort().values, w.flatten().sort().values)
 
 
+@pytest.mark.parametrize("alpha", [2, 4])
 @each_case
-def test_any_labels_are_2_to_4_interleaved_with_the_parents_values_in_their_order(case: Case) -> None:
+def test_any_labels_are_2_to_4_interleaved(case: Case, alpha: int) -> None:
     w, *_ = case.tensors()
-    labels = torch.randint(2, w.shape, generator=seeded(5)).to(torch.uint8)
-    labels[torch.rand(w.shape, generator=seeded(6)) < case.holes] = HOLE
-    layout = SemiStructuredLayout.interleaved(labels).validate()
-    wide = torch.stack([w * (labels == 0), w * (labels == 1)], -1).flatten(1)
-    own_order = torch.zeros(1, case.n, case.k + case.k % 2, dtype=w.dtype)
-    own_order[0, :, : case.k] = w * (labels < 2)
-    assert torch.equal(layout.to_dense(own_order)[0], wide)
-    assert torch.equal(layout.from_dense(wide), own_order)
+    labels = any_labels(case, alpha)
+    layout = SemiStructuredLayout.interleaved(labels, alpha).validate()
+    wide = torch.stack([w * (labels == child) for child in range(alpha)], -1).flatten(1)
+    values = layout.from_parent(w.masked_fill(labels == HOLE, float("nan")))
+    assert torch.equal(layout.to_dense(values)[0], wide)
+    assert torch.equal(layout.from_dense(wide), values)
+    if alpha == 2:  # the parent's values in their own order
+        assert torch.equal(values[0, :, : case.k], w * (labels < 2))
 
 
+def any_labels(case: Case, alpha: int) -> Tensor:
+    labels = torch.randint(alpha, (case.n, case.k), generator=seeded(5)).to(torch.uint8)
+    labels[torch.rand(labels.shape, generator=seeded(6)) < case.holes] = HOLE
+    return labels
+
+
+@pytest.mark.parametrize("alpha", [2, 4])
 @each_case
-def test_merge_matmul_is_a_matmul_of_the_interleaved_weight(case: Case) -> None:
-    w, *_ = (4 * t.double().round() for t in case.tensors())
-    labels = torch.randint(2, w.shape, generator=seeded(5)).to(torch.uint8)
-    z = torch.randint(-4, 5, (case.m, 2, case.k), generator=seeded(7)).double()
-    layout = SemiStructuredLayout.interleaved(labels)
-    values = layout.from_dense(torch.stack([w * (labels == 0), w * (labels == 1)], -1).flatten(1))
-    y = semi_structured_matmul(z.transpose(1, 2).flatten(1), values, layout)
+def test_merge_matmul_is_a_matmul_of_the_interleaved_weight(case: Case, alpha: int) -> None:
+    w, labels = (4 * case.tensors()[0]).round(), any_labels(case, alpha)
+    z = torch.randint(-4, 5, (case.m, alpha, case.k), generator=seeded(7)).double()
+    layout = SemiStructuredLayout.interleaved(labels, alpha)
+    y = semi_structured_matmul(z.transpose(1, 2).flatten(1), layout.from_parent(w), layout)
     assert torch.equal(y[:, 0], kernels.merge_matmul(z, w, labels))
 
 
@@ -187,6 +195,9 @@ BAD_LAYOUTS = (
     BadCall("dtype", lambda: SemiStructuredLayout.from_mask(torch.ones(2, 4)), TypeError, ("torch.bool", "float32")),
     BadCall("rank", lambda: SemiStructuredLayout.interleaved(torch.ones(4).byte()), ValueError, ("[N, K]", "[4]")),
     BadCall(
+        "alpha", lambda: SemiStructuredLayout.interleaved(torch.ones(2, 2).byte(), 3), ValueError, ("2 or 4", "got 3")
+    ),
+    BadCall(
         "code",
         lambda: SemiStructuredLayout((2, 8), torch.tensor([[0x44], [0x54]], dtype=torch.uint8)).validate(),
         ValueError,
@@ -220,6 +231,24 @@ def test_bad_layouts(case: BadCall) -> None:
 
 
 # The operations.
+
+TRITON_KERNELS = ("_multiply", "_multiply_t", "_outer", "_compress", "_spread")
+
+
+@pytest.mark.parametrize("case", [Case(), Case(m=19, n=70, k=91, children=1), Case(m=3, n=20, k=300)], ids=readable_id)
+def test_no_access_leaves_a_tensor_and_no_programs_race(case: Case) -> None:
+    layout, (w, x, dy) = case.layout(), case.tensors(torch.float16)
+    values, apart = layout.from_dense(w), torch.ones(case.m, case.k + 5, dtype=torch.float16)[:, : case.k].copy_(x)
+    module = triton_kernels
+    for run in (
+        lambda: module.semi_structured_matmul_triton(apart, values, layout),
+        lambda: module.semi_structured_matmul_t_triton(dy, values, layout),
+        lambda: module.semi_structured_grad_triton(dy, apart, layout),
+        lambda: module.semi_structured_compress_triton(w, layout),
+        lambda: module.semi_structured_expand_triton(values, layout),
+    ):
+        assert sanitize.check(module, TRITON_KERNELS, run) == []
+
 
 Call = Callable[[Tensor, Tensor, SemiStructuredLayout, str], Tensor]
 OPS: dict[str, Call] = {
@@ -461,9 +490,7 @@ def chosen(
     case: Case = Case(n=16, k=32),
     triton: bool = True,
 ) -> str:
-    device = Device(arch[0] * 10 + arch[1], 100, 100_000, 1 << 20)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: arch)
-    monkeypatch.setattr(backends, "device_of", lambda t: device)
     monkeypatch.setattr(backends, "interpreting", lambda: False)
     monkeypatch.setattr(backends, "_triton_installed", lambda: triton)
     monkeypatch.setattr("fpe.kernels.semi_structured.sparse_tensor_core.is_sound", lambda device, dtype: sound)
@@ -634,3 +661,25 @@ def test_a_layer_compiles_whole_for_any_batch() -> None:
         torch.testing.assert_close(compiled(batch), ours(batch))
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), ours(x))
+
+
+@pytest.mark.parametrize("alpha", [2, 4])
+def test_a_merged_layer_runs_as_2_to_4_whatever_its_labels(alpha: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.randint(alpha, (7, 9), generator=seeded(1)).to(torch.uint8)
+    labels[torch.rand(labels.shape, generator=seeded(2)) < 0.3] = HOLE
+    merged = fpe.MergeLinear(Partition(labels, alpha))
+    z = torch.randn(3, alpha * 9, generator=seeded(3)).requires_grad_()
+    parameters = [z, merged.weight, merged.bias]
+    want = merged(z)
+    wanted = torch.autograd.grad(want.square().sum(), parameters)
+    merged.backend = "sparse_tensor_core"
+    monkeypatch.setattr("fpe.kernels.semi_structured.api.choose_backend", lambda *call: "eager")
+    got = merged(z)
+    torch.testing.assert_close(got, want)
+    for ours, theirs in zip(torch.autograd.grad(got.square().sum(), parameters), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        served = merged(z)
+        torch.testing.assert_close(served, want)
+        merged.weight.mul_(2)
+        assert not torch.equal(merged(z), served)

@@ -25,6 +25,7 @@ from ...kernels.semi_structured import sparse_tensor_core
 from ...kernels.semi_structured import triton as dense_kernels
 from ...kernels.semi_structured.layout import SemiStructuredLayout
 from ..results import Results
+from ..summary import Table
 from .compile import _catching
 from .sass import Row, analyse, programs_per_sm
 
@@ -73,6 +74,63 @@ STREAMS = {
     "_spread": ("tl.load(pair",),
 }
 """For each kernel: the source of the loads of what it streams: the weights, for dW both operands."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Published rates of a device's tensor cores, bf16 with float32 accumulation. Nothing here was measured by us.
+
+    Attributes:
+        device: Its name.
+        dense: Peak of dense matmuls, TFLOP/s (vendor's data sheet); the sparse peak is twice that.
+        mma: Share of the dense peak that warp-level ``mma`` reaches, where another instruction is meant for the peak;
+            1 where ``mma`` is that instruction; ``None`` where nobody has published it.
+        own: The instruction that reaches the sparse peak.
+    """
+
+    device: str
+    dense: float
+    mma: float | None
+    own: str
+
+
+RATES = {
+    80: Rate("A100", 312, 1, "mma.sp"),
+    86: Rate("RTX A6000", 154.8, 1, "mma.sp"),
+    89: Rate("RTX 4090", 165.2, 1, "mma.sp"),
+    90: Rate("H100, H200", 989.4, 0.629, "wgmma.sp"),  # share: Luo et al., arXiv 2501.12084, the mean over types
+    100: Rate("B200", 2250, None, "tcgen05.mma.sp"),
+    120: Rate("RTX 5090", 209.5, 1, "mma.sp"),
+}
+
+
+def rates() -> Table:
+    """What sparse tensor cores can gain over the wide dense layer where arithmetic bounds it: predicted bounds."""
+    rows = []
+    for arch, rate in RATES.items():
+        bound = None if rate.mma is None else 2 * rate.mma
+        rows.append(
+            (
+                f"{rate.device}, sm_{arch}",
+                f"{rate.dense:g}",
+                "-" if rate.mma is None else f"{rate.mma:.1%}",
+                "-" if bound is None else f"{bound:.2f}",
+                rate.own,
+                "2.00",
+                "-" if bound is None else f"{2 / bound:.2f}",
+            )
+        )
+    columns = (
+        "device",
+        "dense TFLOP/s",
+        "share by mma",
+        "bound by mma.sp",
+        "own instruction",
+        "its bound",
+        "left to gain",
+    )
+    title = "Predicted from published rates, not measured: the most that 2:4 can gain over the wide dense layer"
+    return Table(title, columns, rows)
 
 
 def _call(case: Case) -> None:

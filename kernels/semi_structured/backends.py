@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ..device import device_of, interpreting
+from ..device import interpreting
 from .layout import SemiStructuredLayout
 
 SPARSE_DTYPES = (torch.float16, torch.bfloat16)
@@ -36,7 +36,7 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
     if backend == "eager" or (backend == "auto" and not operand.is_cuda):
         return "eager"
     if backend == "auto":
-        slow = device_of(operand).arch in SLOW_ARCHS
+        slow = _arch(operand.device) in SLOW_ARCHS
         able = (name for name, why_not in WHY_NOT.items() if why_not(operand, layout) is None)
         return next((name for name in able if not (slow and name == "sparse_tensor_core")), "eager")
     reason = WHY_NOT[backend](operand, layout)
@@ -72,11 +72,11 @@ def _why_not_torch(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
         return reason
     from .torch import has_cusparselt, why_not_shape
 
-    arch = torch.cuda.get_device_capability(operand.device)
-    if not has_cusparselt() and arch[0] * 10 + arch[1] not in CUTLASS_ARCHS:
+    arch = _arch(operand.device)
+    if not has_cusparselt() and arch not in CUTLASS_ARCHS:
         return (
             "this build of PyTorch has no cuSPARSELt, and its CUTLASS kernels take compute capability 8.x only, got "
-            f"{arch[0]}.{arch[1]}"
+            f"{arch / 10}"
         )
     return why_not_shape(layout.children * layout.shape[0], layout.shape[1])
 
@@ -87,12 +87,21 @@ def _why_not_device(operand: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | N
     if operand.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"it takes {names}, got {str(operand.dtype).removeprefix('torch.')}"
-    major, minor = torch.cuda.get_device_capability(operand.device)
-    if major * 10 + minor < MIN_ARCH:
-        return f"it needs compute capability {MIN_ARCH / 10} or newer, got {major}.{minor}"
-    return None
+    arch = _arch(operand.device)
+    return f"it needs compute capability {MIN_ARCH / 10} or newer, got {arch / 10}" if arch < MIN_ARCH else None
 
 
+# What does not change while a program runs: torch.compile asks once, and does not trace into it.
+
+
+@torch.compiler.assume_constant_result
+def _arch(device: torch.device) -> int:
+    """Compute capability, as 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
+
+
+@torch.compiler.assume_constant_result
 @cache
 def _triton_installed() -> bool:
     return find_spec("triton") is not None

@@ -69,25 +69,35 @@ class SemiStructuredLayout(NamedTuple):
         return cls._of(torch.where(quads == 0, 0, torch.where(quads == 1, 2, 1)), labels.shape, 2)
 
     @classmethod
-    def interleaved(cls, labels: Tensor) -> "SemiStructuredLayout":
-        """The layout of the wide weight ``[N, 2 * K]`` that reads child ``a`` of input ``k`` in column ``2 * k + a``.
+    def interleaved(cls, labels: Tensor, alpha: int = 2) -> "SemiStructuredLayout":
+        """The layout of the weight ``[N, alpha * K]`` that reads child ``a`` of input ``k`` at ``alpha * k + a``.
 
-        It is 2:4 for any labels: a quad is two inputs times two children, and of each input one child is read. Its
-        values ``[1, N, K]`` are the parent's weight in its own order (a column of zeros after it where ``K`` is odd).
+        It is 2:4 for any labels. With two children a quad is two inputs times two children, and its values are the
+        parent's in their own order; with four it is one input times four children, 1:4, and stores a zero beside each
+        value. :meth:`from_parent` makes the values.
 
         Args:
-            labels: uint8 ``[N, K]``: 0 or 1, which child an edge reads; anything else means that it reads none.
+            labels: uint8 ``[N, K]``: which child an edge reads; a label not below ``alpha`` means that it reads none.
+            alpha: Children of an input, 2 or 4.
 
         Raises:
             TypeError: ``labels`` are not uint8.
-            ValueError: They are no matrix.
+            ValueError: They are no matrix, or ``alpha`` is neither.
         """
-        _check_matrix("SemiStructuredLayout.interleaved", "labels", labels, torch.uint8)
+        op = "SemiStructuredLayout.interleaved"
+        _check_matrix(op, "labels", labels, torch.uint8)
+        if alpha not in (2, 4):
+            raise ValueError(f"{op}: alpha must be 2 or 4, got {alpha!r}")
         n, k = labels.shape
-        even, odd = pad(labels, (0, k % 2), value=255).unflatten(-1, (-1, 2)).unbind(-1)
-        kept = pad(labels, (0, k % 2), value=255) < 2
-        codes = _join_nibbles((even == 1).to(torch.uint8) | ((odd == 1).to(torch.uint8) << 2) | 0x8)
-        return cls((n, 2 * k), codes, None if bool(kept.all()) else kept[None], 1)
+        if alpha == 4:
+            last = labels >= 3  # the value comes second: the first place, 0, is filled with a zero
+            codes = _join_nibbles(torch.where(last, 0, labels) | 0xC)
+            kept = torch.stack((~last, labels == 3), -1).flatten(1)
+        else:
+            padded = pad(labels, (0, k % 2), value=255)
+            even, odd = (padded.unflatten(-1, (-1, 2)) == 1).to(torch.uint8).unbind(-1)
+            codes, kept = _join_nibbles(even | (odd << 2) | 0x8), padded < 2
+        return cls((n, alpha * k), codes, kept[None], 1)
 
     @classmethod
     def _of(cls, rank: Tensor, shape: torch.Size, children: int) -> "SemiStructuredLayout":
@@ -139,6 +149,14 @@ class SemiStructuredLayout(NamedTuple):
         """
         padded = pad(weight, (0, 4 * self.quads - self.shape[1])).expand(self.children, -1, -1)
         values = padded.gather(-1, self.positions())
+        return values if self.kept is None else torch.where(self.kept, values, values.new_zeros(()))
+
+    def from_parent(self, weight: Tensor) -> Tensor:
+        """Values of an :meth:`interleaved` layout from the parent's weight ``[N, K]``: ``[1, N, 2 * quads]``."""
+        if self.shape[1] == 4 * weight.shape[1]:
+            values = weight.repeat_interleave(2, -1)[None]
+        else:
+            values = pad(weight, (0, weight.shape[1] % 2))[None]
         return values if self.kept is None else torch.where(self.kept, values, values.new_zeros(()))
 
     def transposed(self, values: Tensor) -> tuple[Tensor, "SemiStructuredLayout"]:

@@ -47,6 +47,7 @@ def semi_structured_grad_torch(dy: Tensor, x: Tensor, layout: SemiStructuredLayo
     return semi_structured_grad_eager(dy, x, layout)
 
 
+@torch.compiler.assume_constant_result
 def has_cusparselt() -> bool:
     """Whether this build of PyTorch has cuSPARSELt and a device for it."""
     return torch.backends.cusparselt.is_available()
