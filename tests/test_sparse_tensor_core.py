@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -254,15 +255,36 @@ def test_the_self_check_says_what_is_wrong() -> None:
     assert "RuntimeError: no such instruction" in str(check(fails, torch.device("cpu"), torch.float16))
 
 
+@pytest.fixture
+def unseen() -> Iterator[None]:
+    """Devices as if none had been checked."""
+    sparse_tensor_core._is_sound.cache_clear()
+    yield
+    sparse_tensor_core._is_sound.cache_clear()
+
+
+@pytest.mark.usefixtures("unseen")
 def test_a_failed_self_check_warns_once_and_disables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparse_tensor_core, "self_check", lambda run, device, dtype: "all is wrong")
-    sparse_tensor_core.is_sound.cache_clear()
     with pytest.warns(UserWarning, match="disabled for torch.float16 on cpu: all is wrong"):
         assert not sparse_tensor_core.is_sound(torch.device("cpu"), torch.float16)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not sparse_tensor_core.is_sound(torch.device("cpu"), torch.float16)
-    sparse_tensor_core.is_sound.cache_clear()
+
+
+@pytest.mark.usefixtures("unseen")
+def test_torch_compile_asks_the_self_check_and_does_not_trace_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(run: object, device: torch.device, dtype: torch.dtype) -> str | None:
+        torch._dynamo.graph_break()  # would be an error in what is traced
+        return None
+
+    monkeypatch.setattr(sparse_tensor_core, "self_check", check)
+    torch._dynamo.reset()
+    double = torch.compile(
+        lambda x: 2 * x if sparse_tensor_core.is_sound(x.device, x.dtype) else x, fullgraph=True, backend="eager"
+    )
+    assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0))
 
 
 # Configurations and machine code.

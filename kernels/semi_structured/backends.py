@@ -102,9 +102,13 @@ def _arch(device: torch.device) -> int:
 
 
 @torch.compiler.assume_constant_result
-@cache
 def _triton_installed() -> bool:
-    return find_spec("triton") is not None
+    return _installed("triton")
+
+
+@cache
+def _installed(name: str) -> bool:
+    return find_spec(name) is not None
 
 
 WHY_NOT: dict[str, Callable[[Tensor, SemiStructuredLayout], str | None]] = {

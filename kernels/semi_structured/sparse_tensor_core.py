@@ -139,13 +139,18 @@ def _aligned_rows(x: Tensor, width: int) -> Tensor:
 Run = Callable[[Tensor, Tensor, SemiStructuredLayout], Tensor]
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks once, and does not trace into it
-@cache
+@torch.compiler.assume_constant_result
 def is_sound(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether sparse tensor cores compute what the eager twin does on this device: tried once, on first use.
 
-    Where they do not, a warning says so, and ``"auto"`` goes on without them.
+    Where they do not, a warning says so, and ``"auto"`` goes on without them. ``torch.compile`` asks, and does not
+    trace into it.
     """
+    return _is_sound(device, dtype)
+
+
+@cache
+def _is_sound(device: torch.device, dtype: torch.dtype) -> bool:
     complaint = self_check(semi_structured_matmul_sparse_tensor_core, device, dtype)
     if complaint:
         warnings.warn(
