@@ -70,6 +70,7 @@ def _multiply(
     QUADS,
     stride_xm,
     stride_cn,
+    stride_vc,
     stride_os,
     CHILDREN: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -93,7 +94,6 @@ def _multiply(
     offs_q = tl.arange(0, BLOCK_Q)
     x_cols = x_ptr + offs_m[None, :].to(tl.int64) * stride_xm
     pair_rows = pair_ptr + offs_n[:, None].to(tl.int64) * QUADS
-    plane = N.to(tl.int64) * QUADS
     dtype: tl.constexpr = x_ptr.dtype.element_ty
 
     # The weight is the left operand: it comes from registers.
@@ -114,7 +114,7 @@ def _multiply(
         pair = tl.load(pair_rows + quad + offs_q[None, :], mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
         acc0 = tl.dot(_expand(pair, code, dtype, UPCAST), x, acc0, input_precision=PRECISION)
         if CHILDREN == 2:
-            pair = tl.load(pair_rows + plane + quad + offs_q[None, :], mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
+            pair = tl.load(pair_rows + stride_vc + quad + offs_q[None, :], mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
             acc1 = tl.dot(_expand(pair, _complement(code), dtype, UPCAST), x, acc1, input_precision=PRECISION)
 
     row = offs_m.to(tl.int64) * CHILDREN * N
@@ -138,6 +138,7 @@ def _multiply_t(
     stride_dym,
     stride_dyc,
     stride_cn,
+    stride_vc,
     stride_os,
     CHILDREN: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -156,7 +157,6 @@ def _multiply_t(
     mask_m = offs_m < M
     quad = pid_k * BLOCK_Q
     offs_q = quad + tl.arange(0, BLOCK_Q)
-    plane = N.to(tl.int64) * QUADS
     dtype: tl.constexpr = dy_ptr.dtype.element_ty
 
     acc = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.float32)
@@ -176,7 +176,7 @@ def _multiply_t(
         acc = tl.dot(dy, _expand(pair, code, dtype, UPCAST), acc, input_precision=PRECISION)
         if CHILDREN == 2:
             dy = tl.load(dy_tile + stride_dyc, mask=mask_dy, other=0.0)  # [BLOCK_M, BLOCK_N]
-            pair = tl.load(pair_tile + plane, mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
+            pair = tl.load(pair_tile + stride_vc, mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
             if UPCAST:
                 dy = dy.to(tl.float32)
             acc = tl.dot(dy, _expand(pair, _complement(code), dtype, UPCAST), acc, input_precision=PRECISION)
@@ -213,6 +213,7 @@ def _outer(
     stride_dyc,
     stride_xm,
     stride_cn,
+    stride_vc,
     stride_os,
     CHILDREN: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -262,7 +263,7 @@ def _outer(
     tl.store(out, _select(acc0, code, BLOCK_N, BLOCK_Q).to(out_ptr.dtype.element_ty), mask=mask)
     if CHILDREN == 2:
         chosen = _select(acc1, _complement(code), BLOCK_N, BLOCK_Q).to(out_ptr.dtype.element_ty)
-        tl.store(out + N.to(tl.int64) * (2 * QUADS), chosen, mask=mask)
+        tl.store(out + stride_vc, chosen, mask=mask)
 
 
 @triton.jit
@@ -275,6 +276,7 @@ def _compress(
     QUADS,
     stride_wn,
     stride_cn,
+    stride_vc,
     CHILDREN: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -295,7 +297,7 @@ def _compress(
     tl.store(out, _select(w, code, BLOCK_N, BLOCK_Q), mask=mask)
     if CHILDREN == 2:
         second = _select(w, _complement(code), BLOCK_N, BLOCK_Q)
-        tl.store(out + N.to(tl.int64) * (2 * QUADS), second, mask=mask)
+        tl.store(out + stride_vc, second, mask=mask)
 
 
 @triton.jit
@@ -307,6 +309,7 @@ def _spread(
     K,
     QUADS,
     stride_cn,
+    stride_vc,
     CHILDREN: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -324,7 +327,7 @@ def _spread(
     tile = _expand(tl.load(pairs, mask=mask_q, other=0), code, dtype, False)  # [BLOCK_N, BLOCK_K]
     if CHILDREN == 2:
         # The children's places are apart: adding their bits adds the numbers.
-        second = tl.load(pairs + N.to(tl.int64) * QUADS, mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
+        second = tl.load(pairs + stride_vc, mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
         tile = tile | _expand(second, _complement(code), dtype, False)
     out = out_ptr + offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
     tl.store(out, tile, mask=mask_n[:, None] & (offs_k < K)[None, :])
@@ -394,7 +397,7 @@ def semi_structured_grad_triton(
             stride_dym=dy.stride(0),
             stride_dyc=dy.stride(1),
             stride_xm=x.stride(0),
-            **_shared_options(config, m, layout, x, out),
+            **_shared_options(config, m, layout, x, out, per_quad=2),
         )
 
     return _run(launch, layout.values_shape, config, x)
@@ -405,7 +408,7 @@ def semi_structured_compress_triton(w: Tensor, layout: SemiStructuredLayout) -> 
     w = _rows_contiguous(w)
     values = w.new_empty(layout.values_shape)
     if values.numel():
-        _launch_copy(_compress, _bits(w), layout, _bits(values), stride_wn=w.stride(0))
+        _launch_copy(_compress, _bits(w), layout, _bits(values), 2, stride_wn=w.stride(0))
     return values
 
 
@@ -413,11 +416,13 @@ def semi_structured_expand_triton(values: Tensor, layout: SemiStructuredLayout) 
     """The adjoint: the children's dense weights, added, ``[N, K]``."""
     w = values.new_empty(layout.shape)
     if w.numel():
-        _launch_copy(_spread, _pairs(values), layout, _bits(w))
+        _launch_copy(_spread, _pairs(values), layout, _bits(w), 1)
     return w
 
 
-def _launch_copy(kernel: Any, source: Tensor, layout: SemiStructuredLayout, out: Tensor, **strides: int) -> None:
+def _launch_copy(
+    kernel: Any, source: Tensor, layout: SemiStructuredLayout, out: Tensor, per_quad: int, **strides: int
+) -> None:
     block_n, block_k = 16, 256
     with torch.cuda.device_of(source):
         kernel[(triton.cdiv(layout.shape[0], block_n), triton.cdiv(layout.shape[1], block_k))](
@@ -428,6 +433,7 @@ def _launch_copy(kernel: Any, source: Tensor, layout: SemiStructuredLayout, out:
             K=layout.shape[1],
             QUADS=layout.quads,
             stride_cn=layout.codes.shape[1],
+            stride_vc=layout.shape[0] * layout.quads * per_quad,
             CHILDREN=layout.children,
             BLOCK_N=block_n,
             BLOCK_K=block_k,
@@ -457,9 +463,9 @@ def _run(launch: Any, shape: tuple[int, ...], config: Config, operand: Tensor) -
 
 
 def _shared_options(
-    config: Config, m: int, layout: SemiStructuredLayout, operand: Tensor, out: Tensor
+    config: Config, m: int, layout: SemiStructuredLayout, operand: Tensor, out: Tensor, per_quad: int = 1
 ) -> dict[str, Any]:
-    """What all three kernels are launched with."""
+    """What all three kernels are launched with; a child's values count ``per_quad`` elements for each quad."""
     n, k = layout.shape
     return {
         "M": m,
@@ -467,6 +473,7 @@ def _shared_options(
         "K": k,
         "QUADS": layout.quads,
         "stride_cn": layout.codes.shape[1],
+        "stride_vc": n * layout.quads * per_quad,
         "stride_os": out.stride(0),
         "CHILDREN": layout.children,
         "BLOCK_M": config.block_m,
