@@ -4,6 +4,7 @@ A copy to shared memory first spoils its destination and arrives when its group 
 reads too early or overwrites too soon computes nonsense. What stands outside a buffer raises ``IndexError``.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -109,6 +110,31 @@ class Machine:
         memory[torch.from_numpy(offsets[mask])] = torch.from_numpy(value[mask].astype(np.float32)).to(memory.dtype)
 
 
+INSTRUCTION = re.compile(
+    r"mma\.sp::ordered_metadata\.sync\.aligned\.m16n8k32\.row\.col\.f32\.(bf16|f16)\.\1\.f32 "
+    r"\{(.*?)\}, \{(.*?)\}, \{(.*?)\}, \{(.*?)\}, \$(\d+), (\d);$"
+)
+
+
+def inline_assembly(text: str, constraints: str, args: list[Tile], dtype: Any, is_pure: bool, pack: int) -> Tile:
+    """One instruction a warp: reads which operand is what from the text, and emulates it."""
+    found = INSTRUCTION.match(text)
+    assert found and is_pure and dtype is np.float32
+    assert constraints.split(",") == ["=f"] * pack + ["f"] * pack + ["r"] * (3 * pack)
+    assert found[2] == "$0, $1, $2, $3"
+
+    def argument(names: str) -> Tile:
+        """The argument whose registers, in their order, these operands are."""
+        numbers = [int(name.strip(" $")) - pack for name in names.split(",")]
+        assert numbers == list(range(numbers[0], numbers[0] + pack)) and numbers[0] % pack == 0
+        return args[numbers[0] // pack]
+
+    metadata = int(found[6]) - pack
+    e = args[metadata // pack]
+    e = np.broadcast_to(e, (*e.shape[:-1], pack))[..., metadata % pack]
+    return tile(mma_sp(argument(found[5]), argument(found[3]), argument(found[4]), e, int(found[7]), found[1]))
+
+
 class Launcher:
     """Stands for the kernel: ``launcher[grid](*args, **meta)``."""
 
@@ -116,14 +142,14 @@ class Launcher:
         def launch(*args: Any, num_warps: int, maxnreg: int, **meta: Any) -> None:
             assert num_warps == 4
             for place in product(*map(range, grid)):
-                with _instead(Machine(place), meta["DTYPE"]):
+                with _instead(Machine(place)):
                     gluon.multiply.fn(*(Pointer(t) for t in args), **meta)
 
         return launch
 
 
 @contextmanager
-def _instead(machine: Machine, kind: str) -> Iterator[None]:
+def _instead(machine: Machine) -> Iterator[None]:
     """Within it the kernel's module holds NumPy in place of Gluon."""
     language = SimpleNamespace(
         int32=np.int32,
@@ -139,19 +165,16 @@ def _instead(machine: Machine, kind: str) -> Iterator[None]:
         allocate_shared_memory=lambda dtype, shape, layout: Shared(np.full(shape, SPOILT, dtype)),
         barrier=lambda: None,
         store=machine.store,
+        inline_asm_elementwise=inline_assembly,
         **{name: lambda *args: None for name in ("SliceLayout", "BlockedLayout", "SwizzledSharedLayout")},
     )
     copies = SimpleNamespace(
         async_copy_global_to_shared=machine.copy, commit_group=machine.commit, wait_group=machine.wait
     )
 
-    def mma(acc: Tile, a: Tile, b: Tile, e: Tile, dtype: str, selector: int) -> Tile:
-        assert dtype == kind
-        return tile(mma_sp(acc, a, b, e[..., 0], selector, kind))
-
-    names = {"gl": language, "async_copy": copies, "WARPS": 4, "_mma": mma}
+    names = {"gl": language, "async_copy": copies, "WARPS": 4}
     names |= {name: lambda *args: None for name in ("_rows_layout", "_only")}
-    names |= {name: getattr(gluon, name).fn for name in ("_part", "_complement", "_epilogue")}
+    names |= {name: getattr(gluon, name).fn for name in ("_instruction", "_mma", "_part", "_complement", "_epilogue")}
     with ExitStack() as stack:
         for name, value in names.items():
             stack.enter_context(patch.object(gluon, name, value))

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from gluon_numpy import Machine, on_numpy
 from mma_sp import ORDERED, a_place, b_place, c_place, dense_a, metadata_place, mma_sp
 from support import ROOT, readable_id, seeded
@@ -20,6 +21,8 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from fpe import Partition
+from fpe.bench.lab.cli import lab
+from fpe.bench.lab.semi_structured import check, rates
 from fpe.kernels import HOLE, SemiStructuredLayout, semi_structured_matmul, semi_structured_matmul_t
 from fpe.kernels.device import KNOWN
 from fpe.kernels.semi_structured import sparse_tensor_core
@@ -324,3 +327,55 @@ def test_what_ships_compiles_as_meant() -> None:
     assert [row["complaints"] for row in rows] == [[]] * len(rows)
     assert rows[0]["matrix"] == ["HMMA.SP.16832.F32.BF16"] and rows[1]["matrix"] == ["HMMA.SP.16832.F32"]
     assert rows[0]["loop_instructions"] < 4 * 64  # 64 instructions multiply; what else the loop does is no burden
+
+
+ROW = {
+    "arch": 80,
+    "op": "sparse",
+    "dtype": "bf16",
+    "spill_stores": 0,
+    "spill_loads": 0,
+    "local": 0,
+    "stack": 0,
+    "shared": 73_728,
+    "programs_per_sm": 2,
+    "limited_by": "shared",
+    "matrix": ["HMMA.SP.16832.F32.BF16"],
+    "load_bits": 128,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"spill_stores": 12}, "12 bytes stored"),
+        ({"shared": 200_000}, "200000 bytes of 166912"),
+        ({"programs_per_sm": 0}, "does not fit"),
+        ({"matrix": ["HMMA.16816.F32.BF16"]}, "meant HMMA.SP.16832, got HMMA.16816"),
+        ({"matrix": []}, "got none"),
+        ({"load_bits": 32}, "of 32 bits"),
+        ({"op": "forward", "dtype": "fp32"}, "HMMA.SP.16832 for fp32"),
+        ({"op": "dw", "matrix": []}, "none for bf16"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_lab_complains(change: dict, says: str) -> None:
+    assert check(ROW) == [] and check({**ROW, "matrix": ["HMMA.SP.16832.F32"]}) == []
+    (complaint,) = check({**ROW, **change})
+    assert says in complaint
+
+
+def test_the_command_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreted = CliRunner().invoke(lab, ["semi-structured"])
+    assert interpreted.exit_code == 1 and "TRITON_INTERPRET" in interpreted.output
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    unknown = CliRunner().invoke(lab, ["semi-structured", "--arch", "75"])
+    assert unknown.exit_code == 2 and "80, 86, 89, 90, 100, 120, got 75" in " ".join(unknown.output.split())
+
+
+def test_the_rates_are_bounds_by_arithmetic() -> None:
+    rows = {row[0].split("sm_")[1]: row for row in rates().rows}
+    assert list(rows) == [str(arch) for arch in KNOWN]
+    assert rows["80"][3:] == ("2.00", "mma.sp", "2.00", "1.00")
+    assert rows["90"][3:] == ("1.26", "wgmma.sp", "2.00", "1.59")
+    assert rows["100"][2:4] == ("-", "-")

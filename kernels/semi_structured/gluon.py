@@ -17,7 +17,7 @@ STEP = gl.constexpr(64)  # inputs to a stage, two instructions long
 
 @gluon.constexpr_function
 def _instruction(dtype, selector):
-    """One ``m16n8k32``: accumulator 8-11, weights 12-15, activations 16-19, metadata 20."""
+    """One ``m16n8k32``: results in operands 0-3, accumulator 4-7, weights 8-11, activations 12-15, metadata 16."""
     kind = "bf16" if str(dtype) == "bf16" else "f16"
     return (
         f"mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.{kind}.{kind}.f32 "
