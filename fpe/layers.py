@@ -302,16 +302,16 @@ class SplitLinear(_LabelledLinear):
     def forward(self, x: Tensor) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
         if self.codes is not None and (x.is_cuda or self.backend not in ("auto", "eager")):
-            y = self._multiply_quads(x).flatten(-2)
+            y = self._multiply_quads(x, self.codes).flatten(-2)
         else:
             y = split_matmul(x, self.weight, self.labels, self.alpha, backend=self.backend).flatten(-2)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
-    def _multiply_quads(self, x: Tensor) -> Tensor:
+    def _multiply_quads(self, x: Tensor, codes: Tensor) -> Tensor:
         trains = torch.is_grad_enabled() and self.weight.requires_grad
         compress = _compress if trains or torch.compiler.is_compiling() else _compress_once
-        values = compress(self.weight, self.codes, self.stored, self.backend)
-        layout = SemiStructuredLayout(self.partition.shape, self.codes, None, 2)  # type: ignore[arg-type]
+        values = compress(self.weight, codes, self.stored, self.backend)
+        layout = SemiStructuredLayout(self.partition.shape, codes, None, 2)
         return semi_structured_matmul(x, values, layout, backend=self.backend)
 
     def wide_weight(self) -> Tensor:

@@ -81,6 +81,7 @@ def _multiply(x: Tensor, weight: Any) -> Tensor:
         return x.new_empty(0, weight.shape[0])
     columns = pad(x, (0, 0, 0, -m % ROWS)).t()
     if isinstance(weight, SparseSemiStructuredTensorCUTLASS):
+        assert weight.packed is not None and weight.meta is not None
         return torch._sparse_semi_structured_mm(weight.packed, weight.meta, columns).t()[:m].contiguous()
     key = (*weight.shape, columns.shape[1], x.dtype, x.device)
     algorithm = _ALGORITHMS.get(key)
