@@ -163,16 +163,13 @@ def _instead(machine: Machine) -> Iterator[None]:
         join=lambda a, b: tile(np.stack((a, b), -1)),
         convert_layout=lambda value, layout, assert_trivial=False: value,
         allocate_shared_memory=lambda dtype, shape, layout: Shared(np.full(shape, SPOILT, dtype)),
-        barrier=lambda: None,
         store=machine.store,
         inline_asm_elementwise=inline_assembly,
         **{name: lambda *args: None for name in ("SliceLayout", "BlockedLayout", "SwizzledSharedLayout")},
     )
-    copies = SimpleNamespace(
-        async_copy_global_to_shared=machine.copy, commit_group=machine.commit, wait_group=machine.wait
-    )
+    copies = SimpleNamespace(commit_group=machine.commit, wait_group=machine.wait)
 
-    names = {"gl": language, "async_copy": copies, "WARPS": 4}
+    names = {"gl": language, "async_copy": copies, "_copy": machine.copy, "_barrier": lambda: None, "WARPS": 4}
     names |= {name: lambda *args: None for name in ("_rows_layout", "_only")}
     names |= {name: getattr(gluon, name).fn for name in ("_instruction", "_mma", "_part", "_complement", "_epilogue")}
     with ExitStack() as stack:

@@ -66,7 +66,7 @@ CASES = (
 )
 
 STREAMS = {
-    "multiply": ("async_copy_global_to_shared(weights_smem",),
+    "multiply": ("_copy(weights_smem",),
     "_multiply": ("tl.load(pair",),
     "_multiply_t": ("tl.load(pair",),
     "_outer": ("dy = tl.load(", "x = tl.load("),

@@ -11,6 +11,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
+# Triton renamed these: the first after 3.8, the second after 3.6.
+_copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+
 WARPS = gl.constexpr(4)
 STEP = gl.constexpr(64)  # inputs to a stage, two instructions long
 
@@ -146,9 +150,9 @@ def multiply(
     for early in gl.static_range(STAGES - 1):
         step = first + early
         if step < last:
-            async_copy.async_copy_global_to_shared(weights_smem.index(early), weights_ptrs + step * 512)
-            async_copy.async_copy_global_to_shared(metadata_smem.index(early), metadata_ptrs + step * 64)
-            async_copy.async_copy_global_to_shared(rows_smem.index(early), rows_ptrs + step * 32, mask=mask_rows)
+            _copy(weights_smem.index(early), weights_ptrs + step * 512)
+            _copy(metadata_smem.index(early), metadata_ptrs + step * 64)
+            _copy(rows_smem.index(early), rows_ptrs + step * 32, mask=mask_rows)
         async_copy.commit_group()
 
     zero = gl.full([WARPS, TILES, 32, 4], 0.0, gl.float32, FRAGMENT)
@@ -158,14 +162,14 @@ def multiply(
     acc11 = zero
     for step in range(first, last):
         async_copy.wait_group(STAGES - 2)
-        gl.barrier()
+        _barrier()
         stage = (step - first) % STAGES
         ahead = step + STAGES - 1
         if ahead < last:
             free = (ahead - first) % STAGES
-            async_copy.async_copy_global_to_shared(weights_smem.index(free), weights_ptrs + ahead * 512)
-            async_copy.async_copy_global_to_shared(metadata_smem.index(free), metadata_ptrs + ahead * 64)
-            async_copy.async_copy_global_to_shared(rows_smem.index(free), rows_ptrs + ahead * 32, mask=mask_rows)
+            _copy(weights_smem.index(free), weights_ptrs + ahead * 512)
+            _copy(metadata_smem.index(free), metadata_ptrs + ahead * 64)
+            _copy(rows_smem.index(free), rows_ptrs + ahead * 32, mask=mask_rows)
         async_copy.commit_group()
         weights = weights_smem.index(stage)
         metadata = metadata_smem.index(stage)
