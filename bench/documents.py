@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import summary
-from .lab import traffic
+from .lab import semi_structured, traffic
 from .report import LLM_LAYER, costs, figures
 from .results import COMMITTED, Results
 from .summary import Table
@@ -16,7 +16,7 @@ from .summary import Table
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout; documents exist there alone, not in an installed package."""
 
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/boolean.md", "docs/kernels.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/boolean.md", "docs/kernels.md", "docs/semi_structured.md")
 
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -34,6 +34,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     "ladder": lambda: summary.ladder(_read("lab/ladder")),
     "unpacking": lambda: summary.unpacking(_read("lab/compile")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
+    "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),
+    "semi-structured-rates": semi_structured.rates,
 }
 FIGURES = {
     "boolean-curves": lambda: figures.curves(_read("studies/boolean-curves")),

@@ -1,5 +1,7 @@
 """Tables drawn from raw rows, for the terminal and for the page."""
 
+import re
+
 from fpe.kernels.model import bytes_by_format, relative
 
 from .results import Results, mean_and_spread
@@ -101,7 +103,7 @@ def compiled(results: Results) -> Table:
     rows: list[tuple[str, ...]] = []
     for (kernel, arch), group in results.frame.groupby(["kernel", "arch"], sort=False):
         spills = group[["spill_stores", "spill_loads", "stack", "local"]].sum(axis=1)
-        matrix = sorted({name.split(".")[0] for names in group["matrix"] for name in names})
+        matrix = sorted({re.match(r"\w+(\.SP)?", name)[0] for names in group["matrix"] for name in names})  # type: ignore[index]
         rows.append(
             (
                 f"{str(kernel).strip('_')}, sm_{arch}",

@@ -22,9 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from .kernels import BlockLayout, PackedLabels, block_matmul, merge_matmul, split_matmul
+from .kernels import (
+    BlockLayout,
+    PackedLabels,
+    SemiStructuredLayout,
+    block_matmul,
+    merge_matmul,
+    semi_structured_compress,
+    semi_structured_matmul,
+    split_matmul,
+)
 from .kernels.block.layout import tiles
 from .kernels.partition.labels import digits
+from .kernels.semi_structured.memo import once_per_version
 from .partition import STRUCTURES, Partition, check_block
 
 FORMAT_VERSION = 2
@@ -283,22 +293,60 @@ class _LabelledLinear(ExpandedLinear):
         return f"alpha={self.alpha}, structure={self.structure}, "
 
 
+def _compress(weight: Tensor, codes: Tensor, stored: Tensor | None, backend: str) -> Tensor:
+    """A parent's weight as its two children's values, zero where an edge was removed."""
+    layout = SemiStructuredLayout((weight.shape[0], weight.shape[1]), codes, stored, 2)
+    return semi_structured_compress(weight, layout, backend=backend)
+
+
+_compress_once = once_per_version(_compress)
+
+
 class SplitLinear(_LabelledLinear):
     """An expanded layer: ``alpha`` children per parent, each with the edges that its label gives it.
 
     Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children. The partition's labels are
-    ``[parents, inputs]``; the arguments are those of :class:`_LabelledLinear`.
+    ``[parents, inputs]``; the arguments are those of :class:`_LabelledLinear`. With the ``"2:4"`` structure every
+    backend of :func:`fpe.kernels.semi_structured_matmul` serves: on a GPU ``"auto"`` takes sparse tensor cores. The
+    values are compressed once a forward in training, and once for each version of the weight without gradients.
     """
+
+    codes: Tensor | None
+    stored: Tensor | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._index_quads()
 
     @staticmethod
     def _sizes(partition: Partition) -> tuple[int, int]:
         parents, inputs = partition.shape
         return inputs, partition.alpha * parents
 
+    def _index_quads(self) -> None:
+        """Derives from the labels what the 2:4 kernels read."""
+        layout = SemiStructuredLayout.from_labels(self.labels) if self.structure == "2:4" else None
+        self.register_buffer("codes", layout.codes if layout else None, persistent=False)
+        self.register_buffer("stored", layout.kept if layout else None, persistent=False)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._index_quads()
+
     def forward(self, x: Tensor) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
+        if self.codes is not None and (x.is_cuda or self.backend not in ("auto", "eager")):
+            y = self._multiply_quads(x, self.codes).flatten(-2)
+            return y if self.bias is None else y + self.bias.to(y.dtype)
         bias = None if self.bias is None else self.bias.view(self.alpha, -1)
         return split_matmul(x, self.weight, self.packed, self.alpha, bias, backend=self.backend).flatten(-2)
+
+    def _multiply_quads(self, x: Tensor, codes: Tensor) -> Tensor:
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        compress = _compress if trains or torch.compiler.is_compiling() else _compress_once
+        values = compress(self.weight, codes, self.stored, self.backend)
+        layout = SemiStructuredLayout((self.weight.shape[0], self.weight.shape[1]), codes, None, 2)
+        return semi_structured_matmul(x, values, layout, backend=self.backend)
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[alpha * parents, inputs]``."""
@@ -309,11 +357,22 @@ class SplitLinear(_LabelledLinear):
         return self.partition.masks().flatten(0, 1)
 
 
+def _interleave(weight: Tensor, planes: Tensor, alpha: int) -> tuple[Tensor, SemiStructuredLayout]:
+    """A parent's weight as the 2:4 weight that reads its inputs' children side by side."""
+    labels = PackedLabels(planes, (weight.shape[0], weight.shape[1]), alpha).unpack()
+    layout = SemiStructuredLayout.interleaved(labels, alpha)
+    return layout.from_parent(weight), layout._replace(kept=None)
+
+
+_interleave_once = once_per_version(_interleave)
+
+
 class MergeLinear(_LabelledLinear):
     """The successor of an expanded layer in which every parent edge reads exactly one child.
 
     Input ``[..., alpha * parents]`` in planes of children, output ``[..., outputs]``. The partition's labels are
-    ``[outputs, parents]``: which child an edge reads; the arguments are those of :class:`_LabelledLinear`.
+    ``[outputs, parents]``: which child an edge reads; the arguments are those of :class:`_LabelledLinear`. With two or
+    four children the backends ``"sparse_tensor_core"`` and ``"torch"`` run it as a 2:4 weight, whatever the labels.
     """
 
     @staticmethod
@@ -324,6 +383,13 @@ class MergeLinear(_LabelledLinear):
     def forward(self, z: Tensor) -> Tensor:
         """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias``."""
         planes = z.unflatten(-1, (self.alpha, self.weight.shape[1]))
+        if self.backend in ("sparse_tensor_core", "torch"):
+            trains = torch.is_grad_enabled() and self.weight.requires_grad
+            interleave = _interleave if trains or torch.compiler.is_compiling() else _interleave_once
+            values, layout = interleave(self.weight, self.planes, self.alpha)
+            beside = planes.transpose(-1, -2).flatten(-2)
+            y = semi_structured_matmul(beside, values, layout, backend=self.backend).squeeze(-2)
+            return y if self.bias is None else y + self.bias.to(y.dtype)
         return merge_matmul(planes, self.weight, self.packed, self.bias, backend=self.backend)
 
     def wide_weight(self) -> Tensor:

@@ -13,6 +13,9 @@ operation                                     definition
 ``block_matmul_t(dy[M,N], values, layout)``   ``dx = dy @ W``
 ``block_grad(dy[M,N], x[M,K], layout)``       ``dW = dy.T @ x`` on the kept blocks only
 ``expanded_mlp(x, w1, labels1, w2)``          split, activation and the next layer in one launch
+``semi_structured_matmul(x, values, layout)``  ``y[m,c] = x[m] @ W[c].T`` for a 2:4 ``W[children,N,K]``
+``semi_structured_matmul_t(dy, values, layout)``  ``dx[m] = sum_c dy[m,c] @ W[c]``
+``semi_structured_grad(dy, x, layout)``       ``dW[c] = dy[:,c].T @ x`` at the stored places only
 ============================================  ==========================================================
 
 Each family is closed under differentiation: the backward of an operation is made of the others.
@@ -47,11 +50,23 @@ from .partition import (
     split_matmul,
     split_matmul_eager,
 )
+from .semi_structured import (
+    SemiStructuredLayout,
+    semi_structured_compress,
+    semi_structured_compress_eager,
+    semi_structured_grad,
+    semi_structured_grad_eager,
+    semi_structured_matmul,
+    semi_structured_matmul_eager,
+    semi_structured_matmul_t,
+    semi_structured_matmul_t_eager,
+)
 
 __all__ = [
     "HOLE",
     "BlockLayout",
     "PackedLabels",
+    "SemiStructuredLayout",
     "block_grad",
     "block_grad_eager",
     "block_matmul",
@@ -64,6 +79,14 @@ __all__ = [
     "merge_matmul_eager",
     "partition_grad",
     "partition_grad_eager",
+    "semi_structured_compress",
+    "semi_structured_compress_eager",
+    "semi_structured_grad",
+    "semi_structured_grad_eager",
+    "semi_structured_matmul",
+    "semi_structured_matmul_eager",
+    "semi_structured_matmul_t",
+    "semi_structured_matmul_t_eager",
     "split_matmul",
     "split_matmul_eager",
 ]

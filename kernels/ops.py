@@ -60,6 +60,12 @@ def _partition_grad_fake(dy: Tensor, x: Tensor, labels: Tensor, transposed: bool
     return x.new_empty(k, n).T if transposed and labels.dim() == 3 else x.new_empty(n, k)
 
 
+def _semi_structured_layout(codes: Tensor, k: int, children: int) -> Any:
+    from .semi_structured.layout import SemiStructuredLayout
+
+    return SemiStructuredLayout((codes.shape[0], k), codes, None, children)
+
+
 # Autograd. Only the operands that a wanted gradient needs are saved.
 
 
@@ -133,6 +139,51 @@ def _block_grad_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     ddy = None if x is None else block_matmul(x, g, index, None, None, *ctx.sizes, ctx.backend)
     dx = None if dy is None else block_matmul_t(dy, g, index, *ctx.sizes, ctx.backend)
     return ddy, dx, *NO_INDEX_GRAD
+
+
+def _setup_semi_structured(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, codes, *_ = inputs
+    _save(ctx, inputs, first, second, [codes])
+    ctx.k = inputs[3] if len(inputs) == 5 else second.shape[1]
+
+
+def _semi_structured_matmul_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    values, x, codes = ctx.saved_tensors
+    dx = None if values is None else semi_structured_matmul_t(dy, values, codes, ctx.k, ctx.backend)
+    dvalues = None if x is None else semi_structured_grad(dy, x, codes, ctx.backend)
+    return dx, dvalues, None, None, None
+
+
+def _semi_structured_matmul_t_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    values, dy, codes = ctx.saved_tensors
+    ddy = None if values is None else semi_structured_matmul(g, values, codes, ctx.k, ctx.backend)
+    dvalues = None if dy is None else semi_structured_grad(dy, g, codes, ctx.backend)
+    return ddy, dvalues, None, None, None
+
+
+def _setup_semi_structured_compress(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.k, ctx.children, ctx.backend = inputs[0].shape[-1], output.shape[0], inputs[-1]
+
+
+def _semi_structured_compress_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    return semi_structured_expand(g, *ctx.saved_tensors, ctx.k, ctx.backend), None, None, None
+
+
+def _setup_semi_structured_expand(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.children, ctx.backend = inputs[0].shape[0], inputs[-1]
+
+
+def _semi_structured_expand_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    return semi_structured_compress(g, *ctx.saved_tensors, ctx.children, ctx.backend), None, None, None
+
+
+def _semi_structured_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, dy, codes = ctx.saved_tensors
+    ddy = None if x is None else semi_structured_matmul(x, g, codes, ctx.k, ctx.backend)
+    dx = None if dy is None else semi_structured_matmul_t(dy, g, codes, ctx.k, ctx.backend)
+    return ddy, dx, None, None
 
 
 # The operations.
@@ -271,3 +322,59 @@ expanded_mlp = _define(
     lambda x, w1, labels1, transposed1, w2, *rest: x.new_empty(x.shape[0], w2.shape[0]),
 )
 """``x[M, K], w1[H, K], w2[N, alpha * H] or w2[N, H] -> y[M, N]``. For inference: it has no gradient."""
+
+
+semi_structured_matmul = _define(
+    "semi_structured_matmul(Tensor x, Tensor values, Tensor codes, SymInt k, str backend) -> Tensor",
+    lambda x, values, codes, k, backend: _implementation("semi_structured", "semi_structured_matmul", backend)(
+        x, values, _semi_structured_layout(codes, k, values.shape[0])
+    ),
+    lambda x, values, codes, k, backend: x.new_empty(x.shape[0], *values.shape[:2]),
+    _semi_structured_matmul_backward,
+    _setup_semi_structured,
+)
+"""``x[M, K], values[children, N, 2 * quads] -> y[M, children, N]``."""
+
+semi_structured_matmul_t = _define(
+    "semi_structured_matmul_t(Tensor dy, Tensor values, Tensor codes, SymInt k, str backend) -> Tensor",
+    lambda dy, values, codes, k, backend: _implementation("semi_structured", "semi_structured_matmul_t", backend)(
+        dy, values, _semi_structured_layout(codes, k, values.shape[0])
+    ),
+    lambda dy, values, codes, k, backend: dy.new_empty(dy.shape[0], k),
+    _semi_structured_matmul_t_backward,
+    _setup_semi_structured,
+)
+"""``dy[M, children, N], values[children, N, 2 * quads] -> dx[M, K]``."""
+
+semi_structured_grad = _define(
+    "semi_structured_grad(Tensor dy, Tensor x, Tensor codes, str backend) -> Tensor",
+    lambda dy, x, codes, backend: _implementation("semi_structured", "semi_structured_grad", backend)(
+        dy, x, _semi_structured_layout(codes, x.shape[1], dy.shape[1])
+    ),
+    lambda dy, x, codes, backend: x.new_empty(dy.shape[1], codes.shape[0], (x.shape[1] + 3) // 4 * 2),
+    _semi_structured_grad_backward,
+    _setup_semi_structured,
+)
+"""``dy[M, children, N], x[M, K] -> dvalues[children, N, 2 * quads]``."""
+
+semi_structured_compress = _define(
+    "semi_structured_compress(Tensor w, Tensor codes, SymInt children, str backend) -> Tensor",
+    lambda w, codes, children, backend: _implementation("semi_structured", "semi_structured_compress", backend)(
+        w, _semi_structured_layout(codes, w.shape[1], children)
+    ),
+    lambda w, codes, children, backend: w.new_empty(children, w.shape[0], (w.shape[1] + 3) // 4 * 2),
+    _semi_structured_compress_backward,
+    _setup_semi_structured_compress,
+)
+"""``w[N, K] -> values[children, N, 2 * quads]``."""
+
+semi_structured_expand = _define(
+    "semi_structured_expand(Tensor values, Tensor codes, SymInt k, str backend) -> Tensor",
+    lambda values, codes, k, backend: _implementation("semi_structured", "semi_structured_expand", backend)(
+        values, _semi_structured_layout(codes, k, values.shape[0])
+    ),
+    lambda values, codes, k, backend: values.new_empty(values.shape[1], k),
+    _semi_structured_expand_backward,
+    _setup_semi_structured_expand,
+)
+"""``values[children, N, 2 * quads] -> w[N, K]``, the children's sum."""

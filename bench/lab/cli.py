@@ -107,3 +107,39 @@ def traffic_command(
             cases, l2=l2 * 1e6, group_m=group_m, report=lambda row: status.update(f"{row['op']} {row['M']} done")
         )
     finish(results, output / "traffic.jsonl", traffic.table(results), as_json)
+
+
+@lab.command("semi-structured")
+@click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability, as 90.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+def semi_structured_command(architectures: tuple[int, ...], as_json: bool, output: Path) -> None:
+    """Compile the 2:4 kernels, the one on sparse tensor cores among them, and check the machine code.
+
+    Complaints, and an exit status of 1: spills, too much shared memory, loads of the weights narrower than 128 bits, or
+    another matrix instruction than the one meant.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from ...kernels.device import KNOWN, interpreting
+    from ..output import finish
+    from ..summary import compiled
+    from . import semi_structured
+
+    if interpreting():
+        raise click.ClickException("kernels are interpreted where TRITON_INTERPRET=1; unset it to compile them")
+    unknown = set(architectures) - set(KNOWN)
+    if unknown:
+        known = ", ".join(map(str, KNOWN))
+        raise click.BadParameter(f"expected some of {known}, got {min(unknown)}", param_hint="--arch")
+
+    def progress(pairs: Iterable[Any], total: int) -> Iterable[Any]:
+        return track(pairs, "Compiling", total, console=Console(stderr=True, quiet=as_json))
+
+    results = semi_structured.run(architectures=architectures or tuple(KNOWN), progress=progress)
+    finish(results, output / "semi-structured.jsonl", compiled(results), as_json)
+    bad = [row for row in results.rows if row["complaints"]]
+    if bad:
+        first = f"{bad[0]['case']} on sm_{bad[0]['arch']}: {'; '.join(bad[0]['complaints'])}"
+        raise click.ClickException(f"{len(bad)} of {len(results.rows)} binaries are not as meant; the first: {first}")

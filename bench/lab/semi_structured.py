@@ -1,0 +1,231 @@
+"""Compiles the 2:4 kernels as they ship, Triton's and Gluon's, for every architecture, and reads the machine code.
+
+As in ``compile``, the real launchers run on meta tensors while their launches are caught.
+"""
+
+import subprocess
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from inspect import getsourcelines
+from itertools import product
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from torch import Tensor
+
+from ...kernels.device import KNOWN
+from ...kernels.semi_structured import gluon as sparse_kernels
+from ...kernels.semi_structured import sparse_tensor_core
+from ...kernels.semi_structured import triton as dense_kernels
+from ...kernels.semi_structured.layout import SemiStructuredLayout
+from ..results import Results
+from ..summary import Table
+from .compile import _catching
+from .sass import Row, analyse, programs_per_sm
+
+SHAPE = (14336, 4096)
+"""``(N, K)`` of the parent: an LLM's."""
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SPARSE_ARCHITECTURES = (80, 86, 89, 90, 120)
+"""Where the sparse tensor core kernel is meant to run; on 100 ``mma`` is not the way to multiply."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch.
+
+    Attributes:
+        op: ``"forward"``, ``"dx"``, ``"dw"``, ``"compress"``, ``"expand"``, or ``"sparse"``: the forward on sparse
+            tensor cores.
+        dtype: A name in ``TYPES``.
+        children: 1 or 2.
+        m: Rows of activations.
+    """
+
+    op: str
+    dtype: str
+    children: int
+    m: int
+
+    @property
+    def id(self) -> str:
+        """As ``sparse-bf16-2-m16``."""
+        return f"{self.op}-{self.dtype}-{self.children}-m{self.m}"
+
+
+CASES = (
+    *(Case(*c) for c in product(("sparse",), ("bf16", "fp16"), (1, 2), (1, 16, 32, 64, 1024))),
+    *(Case(*c) for c in product(("forward", "dx", "dw"), TYPES, (1, 2), (1, 64, 1024))),
+    *(Case(*c, 1) for c in product(("compress", "expand"), ("bf16", "fp32"), (1, 2))),
+)
+
+STREAMS = {
+    "multiply": ("_copy(weights_smem",),
+    "_multiply": ("tl.load(pair",),
+    "_multiply_t": ("tl.load(pair",),
+    "_outer": ("dy = tl.load(", "x = tl.load("),
+    "_compress": ("w = tl.load(",),
+    "_spread": ("tl.load(pair",),
+}
+"""For each kernel: the source of the loads of what it streams: the weights, for dW both operands."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Published rates of a device's tensor cores, bf16 with float32 accumulation. Nothing here was measured by us.
+
+    Attributes:
+        device: Its name.
+        dense: Peak of dense matmuls, TFLOP/s (vendor's data sheet); the sparse peak is twice that.
+        mma: Share of the dense peak that warp-level ``mma`` reaches, where another instruction is meant for the peak;
+            1 where ``mma`` is that instruction; ``None`` where nobody has published it.
+        own: The instruction that reaches the sparse peak.
+    """
+
+    device: str
+    dense: float
+    mma: float | None
+    own: str
+
+
+RATES = {
+    80: Rate("A100", 312, 1, "mma.sp"),
+    86: Rate("RTX A6000", 154.8, 1, "mma.sp"),
+    89: Rate("RTX 4090", 165.2, 1, "mma.sp"),
+    90: Rate("H100, H200", 989.4, 0.629, "wgmma.sp"),  # share: Luo et al., arXiv 2501.12084, the mean over types
+    100: Rate("B200", 2250, None, "tcgen05.mma.sp"),
+    120: Rate("RTX 5090", 209.5, 1, "mma.sp"),
+}
+
+
+def rates() -> Table:
+    """What sparse tensor cores can gain over the wide dense layer where arithmetic bounds it: predicted bounds."""
+    rows = []
+    for arch, rate in RATES.items():
+        bound = None if rate.mma is None else 2 * rate.mma
+        rows.append(
+            (
+                f"{rate.device}, sm_{arch}",
+                f"{rate.dense:g}",
+                "-" if rate.mma is None else f"{rate.mma:.1%}",
+                "-" if bound is None else f"{bound:.2f}",
+                rate.own,
+                "2.00",
+                "-" if bound is None else f"{2 / bound:.2f}",
+            )
+        )
+    columns = (
+        "device",
+        "dense TFLOP/s",
+        "share by mma",
+        "bound by mma.sp",
+        "own instruction",
+        "its bound",
+        "left to gain",
+    )
+    title = "Predicted from published rates, not measured: the most that 2:4 can gain over the wide dense layer"
+    return Table(title, columns, rows)
+
+
+def _call(case: Case) -> None:
+    n, k = SHAPE
+    dtype = TYPES[case.dtype]
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    codes = torch.empty(n, k // 8, dtype=torch.uint8, device="meta")
+    layout = SemiStructuredLayout(SHAPE, codes, None, case.children)
+    x, dy, values = empty(case.m, k), empty(case.m, case.children, n), empty(*layout.values_shape)
+    calls: dict[str, Callable[[], Tensor]] = {
+        "sparse": lambda: sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, values, layout),
+        "forward": lambda: dense_kernels.semi_structured_matmul_triton(x, values, layout),
+        "dx": lambda: dense_kernels.semi_structured_matmul_t_triton(dy, values, layout),
+        "dw": lambda: dense_kernels.semi_structured_grad_triton(dy, x, layout),
+        "compress": lambda: dense_kernels.semi_structured_compress_triton(empty(n, k), layout),
+        "expand": lambda: dense_kernels.semi_structured_expand_triton(values, layout),
+    }
+    calls[case.op]()
+
+
+def _lines(kernel: str) -> set[tuple[str, int]]:
+    """File and lines of a kernel's streamed loads."""
+    module = sparse_kernels if kernel == "multiply" else dense_kernels
+    source, first = getsourcelines(getattr(module, kernel).fn)
+    file = Path(str(module.__file__)).name
+    return {(file, first + i) for i, line in enumerate(source) if any(part in line for part in STREAMS[kernel])}
+
+
+def compile_case(case: Case, arch: int) -> Row:
+    """Compiles one launch and returns its row: configuration, facts of the binary, occupancy, complaints."""
+    with ExitStack() as stack:
+        for module in (dense_kernels, sparse_tensor_core):
+            stack.enter_context(patch.object(module, "device_of", lambda tensor: KNOWN[arch]))
+        caught = stack.enter_context(_catching(arch, lambda kernel, key: False))
+        _call(case)
+    ((compiled, given),) = caught
+    kernel = compiled.metadata.name
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        run = partial(subprocess.run, capture_output=True, text=True, check=True)
+        code = run([triton.knobs.nvidia.nvdisasm.path, "-c", "-g", file.name]).stdout
+        resources = run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]).stdout
+    facts = analyse(code, resources, _lines(kernel), case.op not in ("compress", "expand"))
+    warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
+    tensor = getattr(compiled.metadata, "tmem_size", None) or 0
+    held = programs_per_sm(arch, warps, facts["registers"], shared, tensor)
+    row = {
+        "kernel": "sparse_tensor_core" if case.op == "sparse" else kernel,
+        "arch": arch,
+        "case": case.id,
+        "op": case.op,
+        "dtype": case.dtype,
+        "children": case.children,
+        "m": case.m,
+        "config": {k.lower(): v for k, v in given.items() if k in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLIT", "STAGES")},
+        **facts,
+        "shared": shared,
+        "programs_per_sm": min(held.values()),
+        "limited_by": min(held, key=lambda name: held[name]),
+    }
+    return {**row, "complaints": check(row)}
+
+
+def check(row: Row) -> list[str]:
+    """What is wrong with a row, in words; nothing where it is as meant."""
+    complaints = []
+    if row["spill_stores"] or row["spill_loads"] or row["local"] or row["stack"]:
+        complaints.append(f"spills: {row['spill_stores']} bytes stored, {row['spill_loads']} loaded")
+    limit = KNOWN[row["arch"]].shared
+    if row["shared"] > limit:
+        complaints.append(f"shared memory: {row['shared']} bytes of {limit}")
+    if not row["programs_per_sm"]:
+        complaints.append(f"does not fit a multiprocessor: {row['limited_by']}")
+    found = {name.removesuffix(".BF16").removesuffix(".F32") for name in row["matrix"]}
+    if row["op"] == "sparse" and found != {"HMMA.SP.16832"}:
+        complaints.append(f"matrix instruction: meant HMMA.SP.16832, got {', '.join(sorted(found)) or 'none'}")
+    if row["op"] in ("forward", "dx", "dw") and bool(found) != (row["dtype"] != "fp32"):
+        complaints.append(f"matrix instruction: {', '.join(sorted(found)) or 'none'} for {row['dtype']}")
+    if row["load_bits"] < 128 and row["op"] in ("sparse", "forward", "dx"):
+        complaints.append(f"loads of the weights of {row['load_bits']} bits")
+    return complaints
+
+
+def run(
+    cases: Iterable[Case] = CASES,
+    architectures: Iterable[int] = tuple(KNOWN),
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda rows, total: rows,
+) -> Results:
+    """Compiles cases for architectures, one row for each pair; the sparse kernel where it is meant to run."""
+    cases, architectures = tuple(cases), tuple(architectures)
+    pairs = [(c, a) for a, c in product(architectures, cases) if c.op != "sparse" or a in SPARSE_ARCHITECTURES]
+    rows = [compile_case(case, arch) for case, arch in progress(pairs, len(pairs))]
+    settings = {"triton": triton.__version__, "shape": list(SHAPE), "architectures": list(architectures)}
+    return Results("lab-semi-structured", settings, rows)

@@ -1,0 +1,152 @@
+"""Public semi-structured operations: checks, leading batch dimensions, autocast, choice of backend."""
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..checks import as_rows, autocast, check_tensor
+from .backends import choose_backend
+from .layout import SemiStructuredLayout
+
+
+def semi_structured_matmul(x: Tensor, values: Tensor, layout: SemiStructuredLayout, *, backend: str = "auto") -> Tensor:
+    """Multiplies by a 2:4 weight, or by those of a parent's two children: ``y[..., c, :] = x @ W[c].T``.
+
+    Gradients: ``dx = semi_structured_matmul_t(dy, values, layout)`` and ``dvalues = semi_structured_grad(dy, x,
+    layout)``.
+
+    Args:
+        x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
+        values: Stored values ``[children, N, 2 * quads]``, same dtype and device. Those that stand for no edge
+            (``layout.kept``) are read as zero.
+        layout: Where the values lie.
+        backend: ``"eager"`` (the definition), ``"triton"`` (weights expanded in registers, dense tensor cores),
+            ``"sparse_tensor_core"`` (``mma.sp``; 16-bit), ``"torch"`` (``torch.sparse``: cuSPARSELt or CUTLASS;
+            16-bit) or ``"auto"``.
+
+    Returns:
+        ``y[..., children, N]`` in the dtype of ``x``.
+
+    Raises:
+        TypeError: An operand is no tensor or has the wrong dtype.
+        ValueError: Shapes, devices or ``backend`` do not fit.
+    """
+    op = "semi_structured_matmul"
+    n, k = _check_values(op, values, layout)
+    check_tensor(op, "x", x, (k,), batched=True, on=values)
+    x, values = autocast(x, values)
+    check_tensor(op, "x", x, (k,), batched=True, like=values)
+    rows = as_rows(x, 1)
+    chosen = choose_backend(op, backend, rows, layout)
+    y = ops.semi_structured_matmul(rows, _kept(values, layout), layout.codes, k, chosen)
+    return y.view(*x.shape[:-1], layout.children, n)
+
+
+def semi_structured_matmul_t(
+    dy: Tensor, values: Tensor, layout: SemiStructuredLayout, *, backend: str = "auto"
+) -> Tensor:
+    """Multiplies by a 2:4 weight from the other side: ``dx = sum over c of dy[..., c, :] @ W[c]``.
+
+    With two children the transposed weight is 2:4 again (a quad is two parents times two children), so that sparse
+    tensor cores serve here too; with one it is not, and dense ones do.
+
+    Gradients: ``ddy = semi_structured_matmul(g, values, layout)`` and ``dvalues = semi_structured_grad(dy, g,
+    layout)`` for an incoming ``g[..., K]``.
+
+    Args:
+        dy: ``[..., children, N]``, float16, bfloat16, float32 or float64.
+        values: Stored values ``[children, N, 2 * quads]``, same dtype and device.
+        layout: Where the values lie.
+        backend: As of :func:`semi_structured_matmul`.
+
+    Returns:
+        ``dx[..., K]`` in the dtype of ``dy``.
+
+    Raises:
+        TypeError: An operand is no tensor or has the wrong dtype.
+        ValueError: Shapes, devices or ``backend`` do not fit.
+    """
+    op = "semi_structured_matmul_t"
+    n, k = _check_values(op, values, layout)
+    check_tensor(op, "dy", dy, (layout.children, n), batched=True, on=values)
+    dy, values = autocast(dy, values)
+    check_tensor(op, "dy", dy, (layout.children, n), batched=True, like=values)
+    rows = as_rows(dy, 2)
+    chosen = choose_backend(op, backend, rows, layout)
+    dx = ops.semi_structured_matmul_t(rows, _kept(values, layout), layout.codes, k, chosen)
+    return dx.view(*dy.shape[:-2], k)
+
+
+def semi_structured_grad(dy: Tensor, x: Tensor, layout: SemiStructuredLayout, *, backend: str = "auto") -> Tensor:
+    """Gradient of the stored values alone: the entries of ``dy[:, c].T @ x`` at their places.
+
+    Gradients: ``ddy = semi_structured_matmul(x, g, layout)`` and ``dx = semi_structured_matmul_t(dy, g, layout)`` for
+    an incoming ``g[children, N, 2 * quads]``.
+
+    Args:
+        dy: ``[..., children, N]``, float16, bfloat16, float32 or float64.
+        x: ``[..., K]`` with the same leading dimensions, dtype and device.
+        layout: Where the values lie.
+        backend: As of :func:`semi_structured_matmul`.
+
+    Returns:
+        ``[children, N, 2 * quads]`` in the dtype of ``x``; zero where a value stands for no edge.
+
+    Raises:
+        TypeError: An operand is no tensor or has the wrong dtype.
+        ValueError: Shapes, devices or ``backend`` do not fit.
+    """
+    op = "semi_structured_grad"
+    n, k = _check_layout(op, layout)
+    check_tensor(op, "x", x, (k,), batched=True, on=layout.codes)
+    check_tensor(op, "dy", dy, (*x.shape[:-1], layout.children, n), on=layout.codes)
+    dy, x = autocast(dy, x)
+    check_tensor(op, "dy", dy, (*x.shape[:-1], layout.children, n), like=x)
+    rows = as_rows(x, 1)
+    dvalues = ops.semi_structured_grad(as_rows(dy, 2), rows, layout.codes, choose_backend(op, backend, rows, layout))
+    return _kept(dvalues, layout)
+
+
+def semi_structured_compress(w: Tensor, layout: SemiStructuredLayout, *, backend: str = "auto") -> Tensor:
+    """Takes the stored values of a weight, or of a parent's two children, in one pass: nothing is ranked.
+
+    Gradient: the values' gradients at their places in ``w``, zero elsewhere.
+
+    Args:
+        w: The plain weight ``[N, K]``, or the parent's, of which each child takes its share; float16, bfloat16,
+            float32 or float64.
+        layout: Where the values lie.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``; the other backends of :func:`semi_structured_matmul` mean
+            ``"auto"``.
+
+    Returns:
+        Values ``[children, N, 2 * quads]``, zero where one stands for no edge.
+
+    Raises:
+        TypeError: An operand is no tensor or has the wrong dtype.
+        ValueError: Shapes, devices or ``backend`` do not fit.
+    """
+    op = "semi_structured_compress"
+    n, k = _check_layout(op, layout)
+    check_tensor(op, "w", w, (n, k), on=layout.codes)
+    chosen = choose_backend(op, "auto" if backend in ("sparse_tensor_core", "torch") else backend, w, layout)
+    chosen = chosen if chosen == "eager" else "triton"
+    return _kept(ops.semi_structured_compress(w, layout.codes, layout.children, chosen), layout)
+
+
+def _kept(values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+    """The values with zeros where there is no edge; so are their gradients then."""
+    return values if layout.kept is None else torch.where(layout.kept, values, values.new_zeros(()))
+
+
+def _check_layout(op: str, layout: object) -> tuple[int, int]:
+    if not isinstance(layout, SemiStructuredLayout):
+        raise TypeError(f"{op}: layout must be a SemiStructuredLayout, got {type(layout).__name__}")
+    check_tensor(op, "layout.codes", layout.codes, (layout.shape[0], -(-layout.quads // 2)), dtype=torch.uint8)
+    return layout.shape
+
+
+def _check_values(op: str, values: Tensor, layout: SemiStructuredLayout) -> tuple[int, int]:
+    shape = _check_layout(op, layout)
+    check_tensor(op, "values", values, layout.values_shape, on=layout.codes)
+    return shape

@@ -1,0 +1,67 @@
+"""A 2:4 weight in the order in which ``mma.sp`` m16n8k32 takes it.
+
+Source: PTX ISA, "Matrix fragments for sparse mma.m16n8k32 with .f16 and .bf16 types" and "Sparse matrix storage".
+
+A lane ``4 * g + t`` holds of a 16 x 32 tile the quads ``t`` and ``t + 4`` of the rows ``g`` and ``g + 8``, a register
+each. Metadata comes from two of every four lanes, chosen by a selector: with selector 0 lane ``4 * g + c`` holds the
+codes of quads ``4 * c .. 4 * c + 3`` of row ``g`` in its low half and of row ``g + 8`` in its high half; selector 1
+takes the same from lane ``4 * g + 2 + c``. One register a lane so serves a tile of 32 rows.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .layout import CODES, SemiStructuredLayout
+
+TILE_ROWS = 128
+"""Outputs that a program of the kernel takes: weights are padded to a multiple."""
+TILE_QUADS = 16
+"""Quads of a step of the kernel: weights are padded to a multiple."""
+
+
+class Fragments(NamedTuple):
+    """A weight ready for sparse tensor cores.
+
+    Attributes:
+        weights: int32 ``[children, tiles, instructions, 2, 32, 4]``: tiles of 32 rows, instructions of 32 inputs,
+            halves of a tile, lanes, registers.
+        metadata: int32 ``[tiles, instructions, 32]``, the first child's.
+    """
+
+    weights: Tensor
+    metadata: Tensor
+
+
+def pack(values: Tensor, codes: Tensor) -> Fragments:
+    """Brings 16-bit values ``[children, N, 2 * quads]`` and codes ``[N, ceil(quads / 2)]`` into fragment order."""
+    children, n, width = values.shape
+    rows, quads = -n % TILE_ROWS, -(width // 2) % TILE_QUADS
+    pairs = pad(values.contiguous().view(torch.int32), (0, quads, 0, rows))
+    tiles = pairs.view(children, -1, 2, 2, 8, pairs.shape[2] // 8, 2, 4)  # tile, half, row + 8, g, instruction, r, t
+    weights = tiles.permute(0, 1, 5, 2, 4, 7, 6, 3).reshape(children, tiles.shape[1], -1, 2, 32, 4)
+    both = CODES[0] * 17
+    codes = pad(codes, (0, pairs.shape[2] // 2 - codes.shape[1], 0, rows), value=both)
+    chunks = codes.contiguous().view(torch.int16).view(-1, 2, 2, 8, pairs.shape[2] // 8, 2)
+    metadata = chunks.permute(0, 4, 3, 1, 5, 2).contiguous().view(torch.int32)  # tile, instruction, g, half, chunk
+    return Fragments(weights, metadata.reshape(*metadata.shape[:2], 32))
+
+
+def unpack(fragments: Fragments, n: int, k: int, dtype: torch.dtype) -> tuple[Tensor, SemiStructuredLayout]:
+    """The values and layout that :func:`pack` was given.
+
+    Args:
+        fragments: The packed weight.
+        n: Outputs.
+        k: Inputs.
+        dtype: Type of the values.
+    """
+    children, tiles, instructions = fragments.weights.shape[:3]
+    quads = -(-k // 4)
+    pairs = fragments.weights.view(children, tiles, instructions, 2, 8, 4, 2, 2).permute(0, 1, 3, 7, 4, 2, 6, 5)
+    pairs = pairs.reshape(children, tiles * 32, instructions * 8)[:, :n, :quads].contiguous()
+    chunks = fragments.metadata.view(tiles, instructions, 8, 2, 2, 1).view(torch.int16)
+    codes = chunks.permute(0, 3, 5, 2, 1, 4).reshape(tiles * 32, -1).contiguous().view(torch.uint8)
+    return pairs.view(dtype), SemiStructuredLayout((n, k), codes[:n, : -(-quads // 2)].contiguous(), None, children)

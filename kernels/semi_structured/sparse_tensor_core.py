@@ -1,0 +1,192 @@
+"""The semi-structured operations on sparse tensor cores: launcher, dX through the transposed weight, self-check."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import ceil
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..device import Device, device_of
+from .eager import semi_structured_matmul_eager
+from .fragments import TILE_QUADS, TILE_ROWS, Fragments, pack
+from .layout import SemiStructuredLayout
+from .memo import once_per_version
+from .triton import semi_structured_grad_triton, semi_structured_matmul_t_triton
+
+STEP = 4 * TILE_QUADS
+"""Inputs that the kernel takes at a time."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Meta-parameters of a launch.
+
+    Attributes:
+        block_m: Rows of activations to a program, 8 to 128; times children at most 128.
+        split: Programs that share one output tile; their partial sums are added afterwards.
+        stages: Stages of the pipeline.
+    """
+
+    block_m: int
+    split: int
+    stages: int
+
+
+def choose(m: int, n: int, k: int, children: int, device: Device) -> Config:
+    """The configuration of a launch, by rule: nothing has been tuned yet.
+
+    Args:
+        m: Rows of activations.
+        n: Outputs of the parent.
+        k: Inputs.
+        children: 1 or 2.
+        device: Where it runs.
+    """
+    block_m = min(max(8, 1 << max(m - 1, 0).bit_length()), 128 // children)
+    tiles, steps, split = ceil(m / block_m) * ceil(n / TILE_ROWS), ceil(k / STEP), 1
+    while tiles * split < 1.5 * device.sms and steps >= 8 * split and split < 16:
+        split *= 2
+    stages = min(4, device.shared // stage_bytes(block_m, children))
+    return Config(block_m, split, stages)
+
+
+def stage_bytes(block_m: int, children: int) -> int:
+    """Shared memory of one stage, in bytes: weights, metadata and activations."""
+    return children * TILE_ROWS * STEP + TILE_ROWS * STEP // 8 + block_m * STEP * 2
+
+
+def semi_structured_matmul_sparse_tensor_core(
+    x: Tensor, values: Tensor, layout: SemiStructuredLayout, config: Config | None = None
+) -> Tensor:
+    """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`. ``config`` overrides the chosen one."""
+    return _multiply(x, _packed(values, layout.codes), layout.shape[0], config)
+
+
+def semi_structured_matmul_t_sparse_tensor_core(
+    dy: Tensor, values: Tensor, layout: SemiStructuredLayout, config: Config | None = None
+) -> Tensor:
+    """The gradient dX on ``dy[M, children, N]``; see :func:`fpe.kernels.semi_structured_matmul_t`.
+
+    With one child the transposed weight is not 2:4: dense tensor cores serve.
+    """
+    if layout.children == 1:
+        return semi_structured_matmul_t_triton(dy, values, layout)
+    fragments = _packed_transposed(values, layout.codes, layout.shape[1])
+    return _multiply(dy.transpose(1, 2).flatten(1), fragments, layout.shape[1], config)[:, 0]
+
+
+def semi_structured_grad_sparse_tensor_core(dy: Tensor, x: Tensor, layout: SemiStructuredLayout) -> Tensor:
+    """The gradient dW, a product of two dense operands: on dense tensor cores."""
+    return semi_structured_grad_triton(dy, x, layout)
+
+
+@once_per_version
+def _packed(values: Tensor, codes: Tensor) -> Fragments:
+    return pack(values, codes)
+
+
+@once_per_version
+def _packed_transposed(values: Tensor, codes: Tensor, k: int) -> Fragments:
+    values, layout = SemiStructuredLayout((codes.shape[0], k), codes, None, 2).transposed(values)
+    return pack(values, layout.codes)
+
+
+def _multiply(x: Tensor, fragments: Fragments, n: int, config: Config | None) -> Tensor:
+    from .gluon import WARPS, multiply
+
+    m, children = x.shape[0], fragments.weights.shape[0]
+    steps = fragments.weights.shape[2] // 2
+    config = config or choose(m, n, steps * STEP, children, device_of(x))
+    split = config.split > 1
+    out = x.new_empty((config.split, m, children, n), dtype=torch.float32 if split else x.dtype)
+    if out.numel():
+        pairs = _aligned_rows(x, steps * STEP)
+        with torch.cuda.device_of(x):
+            multiply[(ceil(m / config.block_m) * ceil(n / TILE_ROWS), config.split)](
+                pairs,
+                fragments.weights,
+                fragments.metadata,
+                out,
+                M=m,
+                N=n,
+                STEPS=steps,
+                stride_xm=pairs.stride(0),
+                stride_os=out.stride(0),
+                plane=fragments.weights.stride(0),
+                CHILDREN=children,
+                BLOCK_M=config.block_m,
+                SPLIT=config.split,
+                STAGES=config.stages,
+                DTYPE="bf16" if x.dtype == torch.bfloat16 else "f16",
+                num_warps=WARPS.value,
+                maxnreg=255,  # left to itself the assembler stops at 64 and spills a few bytes
+            )
+    return out.sum(0).to(x.dtype) if split else out[0]
+
+
+def _aligned_rows(x: Tensor, width: int) -> Tensor:
+    """Rows of whole steps that begin at 16 bytes, as pairs (int32): a copy where ``x`` has others."""
+    whole = x.shape[1] == width and x.stride(1) == 1 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    return (x if whole else pad(x, (0, width - x.shape[1])).contiguous()).view(torch.int32)
+
+
+# The self-check.
+
+Run = Callable[[Tensor, Tensor, SemiStructuredLayout], Tensor]
+
+
+@torch.compiler.assume_constant_result
+def is_sound(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether sparse tensor cores compute what the eager twin does on this device: tried once, on first use.
+
+    Where they do not, a warning says so, and ``"auto"`` goes on without them. ``torch.compile`` asks, and does not
+    trace into it.
+    """
+    return _is_sound(device, dtype)
+
+
+@cache
+def _is_sound(device: torch.device, dtype: torch.dtype) -> bool:
+    complaint = self_check(semi_structured_matmul_sparse_tensor_core, device, dtype)
+    if complaint:
+        warnings.warn(
+            f"fpe.kernels: the sparse tensor core kernels are disabled for {dtype} on {device}: {complaint}",
+            stacklevel=2,
+        )
+    return complaint is None
+
+
+def self_check(run: Run, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Compares a forward with the eager twin's on small integers, where both are exact.
+
+    Args:
+        run: The forward.
+        device: Where it runs.
+        dtype: Type of the operands.
+
+    Returns:
+        What is wrong, in words; ``None`` where nothing is.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n, k, m = 136, 200, 11
+    owner = torch.rand(n, k // 4, 4, generator=generator).argsort(-1).flatten(1) < 2
+    weight = torch.randint(-3, 4, (n, k), generator=generator)
+    x = torch.randint(-3, 4, (m, k), generator=generator).to(device, dtype)
+    for layout in (
+        SemiStructuredLayout.from_mask(owner.to(device)),
+        SemiStructuredLayout.from_labels(owner.to(device, torch.uint8)),
+    ):
+        values = layout.from_dense(weight.to(device, dtype))
+        try:
+            got = run(x, values, layout)
+        except Exception as error:  # a compiler's or a driver's: whatever it is, the kernel is of no use here
+            return f"{type(error).__name__}: {error}"
+        want = semi_structured_matmul_eager(x.double(), values.double(), layout)
+        wrong = int((got.double() != want).sum())
+        if wrong:
+            return f"{wrong} of {want.numel()} results differ from the eager twin's, {layout.children} children"
+    return None

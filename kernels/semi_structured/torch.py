@@ -1,0 +1,158 @@
+"""The semi-structured operations by PyTorch's own ``torch.sparse`` kernels: cuSPARSELt, or CUTLASS on Ampere.
+
+Compressed forms are made from the given positions, once for each version of the values; the algorithm of cuSPARSELt is
+searched once for each shape.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.sparse import (
+    SparseSemiStructuredTensor,
+    SparseSemiStructuredTensorCUSPARSELT,
+    SparseSemiStructuredTensorCUTLASS,
+)
+
+from .eager import semi_structured_grad_eager, semi_structured_matmul_t_eager
+from .fragments import pack
+from .layout import SemiStructuredLayout
+from .memo import once_per_version
+
+CUSPARSELT = (16, 16)
+"""Outputs (all children's) and inputs must be multiples of these for cuSPARSELt."""
+CUTLASS = (32, 64)
+"""The same for CUTLASS."""
+ROWS = 8
+"""Rows of activations are padded to a multiple of this."""
+
+
+def semi_structured_matmul_torch(x: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+    """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`."""
+    weight = _compressed(values, layout.codes, layout.shape[1])
+    return _multiply(x, weight).unflatten(-1, layout.values_shape[:2])
+
+
+def semi_structured_matmul_t_torch(dy: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+    """The gradient dX; by the transposed weight where that is 2:4 and has a shape for it, else dense."""
+    n, k = layout.shape
+    if layout.children == 1 or why_not_shape(k, 2 * n):
+        return semi_structured_matmul_t_eager(dy, values, layout)
+    return _multiply(dy.transpose(1, 2).flatten(1), _compressed_transposed(values, layout.codes, k))
+
+
+def semi_structured_grad_torch(dy: Tensor, x: Tensor, layout: SemiStructuredLayout) -> Tensor:
+    """The gradient dW: a dense product, of which the stored places are taken."""
+    return semi_structured_grad_eager(dy, x, layout)
+
+
+@torch.compiler.assume_constant_result
+def has_cusparselt() -> bool:
+    """Whether this build of PyTorch has cuSPARSELt and a device for it."""
+    return torch.backends.cusparselt.is_available()
+
+
+def why_not_shape(outputs: int, inputs: int) -> str | None:
+    """What keeps ``torch.sparse`` from a weight ``[outputs, inputs]``, in words; ``None`` where nothing does."""
+    name, (rows, columns) = ("cuSPARSELt", CUSPARSELT) if has_cusparselt() else ("CUTLASS", CUTLASS)
+    if not outputs or not inputs or outputs % rows or inputs % columns:
+        return (
+            f"{name} takes outputs (all children's) in multiples of {rows} and inputs in multiples of {columns}, got "
+            f"{outputs} and {inputs}"
+        )
+    return None
+
+
+@once_per_version
+def _compressed(values: Tensor, codes: Tensor, k: int) -> SparseSemiStructuredTensor:
+    return to_sparse_semi_structured(values, SemiStructuredLayout((codes.shape[0], k), codes, None, values.shape[0]))
+
+
+@once_per_version
+def _compressed_transposed(values: Tensor, codes: Tensor, k: int) -> SparseSemiStructuredTensor:
+    return to_sparse_semi_structured(*SemiStructuredLayout((codes.shape[0], k), codes, None, 2).transposed(values))
+
+
+def _multiply(x: Tensor, weight: Any) -> Tensor:
+    """``x @ weight.T`` for a compressed ``weight``."""
+    m = x.shape[0]
+    if not m:
+        return x.new_empty(0, weight.shape[0])
+    columns = pad(x, (0, 0, 0, -m % ROWS)).t()
+    if isinstance(weight, SparseSemiStructuredTensorCUTLASS):
+        assert weight.packed is not None and weight.meta is not None
+        return torch._sparse_semi_structured_mm(weight.packed, weight.meta, columns).t()[:m].contiguous()
+    key = (*weight.shape, columns.shape[1], x.dtype, x.device)
+    algorithm = _ALGORITHMS.get(key)
+    if algorithm is None:
+        algorithm = _ALGORITHMS[key] = torch._cslt_sparse_mm_search(weight.packed, columns, transpose_result=True)
+    return torch._cslt_sparse_mm(weight.packed, columns, transpose_result=True, alg_id=algorithm)[:m].contiguous()
+
+
+_ALGORITHMS: dict[tuple[Any, ...], int] = {}
+"""Algorithms of cuSPARSELt by outputs, inputs, rows, dtype and device, searched when first met."""
+
+
+def _on_gpu(values: Tensor) -> bool:
+    return values.is_cuda
+
+
+# Conversions.
+
+
+def to_sparse_semi_structured(values: Tensor, layout: SemiStructuredLayout) -> SparseSemiStructuredTensor:
+    """PyTorch's own tensor of the same weight, all children's rows one after the other.
+
+    Args:
+        values: ``[children, N, 2 * quads]``, float16 or bfloat16.
+        layout: Their layout. ``children * N`` must be a multiple of 32 and ``K`` of 64 (16 and 16 with cuSPARSELt).
+
+    Returns:
+        A ``SparseSemiStructuredTensorCUSPARSELT`` where PyTorch has cuSPARSELt and the values are on a GPU, else a
+        ``SparseSemiStructuredTensorCUTLASS``; ``[children * N, K]``.
+
+    Raises:
+        TypeError: The values are not 16-bit floats.
+        ValueError: The shape does not fit.
+    """
+    if values.dtype not in (torch.float16, torch.bfloat16):
+        raise TypeError(f"to_sparse_semi_structured: values must be float16 or bfloat16, got {values.dtype}")
+    outputs, inputs = layout.children * layout.shape[0], layout.shape[1]
+    reason = why_not_shape(outputs, inputs)
+    if reason:
+        raise ValueError(f"to_sparse_semi_structured: {reason}")
+    shape, rest = torch.Size((outputs, inputs)), (None, None, None)
+    if has_cusparselt() and _on_gpu(values):
+        compressed = torch._cslt_compress(layout.to_dense(values).flatten(0, 1).contiguous())
+        return SparseSemiStructuredTensorCUSPARSELT(shape, compressed, None, *rest)
+    nibbles = layout.nibbles().flatten(0, 1)
+    codes = nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
+    packed = values.flatten(0, 1).contiguous()
+    metadata = pack(packed[None], codes).metadata[: outputs // 32, : inputs // 32]
+    metadata = metadata.transpose(0, 1).contiguous().view(torch.int16).view(outputs, inputs // 16)
+    return SparseSemiStructuredTensorCUTLASS(shape, packed, metadata, *rest)
+
+
+def from_sparse_semi_structured(tensor: SparseSemiStructuredTensor) -> tuple[Tensor, SemiStructuredLayout]:
+    """The values and layout (one child) of one of PyTorch's 2:4 tensors.
+
+    Args:
+        tensor: A ``SparseSemiStructuredTensor``. cuSPARSELt does not tell where its values lie; of its tensors the
+            entries that are not zero are taken.
+
+    Raises:
+        TypeError: ``tensor`` is none.
+    """
+    if not isinstance(tensor, SparseSemiStructuredTensor):
+        raise TypeError(
+            f"from_sparse_semi_structured: tensor must be a SparseSemiStructuredTensor, got {type(tensor).__name__}"
+        )
+    outputs, inputs = tensor.shape
+    if tensor.meta is None or tensor.packed is None:
+        dense = tensor.to_dense()
+        layout = SemiStructuredLayout.from_mask(dense != 0)
+        return layout.from_dense(dense), layout
+    chunks = tensor.meta.contiguous().view(inputs // 32, outputs // 32, 8, 2, 2, 2)  # instruction, tile, g, half, chunk
+    codes = chunks.permute(1, 3, 5, 2, 0, 4).reshape(outputs, inputs // 16).contiguous().view(torch.uint8)
+    return tensor.packed[None], SemiStructuredLayout((outputs, inputs), codes)

@@ -1,0 +1,498 @@
+"""The semi-structured operations on dense tensor cores: weights stay compressed in memory, expanded in registers.
+
+Two values of a quad travel as one integer, read with one code. With two children the values of both are read once
+and the second child's code is made from the first's.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..device import device_of, input_precision, interpreting, stored_dtype
+from .config import Config, choose
+from .layout import SemiStructuredLayout
+
+
+@triton.jit
+def _complement(code):
+    apart = ((code >> 3) ^ (code >> 1)) & 1
+    return code ^ 10 ^ (apart * 15)
+
+
+@triton.jit
+def _load_codes(codes_ptr, offs_n, mask_n, quad, QUADS, stride_cn, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr):
+    """Codes of ``BLOCK_Q`` quads from ``quad`` on, a nibble each; 0 outside: int32 ``[BLOCK_N, BLOCK_Q]``."""
+    offs = quad // 2 + tl.arange(0, BLOCK_Q // 2)
+    mask = mask_n[:, None] & (2 * offs < QUADS)[None, :]
+    byte = tl.load(codes_ptr + offs_n[:, None].to(tl.int64) * stride_cn + offs[None, :], mask=mask, other=0)
+    byte = byte.to(tl.int32)
+    return tl.join(byte & 15, byte >> 4).reshape(BLOCK_N, BLOCK_Q)
+
+
+@triton.jit
+def _expand(pair, code, dtype: tl.constexpr, UPCAST: tl.constexpr):
+    """Pairs of values ``[BLOCK_N, BLOCK_Q]`` at their places: a dense tile ``[BLOCK_N, 4 * BLOCK_Q]``.
+
+    A quad is two pairs again, ``low`` and ``high``. Each takes those of the two values that belong to it and shifts
+    them to their side: integer operations on pairs, a third of what choosing element by element costs.
+    """
+    BITS: tl.constexpr = dtype.primitive_bitwidth
+    wide: tl.constexpr = tl.uint32 if BITS == 16 else tl.uint64
+    half: tl.constexpr = tl.int16 if BITS == 16 else tl.int32
+    p = pair.to(wide, bitcast=True)
+    c = code.to(wide)
+    one = tl.full([1, 1], (1 << BITS) - 1, dtype=wide)
+    both = tl.full([1, 1], (1 << 2 * BITS) - 1, dtype=wide)
+    # The values of the low pair: both where the second's index is 0 or 1, none where the first's is 2 or 3.
+    mine = tl.where((code & 8) == 0, both, tl.where((code & 2) == 0, one, tl.zeros_like(one)))
+    low = (p & mine) << ((c & 1) * BITS)
+    high = (p ^ (p & mine)) >> (((c & 4) ^ 4) * (BITS // 4))
+    dense = tl.join(low, high).reshape(pair.shape[0], 2 * pair.shape[1])
+    tile = tl.join(dense.to(half), (dense >> BITS).to(half)).reshape(pair.shape[0], 4 * pair.shape[1])
+    tile = tile.to(dtype, bitcast=True)
+    if UPCAST:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit(do_not_specialize=["M"])
+def _multiply(
+    x_ptr,
+    pair_ptr,  # values, two to an integer
+    codes_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    QUADS,
+    stride_xm,
+    stride_cn,
+    stride_vc,
+    stride_os,
+    CHILDREN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    BLOCK_Q: tl.constexpr = BLOCK_K // 4
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    pid_m = tl.program_id(0) % tiles_m
+    pid_n = tl.program_id(0) // tiles_m
+    pid_split = tl.program_id(1)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_m = offs_m < M
+    mask_n = offs_n < N
+    offs_k = tl.arange(0, BLOCK_K)
+    offs_q = tl.arange(0, BLOCK_Q)
+    x_cols = x_ptr + offs_m[None, :].to(tl.int64) * stride_xm
+    pair_rows = pair_ptr + offs_n[:, None].to(tl.int64) * QUADS
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+
+    # The weight is the left operand: it comes from registers.
+    acc0 = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
+    acc1 = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
+    steps = tl.cdiv(K, BLOCK_K)
+    for step in range(steps * pid_split // SPLIT, steps * (pid_split + 1) // SPLIT):
+        quad = step * BLOCK_Q
+        mask_x = mask_m[None, :]
+        mask_q = mask_n[:, None]
+        if not EVEN_K:
+            mask_x = mask_x & (step * BLOCK_K + offs_k < K)[:, None]
+            mask_q = mask_q & (quad + offs_q < QUADS)[None, :]
+        x = tl.load(x_cols + step * BLOCK_K + offs_k[:, None], mask=mask_x, other=0.0)  # [BLOCK_K, BLOCK_M]
+        if UPCAST:
+            x = x.to(tl.float32)
+        code = _load_codes(codes_ptr, offs_n, mask_n, quad, QUADS, stride_cn, BLOCK_N, BLOCK_Q)
+        pair = tl.load(pair_rows + quad + offs_q[None, :], mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
+        acc0 = tl.dot(_expand(pair, code, dtype, UPCAST), x, acc0, input_precision=PRECISION)
+        if CHILDREN == 2:
+            pair = tl.load(pair_rows + stride_vc + quad + offs_q[None, :], mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
+            acc1 = tl.dot(_expand(pair, _complement(code), dtype, UPCAST), x, acc1, input_precision=PRECISION)
+
+    row = offs_m.to(tl.int64) * CHILDREN * N
+    out = out_ptr + pid_split.to(tl.int64) * stride_os + row[None, :] + offs_n[:, None]
+    mask = mask_n[:, None] & mask_m[None, :]
+    tl.store(out, acc0.to(out_ptr.dtype.element_ty), mask=mask)
+    if CHILDREN == 2:
+        tl.store(out + N, acc1.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _multiply_t(
+    dy_ptr,
+    pair_ptr,  # values, two to an integer
+    codes_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    QUADS,
+    stride_dym,
+    stride_dyc,
+    stride_cn,
+    stride_vc,
+    stride_os,
+    CHILDREN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    BLOCK_Q: tl.constexpr = BLOCK_K // 4
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    pid_m = tl.program_id(0) % tiles_m
+    pid_k = tl.program_id(0) // tiles_m
+    pid_split = tl.program_id(1)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = offs_m < M
+    quad = pid_k * BLOCK_Q
+    offs_q = quad + tl.arange(0, BLOCK_Q)
+    dtype: tl.constexpr = dy_ptr.dtype.element_ty
+
+    acc = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.float32)
+    steps = tl.cdiv(N, BLOCK_N)
+    for step in range(steps * pid_split // SPLIT, steps * (pid_split + 1) // SPLIT):
+        offs_n = step * BLOCK_N + tl.arange(0, BLOCK_N)
+        mask_n = offs_n < N
+        mask_dy = mask_m[:, None] & mask_n[None, :]
+        mask_q = mask_n[:, None] & (offs_q < QUADS)[None, :]
+        code = _load_codes(codes_ptr, offs_n, mask_n, quad, QUADS, stride_cn, BLOCK_N, BLOCK_Q)
+        dy_tile = dy_ptr + offs_m[:, None].to(tl.int64) * stride_dym + offs_n[None, :]
+        pair_tile = pair_ptr + offs_n[:, None].to(tl.int64) * QUADS + offs_q[None, :]
+        dy = tl.load(dy_tile, mask=mask_dy, other=0.0)  # [BLOCK_M, BLOCK_N]
+        pair = tl.load(pair_tile, mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
+        if UPCAST:
+            dy = dy.to(tl.float32)
+        acc = tl.dot(dy, _expand(pair, code, dtype, UPCAST), acc, input_precision=PRECISION)
+        if CHILDREN == 2:
+            dy = tl.load(dy_tile + stride_dyc, mask=mask_dy, other=0.0)  # [BLOCK_M, BLOCK_N]
+            pair = tl.load(pair_tile + stride_vc, mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
+            if UPCAST:
+                dy = dy.to(tl.float32)
+            acc = tl.dot(dy, _expand(pair, _complement(code), dtype, UPCAST), acc, input_precision=PRECISION)
+
+    offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    out = out_ptr + pid_split.to(tl.int64) * stride_os + offs_m[:, None].to(tl.int64) * K + offs_k[None, :]
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=mask_m[:, None] & (offs_k < K)[None, :])
+
+
+@triton.jit
+def _select(acc, code, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr):
+    """The two entries of each quad that are stored: ``[BLOCK_N, 4 * BLOCK_Q]`` to ``[BLOCK_N, 2 * BLOCK_Q]``."""
+    even, odd = tl.split(acc.reshape(BLOCK_N, BLOCK_Q, 2, 2))
+    e0, e2 = tl.split(even)
+    e1, e3 = tl.split(odd)
+    at_first = code & 3
+    at_second = code >> 2
+    first = tl.where(at_first == 0, e0, tl.where(at_first == 1, e1, e2))
+    second = tl.where(at_second == 1, e1, tl.where(at_second == 2, e2, e3))
+    return tl.join(first, second).reshape(BLOCK_N, 2 * BLOCK_Q)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _outer(
+    dy_ptr,
+    x_ptr,
+    codes_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    QUADS,
+    stride_dym,
+    stride_dyc,
+    stride_xm,
+    stride_cn,
+    stride_vc,
+    stride_os,
+    CHILDREN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    BLOCK_Q: tl.constexpr = BLOCK_K // 4
+    tiles_k = tl.cdiv(K, BLOCK_K)
+    pid_k = tl.program_id(0) % tiles_k
+    pid_n = tl.program_id(0) // tiles_k
+    pid_split = tl.program_id(1)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask_n = offs_n < N
+    mask_k = offs_k < K
+
+    acc0 = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
+    acc1 = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
+    steps = tl.cdiv(M, BLOCK_M)
+    for step in range(steps * pid_split // SPLIT, steps * (pid_split + 1) // SPLIT):
+        offs_m = step * BLOCK_M + tl.arange(0, BLOCK_M)
+        mask_m = offs_m < M
+        rows = offs_m.to(tl.int64)
+        x = tl.load(
+            x_ptr + rows[:, None] * stride_xm + offs_k[None, :], mask=mask_m[:, None] & mask_k[None, :], other=0.0
+        )  # [BLOCK_M, BLOCK_K]
+        dy_tile = dy_ptr + rows[None, :] * stride_dym + offs_n[:, None]
+        mask_dy = mask_m[None, :] & mask_n[:, None]
+        dy = tl.load(dy_tile, mask=mask_dy, other=0.0)  # [BLOCK_N, BLOCK_M]
+        if UPCAST:
+            x, dy = x.to(tl.float32), dy.to(tl.float32)
+        acc0 = tl.dot(dy, x, acc0, input_precision=PRECISION)
+        if CHILDREN == 2:
+            dy = tl.load(dy_tile + stride_dyc, mask=mask_dy, other=0.0)  # [BLOCK_N, BLOCK_M]
+            if UPCAST:
+                dy = dy.to(tl.float32)
+            acc1 = tl.dot(dy, x, acc1, input_precision=PRECISION)
+
+    code = _load_codes(codes_ptr, offs_n, mask_n, pid_k * BLOCK_Q, QUADS, stride_cn, BLOCK_N, BLOCK_Q)
+    offs_v = pid_k * BLOCK_Q * 2 + tl.arange(0, 2 * BLOCK_Q)
+    out = out_ptr + pid_split.to(tl.int64) * stride_os
+    out += offs_n[:, None].to(tl.int64) * (2 * QUADS) + offs_v[None, :]
+    mask = mask_n[:, None] & (offs_v < 2 * QUADS)[None, :]
+    tl.store(out, _select(acc0, code, BLOCK_N, BLOCK_Q).to(out_ptr.dtype.element_ty), mask=mask)
+    if CHILDREN == 2:
+        chosen = _select(acc1, _complement(code), BLOCK_N, BLOCK_Q).to(out_ptr.dtype.element_ty)
+        tl.store(out + stride_vc, chosen, mask=mask)
+
+
+@triton.jit
+def _compress(
+    w_ptr,
+    codes_ptr,
+    out_ptr,
+    N,
+    K,
+    QUADS,
+    stride_wn,
+    stride_cn,
+    stride_vc,
+    CHILDREN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    BLOCK_Q: tl.constexpr = BLOCK_K // 4
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    offs_v = tl.program_id(1) * BLOCK_Q * 2 + tl.arange(0, 2 * BLOCK_Q)
+    mask_n = offs_n < N
+    w = tl.load(
+        w_ptr + offs_n[:, None].to(tl.int64) * stride_wn + offs_k[None, :],
+        mask=mask_n[:, None] & (offs_k < K)[None, :],
+        other=0,
+    )  # [BLOCK_N, BLOCK_K]
+    code = _load_codes(codes_ptr, offs_n, mask_n, tl.program_id(1) * BLOCK_Q, QUADS, stride_cn, BLOCK_N, BLOCK_Q)
+    out = out_ptr + offs_n[:, None].to(tl.int64) * (2 * QUADS) + offs_v[None, :]
+    mask = mask_n[:, None] & (offs_v < 2 * QUADS)[None, :]
+    tl.store(out, _select(w, code, BLOCK_N, BLOCK_Q), mask=mask)
+    if CHILDREN == 2:
+        second = _select(w, _complement(code), BLOCK_N, BLOCK_Q)
+        tl.store(out + stride_vc, second, mask=mask)
+
+
+@triton.jit
+def _spread(
+    pair_ptr,
+    codes_ptr,
+    out_ptr,
+    N,
+    K,
+    QUADS,
+    stride_cn,
+    stride_vc,
+    CHILDREN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    BLOCK_Q: tl.constexpr = BLOCK_K // 4
+    quad = tl.program_id(1) * BLOCK_Q
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    offs_q = quad + tl.arange(0, BLOCK_Q)
+    mask_n = offs_n < N
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    code = _load_codes(codes_ptr, offs_n, mask_n, quad, QUADS, stride_cn, BLOCK_N, BLOCK_Q)
+    pairs = pair_ptr + offs_n[:, None].to(tl.int64) * QUADS + offs_q[None, :]
+    mask_q = mask_n[:, None] & (offs_q < QUADS)[None, :]
+    tile = _expand(tl.load(pairs, mask=mask_q, other=0), code, dtype, False)  # [BLOCK_N, BLOCK_K]
+    if CHILDREN == 2:
+        # The children's places are apart: adding their bits adds the numbers.
+        second = tl.load(pairs + stride_vc, mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
+        tile = tile | _expand(second, _complement(code), dtype, False)
+    out = out_ptr + offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
+    tl.store(out, tile, mask=mask_n[:, None] & (offs_k < K)[None, :])
+
+
+def semi_structured_matmul_triton(
+    x: Tensor, values: Tensor, layout: SemiStructuredLayout, config: Config | None = None
+) -> Tensor:
+    """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`. ``config`` overrides the chosen one."""
+    m, (n, k) = x.shape[0], layout.shape
+    config = config or _chosen("semi_structured_matmul", m, layout, x)
+    x, pairs = _rows_contiguous(x), _pairs(values)
+    grid = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
+
+    def launch(out: Tensor) -> None:
+        _multiply[(grid, config.split)](
+            x,
+            pairs,
+            layout.codes.contiguous(),
+            out,
+            stride_xm=x.stride(0),
+            EVEN_K=k % config.block_k == 0,
+            **_shared_options(config, m, layout, x, out),
+        )
+
+    return _run(launch, (m, layout.children, n), config, x)
+
+
+def semi_structured_matmul_t_triton(
+    dy: Tensor, values: Tensor, layout: SemiStructuredLayout, config: Config | None = None
+) -> Tensor:
+    """The gradient dX on ``dy[M, children, N]``; see :func:`fpe.kernels.semi_structured_matmul_t`."""
+    m, k = dy.shape[0], layout.shape[1]
+    config = config or _chosen("semi_structured_matmul_t", m, layout, dy)
+    dy, pairs = _rows_contiguous(dy), _pairs(values)
+    grid = triton.cdiv(m, config.block_m) * triton.cdiv(k, config.block_k)
+
+    def launch(out: Tensor) -> None:
+        _multiply_t[(grid, config.split)](
+            dy,
+            pairs,
+            layout.codes.contiguous(),
+            out,
+            stride_dym=dy.stride(0),
+            stride_dyc=dy.stride(1),
+            **_shared_options(config, m, layout, dy, out),
+        )
+
+    return _run(launch, (m, k), config, dy)
+
+
+def semi_structured_grad_triton(
+    dy: Tensor, x: Tensor, layout: SemiStructuredLayout, config: Config | None = None
+) -> Tensor:
+    """The gradient dW of the stored values; see :func:`fpe.kernels.semi_structured_grad`."""
+    m, (n, k) = x.shape[0], layout.shape
+    config = config or _chosen("semi_structured_grad", m, layout, x)
+    dy, x = _rows_contiguous(dy), _rows_contiguous(x)
+    grid = triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k)
+
+    def launch(out: Tensor) -> None:
+        _outer[(grid, config.split)](
+            dy,
+            x,
+            layout.codes.contiguous(),
+            out,
+            stride_dym=dy.stride(0),
+            stride_dyc=dy.stride(1),
+            stride_xm=x.stride(0),
+            **_shared_options(config, m, layout, x, out, per_quad=2),
+        )
+
+    return _run(launch, layout.values_shape, config, x)
+
+
+def semi_structured_compress_triton(w: Tensor, layout: SemiStructuredLayout) -> Tensor:
+    """Stored values of ``w[N, K]``; see :func:`fpe.kernels.semi_structured_compress`."""
+    w = _rows_contiguous(w)
+    values = w.new_empty(layout.values_shape)
+    if values.numel():
+        _launch_copy(_compress, _bits(w), layout, _bits(values), 2, stride_wn=w.stride(0))
+    return values
+
+
+def semi_structured_expand_triton(values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+    """The adjoint: the children's dense weights, added, ``[N, K]``."""
+    w = values.new_empty(layout.shape)
+    if w.numel():
+        _launch_copy(_spread, _pairs(values), layout, _bits(w), 1)
+    return w
+
+
+def _launch_copy(
+    kernel: Any, source: Tensor, layout: SemiStructuredLayout, out: Tensor, per_quad: int, **strides: int
+) -> None:
+    block_n, block_k = 16, 256
+    with torch.cuda.device_of(source):
+        kernel[(triton.cdiv(layout.shape[0], block_n), triton.cdiv(layout.shape[1], block_k))](
+            source,
+            layout.codes.contiguous(),
+            out,
+            N=layout.shape[0],
+            K=layout.shape[1],
+            QUADS=layout.quads,
+            stride_cn=layout.codes.shape[1],
+            stride_vc=layout.shape[0] * layout.quads * per_quad,
+            CHILDREN=layout.children,
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            num_warps=4,
+            **strides,
+        )
+
+
+def _bits(t: Tensor) -> Tensor:
+    """The same memory as integers: what is only moved needs no arithmetic."""
+    return t.view(torch.int16 if t.element_size() == 2 else torch.int32)
+
+
+def _chosen(op: str, m: int, layout: SemiStructuredLayout, operand: Tensor) -> Config:
+    return choose(op, m, *layout.shape, layout.children, operand.element_size(), device_of(operand))
+
+
+def _run(launch: Any, shape: tuple[int, ...], config: Config, operand: Tensor) -> Tensor:
+    """Calls a launch with room for its result; adds partial sums in a fixed order."""
+    split = config.split > 1
+    dtype = torch.float32 if split else stored_dtype(operand)
+    out = operand.new_empty((config.split, *shape), dtype=dtype)
+    if out.numel():
+        with torch.cuda.device_of(operand):
+            launch(out)
+    return (out.sum(0) if split else out[0]).to(operand.dtype)
+
+
+def _shared_options(
+    config: Config, m: int, layout: SemiStructuredLayout, operand: Tensor, out: Tensor, per_quad: int = 1
+) -> dict[str, Any]:
+    """What all three kernels are launched with; a child's values count ``per_quad`` elements for each quad."""
+    n, k = layout.shape
+    return {
+        "M": m,
+        "N": n,
+        "K": k,
+        "QUADS": layout.quads,
+        "stride_cn": layout.codes.shape[1],
+        "stride_vc": n * layout.quads * per_quad,
+        "stride_os": out.stride(0),
+        "CHILDREN": layout.children,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "SPLIT": config.split,
+        "PRECISION": input_precision(operand),
+        "UPCAST": interpreting(),
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "maxnreg": 255,  # left to itself the assembler stops at 64 or 128 and spills a few bytes
+    }
+
+
+def _pairs(values: Tensor) -> Tensor:
+    """The values of a quad as one integer: int32 for 16-bit values, int64 for float32."""
+    return values.contiguous().view(torch.int32 if values.element_size() == 2 else torch.int64)
+
+
+def _rows_contiguous(x: Tensor) -> Tensor:
+    """The kernels stride over all but the last dimension; anything else is copied once."""
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()

@@ -1,0 +1,685 @@
+"""The 2:4 layout, its operations on every backend that runs without a GPU, and the layers that use them."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import combinations
+from unittest.mock import patch
+
+import pytest
+import torch
+from support import DTYPES, BadCall, assert_as_accurate, changed_fields, readable_id, seeded
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.functional import linear
+from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
+
+import fpe
+from fpe import Partition, kernels
+from fpe.bench.lab import sanitize
+from fpe.kernels import (
+    HOLE,
+    SemiStructuredLayout,
+    semi_structured_compress,
+    semi_structured_grad,
+    semi_structured_matmul,
+    semi_structured_matmul_t,
+)
+from fpe.kernels.device import KNOWN
+from fpe.kernels.semi_structured import backends, config
+from fpe.kernels.semi_structured import torch as torch_backend
+from fpe.kernels.semi_structured import triton as triton_kernels
+from fpe.kernels.semi_structured.config import Config
+from fpe.kernels.semi_structured.layout import CODES, complement
+from fpe.kernels.semi_structured.memo import once_per_version
+
+BY_KERNEL = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A parent ``[n, k]``, its children, how many edges are gone, and a batch."""
+
+    m: int = 5
+    n: int = 7
+    k: int = 24
+    children: int = 2
+    holes: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return changed_fields(self) or "default"
+
+    def labels(self) -> Tensor:
+        """2:4, ``HOLE`` where an edge is gone; rows of one kind at the top: none gone, all gone."""
+        full = Partition.semi_structured(max(self.n, 1), max(self.k + -self.k % 4, 4), generator=seeded(1)).labels
+        labels = full[: self.n, : self.k].clone()
+        gone = torch.rand(labels.shape, generator=seeded(2)) < self.holes
+        gone[:1] = False
+        if self.holes:
+            gone[1:2] = True
+        return labels.masked_fill(gone, HOLE)
+
+    def masks(self) -> Tensor:
+        """``[children, n, k]``."""
+        return self.labels() == torch.arange(self.children, dtype=torch.uint8)[:, None, None]
+
+    def layout(self) -> SemiStructuredLayout:
+        if self.children == 2:
+            return SemiStructuredLayout.from_labels(self.labels())
+        return SemiStructuredLayout.from_mask(self.masks()[0])
+
+    def tensors(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+        """A parent's weight, activations and the gradient of the result."""
+        shapes = ((self.n, self.k), (self.m, self.k), (self.m, self.children, self.n))
+        return tuple(torch.randn(s, dtype=torch.float64, generator=seeded(3)).to(dtype) for s in shapes)  # type: ignore[return-value]
+
+
+CASES = (
+    Case(),
+    Case(children=1),
+    Case(m=17, n=70, k=132, holes=0.3),
+    Case(m=33, n=33, k=203, holes=0.3),
+    Case(m=1, n=130, k=67, children=1, holes=0.3),
+    Case(m=1, n=1, k=1),
+    Case(m=3, n=2, k=2, children=1),
+    Case(m=0),
+    Case(n=0),
+    Case(k=0),
+)
+each_case = pytest.mark.parametrize("case", CASES, ids=readable_id)
+
+
+# The layout.
+
+
+def test_the_complement_of_each_of_the_six_codes() -> None:
+    for first, second in combinations(range(4), 2):
+        third, fourth = (i for i in range(4) if i not in (first, second))
+        assert first + 4 * second in CODES
+        both = torch.tensor([(first + 4 * second) * 17], dtype=torch.uint8)
+        assert complement(both).tolist() == [(third + 4 * fourth) * 17]
+
+
+@each_case
+def test_values_and_positions_round_trip(case: Case) -> None:
+    layout, masks, (w, *_) = case.layout().validate(), case.masks(), case.tensors()
+    assert torch.equal(layout.mask(), masks)
+    values = layout.from_dense(w)
+    assert values.shape == layout.values_shape and values.count_nonzero() == masks.sum()
+    assert torch.equal(layout.to_dense(values), w * masks)
+    assert torch.equal(layout.from_dense(w * masks), values)
+    assert (layout.kept is None) == (int(masks.sum()) == values.numel())
+
+
+@each_case
+def test_both_children_share_the_parents_values(case: Case) -> None:
+    case = replace(case, children=2, holes=0.0, k=case.k - case.k % 4)
+    layout, (w, *_) = case.layout(), case.tensors()
+    together = layout.from_dense(w).flatten(1).sort().values if w.numel() else w
+    assert layout.kept is None and layout.from_dense(w).numel() == w.numel()
+    assert torch.equal(together.flatten().sort().values, w.flatten().sort().values)
+
+
+@pytest.mark.parametrize("alpha", [2, 4])
+@each_case
+def test_any_labels_are_2_to_4_interleaved(case: Case, alpha: int) -> None:
+    w, *_ = case.tensors()
+    labels = any_labels(case, alpha)
+    layout = SemiStructuredLayout.interleaved(labels, alpha).validate()
+    wide = torch.stack([w * (labels == child) for child in range(alpha)], -1).flatten(1)
+    values = layout.from_parent(w.masked_fill(labels == HOLE, float("nan")))
+    assert torch.equal(layout.to_dense(values)[0], wide)
+    assert torch.equal(layout.from_dense(wide), values)
+    if alpha == 2:  # the parent's values in their own order
+        assert torch.equal(values[0, :, : case.k], w * (labels < 2))
+
+
+def any_labels(case: Case, alpha: int) -> Tensor:
+    labels = torch.randint(alpha, (case.n, case.k), generator=seeded(5)).to(torch.uint8)
+    labels[torch.rand(labels.shape, generator=seeded(6)) < case.holes] = HOLE
+    return labels
+
+
+@pytest.mark.parametrize("alpha", [2, 4])
+@each_case
+def test_merge_matmul_is_a_matmul_of_the_interleaved_weight(case: Case, alpha: int) -> None:
+    w, labels = (4 * case.tensors()[0]).round(), any_labels(case, alpha)
+    z = torch.randint(-4, 5, (case.m, alpha, case.k), generator=seeded(7)).double()
+    layout = SemiStructuredLayout.interleaved(labels, alpha)
+    y = semi_structured_matmul(z.transpose(1, 2).flatten(1), layout.from_parent(w), layout)
+    assert torch.equal(y[:, 0], kernels.merge_matmul(z, w, labels))
+
+
+@each_case
+def test_the_transposed_weight_of_two_children_is_2_to_4(case: Case) -> None:
+    case = replace(case, children=2)
+    layout, (w, *_) = case.layout(), case.tensors()
+    values_t, layout_t = layout.transposed(layout.from_dense(w))
+    wide = w * case.masks()  # [2, n, k]
+    assert torch.equal(layout_t.validate().to_dense(values_t)[0], wide.permute(2, 1, 0).flatten(1))
+
+
+@pytest.mark.parametrize("children", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=readable_id)
+@pytest.mark.parametrize(("n", "k"), [(32, 64), (96, 192)])
+def test_pytorchs_own_tensor_and_back(n: int, k: int, dtype: torch.dtype, children: int) -> None:
+    case = Case(n=n, k=k, children=children)
+    layout, (w, *_) = case.layout(), case.tensors(dtype)
+    values = layout.from_dense(w)
+    wide = layout.to_dense(values).flatten(0, 1)
+    theirs, metadata = sparse_semi_structured_from_dense_cutlass(wide.contiguous())
+    tensor = torch_backend.to_sparse_semi_structured(values, layout)
+    assert torch.equal(tensor.packed, theirs) and torch.equal(tensor.meta, metadata)
+    assert torch.equal(tensor.to_dense(), wide)
+    back, back_layout = torch_backend.from_sparse_semi_structured(tensor)
+    assert torch.equal(back_layout.validate().to_dense(back)[0], wide)
+
+
+def _mask_with_three() -> Tensor:
+    mask = torch.zeros(5, 10, dtype=torch.bool)
+    mask[3, 4:7], mask[4, :4] = True, True
+    return mask
+
+
+BAD_LAYOUTS = (
+    BadCall(
+        "mask", lambda: SemiStructuredLayout.from_mask(_mask_with_three()), ValueError, ("3 inputs", "quad 1", "row 3")
+    ),
+    BadCall(
+        "labels",
+        lambda: SemiStructuredLayout.from_labels(torch.tensor([[0, 1, 0, 1], [1, 1, 1, 0]], dtype=torch.uint8)),
+        ValueError,
+        ("child 1 has 3 inputs", "quad 0", "row 1"),
+    ),
+    BadCall("dtype", lambda: SemiStructuredLayout.from_mask(torch.ones(2, 4)), TypeError, ("torch.bool", "float32")),
+    BadCall("rank", lambda: SemiStructuredLayout.interleaved(torch.ones(4).byte()), ValueError, ("[N, K]", "[4]")),
+    BadCall(
+        "alpha", lambda: SemiStructuredLayout.interleaved(torch.ones(2, 2).byte(), 3), ValueError, ("2 or 4", "got 3")
+    ),
+    BadCall(
+        "code",
+        lambda: SemiStructuredLayout((2, 8), torch.tensor([[0x44], [0x54]], dtype=torch.uint8)).validate(),
+        ValueError,
+        ("row 1, quad 1", "is 5"),
+    ),
+    BadCall(
+        "size",
+        lambda: SemiStructuredLayout((2, 8), torch.ones(2, 2).byte()).validate(),
+        ValueError,
+        ("[2, 1]", "[2, 2]"),
+    ),
+    BadCall(
+        "to-torch-shape",
+        lambda: torch_backend.to_sparse_semi_structured(torch.ones(1, 32, 24).half(), Case(n=32, k=48).layout()),
+        ValueError,
+        ("multiples of 64", "48"),
+    ),
+    BadCall(
+        "to-torch-dtype",
+        lambda: torch_backend.to_sparse_semi_structured(torch.ones(1, 32, 32), Case(n=32, k=64).layout()),
+        TypeError,
+        ("bfloat16", "float32"),
+    ),
+    BadCall("from-torch", lambda: torch_backend.from_sparse_semi_structured(torch.ones(2)), TypeError, ("Tensor",)),  # type: ignore[arg-type]
+)
+
+
+@pytest.mark.parametrize("case", BAD_LAYOUTS, ids=readable_id)
+def test_bad_layouts(case: BadCall) -> None:
+    case.check()
+
+
+# The operations.
+
+TRITON_KERNELS = ("_multiply", "_multiply_t", "_outer", "_compress", "_spread")
+
+
+@pytest.mark.parametrize("case", [Case(), Case(m=19, n=70, k=91, children=1), Case(m=3, n=20, k=300)], ids=readable_id)
+def test_no_access_leaves_a_tensor_and_no_programs_race(case: Case) -> None:
+    layout, (w, x, dy) = case.layout(), case.tensors(torch.float16)
+    values, apart = layout.from_dense(w), torch.ones(case.m, case.k + 5, dtype=torch.float16)[:, : case.k].copy_(x)
+    module = triton_kernels
+    for run in (
+        lambda: module.semi_structured_matmul_triton(apart, values, layout),
+        lambda: module.semi_structured_matmul_t_triton(dy, values, layout),
+        lambda: module.semi_structured_grad_triton(dy, apart, layout),
+        lambda: module.semi_structured_compress_triton(w, layout),
+        lambda: module.semi_structured_expand_triton(values, layout),
+    ):
+        assert sanitize.check(module, TRITON_KERNELS, run) == []
+
+
+Call = Callable[[Tensor, Tensor, SemiStructuredLayout, str], Tensor]
+OPS: dict[str, Call] = {
+    "forward": lambda x, v, layout, b: semi_structured_matmul(x, v, layout, backend=b),
+    "dx": lambda dy, v, layout, b: semi_structured_matmul_t(dy, v, layout, backend=b),
+    "dw": lambda dy, x, layout, b: semi_structured_grad(dy, x, layout, backend=b),
+}
+DENSE: dict[str, Callable[[Tensor, Tensor, SemiStructuredLayout], Tensor]] = {
+    "forward": lambda x, v, layout: linear(x, layout.to_dense(v).flatten(0, 1)).unflatten(-1, layout.values_shape[:2]),
+    "dx": lambda dy, v, layout: linear(dy.flatten(1), layout.to_dense(v).flatten(0, 1).T),
+    "dw": lambda dy, x, layout: layout.from_dense((dy.flatten(1).T @ x).unflatten(0, layout.values_shape[:2])),
+}
+each_op = pytest.mark.parametrize("op", OPS)
+
+
+def operands(op: str, case: Case, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    w, x, dy = case.tensors(dtype)
+    values = case.layout().from_dense(w)
+    return {"forward": (x, values), "dx": (dy, values), "dw": (dy, x)}[op]
+
+
+def as_double(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return pair[0].double(), pair[1].double()
+
+
+@each_op
+@pytest.mark.parametrize("dtype", DTYPES, ids=readable_id)
+@each_case
+def test_the_eager_twin_is_the_masked_dense_product(case: Case, dtype: torch.dtype, op: str) -> None:
+    pair, layout = operands(op, case, dtype), case.layout()
+    truth = DENSE[op](*as_double(pair), layout)
+    assert_as_accurate(OPS[op](*pair, layout, "eager"), DENSE[op](*pair, layout), truth)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """New tensors hold NaN, so that an element that no program writes is seen."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned")
+@each_op
+@pytest.mark.parametrize("dtype", BY_KERNEL, ids=readable_id)
+@each_case
+def test_the_triton_kernels_are_as_accurate(case: Case, dtype: torch.dtype, op: str) -> None:
+    pair, layout = operands(op, case, dtype), case.layout()
+    pair = tuple(_guarded(t) for t in pair)  # type: ignore[assignment]
+    ours, eager = (OPS[op](*pair, layout, backend) for backend in ("triton", "eager"))
+    assert_as_accurate(ours, eager, DENSE[op](*as_double(pair), layout))
+
+
+def _guarded(t: Tensor) -> Tensor:
+    """The same inside a buffer of NaN, where the last dimension stays contiguous."""
+    buffer = t.new_full([size + 4 for size in t.shape], float("nan"))
+    inner = buffer[tuple(slice(2, 2 + size) for size in t.shape)]
+    return inner.copy_(t)
+
+
+CONFIGS = (
+    Config(block_m=16, block_n=16, block_k=32, split=1, num_warps=4, num_stages=2),
+    Config(block_m=32, block_n=32, block_k=64, split=2, num_warps=4, num_stages=3),
+    Config(block_m=64, block_n=16, block_k=32, split=8, num_warps=4, num_stages=3),
+)
+
+
+@each_op
+@pytest.mark.parametrize("cfg", CONFIGS, ids=lambda c: f"m{c.block_m}-n{c.block_n}-k{c.block_k}-split{c.split}")
+def test_every_configuration_computes_the_same(cfg: Config, op: str) -> None:
+    case = Case(m=70, n=40, k=107, holes=0.2)
+    pair, layout = operands(op, case, torch.float32), case.layout()
+    with patch("fpe.kernels.semi_structured.triton.choose", return_value=cfg):
+        ours, again = OPS[op](*pair, layout, "triton"), OPS[op](*pair, layout, "triton")
+    assert torch.equal(ours, again)
+    assert_as_accurate(ours, OPS[op](*pair, layout, "eager"), DENSE[op](*as_double(pair), layout))
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+@pytest.mark.parametrize("dtype", BY_KERNEL, ids=readable_id)
+@each_case
+def test_compress_takes_the_values_and_its_gradient_puts_them_back(
+    case: Case, dtype: torch.dtype, backend: str
+) -> None:
+    layout, w = case.layout(), case.tensors(dtype)[0].requires_grad_()
+    values = semi_structured_compress(w, layout, backend=backend)
+    assert torch.equal(values, layout.from_dense(w))
+    g = torch.randn(values.shape, generator=seeded(8)).to(dtype)
+    (dw,) = torch.autograd.grad(values, w, g)
+    kept = g if layout.kept is None else g * layout.kept
+    assert torch.equal(dw, layout.to_dense(kept).sum(0))
+
+
+@pytest.mark.parametrize("children", [1, 2])
+def test_gradcheck(children: int) -> None:
+    case = Case(m=3, n=4, k=11, children=children, holes=0.3)
+    layout = case.layout()
+    for op in OPS:
+        pair = tuple(t.requires_grad_() for t in operands(op, case))
+        assert gradcheck(lambda a, b, op=op: OPS[op](a, b, layout, "auto"), pair)
+        assert gradgradcheck(lambda a, b, op=op: OPS[op](a, b, layout, "auto"), pair)
+    w = case.tensors()[0].requires_grad_()
+    assert gradcheck(lambda w: semi_structured_compress(w, layout), w)
+    assert gradgradcheck(lambda w: semi_structured_compress(w, layout), w)
+
+
+@each_case
+def test_what_stands_for_no_edge_is_not_read_and_gets_no_gradient(case: Case) -> None:
+    layout, (w, x, dy) = case.layout(), case.tensors()
+    gone = ~layout.kept if layout.kept is not None else torch.zeros(layout.values_shape, dtype=torch.bool)
+    clean = layout.from_dense(w)
+    dirty = clean.masked_fill(gone, float("nan")).requires_grad_()
+    y = semi_structured_matmul(x, dirty, layout)
+    assert torch.equal(y, semi_structured_matmul(x, clean, layout))
+    (dvalues,) = torch.autograd.grad(y, dirty, dy)
+    assert (dvalues[gone] == 0).all()
+    assert (semi_structured_grad(dy, x, layout)[gone] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+@pytest.mark.parametrize("children", [1, 2])
+def test_opcheck(children: int, backend: str) -> None:
+    case = Case(children=children, k=27)
+    layout, (w, x, dy) = case.layout(), (t.float().requires_grad_() for t in case.tensors())
+    values = layout.from_dense(w).detach().requires_grad_()
+    calls = {
+        "semi_structured_matmul": (x, values, layout.codes, 27, backend),
+        "semi_structured_matmul_t": (dy, values, layout.codes, 27, backend),
+        "semi_structured_grad": (dy, x, layout.codes, backend),
+        "semi_structured_compress": (w, layout.codes, children, backend),
+        "semi_structured_expand": (values, layout.codes, 27, backend),
+    }
+    for name, arguments in calls.items():
+        torch.library.opcheck(getattr(torch.ops.fpe, name).default, arguments)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)], ids=["first", "second", "none"])
+@each_op
+def test_only_what_a_wanted_gradient_needs_is_saved(op: str, wanted: tuple[bool, bool]) -> None:
+    layout = Case().layout()
+    pair = tuple(t.clone().requires_grad_(w) for t, w in zip(operands(op, Case()), wanted, strict=True))
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        OPS[op](*pair, layout, "auto")
+    assert [any(t.data_ptr() == own.data_ptr() for t in saved) for own in pair] == [wanted[1], wanted[0]]
+
+
+@each_op
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_strided_and_batched_operands(backend: str, op: str) -> None:
+    case = Case(m=6)
+    layout, (first, second) = case.layout(), operands(op, case, torch.float32)
+    want = OPS[op](first, second, layout, "eager")
+    scattered = first.new_empty(*first.shape[1:], 6).movedim(-1, 0).copy_(first)
+    batched = scattered.unflatten(0, (2, 3))
+    other = second.unflatten(0, (2, 3)) if op == "dw" else second.mT.contiguous().mT
+    got = OPS[op](batched, other, layout, backend)
+    torch.testing.assert_close(got, want if op == "dw" else want.unflatten(0, (2, 3)))
+
+
+@pytest.mark.parametrize("op", ["forward", "dx", "dw"])
+def test_offsets_beyond_32_bits(op: str) -> None:
+    """Rows 2**30 elements apart: the third begins past 2**31. Untouched pages of the buffer cost no memory."""
+    case = Case(m=3, n=16, k=16, children=1)
+    near, other = operands(op, case, torch.float32)
+    far = torch.empty(2**31 + 64).as_strided(near.shape, (2**30, *near.stride()[1:]))
+    far.copy_(near)
+    layout = case.layout()
+    assert torch.equal(OPS[op](far, other, layout, "triton"), OPS[op](near, other, layout, "triton"))
+
+
+def test_autocast_reaches_the_operation() -> None:
+    layout, (w, x, _) = Case().layout(), Case().tensors(torch.float32)
+    values = layout.from_dense(w)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = semi_structured_matmul(x, values, layout)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, semi_structured_matmul(x.bfloat16(), values.bfloat16(), layout))
+
+
+# What cannot run is refused by name, or left to another path by "auto".
+
+
+def call(backend: str, dtype: torch.dtype = torch.float32, n: int = 7, k: int = 24) -> Tensor:
+    case = Case(n=n, k=k)
+    return OPS["forward"](*operands("forward", case, dtype), case.layout(), backend)
+
+
+REFUSED = (
+    BadCall("name", lambda: call("cuda"), ValueError, ("sparse_tensor_core", "'cuda'")),
+    BadCall("sparse-cpu", lambda: call("sparse_tensor_core"), ValueError, ("'sparse_tensor_core'", "CUDA", "cpu")),
+    BadCall("torch-cpu", lambda: call("torch"), ValueError, ("'torch'", "CUDA device", "cpu")),
+    BadCall("triton-dtype", lambda: call("triton", torch.float64), ValueError, ("bfloat16", "float64")),
+    BadCall(
+        "values",
+        lambda: semi_structured_matmul(torch.ones(2, 24), torch.ones(2, 7, 10), Case().layout()),
+        ValueError,
+        ("values", "[2, 7, 12]", "[2, 7, 10]"),
+    ),
+    BadCall(
+        "x",
+        lambda: semi_structured_matmul(torch.ones(2, 23), torch.ones(2, 7, 12), Case().layout()),
+        ValueError,
+        ("x", "[..., 24]", "[2, 23]"),
+    ),
+    BadCall(
+        "dy",
+        lambda: semi_structured_matmul_t(torch.ones(2, 1, 7), torch.ones(2, 7, 12), Case().layout()),
+        ValueError,
+        ("dy", "[..., 2, 7]", "[2, 1, 7]"),
+    ),
+    BadCall("layout", lambda: semi_structured_grad(torch.ones(2), torch.ones(2), None), TypeError, ("Layout", "None")),  # type: ignore[arg-type]
+    BadCall("w", lambda: semi_structured_compress(torch.ones(7, 23), Case().layout()), ValueError, ("w", "[7, 24]")),
+)
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=readable_id)
+def test_bad_calls(case: BadCall) -> None:
+    case.check()
+
+
+@dataclass
+class OnGpu:
+    """Stands for activations on a GPU where only the choice of a backend is tested."""
+
+    dtype: torch.dtype = torch.bfloat16
+    is_cuda: bool = True
+    device: str = "cuda:0"
+
+
+def chosen(
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    arch: tuple[int, int],
+    dtype: torch.dtype = torch.bfloat16,
+    sound: bool = True,
+    cusparselt: bool = True,
+    case: Case = Case(n=16, k=32),
+    triton: bool = True,
+) -> str:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: arch)
+    monkeypatch.setattr(backends, "interpreting", lambda: False)
+    monkeypatch.setattr(backends, "_triton_installed", lambda: triton)
+    monkeypatch.setattr("fpe.kernels.semi_structured.sparse_tensor_core.is_sound", lambda device, dtype: sound)
+    monkeypatch.setattr(torch_backend, "has_cusparselt", lambda: cusparselt)
+    return backends.choose_backend("op", backend, OnGpu(dtype), case.layout())  # type: ignore[arg-type]
+
+
+def test_auto_takes_the_first_that_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(monkeypatch, "auto", (9, 0)) == "sparse_tensor_core"
+    assert chosen(monkeypatch, "auto", (9, 0), sound=False) == "triton"
+    assert chosen(monkeypatch, "auto", (9, 0), torch.float32) == "triton"
+    assert chosen(monkeypatch, "auto", (9, 0), torch.float64) == "eager"
+    assert chosen(monkeypatch, "auto", (10, 0)) == "triton"
+    assert chosen(monkeypatch, "auto", (12, 0)) == "sparse_tensor_core"
+    assert chosen(monkeypatch, "auto", (7, 5)) == "eager"
+    assert chosen(monkeypatch, "auto", (9, 0), triton=False) == "torch"
+    assert chosen(monkeypatch, "auto", (9, 0), triton=False, cusparselt=False) == "eager"
+
+
+def test_an_explicit_backend_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*says: str, **how: object) -> None:
+        BadCall("", lambda: chosen(monkeypatch, **how), ValueError, says).check("op", "cannot run here")  # type: ignore[arg-type]
+
+    refused("8.0", "7.5", backend="sparse_tensor_core", arch=(7, 5))
+    refused("self-check", backend="sparse_tensor_core", arch=(9, 0), sound=False)
+    refused("bfloat16", "float32", backend="sparse_tensor_core", arch=(9, 0), dtype=torch.float32)
+    refused("not installed", backend="triton", arch=(9, 0), triton=False)
+    refused("no cuSPARSELt", "8.x", "9.0", backend="torch", arch=(9, 0), cusparselt=False)
+    refused("cuSPARSELt", "multiples of 16", "14", backend="torch", arch=(9, 0), case=Case(n=7, k=32))
+    refused("CUTLASS", "of 64", "32", backend="torch", arch=(8, 0), cusparselt=False)
+    assert chosen(monkeypatch, "torch", (8, 0), cusparselt=False, case=Case(n=16, k=64)) == "torch"
+    assert chosen(monkeypatch, "torch", (9, 0)) == "torch"
+
+
+@pytest.mark.parametrize("library", ["cuSPARSELt", "CUTLASS"])
+@pytest.mark.parametrize("children", [1, 2])
+def test_torch_sparse_is_called_with_what_it_wants(
+    library: str, children: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's kernels are replaced by their definition: padded rows, orientation, one search for each shape."""
+    case = Case(m=5, n=64, k=64, children=children)
+    searches = []
+
+    def search(packed: Tensor, columns: Tensor, transpose_result: bool) -> int:
+        searches.append(columns.shape)
+        return 3
+
+    def cslt(packed: Tensor, columns: Tensor, transpose_result: bool, alg_id: int) -> Tensor:
+        assert alg_id == 3 and transpose_result and columns.shape[1] % 8 == 0 and columns.stride(0) == 1
+        return (packed @ columns).t()
+
+    def cutlass(packed: Tensor, metadata: Tensor, columns: Tensor) -> Tensor:
+        assert columns.shape[1] % 8 == 0
+        dense = torch.sparse._semi_structured_conversions.sparse_semi_structured_to_dense_cutlass(packed, metadata)
+        return dense @ columns
+
+    monkeypatch.setattr(torch, "_cslt_compress", lambda dense: dense)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", search)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", cslt)
+    monkeypatch.setattr(torch, "_sparse_semi_structured_mm", cutlass)
+    monkeypatch.setattr(torch_backend, "_ALGORITHMS", {})
+    monkeypatch.setattr(torch_backend, "has_cusparselt", lambda: library == "cuSPARSELt")
+    monkeypatch.setattr(torch_backend, "_on_gpu", lambda values: True)
+    layout, (w, x, dy) = case.layout(), (t.round() for t in case.tensors(torch.bfloat16))
+    values = layout.from_dense(w)
+    for _ in range(2):
+        y = torch_backend.semi_structured_matmul_torch(x, values, layout)
+        dx = torch_backend.semi_structured_matmul_t_torch(dy, values, layout)
+    assert torch.equal(y, OPS["forward"](x, values, layout, "eager"))
+    assert torch.equal(dx, OPS["dx"](dy, values, layout, "eager"))
+    assert len(searches) == (0 if library == "CUTLASS" else children)
+
+
+# Once for each version.
+
+
+def test_what_is_kept_is_made_anew_when_something_changes() -> None:
+    made = []
+    remembered = once_per_version(lambda values, *rest: made.append(rest) or len(made))
+    values, codes, other = torch.zeros(3), torch.zeros(2), torch.zeros(2)
+    assert [remembered(values, codes, 1), remembered(values, codes, 1)] == [1, 1]
+    values.add_(1)
+    assert remembered(values, codes, 1) == 2
+    assert remembered(values, other, 1) == 3
+    other.add_(1)
+    assert remembered(values, other, 1) == 4
+    assert remembered(values, other, 2) == 5
+    assert remembered(values.clone(), other, 2) == 6
+    with torch.inference_mode():
+        fresh = torch.zeros(3)
+    assert [remembered(fresh, codes), remembered(fresh, codes)] == [7, 8]
+
+
+# Configurations.
+
+
+@pytest.mark.parametrize("arch", KNOWN)
+def test_the_rule_fills_the_device_and_is_bounded(arch: int) -> None:
+    sides = [16, 32, 64, 128]
+    for op in ("semi_structured_matmul", "semi_structured_matmul_t", "semi_structured_grad"):
+        for itemsize in (2, 4):
+            met = {config.choose(op, m, 14336, 4096, 2, itemsize, KNOWN[arch]) for m in range(1, 4097)}
+            assert len(met) <= 16
+            assert all(c.block_m in sides and c.block_n in sides and c.block_k in sides for c in met)
+    one = config.choose("semi_structured_matmul", 1, 4096, 4096, 2, 2, KNOWN[90])
+    assert one.block_m == 16 and 64 * one.split >= KNOWN[90].sms
+    assert config.choose("semi_structured_matmul", 8192, 4096, 4096, 2, 2, KNOWN[90]).split == 1
+
+
+# The layers.
+
+
+def layer(backend: str, holes: bool = True) -> fpe.SplitLinear:
+    partition = Partition.semi_structured(12, 24, generator=seeded(1))
+    if holes:
+        partition = partition.without(torch.rand(12, 24, generator=seeded(2)) < 0.3)
+    torch.manual_seed(0)
+    return fpe.SplitLinear(partition, backend=backend)
+
+
+@pytest.mark.parametrize("holes", [True, False])
+def test_a_2_to_4_layer_trains_as_the_eager_one(holes: bool) -> None:
+    x = torch.randn(40, 24, generator=seeded(3))
+    target = torch.randn(40, 24, generator=seeded(4))
+    losses: dict[str, list[float]] = {}
+    for backend in ("eager", "triton"):
+        model = nn.Sequential(layer(backend, holes), nn.ReLU(), nn.Linear(24, 24))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        losses[backend] = []
+        for _ in range(5):
+            loss = nn.functional.mse_loss(model(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[backend].append(loss.item())
+        first = model[0]
+        assert (first.weight[first.labels == HOLE] == 0).all()
+    torch.testing.assert_close(losses["triton"], losses["eager"], rtol=1e-5, atol=1e-6)
+    assert losses["triton"][-1] < losses["triton"][0]
+
+
+def test_serving_compresses_once_for_each_version_of_the_weight() -> None:
+    ours, x = layer("triton"), torch.randn(3, 24, generator=seeded(3))
+    with patch("fpe.layers.semi_structured_compress", wraps=semi_structured_compress) as compress, torch.no_grad():
+        before = [ours(x), ours(x)]
+        assert compress.call_count == 1 and torch.equal(*before)
+        ours.weight.mul_(2)
+        after = ours(x)
+        assert compress.call_count == 2
+    ours.backend = "eager"
+    torch.testing.assert_close(after, ours(x))
+
+
+def test_a_loaded_state_brings_its_own_quads() -> None:
+    one, other = layer("triton", holes=False), layer("triton")
+    other.load_state_dict({k: v.clone() for k, v in one.state_dict().items()})
+    assert "codes" not in one.state_dict()
+    x = torch.randn(3, 24, generator=seeded(3))
+    assert torch.equal(one(x), other(x))
+    torch.testing.assert_close(deepcopy(other).double().to(torch.float32)(x), one(x))
+
+
+def test_a_layer_compiles_whole_for_any_batch() -> None:
+    ours, x = layer("triton"), torch.randn(6, 24, generator=seeded(3))
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (x, x[:3]):
+        torch.testing.assert_close(compiled(batch), ours(batch))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), ours(x))
+
+
+@pytest.mark.parametrize("alpha", [2, 4])
+def test_a_merged_layer_runs_as_2_to_4_whatever_its_labels(alpha: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.randint(alpha, (7, 9), generator=seeded(1)).to(torch.uint8)
+    labels[torch.rand(labels.shape, generator=seeded(2)) < 0.3] = HOLE
+    merged = fpe.MergeLinear(Partition(labels, alpha))
+    z = torch.randn(3, alpha * 9, generator=seeded(3)).requires_grad_()
+    parameters = [z, merged.weight, merged.bias]
+    want = merged(z)
+    wanted = torch.autograd.grad(want.square().sum(), parameters)
+    merged.backend = "sparse_tensor_core"
+    monkeypatch.setattr("fpe.kernels.semi_structured.api.choose_backend", lambda *call: "eager")
+    got = merged(z)
+    torch.testing.assert_close(got, want)
+    for ours, theirs in zip(torch.autograd.grad(got.square().sum(), parameters), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        served = merged(z)
+        torch.testing.assert_close(served, want)
+        merged.weight.mul_(2)
+        assert not torch.equal(merged(z), served)

@@ -1,0 +1,381 @@
+"""Sparse tensor cores without one: fragments, packers and the Gluon kernel against an emulator of PTX ``mma.sp``."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from gluon_numpy import Machine, on_numpy
+from mma_sp import ORDERED, a_place, b_place, c_place, dense_a, metadata_place, mma_sp
+from support import ROOT, readable_id, seeded
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from fpe import Partition
+from fpe.bench.lab.cli import lab
+from fpe.bench.lab.semi_structured import check, rates
+from fpe.kernels import HOLE, SemiStructuredLayout, semi_structured_matmul, semi_structured_matmul_t
+from fpe.kernels.device import KNOWN
+from fpe.kernels.semi_structured import sparse_tensor_core
+from fpe.kernels.semi_structured.fragments import Fragments, pack, unpack
+from fpe.kernels.semi_structured.layout import CODES, complement
+from fpe.kernels.semi_structured.sparse_tensor_core import Config, choose, stage_bytes
+
+KINDS = {torch.bfloat16: "bf16", torch.float16: "f16"}
+each_dtype = pytest.mark.parametrize("dtype", KINDS, ids=readable_id)
+
+
+def integers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randint(-4, 5, shape, generator=seeded(seed)).to(dtype)
+
+
+def pairs(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Pairs of numbers ``[..., 2]`` as registers ``[...]``."""
+    return torch.from_numpy(values).to(dtype).contiguous().view(torch.int32).squeeze(-1).numpy()
+
+
+# The emulator, against a dense product that the tables are filled from.
+
+
+@each_dtype
+@pytest.mark.parametrize(("k", "selector"), [(32, 0), (32, 1), (16, 0), (16, 1), (16, 2), (16, 3)])
+def test_the_emulator_multiplies(k: int, selector: int, dtype: torch.dtype) -> None:
+    random = np.random.default_rng(selector)
+    codes = random.choice(ORDERED, (16, k // 4))
+    a, b, c = np.zeros((16, k)), random.integers(-9, 10, (k, 8)), random.integers(-9, 10, (16, 8))
+    registers, metadata = np.zeros((32, k // 8, 2)), np.zeros(32, np.int64)
+    for row, quad in np.ndindex(codes.shape):
+        lane, bit = metadata_place(row, quad, k, selector)
+        metadata[lane] |= int(codes[row, quad]) << bit
+    for lane, register in np.ndindex(32, k // 8):
+        row, first = a_place(lane, 2 * register)
+        code = int(codes[row, first // 4])
+        registers[lane, register] = random.integers(1, 9, 2)
+        a[row, first + (code & 3)], a[row, first + (code >> 2)] = registers[lane, register]
+    assert np.count_nonzero(a) == 16 * k // 2  # each place is filled once
+    fragments_b = np.array([[b[b_place(lane, i)] for i in range(k // 4)] for lane in range(32)])
+    fragments_c = np.array([[c[c_place(lane, i)] for i in range(4)] for lane in range(32)], np.float32)
+    operands = pairs(registers, dtype), pairs(fragments_b.reshape(32, -1, 2).astype(np.float64), dtype)
+    d = mma_sp(fragments_c, *operands, metadata.astype(np.uint32).view(np.int32), selector, KINDS[dtype], k)
+    want = a @ b + c
+    assert all(d[lane, i] == want[c_place(lane, i)] for lane, i in np.ndindex(32, 4))
+    assert {c_place(lane, i) for lane, i in np.ndindex(32, 4)} == set(np.ndindex(16, 8))
+    assert {b_place(lane, i) for lane, i in np.ndindex(32, k // 4)} == set(np.ndindex(k, 8))
+
+
+def test_one_long_instruction_is_two_short_ones_with_the_same_metadata() -> None:
+    """The tables of m16n8k32 and m16n8k16 agree: a lane pair's words are those of two single lanes."""
+    fragments = packed(weight_of("random", 32, 32), torch.bfloat16)[0]
+    a, e = fragments.weights.numpy()[0, 0, 0], fragments.metadata.numpy()[0, 0]
+    b = np.random.default_rng(0).integers(-(2**31), 2**31, (32, 4)).astype(np.int32) & 0x3FFF3FFF
+    zero = np.zeros((32, 4), np.float32)
+    for half in (0, 1):
+        long = mma_sp(zero, a[half], b, e, half, "bf16")
+        short = mma_sp(zero, a[half][:, :2], b[:, :2], e, 2 * half, "bf16", 16)
+        short = mma_sp(short, a[half][:, 2:], b[:, 2:], e, 2 * half + 1, "bf16", 16)
+        np.testing.assert_allclose(long, short, rtol=1e-6)
+
+
+def test_the_emulator_refuses_metadata_out_of_order() -> None:
+    with pytest.raises(ValueError, match="row 0"):
+        dense_a(np.zeros((32, 4), np.int32), np.full(32, 0x44444446, np.int32), 32, 0, "f16")
+
+
+# The packers.
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A 2:4 parent in small integers, of which the first child's codes are of one kind or random."""
+
+    values: Tensor
+    layout: SemiStructuredLayout
+
+
+def weight_of(pattern: str, n: int, k: int, children: int = 1, dtype: torch.dtype = torch.bfloat16) -> Weight:
+    labels = Partition.semi_structured(n, k + -k % 4, generator=seeded(1)).labels
+    if pattern != "random":
+        first, second = int(pattern, 16) & 3, int(pattern, 16) >> 2
+        labels = torch.ones(n, k // 4, 4, dtype=torch.uint8)
+        labels[..., [first, second]] = 0
+        labels = labels.flatten(1)
+    labels = labels[:, :k].clone()
+    if pattern == "random":
+        labels[torch.rand(n, k, generator=seeded(2)) < 0.2] = HOLE
+    one = SemiStructuredLayout.from_mask(labels == 0) if children == 1 else SemiStructuredLayout.from_labels(labels)
+    return Weight(one.from_dense(integers(n, k, seed=3, dtype=dtype)), one)
+
+
+def packed(weight: Weight, dtype: torch.dtype) -> tuple[Fragments, Tensor]:
+    return pack(weight.values, weight.layout.codes), weight.layout.to_dense(weight.values)
+
+
+@each_dtype
+@pytest.mark.parametrize("children", [1, 2])
+@pytest.mark.parametrize(
+    ("pattern", "n", "k"),
+    [(f"{code:x}", 32, 64) for code in CODES]
+    + [("random", n, k) for n, k in ((1, 4), (40, 72), (33, 67), (128, 64), (130, 100))],
+)
+def test_packed_weights_are_the_dense_ones(pattern: str, n: int, k: int, children: int, dtype: torch.dtype) -> None:
+    """Fragments and metadata, as the instruction reads them, are the dense weight exactly, zero in the padding."""
+    weight = weight_of(pattern, n, k, children, dtype)
+    fragments, dense = packed(weight, dtype)
+    metadata = fragments.metadata
+    for child in range(children):
+        tiles = [
+            dense_a(fragments.weights[child, :, :, half].numpy(), metadata.numpy(), 32, half, KINDS[dtype])
+            for half in (0, 1)
+        ]
+        whole = np.stack(tiles, 1).transpose(0, 1, 3, 2, 4)  # [tiles, half, 16, instructions, 32]
+        whole = whole.reshape(whole.shape[0] * 32, -1)
+        assert np.array_equal(whole[:n, :k], dense[child].double().numpy())
+        assert not whole[n:].any() and not whole[:, k:].any()
+        metadata = complement(metadata.contiguous().view(torch.uint8)).view(torch.int32)
+    values, layout = unpack(fragments, n, k, dtype)
+    assert torch.equal(values, weight.values) and torch.equal(layout.codes, weight.layout.codes)
+
+
+# The kernel, run on NumPy.
+
+
+@dataclass(frozen=True)
+class Case:
+    m: int
+    n: int
+    k: int
+    config: Config | None = None
+
+    @property
+    def id(self) -> str:
+        shape = f"{self.m}x{self.n}x{self.k}"
+        own = self.config
+        return f"{shape}-m{own.block_m}-split{own.split}-stages{own.stages}" if own else shape
+
+
+CASES = (
+    Case(1, 7, 24),
+    Case(11, 136, 200),
+    Case(9, 130, 67),
+    Case(70, 129, 64),
+    Case(3, 128, 256, Config(8, 1, 2)),
+    Case(17, 40, 448, Config(16, 2, 3)),
+    Case(20, 40, 448, Config(32, 4, 4)),
+    Case(130, 5, 320, Config(64, 1, 4)),
+    Case(0, 8, 8),
+)
+
+
+@each_dtype
+@pytest.mark.parametrize("children", [1, 2])
+@pytest.mark.parametrize("case", CASES, ids=readable_id)
+def test_the_kernel_is_exact_on_small_integers(case: Case, children: int, dtype: torch.dtype) -> None:
+    """Copies, pipeline, fragments, split and epilogue; the instruction itself is the emulator's."""
+    weight = weight_of("random", case.n, case.k, children, dtype)
+    x = integers(case.m, case.k, seed=4, dtype=dtype)
+    with on_numpy():
+        y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, weight.values, weight.layout, case.config)
+    assert y.dtype == dtype
+    want = semi_structured_matmul(x.double(), weight.values.double(), weight.layout)
+    assert torch.equal(y, want.to(dtype))
+
+
+@each_dtype
+@pytest.mark.parametrize("children", [1, 2])
+@pytest.mark.parametrize("case", [Case(5, 7, 24), Case(11, 67, 72)], ids=readable_id)
+def test_dx_is_exact_too(case: Case, children: int, dtype: torch.dtype) -> None:
+    """Of two children by sparse tensor cores: the transposed weight is 2:4 again."""
+    weight = weight_of("random", case.n, case.k, children, dtype)
+    dy = integers(case.m, children, case.n, seed=5, dtype=dtype)
+    with on_numpy():
+        dx = sparse_tensor_core.semi_structured_matmul_t_sparse_tensor_core(dy, weight.values, weight.layout)
+    want = semi_structured_matmul_t(dy.double(), weight.values.double(), weight.layout)
+    assert torch.equal(dx, want.to(dtype))
+
+
+def test_rows_that_lie_awkwardly_are_copied_and_others_are_not() -> None:
+    weight = weight_of("random", 9, 128)
+    buffer = integers(40, 136, seed=6)
+    want = semi_structured_matmul(buffer[:5, :128].double(), weight.values.double(), weight.layout).bfloat16()
+    for x, same in ((buffer[:5, :128], True), (buffer[:5, :128].T.contiguous().T, False), (buffer[:5, 1:129], False)):
+        with on_numpy():
+            y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, weight.values, weight.layout)
+        rows = sparse_tensor_core._aligned_rows(x, 128)
+        assert (rows.data_ptr() == x.data_ptr()) == same and rows.stride(0) % 4 == 0
+        if same or x.stride(1) != 1:
+            assert torch.equal(y, want)
+
+
+def test_a_pipeline_that_reads_too_early_would_be_seen() -> None:
+    weight, x = weight_of("random", 9, 256), integers(3, 256)
+    with patch.object(Machine, "wait", lambda self, outstanding: None), on_numpy(), pytest.raises(ValueError):
+        sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, weight.values, weight.layout)
+
+
+def test_a_weight_is_packed_once_for_each_version() -> None:
+    weight, x = weight_of("random", 9, 64), integers(3, 64)
+    run = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core
+    with patch.object(sparse_tensor_core, "pack", wraps=pack) as packer, on_numpy():
+        run(x, weight.values, weight.layout)
+        run(x[:2], weight.values, weight.layout)
+        assert packer.call_count == 1
+        weight.values.mul_(2)
+        y = run(x, weight.values, weight.layout)
+        assert packer.call_count == 2
+    assert torch.equal(y, semi_structured_matmul(x.double(), weight.values.double(), weight.layout).bfloat16())
+
+
+# The self-check.
+
+
+@each_dtype
+def test_the_self_check_passes_the_kernel(dtype: torch.dtype) -> None:
+    run = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core
+    with on_numpy():
+        assert sparse_tensor_core.self_check(run, torch.device("cpu"), dtype) is None
+
+
+def test_the_self_check_says_what_is_wrong() -> None:
+    def one_wrong(x: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+        y = semi_structured_matmul(x.double(), values.double(), layout)
+        y[-1, -1, -1] += layout.children == 2
+        return y
+
+    def fails(x: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+        raise RuntimeError("no such instruction")
+
+    check = sparse_tensor_core.self_check
+    assert "1 of " in str(check(one_wrong, torch.device("cpu"), torch.bfloat16))
+    assert "RuntimeError: no such instruction" in str(check(fails, torch.device("cpu"), torch.float16))
+
+
+@pytest.fixture
+def unseen() -> Iterator[None]:
+    """Devices as if none had been checked."""
+    sparse_tensor_core._is_sound.cache_clear()
+    yield
+    sparse_tensor_core._is_sound.cache_clear()
+
+
+@pytest.mark.usefixtures("unseen")
+def test_a_failed_self_check_warns_once_and_disables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_tensor_core, "self_check", lambda run, device, dtype: "all is wrong")
+    with pytest.warns(UserWarning, match="disabled for torch.float16 on cpu: all is wrong"):
+        assert not sparse_tensor_core.is_sound(torch.device("cpu"), torch.float16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not sparse_tensor_core.is_sound(torch.device("cpu"), torch.float16)
+
+
+@pytest.mark.usefixtures("unseen")
+def test_torch_compile_asks_the_self_check_and_does_not_trace_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(run: object, device: torch.device, dtype: torch.dtype) -> str | None:
+        torch._dynamo.graph_break()  # would be an error in what is traced
+        return None
+
+    monkeypatch.setattr(sparse_tensor_core, "self_check", check)
+    torch._dynamo.reset()
+    double = torch.compile(
+        lambda x: 2 * x if sparse_tensor_core.is_sound(x.device, x.dtype) else x, fullgraph=True, backend="eager"
+    )
+    assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0))
+
+
+# Configurations and machine code.
+
+
+@pytest.mark.parametrize("arch", KNOWN)
+@pytest.mark.parametrize("children", [1, 2])
+def test_the_rule_fits_and_fills(arch: int, children: int) -> None:
+    device = KNOWN[arch]
+    for m in (1, 8, 9, 64, 100, 8192):
+        config = choose(m, 14336, 4096, children, device)
+        assert config.block_m in (8, 16, 32, 64, 128) and config.block_m * children <= 128
+        assert config.stages >= 2 and config.stages * stage_bytes(config.block_m, children) <= device.shared
+    assert choose(1, 4096, 4096, children, device).split * 32 >= device.sms / 2
+    assert choose(8192, 4096, 4096, children, device).split == 1
+
+
+COMPILE = """
+import json
+from fpe.bench.lab.semi_structured import Case, compile_case
+pairs = [
+    (Case("sparse", "bf16", 2, 64), 80), (Case("sparse", "fp16", 1, 1), 90), (Case("sparse", "bf16", 1, 1024), 120),
+    (Case("forward", "bf16", 2, 64), 90), (Case("dx", "fp16", 2, 64), 80), (Case("dw", "bf16", 1, 64), 100),
+    (Case("compress", "bf16", 2, 1), 90),
+]
+print(json.dumps([compile_case(*pair) for pair in pairs]))
+"""
+
+
+def test_what_ships_compiles_as_meant() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["complaints"] for row in rows] == [[]] * len(rows)
+    assert rows[0]["matrix"] == ["HMMA.SP.16832.F32.BF16"] and rows[1]["matrix"] == ["HMMA.SP.16832.F32"]
+    assert rows[0]["loop_instructions"] < 4 * 64  # 64 instructions multiply; what else the loop does is no burden
+
+
+ROW = {
+    "arch": 80,
+    "op": "sparse",
+    "dtype": "bf16",
+    "spill_stores": 0,
+    "spill_loads": 0,
+    "local": 0,
+    "stack": 0,
+    "shared": 73_728,
+    "programs_per_sm": 2,
+    "limited_by": "shared",
+    "matrix": ["HMMA.SP.16832.F32.BF16"],
+    "load_bits": 128,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"spill_stores": 12}, "12 bytes stored"),
+        ({"shared": 200_000}, "200000 bytes of 166912"),
+        ({"programs_per_sm": 0}, "does not fit"),
+        ({"matrix": ["HMMA.16816.F32.BF16"]}, "meant HMMA.SP.16832, got HMMA.16816"),
+        ({"matrix": []}, "got none"),
+        ({"load_bits": 32}, "of 32 bits"),
+        ({"op": "forward", "dtype": "fp32"}, "HMMA.SP.16832 for fp32"),
+        ({"op": "dw", "matrix": []}, "none for bf16"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_lab_complains(change: dict, says: str) -> None:
+    assert check(ROW) == [] and check({**ROW, "matrix": ["HMMA.SP.16832.F32"]}) == []
+    (complaint,) = check({**ROW, **change})
+    assert says in complaint
+
+
+def test_the_command_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreted = CliRunner().invoke(lab, ["semi-structured"])
+    assert interpreted.exit_code == 1 and "TRITON_INTERPRET" in interpreted.output
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    unknown = CliRunner().invoke(lab, ["semi-structured", "--arch", "75"])
+    assert unknown.exit_code == 2 and "80, 86, 89, 90, 100, 120, got 75" in " ".join(unknown.output.split())
+
+
+def test_the_rates_are_bounds_by_arithmetic() -> None:
+    rows = {row[0].split("sm_")[1]: row for row in rates().rows}
+    assert list(rows) == [str(arch) for arch in KNOWN]
+    assert rows["80"][3:] == ("2.00", "mma.sp", "2.00", "1.00")
+    assert rows["90"][3:] == ("1.26", "wgmma.sp", "2.00", "1.59")
+    assert rows["100"][2:4] == ("-", "-")
