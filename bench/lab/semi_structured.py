@@ -25,7 +25,7 @@ from ...kernels.semi_structured import sparse_tensor_core
 from ...kernels.semi_structured import triton as dense_kernels
 from ...kernels.semi_structured.layout import SemiStructuredLayout
 from ..results import Results
-from ..summary import Table
+from ..table import Table
 from .compile import _catching
 from .sass import Row, analyse, programs_per_sm
 
