@@ -380,7 +380,7 @@ def section(device: Measured | None = None) -> dict[str, Any]:
     """What the template needs: drawings with captions, tables, and two sentences."""
     device = device or measured()
     rows, roof = verdict_rows(LAYER, device), roof_shown(device)
-    source = device.source if device else f"{roof.basis.capitalize()}. No GPU has been measured yet."
+    source = device.source if device else f"{roof.basis[0].upper()}{roof.basis[1:]}. No GPU has been measured yet."
     name = device.latency.provenance["device"] if device else roof.name
     drawings = [
         (ratio_figure(device), f"Time of the expanded layer over its dense parent's. {source}"),
