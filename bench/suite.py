@@ -40,7 +40,6 @@ def measure(
     passes: Sequence[str] = (),
     seconds: float = 1.0,
     rounds: tuple[int, int] = (5, 100),
-    roof: model.Roof | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Rows of one case: each provider and pass, timed in turns.
@@ -53,14 +52,13 @@ def measure(
         passes: Of those that the level has; all without one.
         seconds: To spend on each pass, roughly.
         rounds: At least and at most so many samples.
-        roof: Adds the predicted time.
         seed: Of the data.
 
     Returns:
         Rows with ``level``, ``pass``, ``provider``, the case's columns, and ``milliseconds``, ``low``, ``high``,
-        ``samples``, ``host_milliseconds``, ``flops`` (useful: the parent's), ``bytes`` (compulsory, where the model
-        knows the provider), ``predicted_milliseconds``, memory columns; or with ``status``: ``"absent"`` or
-        ``"wrong"``, and a ``reason``, and no time.
+        ``samples``, ``host_milliseconds``, ``flops`` (useful: the parent's), ``bytes`` (compulsory) and
+        ``implementation`` where the model knows the provider, memory columns; or with ``status``: ``"absent"``,
+        ``"wrong"`` or ``"error"``, and a ``reason``, and no time.
 
     Raises:
         ValueError: The level or a pass is unknown.
@@ -70,7 +68,7 @@ def measure(
         problem = Problem.make(case, device, seed)
         built, rows = _build_all(problem, providers, level)
         for name in wanted:
-            rows += _time(problem, built, name, level, seconds, rounds, roof)
+            rows += _time(problem, built, name, level, seconds, rounds)
     return rows
 
 
@@ -115,7 +113,6 @@ def _time(
     level: str,
     seconds: float,
     rounds: tuple[int, int],
-    roof: model.Roof | None,
 ) -> list[dict[str, Any]]:
     """Rows of one pass, its providers taking turns."""
     case, device = problem.case, problem.x.device.type
@@ -142,7 +139,7 @@ def _time(
                 "samples": t.samples,
                 "host_milliseconds": t.host,
                 "timer": "events" if device == "cuda" else "wall clock",
-                **costs(case, provider, name, level, roof),
+                **costs(case, provider, name, level),
                 **(memory.columns(module, problem.x) if name in ("forward+backward", "step") else {}),
             }
         )
@@ -254,27 +251,20 @@ def _step(module: nn.Module, x: Tensor, dy: Tensor) -> Call:
     return step
 
 
-def costs(case: Case, provider: Provider, name: str, level: str, roof: model.Roof | None) -> dict[str, Any]:
-    """Useful FLOPs, and by the model compulsory bytes and predicted time, of one layer's pass."""
+def costs(case: Case, provider: Provider, name: str, level: str) -> dict[str, Any]:
+    """Useful FLOPs of one pass; of one layer's also the compulsory bytes and the model's name of the implementation."""
     passes = {"forward+backward": model.TRAINING}.get(name, (name,))
     useful = 2 * case.m * case.n * case.k * len(passes)
     if level not in ("op", "layer"):
         return {"flops": 2 * useful * (3 if name == "step" else 1)}
-    candidate = provider.predicted_as(case.structure)
-    sizes = (case.structure, case.m, case.n, case.k, case.alpha, case.dtype)
+    implementation = provider.predicted_as(case.structure)
     block = case.block if case.structure == "block" else None
-    found = model.layer_candidates(passes, *sizes, roof or model.PUBLISHED["h200"], block)
-    mine = [next((c for c in pass_ if c.name == candidate), None) for pass_ in found]
-    known = [c for c in mine if c is not None]
-    row: dict[str, Any] = {"flops": useful}
-    if len(known) == len(passes):
-        row |= {"bytes": sum(c.bytes for c in known), "predicted_as": candidate}
-        if roof is not None:
-            row["predicted_milliseconds"] = 1e3 * sum(c.seconds for c in known)
-            row |= {"limited_by": known[0].limited_by} if len(known) == 1 else {}
-    elif provider.name == f"{OURS}auto" and roof is not None:
-        row["predicted_milliseconds"] = 1e3 * model.seconds_of(found)
-    return row
+    sizes = (case.structure, case.m, case.n, case.k, case.alpha, case.dtype)
+    found = model.layer_candidates(passes, *sizes, model.PUBLISHED["h200"], block)  # bytes do not depend on a roof
+    known = [c for pass_ in found for c in pass_ if c.name == implementation]
+    if len(known) < len(passes):
+        return {"flops": useful}
+    return {"flops": useful, "bytes": sum(c.bytes for c in known), "implementation": implementation}
 
 
 @dataclass(frozen=True)

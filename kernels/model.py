@@ -13,8 +13,9 @@ limits those sizes), the rounding of sizes up to whole tiles, and overlap betwee
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import ceil, log2
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,18 +165,26 @@ PUBLISHED: Mapping[str, Roof] = {
 """Vendors' data sheets, dense rates without sparsity. Published, not measured: :data:`ASSUMED_REACH` is applied."""
 
 
-def roof_named(name: str) -> Roof:
+def roof_named(name: str, arch: int | None = None) -> Roof:
     """The roof of a GPU by its key in :data:`PUBLISHED` or by a device's own name, as ``"NVIDIA H200"``.
+
+    Args:
+        name: Key or name.
+        arch: Compute capability, as 90. With it a GPU that is not in the table is taken for the last one there that is
+            not newer, and its name says so: right in kind, not in size.
 
     Raises:
         ValueError: No such GPU is known.
     """
-    wanted = name.lower().removeprefix("nvidia").strip().replace(" ", "-")
-    keys = sorted(PUBLISHED, key=len, reverse=True)
-    key = next((k for k in keys if wanted == k), None) or next((k for k in keys if k in wanted), None)
-    if key is None:
-        raise ValueError(f"GPU must be one of {', '.join(PUBLISHED)} or a measured roof's file, got {name!r}")
-    return PUBLISHED["a100-40"] if key == "a100" and "40gb" in wanted else PUBLISHED[key]
+    words = {word.removesuffix("gb") for word in re.split("[^a-z0-9]+", name.lower())}
+    fitting = [key for key in PUBLISHED if {*key.split("-")} <= words and "laptop" not in words]
+    if fitting:
+        return PUBLISHED[max(fitting, key=len)]
+    older = [roof for roof in PUBLISHED.values() if arch is not None and roof.arch <= arch]
+    if older:
+        stand_in = max(older, key=lambda roof: roof.arch)
+        return replace(stand_in, name=f"{name}, taken for a {stand_in.name}")
+    raise ValueError(f"GPU must be one of {', '.join(PUBLISHED)} or a measured roof's file, got {name!r}")
 
 
 def bytes_by_format(n: int, k: int, alpha: int, itemsize: int = 2, block: tuple[int, int] = (64, 64)) -> dict[str, int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fpe.bench.device import child, gate, roof, steps
 from fpe.bench.device.cli import headline, main
 from fpe.bench.results import Results
-from fpe.kernels.model import PUBLISHED, Roof, Share
+from fpe.kernels.model import PUBLISHED, Roof, Share, layer_candidates
 from fpe.kernels.partition import config
 from fpe.kernels.tables import parse
 
@@ -266,21 +266,37 @@ def test_a_measured_roof_is_one_that_the_model_reads() -> None:
     assert made.source == "measured" and made.reach == Share(1, 1)
 
 
-def test_shares_are_fitted_to_what_was_measured() -> None:
-    def row(name: str, limit: str, predicted: float, measured: float) -> dict:
-        return {
-            "predicted_as": name, "limited_by": limit, "predicted_milliseconds": predicted, "milliseconds": measured
-        }  # fmt: skip
+def latency_row(name: str, m: int, slower: float, share: float = 1.0, **more: object) -> dict:
+    """A row that took ``slower`` times what the model predicts for the H200."""
+    case = {"structure": "block", "M": m, "N": 14336, "K": 4096, "alpha": 2, "dtype": "bf16", "block": "64x64"}
+    sizes = ("block", m, 14336, 4096, 2, "bf16", PUBLISHED["h200"], (64, 64))
+    (found,) = layer_candidates(("forward",), *sizes)
+    seconds = next(c.seconds for c in found if c.name == name)
+    measured = {"milliseconds": 1e3 * seconds * slower, "implementation": name, "pass": "forward", "level": "op"}
+    return {"provider": name, **case, **measured, **more}
 
+
+def test_shares_are_fitted_to_what_was_measured() -> None:
+    """Half as fast as predicted in the middle of three decode sizes, a quarter faster at a large one."""
     assumed = PUBLISHED["h200"].shares["blocks"]
-    rows = [row("blocks", "memory", 1.0, m) for m in (1.0, 2.0, 4.0)]  # half as fast as predicted, in the middle
-    rows += [
-        row("blocks", "arithmetic", 1.0, 0.8),
-        row("parent", "launch", 1.0, 9.0),
-        row("parent", "memory", 1e-3, 1e-2),
-    ]
+    rows = [latency_row("blocks", m, slower) for m, slower in ((16, 1.2), (32, 2.0), (64, 4.0))]
+    rows += [latency_row("blocks", 8192, 0.8), {"provider": "x", "status": "absent", "reason": "-"}]
+    rows += [latency_row("parent", 1, 1.0, milliseconds=0.001), latency_row("wide dense", 1, 9.0, **{"pass": "step"})]
     fitted = roof.fit(rows, PUBLISHED["h200"])
-    assert fitted == {"blocks": [pytest.approx(assumed.bandwidth / 2), pytest.approx(assumed.arithmetic / 0.8)]}
+    assert fitted == {"blocks": [round(assumed.bandwidth / 2, 4), round(assumed.arithmetic / 0.8, 4)]}
+
+
+def test_fitted_shares_join_the_roof_and_the_next_fit_begins_anew(tmp_path: Path) -> None:
+    shared = context(tmp_path)
+    shared.device = "cuda"
+    given = {"name": "x", "arch": 90, "bandwidth": 4e12, "flops": {"bf16": 7e14}, "l2": 6e7, "integer": 1.6e13}
+    (tmp_path / "roof.json").write_text(json.dumps(given))
+    Results("latency", {}, [latency_row("blocks", 16, 2.0)]).write(tmp_path / "latency.jsonl")
+    for _ in range(2):
+        steps.fit_shares(shared)
+        first = Roof.read(tmp_path / "roof.json")
+        assert first.bandwidth == 4e12 and first.shares["parent"] == PUBLISHED["h200"].shares["parent"]
+        assert first.shares["blocks"].bandwidth == pytest.approx(4.32 / 4 * 0.9 / 2, rel=0.1)
 
 
 # The command.

@@ -193,6 +193,18 @@ def test_devices_are_recognised_by_their_own_names(given: str, name: str) -> Non
     assert model.roof_named(given).name == name
 
 
+@pytest.mark.parametrize("given", ["NVIDIA L40", "NVIDIA GH200", "NVIDIA GeForce RTX 4090 Laptop GPU", "A1000", ""])
+def test_devices_that_are_not_in_the_table_are_not_guessed(given: str) -> None:
+    with pytest.raises(ValueError, match="GPU must be one of"):
+        model.roof_named(given)
+    with pytest.raises(ValueError, match="GPU must be one of"):
+        model.roof_named(given, 75)
+    stand_in = model.roof_named(given, 103)
+    assert (stand_in.name, stand_in.arch) == (f"{given}, taken for a B200", 100) and stand_in.flops == PUBLISHED[
+        "b200"
+    ].flops
+
+
 MEASURED = {
     "name": "test", "arch": 90, "bandwidth": 4.2e12, "flops": {"bf16": 7e14}, "l2": 6e7, "integer": 1.6e13,
     "shares": {"blocks": [0.8, 0.7]}, "provenance": {"device": "x"},

@@ -54,7 +54,7 @@ def test_registers_and_instructions_a_byte_have_not_grown(tmp_path: Path) -> Non
 
 def alike(row: dict) -> tuple:
     """What two binaries must share to be compared."""
-    return tuple(str(row[name]) for name in ("kernel", "arch", "op", "block", "dtype", "block_m", "split"))
+    return tuple(str(row.get(name)) for name in ("kernel", "arch", "op", "block", "dtype", "block_m", "split"))
 
 
 # Latency, in pairs within one run. Bounds are several times what an idle machine shows.

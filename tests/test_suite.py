@@ -20,7 +20,6 @@ from fpe.bench.problems import AbsentError, Case, Problem
 from fpe.bench.providers import PROVIDERS, Provider
 from fpe.bench.results import Results
 from fpe.bench.table import Table
-from fpe.kernels.model import PUBLISHED, layer_candidates, seconds_of
 
 SMALL = Case(7, 48, 64, 2, "random", "fp32", (16, 32))
 STRUCTURES = ("random", "2:4", "block")
@@ -147,9 +146,8 @@ def test_mlps_of_all_providers_are_one_network(structure: str) -> None:
 
 
 def test_rows_hold_times_and_the_models_columns() -> None:
-    roof = PUBLISHED["h200"]
     able = providers.find(("parent", "fpe/auto", "fpe/eager", "torch BSR"))
-    rows = suite.measure(SMALL, able, "cpu", roof=roof, **FAST)
+    rows = suite.measure(SMALL, able, "cpu", **FAST)
     absent = [row for row in rows if row.get("status")]
     assert [(r["provider"], r["status"]) for r in absent] == [("torch BSR", "absent")]
     assert "random" in absent[0]["reason"] and "milliseconds" not in absent[0]
@@ -160,8 +158,7 @@ def test_rows_hold_times_and_the_models_columns() -> None:
         assert row["flops"] == 2 * 7 * 48 * 64 * (3 if name == "forward+backward" else 1)
     parent = timed["dX", "parent"]
     assert parent["bytes"] == 4 * (48 * 64 + 7 * 48 + 7 * 64)
-    found = layer_candidates(("forward",), "random", 7, 48, 64, 2, "fp32", roof)
-    assert timed["forward", "fpe/auto"]["predicted_milliseconds"] == pytest.approx(1e3 * seconds_of(found))
+    assert parent["implementation"] == "parent" and "implementation" not in timed["dX", "fpe/auto"]
     assert "parameter_bytes" in timed["forward+backward", "parent"] and "parameter_bytes" not in parent
 
 

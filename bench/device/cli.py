@@ -1,7 +1,6 @@
 """The command line of ``fpe gpu``, on the standard library's parser: a GPU machine may lack the one of the others."""
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -11,13 +10,10 @@ from pathlib import Path
 
 import torch
 
-from fpe.kernels.model import Roof
-
 from ..providers import OURS, PROVIDERS, find
 from ..results import Results
 from ..table import Table
-from .roof import fit
-from .steps import STEPS, Context, LostError, RedError, load_roof, run
+from .steps import STEPS, Context, LostError, RedError, fit_shares, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,14 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         context.providers = tuple(provider.name for provider in find(tuple(options.providers or ())))
         context.providers = context.providers if options.providers else ()
         context.output.mkdir(parents=True, exist_ok=True)
-        load_roof(context)
         for step in STEPS:
             if step.name in (options.only or [step.name]):
                 try:
                     run(step, context, options.budget)
                 except RedError as error:  # what only times is left out; the sanitizer may say more
                     context.problems.append(f"{step.name}: {error}")
-        _fit(context)
+        fit_shares(context)
     except (ValueError, OSError, LostError) as error:
         _print_summary(context)
         return _fail(str(error))
@@ -76,19 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str) -> int:
     print(f"fpe gpu: {message}", file=sys.stderr)
     return 1
-
-
-def _fit(context: Context) -> None:
-    """Puts the shares that were reached into the roof's file."""
-    path = context.output / "roof.json"
-    if context.dry or context.roof is None or not context.path("latency").exists():
-        return
-    given = json.loads(path.read_text())
-    assumed = Roof.of({name: value for name, value in given.items() if name != "shares"})
-    shares = fit(Results.read(context.path("latency")).rows, assumed)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({**given, "shares": shares}, indent=1) + "\n")
-    part.replace(path)
 
 
 def _print_summary(context: Context) -> None:

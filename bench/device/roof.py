@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fpe.kernels.device import KNOWN
-from fpe.kernels.model import ASSUMED, ASSUMED_LAUNCH, Roof
+from fpe.kernels.model import ASSUMED, ASSUMED_LAUNCH, PASSES, Roof, layer_candidates
 
 from ..problems import DTYPES
 from ..suite import float32_as
@@ -75,21 +75,25 @@ def fit(rows: Iterable[Mapping[str, Any]], roof: Roof) -> dict[str, list[float]]
     say more about launches and are left out.
 
     Args:
-        rows: Of the latency suite, with ``predicted_milliseconds``, ``predicted_as`` and ``limited_by``.
-        roof: That the predictions were made with.
+        rows: Of the latency suite; those of one pass whose ``implementation`` is known are used.
+        roof: With the shares to be corrected.
 
     Returns:
         ``[bandwidth, arithmetic]`` by implementation, those alone of which there are rows of either kind.
     """
     found: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        if row.get("milliseconds", 0) > 0.02 and row.get("limited_by") in ("memory", "arithmetic"):
-            ratio = row["predicted_milliseconds"] / row["milliseconds"]
-            found.setdefault((row["predicted_as"], row["limited_by"]), []).append(ratio)
+        if row.get("milliseconds", 0) > 0.02 and row.get("implementation") and row["pass"] in PASSES:
+            n, k, block = row["N"], row["K"], tuple(map(int, row["block"].split("x"))) if row["block"] else None
+            sizes: Any = (row["structure"], row["M"], n, k, row["alpha"], row["dtype"], roof, block)
+            (candidates,) = layer_candidates((row["pass"],), *sizes)
+            predicted = next(c for c in candidates if c.name == row["implementation"])
+            ratio = 1e3 * predicted.seconds / row["milliseconds"]
+            found.setdefault((predicted.name, predicted.limited_by), []).append(ratio)
     shares = {}
     for name in ASSUMED:
         factors = [found.get((name, limit)) for limit in ("memory", "arithmetic")]
         if any(factors):
             pairs = zip(roof.shares[name], factors, strict=True)
-            shares[name] = [share * median(factor) if factor else share for share, factor in pairs]
+            shares[name] = [round(share * median(factor), 4) if factor else share for share, factor in pairs]
     return shares

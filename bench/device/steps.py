@@ -49,7 +49,6 @@ class Context:
         output: Folder of the results.
         deadline: ``time.monotonic()`` at which no unit begins any more.
         say: Called with a line of progress.
-        roof: Of the device, once measured.
         providers: Who is timed.
         problems: Keys of units that went wrong.
     """
@@ -58,7 +57,6 @@ class Context:
     output: Path
     deadline: float
     say: Callable[[str], None] = print
-    roof: Roof | None = None
     providers: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
 
@@ -134,26 +132,28 @@ def run(step: Step, context: Context, budget: float) -> None:
 def _roof(context: Context) -> Iterator[Unit]:
     def measured() -> list[dict[str, Any]]:
         found = roofs.measure(context.device)
-        _write_roof(context, found)
+        _write_roof(context.output / "roof.json", found)
         return [found]
 
     yield "roof", measured
 
 
-def _write_roof(context: Context, found: dict[str, Any]) -> None:
-    """Keeps the roof beside the rows, whole or not at all, and takes it for this run."""
-    path = context.output / "roof.json"
+def _write_roof(path: Path, found: dict[str, Any]) -> None:
+    """Writes a roof aside and renames it."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(found, indent=1) + "\n")
     part.replace(path)
-    context.roof = Roof.read(path)
 
 
-def load_roof(context: Context) -> None:
-    """Takes the roof that an earlier run measured, if there is one."""
-    path = context.output / "roof.json"
-    if path.is_file():
-        context.roof = Roof.read(path)
+def fit_shares(context: Context) -> None:
+    """Puts the shares that were reached on the device into the roof's file."""
+    path, rows = context.output / "roof.json", []
+    for step in ("latency", "sweep"):
+        rows += Results.read(context.path(step)).rows if context.path(step).exists() else []
+    if path.is_file() and not context.dry:
+        given = json.loads(path.read_text())
+        assumed = Roof.of({name: value for name, value in given.items() if name != "shares"}, str(path))
+        _write_roof(path, {**given, "shares": roofs.fit(rows, assumed)})
 
 
 def _gate(context: Context) -> Iterator[Unit]:
@@ -195,7 +195,7 @@ def _timed(
         key = " ".join([level, *passes, *(str(value) for value in case.row().values())])
 
         def work(case: Case = case) -> list[dict[str, Any]]:
-            return suite.measure(case, providers, context.device, level, passes, roof=context.roof, **limits)
+            return suite.measure(case, providers, context.device, level, passes, **limits)
 
         yield key, work
 

@@ -175,11 +175,15 @@ def memory_table() -> Table:
     return Table(title, ("layer", *MEMORY, "total"), rows)
 
 
+TRACED = {"block": "64x64", "kept": 1.0}
+"""Which of the traced layers is drawn."""
+
+
 def traffic_table(device: Measured | None) -> Table:
     """Bytes of each pass of :data:`LAYER` in blocks: compulsory, traced through a simulated L2, counted on a GPU."""
     path = COMMITTED / "lab/traffic.jsonl"
     same = {"N": LAYER.n, "K": LAYER.k, "alpha": 2}
-    traced = {(r["op"], r["M"]): r for r in Results.read(path).rows if same.items() <= r.items()}
+    traced = {(r["op"], r["M"]): r for r in Results.read(path).rows if {**same, **TRACED}.items() <= r.items()}
     counted = {
         (r["pass"], r["M"]): (r["dram_read"] + r["dram_write"]) / 1e6
         for r in (device.rows("traffic") if device else [])
@@ -340,7 +344,8 @@ def traffic_bars(device: Measured | None, m: int = 64) -> Figure:
         bars.append((f"{label}, compulsory", sum(c.bytes for p in passes for c in p if c.name == name), "#4dabf7"))
     path = COMMITTED / "lab/traffic.jsonl"
     same = {"M": m, "N": LAYER.n, "K": LAYER.k, "alpha": 2}
-    traced = [r for r in (Results.read(path).rows if path.exists() else []) if same.items() <= r.items()]
+    rows = Results.read(path).rows if path.exists() else []
+    traced = [r for r in rows if {**same, **TRACED}.items() <= r.items()]
     if traced:
         bars.append(("blocks, traced", sum(r["dram"] for r in traced), "#9c36b5"))
     counted: dict[str, float] = {}
@@ -375,7 +380,7 @@ def section(device: Measured | None = None) -> dict[str, Any]:
     """What the template needs: drawings with captions, tables, and two sentences."""
     device = device or measured()
     rows, roof = verdict_rows(LAYER, device), roof_shown(device)
-    source = device.source if device else f"{roof.basis.capitalize()}. No GPU has been measured yet."
+    source = device.source if device else f"{roof.basis[0].upper()}{roof.basis[1:]}. No GPU has been measured yet."
     name = device.latency.provenance["device"] if device else roof.name
     drawings = [
         (ratio_figure(device), f"Time of the expanded layer over its dense parent's. {source}"),
