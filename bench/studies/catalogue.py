@@ -1,0 +1,139 @@
+"""The studies on multi-layer perceptrons, as lists of cells. Those of one data set share a file: a cell runs once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ..results import Results
+from . import sweep
+from .conditions import CONTINUED, DENSE, DROPCONNECT, FRESH, OVERLAPPING, STATIC, WIDE
+from .mlp import Cell, Settings, load_once, run_cell
+
+PAPERS = "random magnitude"
+"""The paper's own expansion: a random split, one magnitude ranking over both layers."""
+
+BLOCKS = ("1x16", "4x16", "16x16", "16x64", "64x64")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study on perceptrons.
+
+    Attributes:
+        name: Of its command.
+        about: The command's help.
+        cells: Its configurations.
+        small: Those of them, or others like them, that ``--quick`` runs.
+    """
+
+    name: str
+    about: str
+    cells: Callable[[], list[Cell]]
+    small: Sequence[Cell]
+
+
+def _controls(widths: Sequence[int]) -> list[Cell]:
+    return [Cell(condition, neurons) for neurons in widths for condition in (DENSE, CONTINUED)]
+
+
+def _few(neurons: int, layers: int = 2, around: int = 0) -> list[Cell]:
+    return [Cell(condition, neurons, layers=layers, around=around) for condition in (CONTINUED, PAPERS)]
+
+
+def budget() -> list[Cell]:
+    """Every policy on every structure at 8 neurons; at other widths and at alpha = 4 the ones worth comparing."""
+    cells = _controls((8,))
+    cells += [Cell(f"{s} {p}", 8) for s in ("random", "2:4", "shared") for p in ("magnitude", "input", "partition")]
+    cells += [Cell(f"{s} {p}", 8) for s in BLOCKS for p in ("magnitude", "input", "block", "partition")]
+    four = (PAPERS, "random input", "random partition", "shared magnitude", "1x16 input", "4x16 input", "4x16 block")
+    cells += [Cell(condition, 8, alpha=4) for condition in four]
+    others = (PAPERS, "random input", "2:4 magnitude", "2:4 input", "4x16 input", "16x64 input", "shared magnitude")
+    for neurons in (4, 16):
+        cells += _controls((neurons,)) + [Cell(condition, neurons) for condition in others]
+        cells += [Cell(condition, neurons, alpha=4) for condition in (PAPERS, "random input", "4x16 input")]
+    cells += _controls((32, 64)) + [Cell(c, 32) for c in (PAPERS, "random input", "2:4 input", "16x64 input")]
+    return cells + [Cell(condition, 64) for condition in (PAPERS, "64x64 input")]
+
+
+def controls() -> list[Cell]:
+    """What else the same weights, or as many, could have been spent on."""
+    named = (PAPERS, OVERLAPPING, DROPCONNECT, STATIC, FRESH, WIDE)
+    return _controls((4, 8)) + [Cell(condition, neurons) for neurons in (8, 4) for condition in named]
+
+
+def vision() -> list[Cell]:
+    """Widths, alpha, the split's time, and dense networks a little wider: how many weights a split is worth."""
+    cells = _controls((4, 8, 16, 32)) + [Cell(PAPERS, neurons) for neurons in (4, 8, 16, 32)]
+    cells += [Cell(PAPERS, neurons, alpha=alpha) for alpha in (4, 8) for neurons in (4, 8, 16)]
+    cells += [Cell("gram magnitude", neurons) for neurons in (4, 8, 16)]
+    cells += [Cell(PAPERS, 8, split=share) for share in (0.1, 0.3, 0.7, 0.9)]
+    return cells + _controls((5, 6, 10, 12, 20, 24))
+
+
+def deep() -> list[Cell]:
+    """Several hidden layers with LayerNorm, every other one expanded (Table A3)."""
+    cells = []
+    for layers, widths in ((5, (4, 8, 16)), (9, (4, 8)), (7, (4,))):
+        for neurons in widths:
+            cells += [Cell(condition, neurons, layers=layers) for condition in (CONTINUED, PAPERS)]
+    return cells
+
+
+def hidden() -> list[Cell]:
+    """The pair in the middle of 64 wide layers: as many outputs as inputs, so that both layers must pay."""
+    named = (CONTINUED, PAPERS, "random partition", "2:4 magnitude", "2:4 partition", "4x4 magnitude")
+    named += ("4x4 block", "4x4 partition", "shared magnitude", "gram magnitude", FRESH, WIDE)
+    return [Cell(condition, neurons, around=64) for neurons in (8, 32) for condition in named]
+
+
+def rewiring() -> list[Cell]:
+    """Masks that move while the expanded network trains, beside masks that stay."""
+    moves = ("", "random", "gradient")
+    cells = _controls((4, 8, 16)) + [Cell(PAPERS, n, rewire=rewire) for n in (4, 8, 16) for rewire in moves]
+    return cells + [Cell(c, 8, rewire=rewire) for c in ("2:4 magnitude", "4x16 input") for rewire in moves]
+
+
+STUDIES = (
+    Study(
+        "budget",
+        "Compare every policy that pays for the wider layer, on every structure of the masks.",
+        budget,
+        [Cell(c, 4) for c in (CONTINUED, PAPERS, "2:4 input", "4x16 block", "shared partition")],
+    ),
+    Study(
+        "controls",
+        "Compare FPE with overlapping children, DropConnect, static sparsity, fresh weights and wider networks.",
+        controls,
+        [Cell(c, 4) for c in (CONTINUED, PAPERS, OVERLAPPING, DROPCONNECT, STATIC, FRESH, WIDE)],
+    ),
+    Study(
+        "vision-sweep",
+        "Sweep widths, alpha and the time of the split; dense networks of more weights beside them.",
+        vision,
+        [*_few(4), Cell("gram magnitude", 4), Cell(PAPERS, 4, split=0.25)],
+    ),
+    Study("deep", "Expand every other layer of deep networks with LayerNorm (Table A3).", deep, _few(4, layers=5)),
+    Study("hidden", "Expand a pair whose output is as wide as its input.", hidden, _few(8, around=16)),
+    Study(
+        "rewiring",
+        "Let the masks move while training goes on, with random and with gradient regrowth.",
+        rewiring,
+        [Cell(c, 4, rewire=r) for c in (PAPERS, "4x16 input") for r in ("random", "gradient")],
+    ),
+)
+
+
+def run(study: Study, settings: Settings, folder: Path, quiet: bool = False) -> Results:
+    """Runs the cells of a study that the data set's file lacks.
+
+    Raises:
+        FileNotFoundError: There is no such data.
+        ValueError: The data or the file are of another kind.
+    """
+    load_once(settings.data)
+    stem = Path(settings.data).stem
+    cells = list(study.small) if settings.quick else list(dict.fromkeys(study.cells()))
+    shared = asdict(replace(settings, data=stem))
+    return sweep.run(
+        "mlp", shared, cells, lambda c: run_cell(c, settings), folder / f"mlp-{stem}.jsonl", study.name, quiet
+    )
