@@ -11,6 +11,7 @@ from .checkpoint import restore
 from .expansion import expand, expand_pair, nonzeros, to_dense
 from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
 from .partition import Partition
+from .rewiring import Rewiring
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ __all__ = [
     "MaskedLinear",
     "MergeLinear",
     "Partition",
+    "Rewiring",
     "SplitLinear",
     "expand",
     "expand_pair",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from .kernels import BlockLayout, block_matmul, merge_matmul, split_matmul
+from .kernels import HOLE, BlockLayout, block_matmul, merge_matmul, split_matmul
 from .kernels.block.layout import tiles
 from .partition import STRUCTURES, Partition, check_block
 
@@ -53,6 +53,21 @@ class ExpandedLinear(nn.Module):
 
     def kept(self) -> Tensor:
         """Which entries of :meth:`wide_weight` exist, bool ``[out_features, in_features]``."""
+        raise NotImplementedError
+
+    def rewire(self, kept: Tensor, *followers: Tensor) -> None:
+        """Takes another mask with as many edges, as :class:`fpe.Rewiring` makes it; in place.
+
+        Edges that stay keep their weight. New edges begin at zero.
+
+        Args:
+            kept: The new :meth:`kept`, bool ``[out_features, in_features]``.
+            followers: Tensors of the weight parameter's shape that belong to it entry by entry, as an optimizer's
+                moments; edges keep their entries, new ones begin at zero there too.
+
+        Raises:
+            ValueError: The mask is one that the layer cannot have.
+        """
         raise NotImplementedError
 
     @property
@@ -228,6 +243,23 @@ class _LabelledLinear(ExpandedLinear):
         """Sets the stored values of removed edges to zero."""
         self.weight.masked_fill_(self.labels >= self.alpha, 0)
 
+    @torch.no_grad()
+    def rewire(self, kept: Tensor, *followers: Tensor) -> None:
+        """Takes another mask; see :meth:`ExpandedLinear.rewire`."""
+        owners = self._children(kept)
+        labels = torch.where(owners.any(0), owners.to(torch.uint8).argmax(0), HOLE).to(torch.uint8)
+        old = self.partition
+        new = Partition(labels, self.alpha, self.structure, self.block_shape).validate()
+        if not torch.equal(new.masks(), owners):
+            raise ValueError(f"{type(self).__name__}.rewire: expected every edge at one child at most")
+        for tensor in (self.weight.data, *followers):
+            tensor.masked_fill_(new.labels != old.labels, 0)
+        self.labels.copy_(new.labels)
+
+    def _children(self, kept: Tensor) -> Tensor:
+        """A mask of the wide weight, child by child: bool ``[alpha, *partition.shape]``."""
+        raise NotImplementedError
+
     def check_state(self, state: Mapping[str, Any], prefix: str = "") -> None:
         """Raises unless the state fits, labels included; see :meth:`ExpandedLinear.check_state`."""
         super().check_state(state, prefix)
@@ -275,6 +307,9 @@ class SplitLinear(_LabelledLinear):
         """Which entries of :meth:`wide_weight` exist."""
         return self.partition.masks().flatten(0, 1)
 
+    def _children(self, kept: Tensor) -> Tensor:
+        return kept.unflatten(0, (self.alpha, -1))
+
 
 class MergeLinear(_LabelledLinear):
     """The successor of an expanded layer in which every parent edge reads exactly one child.
@@ -302,6 +337,9 @@ class MergeLinear(_LabelledLinear):
     def kept(self) -> Tensor:
         """Which entries of :meth:`wide_weight` exist."""
         return self.partition.masks().transpose(0, 1).flatten(1)
+
+    def _children(self, kept: Tensor) -> Tensor:
+        return kept.unflatten(1, (self.alpha, -1)).transpose(0, 1)
 
 
 class MaskedLinear(ExpandedLinear):
@@ -340,6 +378,13 @@ class MaskedLinear(ExpandedLinear):
     def kept(self) -> Tensor:
         """The mask."""
         return self.mask
+
+    @torch.no_grad()
+    def rewire(self, kept: Tensor, *followers: Tensor) -> None:
+        """Takes another mask; see :meth:`ExpandedLinear.rewire`."""
+        for tensor in (self.weight.data, *followers):
+            tensor.masked_fill_(kept != self.mask, 0)
+        self.mask.copy_(kept)
 
     @torch.no_grad()
     def clear_removed(self) -> None:
@@ -398,12 +443,7 @@ class BlockLinear(ExpandedLinear):
         self.planes = planes
         if outputs % planes[0] or inputs % planes[1]:
             raise ValueError(f"BlockLinear: planes {planes} must divide the weight's {outputs} x {inputs}")
-        kept_tiles = tiles(self._to_planes(kept.to(device=device)), self.block_shape)
-        self._set_topology(kept_tiles.flatten(2).any(-1))
-        at = self.layout.rows.long(), self.layout.cols.long()
-        real = tiles(self._to_planes(torch.ones_like(kept, device=device)), self.block_shape)[at]
-        inside = kept_tiles[at]
-        self.register_buffer("inside", None if torch.equal(inside, real) else inside)
+        self._set_mask(kept.to(device=device))
         self.values = nn.Parameter(torch.empty(self.layout.values_shape, device=device, dtype=dtype))
         self.bias = self._make_bias(bias, device=device, dtype=dtype)
         self.reset_parameters(inputs)
@@ -437,6 +477,19 @@ class BlockLinear(ExpandedLinear):
         return self._from_planes(self.layout.to_dense(inside))
 
     @torch.no_grad()
+    def rewire(self, kept: Tensor, *followers: Tensor) -> None:
+        """Takes another mask of whole blocks; see :meth:`ExpandedLinear.rewire`."""
+        count = int(tiles(self._to_planes(kept), self.block_shape).flatten(2).any(-1).sum())
+        if count != len(self.rows):
+            raise ValueError(f"BlockLinear.rewire: expected a mask of {len(self.rows)} blocks, got {count}")
+        tensors = (self.values.data, *followers)
+        stay = self._to_planes(kept & self.kept())
+        dense = [self.layout.to_dense(tensor) for tensor in tensors]
+        self._set_mask(kept)
+        for tensor, old in zip(tensors, dense, strict=True):
+            tensor.copy_(self.layout.from_dense(torch.where(stay, old, 0)))
+
+    @torch.no_grad()
     def clear_removed(self) -> None:
         """Sets the stored values of removed edges, and the padding of edge blocks, to zero."""
         self.set_wide_weight(self.wide_weight())
@@ -450,6 +503,15 @@ class BlockLinear(ExpandedLinear):
         if self.inside is None:
             return self.values
         return torch.where(self.inside, self.values, self.values.new_zeros(()))
+
+    def _set_mask(self, kept: Tensor) -> None:
+        """Lays out the blocks of a mask ``[outputs, inputs]``, and what is removed inside them."""
+        kept_tiles = tiles(self._to_planes(kept), self.block_shape)
+        self._set_topology(kept_tiles.flatten(2).any(-1))
+        at = self.layout.rows.long(), self.layout.cols.long()
+        real = tiles(self._to_planes(torch.ones_like(kept)), self.block_shape)[at]
+        inside = kept_tiles[at]
+        self.register_buffer("inside", None if torch.equal(inside, real) else inside)
 
     def _set_topology(self, block_mask: Tensor) -> None:
         layout = BlockLayout.from_mask(block_mask, self._padded_shape(), self.block_shape)
