@@ -13,6 +13,7 @@ from .lab.cli import lab
 from .output import console, finish, print_json, print_path, print_table
 from .results import COMMITTED, Results
 from .studies import boolean, vision
+from .studies import cli as sweeps
 
 
 def common(command: Callable) -> Callable:
@@ -183,3 +184,4 @@ def docs() -> None:
 
 
 cli.add_command(lab)
+sweeps.add_to(study, common)

@@ -1,35 +1,16 @@
 """The studies on multi-layer perceptrons, as lists of cells. Those of one data set share a file: a cell runs once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
-from ..results import Results
-from . import sweep
 from .conditions import CONTINUED, DENSE, DROPCONNECT, FRESH, OVERLAPPING, STATIC, WIDE
-from .mlp import Cell, Settings, load_once, run_cell
+from .mlp import Cell, Settings, run_cell
+from .sweep import Study
+from .tables import perceptrons
 
 PAPERS = "random magnitude"
 """The paper's own expansion: a random split, one magnitude ranking over both layers."""
 
 BLOCKS = ("1x16", "4x16", "16x16", "16x64", "64x64")
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study on perceptrons.
-
-    Attributes:
-        name: Of its command.
-        about: The command's help.
-        cells: Its configurations.
-        small: Those of them, or others like them, that ``--quick`` runs.
-    """
-
-    name: str
-    about: str
-    cells: Callable[[], list[Cell]]
-    small: Sequence[Cell]
 
 
 def _controls(widths: Sequence[int]) -> list[Cell]:
@@ -93,47 +74,45 @@ def rewiring() -> list[Cell]:
     return cells + [Cell(c, 8, rewire=rewire) for c in ("2:4 magnitude", "4x16 input") for rewire in moves]
 
 
+def _study(name: str, about: str, cells: Callable[[], list[Cell]], small: Sequence[Cell]) -> Study:
+    return Study(
+        name,
+        about,
+        "mlp",
+        Settings,
+        cells,
+        run_cell,
+        lambda results, shown: perceptrons(results, shown, name.capitalize()),
+        small,
+        {"trials": 2, "epochs": 1, "batch": 128, "data": "digits"},
+    )
+
+
 STUDIES = (
-    Study(
+    _study(
         "budget",
         "Compare every policy that pays for the wider layer, on every structure of the masks.",
         budget,
         [Cell(c, 4) for c in (CONTINUED, PAPERS, "2:4 input", "4x16 block", "shared partition")],
     ),
-    Study(
+    _study(
         "controls",
         "Compare FPE with overlapping children, DropConnect, static sparsity, fresh weights and wider networks.",
         controls,
         [Cell(c, 4) for c in (CONTINUED, PAPERS, OVERLAPPING, DROPCONNECT, STATIC, FRESH, WIDE)],
     ),
-    Study(
+    _study(
         "vision-sweep",
         "Sweep widths, alpha and the time of the split; dense networks of more weights beside them.",
         vision,
-        [*_few(4), Cell("gram magnitude", 4), Cell(PAPERS, 4, split=0.25)],
+        [*_few(4), Cell("gram magnitude", 4), Cell(PAPERS, 4, split=0.0)],
     ),
-    Study("deep", "Expand every other layer of deep networks with LayerNorm (Table A3).", deep, _few(4, layers=5)),
-    Study("hidden", "Expand a pair whose output is as wide as its input.", hidden, _few(8, around=16)),
-    Study(
+    _study("deep", "Expand every other layer of deep networks with LayerNorm (Table A3).", deep, _few(4, layers=5)),
+    _study("hidden", "Expand a pair whose output is as wide as its input.", hidden, _few(8, around=16)),
+    _study(
         "rewiring",
         "Let the masks move while training goes on, with random and with gradient regrowth.",
         rewiring,
         [Cell(c, 4, rewire=r) for c in (PAPERS, "4x16 input") for r in ("random", "gradient")],
     ),
 )
-
-
-def run(study: Study, settings: Settings, folder: Path, quiet: bool = False) -> Results:
-    """Runs the cells of a study that the data set's file lacks.
-
-    Raises:
-        FileNotFoundError: There is no such data.
-        ValueError: The data or the file are of another kind.
-    """
-    load_once(settings.data)
-    stem = Path(settings.data).stem
-    cells = list(study.small) if settings.quick else list(dict.fromkeys(study.cells()))
-    shared = asdict(replace(settings, data=stem))
-    return sweep.run(
-        "mlp", shared, cells, lambda c: run_cell(c, settings), folder / f"mlp-{stem}.jsonl", study.name, quiet
-    )

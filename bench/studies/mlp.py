@@ -1,6 +1,7 @@
 """A setting of a multi-layer perceptron on real data: dense epochs, the split, more epochs; all trials at once."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,7 @@ import fpe
 from . import conditions
 from .protocol import Data, Training
 from .stack import Stack, classification_loss, epochs_of
-from .vision import load
+from .vision import default_choices, load
 
 
 @dataclass(frozen=True)
@@ -20,22 +21,22 @@ class Settings:
     """What a study's cells have in common.
 
     Attributes:
-        data: Name of a data set or path of an ``.npz``.
+        data: Name of a data set or path of an ``.npz``; by default what is installed.
         trials: Networks trained for each cell.
         epochs: Epochs before and again after the split (published: 25).
         batch: Samples to a step.
         lr: Adam's step size.
         seed: Seed of all randomness.
-        quick: A few small cells, to see that they run.
+        device: Where networks are trained.
     """
 
-    data: str
+    data: str = field(default_factory=lambda: default_choices().data)
     trials: int = 5
     epochs: int = 25
     batch: int = 512
     lr: float = 1e-3
     seed: int = 0
-    quick: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,25 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
 
     Trials differ in their initial weights and masks and see the samples in the same order.
     """
-    data = load_once(settings.data)
+    data = load_once(settings.data, settings.device)
     total = 2 * settings.epochs
     before = round(total * cell.split)
     dense = trained(settings, cell.neurons, cell.layers, cell.around, before)
     pairs = pairs_to_expand(dense[0], cell)
     generators = [torch.Generator().manual_seed(settings.seed * 1009 + trial) for trial in range(settings.trials)]
-    # fan-in and fan-out of fresh weights come from PyTorch's own generator
-    torch.manual_seed(settings.seed)
-    models = [conditions.build(cell.condition, m, cell.alpha, g, pairs) for m, g in zip(dense, generators, strict=True)]
+    torch.manual_seed(settings.seed)  # fresh weights are drawn from PyTorch's own generator
+    built = [conditions.build(cell.condition, m, cell.alpha, g, pairs) for m, g in zip(dense, generators, strict=True)]
+    models = [model.to(settings.device) for model in built]
     weights = [fpe.nonzeros(model) for model in models]
     epochs = 0 if cell.condition == conditions.DENSE else total - before
     if cell.condition in conditions.FROM_SCRATCH:
         epochs = total
     order = torch.Generator().manual_seed(settings.seed + 1)
     if cell.rewire:
-        models = [_train_rewired(model, data, epochs, settings, cell.rewire, order) for model in models]
+        for model, generator in zip(models, generators, strict=True):
+            order.manual_seed(settings.seed + 1)
+            batches = epochs_of(data, epochs, settings.batch, order)
+            train_rewired(model, batches, settings.lr, cell.rewire, generator)
     stack = Stack(models)
     if not cell.rewire:
         training = Training(epochs, settings.batch, settings.lr)
@@ -106,6 +110,23 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
+def train_rewired(
+    model: nn.Module,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    lr: float,
+    regrow: str,
+    generator: torch.Generator,
+) -> None:
+    """Trains one expanded network, layer by layer as a user would, while :class:`fpe.Rewiring` moves its edges."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    rewiring = fpe.Rewiring(model, optimizer, regrow=regrow, generator=generator)  # type: ignore[arg-type]
+    for x, y in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        rewiring.step()
+
+
 def perceptron(inputs: int, outputs: int, neurons: int, layers: int, around: int) -> nn.Sequential:
     """A dense network: ReLU after every hidden layer, and a LayerNorm where there are more than one of a width."""
     hidden = [around, neurons, around] if around else [neurons] * (layers - 1)
@@ -127,21 +148,21 @@ def pairs_to_expand(model: nn.Sequential, cell: Cell) -> conditions.Pairs:
 
 
 @lru_cache(maxsize=2)
-def load_once(data: str) -> Data:
+def load_once(data: str, device: str = "cpu") -> Data:
     """A data set, kept in memory."""
-    return load(data)
+    return load(data).to(device)
 
 
 @lru_cache(maxsize=16)
 def trained(settings: Settings, neurons: int, layers: int, around: int, epochs: int) -> list[nn.Module]:
-    """The dense networks that cells of one shape begin from."""
-    data = load_once(settings.data)
+    """The dense networks that cells of one shape begin from, on the CPU."""
+    data = load_once(settings.data, settings.device)
     models = []
     for trial in range(settings.trials):
         torch.manual_seed(settings.seed * 1009 + trial)
         models.append(perceptron(data.x.shape[1], int(data.y.max()) + 1, neurons, layers, around))
-    stack = Stack(models)
+    stack = Stack([model.to(settings.device) for model in models])
     order = torch.Generator().manual_seed(settings.seed)
     training = Training(epochs, settings.batch, settings.lr)
     stack.train(epochs_of(data, epochs, settings.batch, order), training, classification_loss)
-    return stack.models()
+    return [model.cpu() for model in stack.models()]

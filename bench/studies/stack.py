@@ -110,7 +110,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def classification_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of ``[networks, samples, classes]`` (or of one logit), summed over networks, meaned over samples."""
+    """Cross-entropy of ``[networks, samples, classes]`` or one logit: summed over networks, averaged over samples."""
     if logits.shape[-1] > 1:
         return _CrossEntropy.apply(logits, y)
     logits = logits.squeeze(-1)
