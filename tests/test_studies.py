@@ -1,8 +1,5 @@
 """The studies' runner: stacks train what the package's layers train, sweeps resume, every study runs."""
 
-from copy import deepcopy
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +7,6 @@ from support import Recipe, mlp, readable_id, seeded
 from torch import nn
 
 import fpe
-from fpe.bench.studies import conditions, sweep
 from fpe.bench.studies.protocol import Data, Training
 from fpe.bench.studies.stack import Stack, classification_loss, epochs_of
 

@@ -163,9 +163,7 @@ def regressions(results: Results) -> Table:
         kind = gained[gained["condition"] == condition]
         for name, column in (("capacity ratio", "capacity_ratio"), ("fall in cosine", "cosine_change")):
             line = stats.linregress(kind[column], kind["relative"])
-            rows.append(
-                (f"{condition}: {name}", f"{line.slope:+.1f}", f"{line.rvalue**2:.2f}", f"{np.size(kind[column])}")
-            )
+            rows.append((f"{condition}: {name}", f"{line.slope:+.1f}", f"{line.rvalue**2:.2f}", f"{len(kind)}"))
     return Table("Relative improvement in percent, regressed", ("split: on", "slope", "R²", "networks"), rows)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from ..output import print_json, print_path, print_table
-from . import boolean_sweep, catalogue
+from . import boolean_sweep, catalogue, cnn, transformer
 from .sweep import Study
 
-STUDIES: tuple[Study, ...] = (boolean_sweep.STUDY, *catalogue.STUDIES)
+STUDIES: tuple[Study, ...] = (boolean_sweep.STUDY, *catalogue.STUDIES, cnn.STUDY, transformer.STUDY)
 
 
 def add_to(group: click.Group, common: Callable) -> None:
