@@ -65,8 +65,7 @@ class Cell:
 
 def cells() -> list[Cell]:
     """Two widths of each place."""
-    return [Cell(condition, n, n) for n in (4, 8) for condition in (CONTINUED, RANDOM = "random"
-HEAD, CONVOLUTION, BOTH)]
+    return [Cell(condition, n, n) for n in (4, 8) for condition in (CONTINUED, HEAD, CONVOLUTION, BOTH)]
 
 
 def network(neurons: int, channels: int) -> nn.Sequential:
