@@ -55,8 +55,8 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Every clause count at 8 neurons, and other widths at 8 and at 20 clauses."""
-    sizes = [(clauses, 8) for clauses in CLAUSES] + [(clauses, n) for clauses in (8, 20) for n in (4, 16, 32)]
+    """Every clause count at 8 neurons, and other widths at 8 clauses."""
+    sizes = [(clauses, 8) for clauses in CLAUSES] + [(8, neurons) for neurons in (4, 16, 32)]
     return [Cell(c, clauses, n) for clauses, n in sizes for c in ("dense-continued", "random", "clause")]
 
 
@@ -126,8 +126,8 @@ def gains(results: Results) -> pd.DataFrame:
     """
     frame = results.frame
     shape = ["clauses", "neurons", "trial"]
-    control = frame[frame["condition"] == "dense-continued"].set_index(shape)
-    joined = frame[frame["condition"] != "dense-continued"].join(control, on=shape, rsuffix="_control")
+    control = frame[frame["condition"] == "dense-continued"].set_index(shape).add_suffix("_control")
+    joined = frame[frame["condition"] != "dense-continued"].join(control, on=shape)
     control_accuracy = joined["test_accuracy_control"]
     joined["relative"] = (joined["test_accuracy"] - control_accuracy) / control_accuracy * 100
     joined["capacity_ratio"] = joined["clause_capacity"] / joined["clause_capacity_control"]

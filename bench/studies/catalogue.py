@@ -54,7 +54,7 @@ def vision() -> list[Cell]:
 def deep() -> list[Cell]:
     """Several hidden layers with LayerNorm, every other one expanded (Table A3)."""
     cells = []
-    for layers, widths in ((5, (4, 8, 16)), (9, (4, 8)), (7, (4,))):
+    for layers, widths in ((5, (4, 8, 16)), (9, (4, 8))):
         for neurons in widths:
             cells += [Cell(condition, neurons, layers=layers) for condition in (CONTINUED, PAPERS)]
     return cells
@@ -69,9 +69,9 @@ def hidden() -> list[Cell]:
 
 def rewiring() -> list[Cell]:
     """Masks that move while the expanded network trains, beside masks that stay."""
-    moves = ("", "random", "gradient")
-    cells = _controls((4, 8, 16)) + [Cell(PAPERS, n, rewire=rewire) for n in (4, 8, 16) for rewire in moves]
-    return cells + [Cell(c, 8, rewire=rewire) for c in ("2:4 magnitude", "4x16 input") for rewire in moves]
+    cells = _controls((4, 8, 16)) + [Cell(PAPERS, n, rewire=regrow) for n in (4, 8, 16) for regrow in ("", "random")]
+    cells += [Cell(PAPERS, n, rewire="gradient") for n in (4, 8)]
+    return cells + [Cell(c, 8, rewire=regrow) for c in ("2:4 magnitude", "4x16 input") for regrow in ("", "random")]
 
 
 def _study(name: str, about: str, cells: Callable[[], list[Cell]], small: Sequence[Cell]) -> Study:

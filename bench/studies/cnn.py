@@ -64,8 +64,8 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Two widths of each place."""
-    return [Cell(condition, n, n) for n in (4, 8) for condition in (CONTINUED, HEAD, CONVOLUTION, BOTH)]
+    """Everything at the smallest width."""
+    return [Cell(condition) for condition in (CONTINUED, HEAD, CONVOLUTION, BOTH)]
 
 
 def network(neurons: int, channels: int) -> nn.Sequential:

@@ -50,7 +50,7 @@ class Settings:
     """
 
     trials: int = 5
-    epochs: int = 10
+    epochs: int = 6
     batch: int = 16
     lr: float = 2e-3
     width: int = 32
