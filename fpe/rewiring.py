@@ -135,12 +135,12 @@ class Rewiring:
         else:
             growth = torch.rand(kept.shape, generator=self.generator).to(kept.device)
         planes = _planes(layer)
-        parts = [_to_planes(t, planes) for t in (size, kept, growth)]
+        size, kept, growth = (_to_planes(t, planes) for t in (size, kept, growth))
         if isinstance(layer, SplitLinear) and layer.structure == "2:4":
-            return _from_planes(exchanged(*parts, share), planes)
-        siblings_disjoint = len(parts[1]) > 1 and bool((parts[1].sum(0) <= 1).all())
+            return _from_planes(exchanged(size, kept, growth, share), planes)
+        siblings_disjoint = len(kept) > 1 and bool((kept.sum(0) <= 1).all())
         unit = getattr(layer, "block_shape", None) or (1, 1)
-        return _from_planes(moved(*parts, share, unit, siblings_disjoint), planes)
+        return _from_planes(moved(size, kept, growth, share, unit, siblings_disjoint), planes)
 
     def _followers(self, weight: nn.Parameter) -> list[Tensor]:
         """The tensors that belong to a weight, entry by entry."""

@@ -63,7 +63,8 @@ def budget(results: Results) -> Figure:
 def hidden(results: Results) -> Figure:
     """Gain of every structure and policy where the pair's output is as wide as its input."""
     frame = against_control(results)
-    frame = frame[(frame["around"] > 0) & (frame["neurons"] == frame[frame["around"] > 0]["neurons"].max())]
+    frame = frame[frame["around"] > 0]
+    frame = frame[frame["neurons"] == frame["neurons"].min()]
     around, neurons = frame["around"].iloc[0], frame["neurons"].iloc[0]
     return _strips(frame, f"{around} inputs, {neurons} neurons, {around} outputs, alpha = 2")
 
@@ -87,7 +88,7 @@ def _line(axis: Axes, rows: pd.DataFrame, by: str, colour: str, label: str) -> N
     """Mean relative improvement with its 95 % interval."""
     groups = [
         (x, *_interval(group["relative"].dropna())) for x, group in rows.groupby(by) if group["relative"].notna().any()
-    ]  # type: ignore[attr-defined]
+    ]
     if groups:
         x, mean, half = np.array(groups).T
         axis.plot(x, mean, "o-", color=colour, linewidth=2, markersize=5, label=label)

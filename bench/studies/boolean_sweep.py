@@ -15,6 +15,7 @@ import fpe
 from ..results import Results
 from ..summary import Table
 from .boolean import Choices, make_data
+from .conditions import linear_of
 from .dnf import clause_of
 from .protocol import Data
 from .stack import Stack, classification_loss, epochs_of
@@ -37,7 +38,7 @@ class Settings:
         device: Where networks are trained.
     """
 
-    trials: int = 10
+    trials: int = 5
     epochs: int = 80
     samples: int = 20_000
     seed: int = 0
@@ -82,7 +83,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     accuracy = stack.accuracy(data.x_test, data.y_test)
     rows = []
     for trial, model in enumerate(stack.models()):
-        first = model.get_submodule("0").weight.detach()
+        first = linear_of(model, "0").weight.detach()
         rows.append(
             {
                 **asdict(cell),
@@ -107,7 +108,7 @@ def _task(clauses: int, settings: Settings) -> tuple[Choices, Data]:
 @lru_cache(maxsize=2)
 def _dense(clauses: int, neurons: int, settings: Settings) -> list[nn.Module]:
     choices, data = _task(clauses, settings)
-    models = []
+    models: list[nn.Module] = []
     for trial in range(settings.trials):
         torch.manual_seed(settings.seed * 1009 + trial)
         layers = nn.Linear(clauses * choices.literals, neurons), nn.ReLU(), nn.Linear(neurons, 1)
@@ -148,8 +149,8 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
             cells_of += [interval(kind["test_accuracy"]), interval(kind["relative"], 1, "+")]
             cells_of.append(f"{kind['capacity_ratio'].mean():.2f}")
         rows.append(tuple(cells_of))
-    columns = ("clauses", "neurons", "dense %", "random %", "relative %", "capacity ratio")
-    columns += ("clause split %", "relative %", "capacity ratio")
+    split_columns = ("relative %", "capacity ratio")
+    columns = ("clauses", "neurons", "dense %", "random %", *split_columns, "clause split %", *split_columns)
     s = results.settings
     title = f"Boolean task by clauses and neurons, {s['epochs']} + {s['epochs']} epochs, {s['trials']} trials"
     return Table(f"{title}; ± is a 95 % interval", columns, rows)

@@ -27,7 +27,7 @@ def budget() -> list[Cell]:
     cells += [Cell(f"{s} {p}", 8) for s in ("random", "2:4", "shared") for p in ("magnitude", "input", "partition")]
     cells += [Cell(f"{s} {p}", 8) for s in BLOCKS for p in ("magnitude", "input", "block", "partition")]
     four = (PAPERS, "random input", "random partition", "shared magnitude", "1x16 input", "4x16 input", "4x16 block")
-    cells += [Cell(condition, 8, alpha=4) for condition in four]
+    cells += [Cell(condition, 8, alpha=4) for condition in four] + [Cell("random partition", 8, alpha=8)]
     others = (PAPERS, "random input", "2:4 magnitude", "2:4 input", "4x16 input", "16x64 input", "shared magnitude")
     for neurons in (4, 16):
         cells += _controls((neurons,)) + [Cell(condition, neurons) for condition in others]
@@ -44,17 +44,17 @@ def controls() -> list[Cell]:
 
 def vision() -> list[Cell]:
     """Widths, alpha, the split's time, and dense networks a little wider: how many weights a split is worth."""
-    cells = _controls((4, 8, 16, 32)) + [Cell(PAPERS, neurons) for neurons in (4, 8, 16, 32)]
-    cells += [Cell(PAPERS, neurons, alpha=alpha) for alpha in (4, 8) for neurons in (4, 8, 16)]
-    cells += [Cell("gram magnitude", neurons) for neurons in (4, 8, 16)]
-    cells += [Cell(PAPERS, 8, split=share) for share in (0.1, 0.3, 0.7, 0.9)]
-    return cells + _controls((5, 6, 10, 12, 20, 24))
+    cells = _controls((4, 8, 16)) + [Cell(PAPERS, neurons) for neurons in (4, 8, 16)]
+    cells += [Cell(PAPERS, neurons, alpha=alpha) for alpha in (4, 8) for neurons in (4, 8)]
+    cells += [Cell("gram magnitude", neurons) for neurons in (4, 8)]
+    cells += [Cell(CONTINUED, neurons) for neurons in (10, 12)]
+    return cells + [Cell(PAPERS, 8, split=share) for share in (0.1, 0.3, 0.7, 0.9)]
 
 
 def deep() -> list[Cell]:
     """Several hidden layers with LayerNorm, every other one expanded (Table A3)."""
     cells = []
-    for layers, widths in ((5, (4, 8, 16)), (9, (4, 8))):
+    for layers, widths in ((5, (4, 8)), (9, (4, 8))):
         for neurons in widths:
             cells += [Cell(condition, neurons, layers=layers) for condition in (CONTINUED, PAPERS)]
     return cells
@@ -62,15 +62,16 @@ def deep() -> list[Cell]:
 
 def hidden() -> list[Cell]:
     """The pair in the middle of 64 wide layers: as many outputs as inputs, so that both layers must pay."""
-    named = (CONTINUED, PAPERS, "random partition", "2:4 magnitude", "2:4 partition", "4x4 magnitude")
-    named += ("4x4 block", "4x4 partition", "shared magnitude", "gram magnitude", FRESH, WIDE)
-    return [Cell(condition, neurons, around=64) for neurons in (8, 32) for condition in named]
+    named = [CONTINUED, PAPERS, "random partition", "2:4 magnitude", "2:4 partition", "4x4 magnitude", "4x4 block"]
+    named += ["4x4 partition", "shared magnitude", "gram magnitude", FRESH, WIDE]
+    cells = [Cell(condition, 8, around=64) for condition in named]
+    return cells + [Cell(condition, 32, around=64) for condition in (CONTINUED, PAPERS, "random partition")]
 
 
 def rewiring() -> list[Cell]:
     """Masks that move while the expanded network trains, beside masks that stay."""
     cells = _controls((4, 8, 16)) + [Cell(PAPERS, n, rewire=regrow) for n in (4, 8, 16) for regrow in ("", "random")]
-    cells += [Cell(PAPERS, n, rewire="gradient") for n in (4, 8)]
+    cells.append(Cell(PAPERS, 8, rewire="gradient"))
     return cells + [Cell(c, 8, rewire=regrow) for c in ("2:4 magnitude", "4x16 input") for regrow in ("", "random")]
 
 

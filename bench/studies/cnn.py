@@ -84,14 +84,15 @@ def network(neurons: int, channels: int) -> nn.Sequential:
     )
 
 
-def expand(model: nn.Sequential, condition: str, generator: torch.Generator) -> nn.Sequential:
+def expand(model: nn.Module, condition: str, generator: torch.Generator) -> nn.Module:
     """The network with its head, the pair behind its first convolution, or both expanded (alpha = 2)."""
     if condition in (HEAD, BOTH):
         model = fpe.expand(model, 2, pairs=[("7", "9")], generator=generator)
     if condition in (CONVOLUTION, BOTH):
         conv1, conv2 = model.get_submodule("2"), model.get_submodule("4")
-        partition = fpe.Partition.random(conv1.out_channels, conv1.weight[0].numel(), 2, generator=generator)  # type: ignore[arg-type,union-attr,operator]
-        first, second = expand_conv_pair(conv1, conv2, partition, generator=generator)  # type: ignore[arg-type]
+        assert isinstance(conv1, nn.Conv2d) and isinstance(conv2, nn.Conv2d)
+        partition = fpe.Partition.random(conv1.out_channels, conv1.weight[0].numel(), 2, generator=generator)
+        first, second = expand_conv_pair(conv1, conv2, partition, generator=generator)
         model = fpe.expansion.replace_modules(model, {"2": first, "4": second})
     return model
 
@@ -127,8 +128,8 @@ def _data(settings: Settings) -> Data:
 
 
 @lru_cache(maxsize=2)
-def _dense(neurons: int, channels: int, settings: Settings) -> list[nn.Sequential]:
-    models = []
+def _dense(neurons: int, channels: int, settings: Settings) -> list[nn.Module]:
+    models: list[nn.Module] = []
     for trial in range(settings.trials):
         torch.manual_seed(settings.seed * 1009 + trial)
         models.append(network(neurons, channels).to(settings.device))
@@ -136,7 +137,7 @@ def _dense(neurons: int, channels: int, settings: Settings) -> list[nn.Sequentia
     order = torch.Generator().manual_seed(settings.seed)
     training = Training(settings.epochs, settings.batch, settings.lr)
     stack.train(epochs_of(_data(settings), settings.epochs, settings.batch, order), training, classification_loss)
-    return [model.cpu() for model in stack.models()]  # type: ignore[misc]
+    return [model.cpu() for model in stack.models()]
 
 
 def table(results: Results, shown: Sequence[Cell]) -> Table:

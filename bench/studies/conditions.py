@@ -29,13 +29,20 @@ FROM_SCRATCH = (WIDE, STATIC, FRESH)
 Pairs = list[tuple[str, str]]
 
 
-def pairs_of(model: nn.Sequential) -> Pairs:
+def pairs_of(model: nn.Module) -> Pairs:
     """The linear layers of a network, paired from the front as :func:`fpe.expand` pairs them."""
     names = [name for name, module in model.named_children() if isinstance(module, nn.Linear)]
     return list(zip(names[::2], names[1::2], strict=False))
 
 
-def build(condition: str, dense: nn.Sequential, alpha: int, generator: Generator, pairs: Pairs) -> nn.Sequential:
+def linear_of(model: nn.Module, name: str) -> nn.Linear:
+    """A linear layer by name."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def build(condition: str, dense: nn.Module, alpha: int, generator: Generator, pairs: Pairs) -> nn.Module:
     """The network that a condition trains on with; ``dense`` is left as it is.
 
     Args:
@@ -51,24 +58,24 @@ def build(condition: str, dense: nn.Sequential, alpha: int, generator: Generator
     if condition in (DENSE, CONTINUED):
         return fpe.expansion.replace_modules(dense, {})
     if condition == DROPCONNECT:
-        dropped = {first: DropConnect(dense.get_submodule(first), 1 - 1 / alpha) for first, _ in pairs}  # type: ignore[arg-type]
+        dropped = {first: DropConnect(linear_of(dense, first), 1 - 1 / alpha) for first, _ in pairs}
         return fpe.expansion.replace_modules(dense, dropped)
     if condition == WIDE:
         return reset(fpe.to_dense(expansion("random input", dense, alpha, generator, pairs)))
     if condition == FRESH:
         return reset(expansion("random magnitude", dense, alpha, generator, pairs))
     if condition in (OVERLAPPING, STATIC):
-        replaced = {}
+        replaced: dict[str, nn.Module] = {}
         for first, second in pairs:
-            fc1, fc2 = dense.get_submodule(first), dense.get_submodule(second)
+            fc1, fc2 = linear_of(dense, first), linear_of(dense, second)
             make = overlapping if condition == OVERLAPPING else static_sparse
-            replaced[first], replaced[second] = make(fc1, fc2, alpha, generator)  # type: ignore[arg-type]
+            replaced[first], replaced[second] = make(fc1, fc2, alpha, generator)
         made = fpe.expansion.replace_modules(dense, replaced)
         return reset(made) if condition == STATIC else made
     return expansion(condition, dense, alpha, generator, pairs)
 
 
-def expansion(name: str, dense: nn.Sequential, alpha: int, generator: Generator, pairs: Pairs) -> nn.Sequential:
+def expansion(name: str, dense: nn.Module, alpha: int, generator: Generator, pairs: Pairs) -> nn.Module:
     """An expansion by name.
 
     Raises:
@@ -80,13 +87,13 @@ def expansion(name: str, dense: nn.Sequential, alpha: int, generator: Generator,
     kind, policy = match.group(1), match.group(4)
     options: dict[str, Any] = {"resparsify": policy, "pairs": pairs, "generator": generator}
     if kind == "shared":
-        replaced: dict[str, nn.Module] = {}
+        divided: dict[str, nn.Module] = {}
         for first, second in pairs:
-            fc1, fc2 = dense.get_submodule(first), dense.get_submodule(second)
-            shared = deal(1, fc1.in_features, alpha, generator).repeat(fc1.out_features, 1)  # type: ignore[arg-type]
+            fc1, fc2 = linear_of(dense, first), linear_of(dense, second)
+            shared = deal(1, fc1.in_features, alpha, generator).repeat(fc1.out_features, 1)
             made = fpe.expand_pair(fc1, fc2, fpe.Partition(shared, alpha), policy, generator=generator)  # type: ignore[arg-type]
-            replaced[first], replaced[second] = made
-        return fpe.expansion.replace_modules(dense, replaced)
+            divided[first], divided[second] = made
+        return fpe.expansion.replace_modules(dense, divided)
     if kind == "gram":
         options["split"] = "gram"
     elif match.group(2):
@@ -131,7 +138,7 @@ def static_sparse(fc1: nn.Linear, fc2: nn.Linear, alpha: int, generator: Generat
 
 
 @torch.no_grad()
-def reset(model: nn.Sequential) -> nn.Sequential:
+def reset(model: nn.Module) -> nn.Module:
     """Draws new weights for every linear layer, at the scale of the fan-in that its masks leave; in place."""
     for module in model.modules():
         if isinstance(module, ExpandedLinear):

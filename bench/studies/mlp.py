@@ -75,7 +75,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     generators = [torch.Generator().manual_seed(settings.seed * 1009 + trial) for trial in range(settings.trials)]
     torch.manual_seed(settings.seed)  # fresh weights are drawn from PyTorch's own generator
     built = [conditions.build(cell.condition, m, cell.alpha, g, pairs) for m, g in zip(dense, generators, strict=True)]
-    models = [model.to(settings.device) for model in built]
+    models: list[nn.Module] = [model.to(settings.device) for model in built]
     weights = [fpe.nonzeros(model) for model in models]
     epochs = 0 if cell.condition == conditions.DENSE else total - before
     if cell.condition in conditions.FROM_SCRATCH:
@@ -93,7 +93,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     accuracy = stack.accuracy(data.x_test, data.y_test)
     rows = []
     for trial, model in enumerate(stack.models()):
-        first, second = (model.get_submodule(name).weight.detach() for name in pairs[0])
+        first, second = (conditions.linear_of(model, name).weight.detach() for name in pairs[0])
         rows.append(
             {
                 **asdict(cell),
@@ -139,7 +139,7 @@ def perceptron(inputs: int, outputs: int, neurons: int, layers: int, around: int
     return nn.Sequential(*modules)
 
 
-def pairs_to_expand(model: nn.Sequential, cell: Cell) -> conditions.Pairs:
+def pairs_to_expand(model: nn.Module, cell: Cell) -> conditions.Pairs:
     """All pairs of a network, or the one in the middle."""
     if not cell.around:
         return conditions.pairs_of(model)
@@ -157,7 +157,7 @@ def load_once(data: str, device: str = "cpu") -> Data:
 def trained(settings: Settings, neurons: int, layers: int, around: int, epochs: int) -> list[nn.Module]:
     """The dense networks that cells of one shape begin from, on the CPU."""
     data = load_once(settings.data, settings.device)
-    models = []
+    models: list[nn.Module] = []
     for trial in range(settings.trials):
         torch.manual_seed(settings.seed * 1009 + trial)
         models.append(perceptron(data.x.shape[1], int(data.y.max()) + 1, neurons, layers, around))

@@ -34,7 +34,7 @@ class Stack:
     def __init__(self, models: Sequence[nn.Module]) -> None:
         dense = [fpe.to_dense(model) for model in models]
         self._skeleton = dense[0]
-        self.parameters, self._buffers = stack_module_state(dense)  # type: ignore[arg-type]
+        self.parameters, self._buffers = stack_module_state(dense)
         self.masks = {
             f"{name}.weight" if name else "weight": torch.stack([m.get_submodule(name).kept() for m in models])  # type: ignore[operator]
             for name, module in models[0].named_modules()
@@ -78,7 +78,7 @@ class Stack:
                 total = total + training.l1 * first.abs().sum()
             total.backward()
             for name, mask in self.masks.items():
-                self.parameters[name].grad.mul_(mask)  # type: ignore[union-attr]
+                self.parameters[name].grad.mul_(mask)
             optimizer.step()
 
     @torch.no_grad()
@@ -103,7 +103,7 @@ class _CrossEntropy(torch.autograd.Function):
         return -shares.gather(-1, index).clamp_min(1e-30).log().sum() / len(y)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         shares, index = ctx.saved_tensors
         scale = grad / index.shape[-2]
         return (shares * scale).scatter_add_(-1, index, -scale.expand(index.shape)), None
