@@ -63,7 +63,7 @@ def _ledgers(real: Results, seed: int) -> dict[str, list[dict[str, Any]]]:
     dense = nn.Sequential(nn.Linear(features, neurons), nn.ReLU(), nn.Linear(neurons, classes))
     ledgers = {"dense": layer_ledger(dense)}
     for name, options in {
-        "magnitude": {},
+        "magnitude": {"resparsify": "magnitude"},
         "input": {"resparsify": "input"},
         "block 4x16, input": {"structure": "block", "block": (4, 16), "resparsify": "input"},
         "partition": {"resparsify": "partition"},

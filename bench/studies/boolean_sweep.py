@@ -69,11 +69,13 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     choices, data = _task(cell.clauses, settings)
     generators = [torch.Generator().manual_seed(settings.seed * 1009 + trial) for trial in range(settings.trials)]
     groups = clause_of(choices.clauses, choices.literals)
-    options = {"split": "groups", "groups": groups} if cell.condition == "clause" else {}
+    options: dict[str, Any] = {"resparsify": "magnitude", "alpha": cell.alpha}
+    if cell.condition == "clause":
+        options.update(split="groups", groups=groups)
     models = _dense(cell.clauses, cell.neurons, settings)
     if cell.condition != "dense-continued":
         models = [
-            fpe.expand(model, cell.alpha, generator=generator, **options)  # type: ignore[arg-type]
+            fpe.expand(model, generator=generator, **options)
             for model, generator in zip(models, generators, strict=True)
         ]
     weights = [fpe.nonzeros(model) for model in models]

@@ -87,7 +87,7 @@ def network(neurons: int, channels: int) -> nn.Sequential:
 def expand(model: nn.Module, condition: str, generator: torch.Generator) -> nn.Module:
     """The network with its head, the pair behind its first convolution, or both expanded (alpha = 2)."""
     if condition in (HEAD, BOTH):
-        model = fpe.expand(model, 2, pairs=[("7", "9")], generator=generator)
+        model = fpe.expand(model, 2, resparsify="magnitude", pairs=[("7", "9")], generator=generator)
     if condition in (CONVOLUTION, BOTH):
         conv1, conv2 = model.get_submodule("2"), model.get_submodule("4")
         assert isinstance(conv1, nn.Conv2d) and isinstance(conv2, nn.Conv2d)

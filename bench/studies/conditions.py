@@ -61,7 +61,7 @@ def build(condition: str, dense: nn.Module, alpha: int, generator: Generator, pa
         dropped = {first: DropConnect(linear_of(dense, first), 1 - 1 / alpha) for first, _ in pairs}
         return fpe.expansion.replace_modules(dense, dropped)
     if condition == WIDE:
-        return reset(fpe.to_dense(expansion("random input", dense, alpha, generator, pairs)))
+        return reset(fpe.to_dense(expansion("random partition", dense, alpha, generator, pairs)))
     if condition == FRESH:
         return reset(expansion("random magnitude", dense, alpha, generator, pairs))
     if condition in (OVERLAPPING, STATIC):
