@@ -62,7 +62,7 @@ def expand_conv_pair(
     conv1: nn.Conv2d,
     conv2: nn.Conv2d,
     partition: Partition,
-    resparsify: Policy = "magnitude",
+    resparsify: Policy | Literal["auto"] = "auto",
     *,
     generator: Generator | None = None,
 ) -> tuple[PatchConv2d, PatchConv2d]:

@@ -92,7 +92,7 @@ def expand(model: nn.Module, condition: str, generator: torch.Generator) -> nn.M
         conv1, conv2 = model.get_submodule("2"), model.get_submodule("4")
         assert isinstance(conv1, nn.Conv2d) and isinstance(conv2, nn.Conv2d)
         partition = fpe.Partition.random(conv1.out_channels, conv1.weight[0].numel(), 2, generator=generator)
-        first, second = expand_conv_pair(conv1, conv2, partition, generator=generator)
+        first, second = expand_conv_pair(conv1, conv2, partition, "magnitude", generator=generator)
         model = fpe.expansion.replace_modules(model, {"2": first, "4": second})
     return model
 
