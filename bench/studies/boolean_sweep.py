@@ -57,7 +57,7 @@ class Cell:
 
 def cells() -> list[Cell]:
     """Every clause count at 8 neurons, and other widths at 8 clauses."""
-    sizes = [(clauses, 8) for clauses in CLAUSES] + [(8, neurons) for neurons in (4, 16, 32)]
+    sizes = [(clauses, 8) for clauses in CLAUSES] + [(8, neurons) for neurons in (4, 16)]
     return [Cell(c, clauses, n) for clauses, n in sizes for c in ("dense-continued", "random", "clause")]
 
 
