@@ -45,10 +45,10 @@ def controls() -> list[Cell]:
 def vision() -> list[Cell]:
     """Widths, alpha, the split's time, and dense networks a little wider: how many weights a split is worth."""
     cells = _controls((4, 8, 16)) + [Cell(PAPERS, neurons) for neurons in (4, 8, 16)]
+    cells += [Cell(PAPERS, 8, split=share) for share in (0.1, 0.3, 0.7, 0.9)]
     cells += [Cell(PAPERS, neurons, alpha=alpha) for alpha in (4, 8) for neurons in (4, 8)]
     cells += [Cell("gram magnitude", neurons) for neurons in (4, 8)]
-    cells += [Cell(CONTINUED, neurons) for neurons in (10, 12)]
-    return cells + [Cell(PAPERS, 8, split=share) for share in (0.1, 0.3, 0.7, 0.9)]
+    return cells + [Cell(CONTINUED, neurons) for neurons in (10, 12)]
 
 
 def deep() -> list[Cell]:
@@ -71,8 +71,8 @@ def hidden() -> list[Cell]:
 def rewiring() -> list[Cell]:
     """Masks that move while the expanded network trains, beside masks that stay."""
     cells = _controls((4, 8, 16)) + [Cell(PAPERS, n, rewire=regrow) for n in (4, 8, 16) for regrow in ("", "random")]
-    cells.append(Cell(PAPERS, 8, rewire="gradient"))
-    return cells + [Cell(c, 8, rewire=regrow) for c in ("2:4 magnitude", "4x16 input") for regrow in ("", "random")]
+    cells += [Cell("2:4 magnitude", 8), Cell("2:4 magnitude", 8, rewire="random")]
+    return [*cells, Cell(PAPERS, 8, rewire="gradient")]
 
 
 def _study(name: str, about: str, cells: Callable[[], list[Cell]], small: Sequence[Cell]) -> Study:
