@@ -18,7 +18,7 @@ import fpe
 from ..results import Results
 from ..summary import Table
 from . import conditions
-from .conditions import CONTINUED, WIDE
+from .conditions import CONTINUED
 from .protocol import Training
 from .stack import Stack, classification_loss
 from .sweep import Study
@@ -70,7 +70,7 @@ class Cell:
 def cells() -> list[Cell]:
     """Narrow MLPs and ones twice as wide as the stream."""
     named = (CONTINUED, "random magnitude", "random partition", "2:4 partition")
-    return [Cell(c, neurons) for neurons in (8, 64) for c in (*named, WIDE)]
+    return [Cell(c, neurons) for neurons in (8, 64) for c in named]
 
 
 class Block(nn.Module):
@@ -150,9 +150,7 @@ def bits_per_character(stack: Stack, device: str, windows: int = 512) -> list[fl
 
 def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     """Trains all trials of a cell; a row for each."""
-    steps = STEPS * settings.epochs * (2 if cell.condition in conditions.FROM_SCRATCH else 1)
     models: list[nn.Module] = []
-    torch.manual_seed(settings.seed)
     for trial, dense in enumerate(_dense(cell.neurons, settings)):
         generator = torch.Generator().manual_seed(settings.seed * 1009 + trial)
         models.append(conditions.build(cell.condition, dense, 2, generator, pairs(settings.depth)))
@@ -160,6 +158,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     stack = Stack([model.to(settings.device) for model in models])
     order = torch.Generator().manual_seed(settings.seed + 1)
     training = Training(settings.epochs, settings.batch, settings.lr)
+    steps = STEPS * settings.epochs
     stack.train(batches(steps, settings.batch, order, settings.device), training, classification_loss)
     losses = bits_per_character(stack, settings.device)
     return [
