@@ -1,9 +1,11 @@
 """The studies' runner: stacks train what the package's layers train, sweeps resume, every study runs."""
 
 import json
+import sys
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -273,3 +275,42 @@ def test_gains_are_paired_with_the_control_of_the_same_shape() -> None:
     gained = joined[joined["condition"] == "random magnitude"].sort_values(["neurons", "trial"])
     assert gained["points"].tolist() == [5, 3, 5, 3]
     assert gained["relative"].tolist() == pytest.approx([500 / 54, 300 / 64, 500 / 58, 300 / 68])
+
+
+def test_features_of_ones_own_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With stand-ins for open_clip and torchvision: sets, labels and the file are put together as they should be."""
+    asked: list[object] = []
+
+    class Encoder(nn.Module):
+        def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+            assert not self.training and not torch.is_grad_enabled()
+            return images.flatten(1)[:, :3] * 2
+
+    def create(model: str, pretrained: str, device: str) -> tuple:
+        asked.append((model, pretrained, device))
+        return Encoder(), None, lambda number: torch.full((1, 2, 2), float(number))
+
+    def images(root: Path, train: bool, transform: object) -> list:
+        asked.append((root, train))
+        return [(transform(number), number % 3) for number in range(5 if train else 2)]  # type: ignore[operator]
+
+    open_clip, torchvision = ModuleType("open_clip"), ModuleType("torchvision")
+    open_clip.create_model_and_transforms = create  # type: ignore[attr-defined]
+    torchvision.datasets = SimpleNamespace(CIFAR100=images, CIFAR10=None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "open_clip", open_clip)
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    path = tmp_path / "f.npz"
+    arguments = ["study", "features", "--root", str(tmp_path), "--batch", "2", "--output", str(path)]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    assert asked == [("ViT-B-16", "openai", "cpu"), (tmp_path, True), (tmp_path, False)]
+    read = data.load_features(path)
+    assert read.x[:, 0].tolist() == [0, 2, 4, 6, 8] and read.y.tolist() == [0, 1, 2, 0, 1]
+    assert read.x_test.shape == (2, 3) and read.y_test.tolist() == [0, 1]
+
+
+def test_features_say_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    arguments = ["study", "features", "--root", str(tmp_path), "--output", str(tmp_path / "f.npz")]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code != 0 and "open_clip" in done.output and "Traceback" not in done.output

@@ -9,15 +9,17 @@ import click
 
 from ..output import print_json, print_path, print_table
 from . import boolean_sweep, catalogue, cnn, transformer
+from .features import features_command
 from .sweep import Study
 
 STUDIES: tuple[Study, ...] = (boolean_sweep.STUDY, *catalogue.STUDIES, cnn.STUDY, transformer.STUDY)
 
 
 def add_to(group: click.Group, common: Callable) -> None:
-    """Adds a command for every sweep to a group; ``common`` are the options that measuring commands share."""
+    """Adds the commands to a group; ``common`` are the options that measuring commands share."""
     for study in STUDIES:
         group.add_command(_command(study, common))
+    group.add_command(features_command)
 
 
 def _command(study: Study, common: Callable) -> click.Command:
