@@ -50,7 +50,7 @@ FIGURES = {
     "boolean-curves": lambda: figures.curves(_read("studies/boolean-curves")),
     "traffic": lambda: figures.traffic_lines(_read("lab/traffic"), *LLM_LAYER),
     "boolean-sweep": lambda: study_figures.boolean_sweep_lines(_read("studies/boolean-sweep")),
-    "widths": lambda: study_figures.widths([_read(CIFAR100), _read(FASHION)]),
+    "widths": lambda: study_figures.widths([_read(CIFAR100)]),
     "budget": lambda: study_figures.budget(_read(CIFAR100)),
     "hidden": lambda: study_figures.hidden(_read(CIFAR100)),
     "boolean-accuracy": lambda: figures.boolean_accuracy(_read("studies/boolean")),

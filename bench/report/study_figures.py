@@ -10,6 +10,7 @@ from scipy import stats
 
 from ..results import Results
 from ..studies import boolean_sweep
+from ..studies.conditions import DROPCONNECT
 from ..studies.tables import against_control, still_shallow
 from .figures import COLOURS, figure
 
@@ -53,8 +54,9 @@ def widths(results: Sequence[Results]) -> Figure:
 
 
 def budget(results: Results) -> Figure:
-    """Gain of every structure and policy at 8 neurons and alpha = 2."""
+    """Gain of every structure and policy at 8 neurons and alpha = 2; DropConnect's loss would hide the differences."""
     frame = against_control(results)
+    frame = frame[frame["condition"] != DROPCONNECT]
     return _strips(
         frame[still_shallow(frame) & (frame["neurons"] == 8) & (frame["alpha"] == 2)], "8 neurons, alpha = 2"
     )

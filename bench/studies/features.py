@@ -30,11 +30,11 @@ def image_sets(name: str, root: Path, transform: Callable) -> tuple[Any, Any]:
     from torchvision import datasets
 
     if name == "imagenet":
-        return tuple(datasets.ImageNet(root, split=split, transform=transform) for split in ("train", "val"))  # type: ignore[return-value]
+        return tuple(datasets.ImageNet(root, split=split, transform=transform) for split in ("train", "val"))
     if name == "folder":
-        return tuple(datasets.ImageFolder(root / split, transform=transform) for split in ("train", "val"))  # type: ignore[return-value]
+        return tuple(datasets.ImageFolder(root / split, transform=transform) for split in ("train", "val"))
     kind = {"cifar100": datasets.CIFAR100, "cifar10": datasets.CIFAR10}[name]
-    return tuple(kind(root, train=train, transform=transform) for train in (True, False))  # type: ignore[return-value]
+    return tuple(kind(root, train=train, transform=transform) for train in (True, False))
 
 
 def clip_encoder(model: str, pretrained: str, device: str) -> tuple[Callable[[Tensor], Tensor], Callable]:
