@@ -31,6 +31,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "vision": lambda: summary.vision(_read("studies/vision")),
     "budget": lambda: _of_study("budget", CIFAR100),
     "by-width": lambda: tables.by_width(_read(CIFAR100)),
+    "paired": lambda: tables.paired(_read(CIFAR100)),
     "two-four": lambda: tables.two_four(_read(CIFAR100)),
     "controls": lambda: _of_study("controls", CIFAR100),
     "vision-cifar100": lambda: _of_study("vision-sweep", CIFAR100),

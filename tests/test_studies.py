@@ -314,3 +314,19 @@ def test_features_say_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path:
     arguments = ["study", "features", "--root", str(tmp_path), "--output", str(tmp_path / "f.npz")]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code != 0 and "open_clip" in done.output and "Traceback" not in done.output
+
+
+def test_conditions_are_compared_trial_by_trial() -> None:
+    cell = {"neurons": 4, "layers": 2, "around": 0, "alpha": 2, "rewire": "", "split": 0.5}
+    names = {name: i for i, name in enumerate(sorted({name for pair in tables.PAIRED for name in pair}))}
+    rows = [
+        {**cell, "condition": name, "trial": trial, "test_accuracy": 10 * trial + i}
+        for name, i in names.items()
+        for trial in range(3)
+    ]
+    rows.append({**rows[0], "condition": "random input", "split": 0.1, "test_accuracy": 0})
+    drawn = tables.paired(Results("mlp", {"data": "d", "epochs": 1, "trials": 3}, rows[::-1], {}))
+    shown = {row[0]: row[1] for row in drawn.rows}
+    assert len(shown) == len(tables.PAIRED)
+    for ours, theirs in tables.PAIRED:
+        assert shown[f"{ours} - {theirs}, alpha = 2"] == f"{names[ours] - names[theirs]:+.2f} ± 0.00"

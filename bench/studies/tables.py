@@ -186,3 +186,31 @@ def by_width(results: Results) -> Table:
     return Table(
         f"Points of test accuracy over the dense network ({_about(results)}; ± is a 95 % interval)", columns, rows
     )
+
+
+PAIRED = (
+    ("random input", "random magnitude"),
+    ("2:4 input", "random input"),
+    ("4x16 input", "random input"),
+    ("16x64 input", "random input"),
+    ("shared magnitude", "random magnitude"),
+    ("overlapping", "random magnitude"),
+    ("fresh weights", "random magnitude"),
+)
+"""What is compared with what, trial by trial."""
+
+
+def paired(results: Results) -> Table:
+    """Differences between two conditions in points, trial by trial, by width and alpha."""
+    frame = results.frame
+    frame = frame[still_shallow(frame)]
+    accuracy = frame.set_index(["condition", "alpha", "neurons", "trial"])["test_accuracy"]
+    widths = sorted(set(frame[frame["condition"] == "random input"]["neurons"]))
+    rows = []
+    for ours, theirs in PAIRED:
+        difference = (accuracy.loc[ours] - accuracy.loc[theirs]).dropna()
+        for alpha, group in difference.groupby("alpha"):
+            by = {neurons: interval(points, 2, "+") for neurons, points in group.groupby("neurons")}
+            rows.append((f"{ours} - {theirs}, alpha = {alpha}", *(by.get(neurons, "-") for neurons in widths)))
+    columns = ("comparison", *(f"{neurons} neurons" for neurons in widths))
+    return Table(f"Differences in points, trial by trial ({_about(results)}; ± is a 95 % interval)", columns, rows)
