@@ -14,6 +14,7 @@ from .lab.cli import lab
 from .output import console, finish, print_json, print_path, print_table
 from .results import COMMITTED, Results
 from .studies import boolean, vision
+from .studies import cli as sweeps
 
 
 def common(command: Callable) -> Callable:
@@ -185,3 +186,4 @@ def docs() -> None:
 
 for command in (lab, *COMMANDS):
     cli.add_command(command)
+sweeps.add_to(study, common)

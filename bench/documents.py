@@ -9,14 +9,26 @@ from pathlib import Path
 
 from . import summary
 from .lab import semi_structured, traffic
-from .report import LLM_LAYER, costs, figures
+from .report import LLM_LAYER, costs, figures, study_figures
 from .results import COMMITTED, Results
+from .studies import boolean_sweep, tables
+from .studies.cli import STUDIES
 from .summary import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout; documents exist there alone, not in an installed package."""
 
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/boolean.md", "docs/kernels.md", "docs/semi_structured.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/boolean.md",
+    "docs/kernels.md",
+    "docs/semi_structured.md",
+    "docs/studies.md",
+)
+
+CIFAR100, FASHION = "studies/mlp-cifar100_lite2_512", "studies/mlp-fashion-mnist"
+"""Results of the perceptrons, by data."""
 
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -24,6 +36,20 @@ TABLES: dict[str, Callable[[], Table]] = {
     "boolean": lambda: summary.boolean(_read("studies/boolean")),
     "boolean-sensitivity": lambda: summary.sensitivity(_read("studies/boolean-sensitivity")),
     "vision": lambda: summary.vision(_read("studies/vision")),
+    "budget": lambda: _of_study("budget", CIFAR100),
+    "by-width": lambda: tables.by_width(_read(CIFAR100)),
+    "paired": lambda: tables.paired(_read(CIFAR100)),
+    "two-four": lambda: tables.two_four(_read(CIFAR100)),
+    "controls": lambda: _of_study("controls", CIFAR100),
+    "vision-cifar100": lambda: _of_study("vision-sweep", CIFAR100),
+    "vision-fashion": lambda: _of_study("vision-sweep", FASHION),
+    "deep": lambda: tables.deep(_read(CIFAR100)),
+    "hidden": lambda: _of_study("hidden", CIFAR100),
+    "rewiring": lambda: tables.rewiring(_read(CIFAR100)),
+    "boolean-sweep": lambda: _of_study("boolean-sweep", "studies/boolean-sweep"),
+    "boolean-regressions": lambda: boolean_sweep.regressions(_read("studies/boolean-sweep")),
+    "transformer": lambda: _of_study("transformer", "studies/transformer"),
+    "cnn": lambda: _of_study("cnn", "studies/cnn-cifar10"),
     "formats": lambda: summary.formats(*LLM_LAYER),
     "traffic": lambda: traffic.table(_read("lab/traffic")),
     "verdict": lambda: costs.verdict_summary(costs.measured()),
@@ -43,6 +69,10 @@ FIGURES = {
     "ratio": lambda: costs.ratio_figure(costs.measured()),
     "roofline": lambda: costs.roofline(costs.measured()),
     "memory": lambda: costs.memory_bars(),
+    "boolean-sweep": lambda: study_figures.boolean_sweep_lines(_read("studies/boolean-sweep")),
+    "widths": lambda: study_figures.widths([_read(CIFAR100)]),
+    "budget": lambda: study_figures.budget(_read(CIFAR100)),
+    "hidden": lambda: study_figures.hidden(_read(CIFAR100)),
     "boolean-accuracy": lambda: figures.boolean_accuracy(_read("studies/boolean")),
 }
 
@@ -79,6 +109,12 @@ def markdown(table: Table) -> str:
     alignment = ["---", *("---:" for _ in table.columns[1:])]
     lines = [table.columns, alignment, *table.rows]
     return f"*{table.title}*\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _of_study(name: str, rows: str) -> Table:
+    """The table of a sweep."""
+    (study,) = (study for study in STUDIES if study.name == name)
+    return study.table(_read(rows), list(dict.fromkeys(study.cells())))
 
 
 def _read(name: str) -> Results:

@@ -12,6 +12,7 @@ from .expansion import expand, expand_pair, nonzeros, to_dense
 from .fused import ExpandedMLP, fuse
 from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
 from .partition import Partition
+from .rewiring import Rewiring
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ __all__ = [
     "MaskedLinear",
     "MergeLinear",
     "Partition",
+    "Rewiring",
     "SplitLinear",
     "expand",
     "expand_pair",

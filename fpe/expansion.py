@@ -10,7 +10,7 @@ from .checkpoint import guard_state_dict
 from .kernels import HOLE
 from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, SplitLinear
 from .partition import STRUCTURES, Partition, Structure, check_block
-from .resparsify import POLICIES, Plan, Policy, plan
+from .resparsify import POLICIES, Plan, Policy, choose, plan
 from .surgery import replace_modules, sequential_leaves, widened_between
 
 Split = Literal["random", "groups", "gram"]
@@ -25,7 +25,7 @@ def expand(
     split: Split = "random",
     structure: Structure = "random",
     block: tuple[int, int] | None = None,
-    resparsify: Policy = "magnitude",
+    resparsify: Policy | Literal["auto"] = "auto",
     pairs: Iterable[tuple[str, str]] | None = None,
     groups: Groups | Mapping[str, Groups] | None = None,
     generator: Generator | None = None,
@@ -47,7 +47,8 @@ def expand(
         structure: ``"random"``, ``"2:4"`` (``alpha`` 2) or ``"block"``; the last two with ``split="random"``.
         block: Tile ``(bn, bk)`` for ``structure="block"`` or ``resparsify="block"``.
         resparsify: Which weights pay for the wider second layer, see :func:`fpe.resparsify.plan`:
-            ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``.
+            ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``; ``"auto"`` chooses between
+            ``"input"`` and ``"partition"`` by the pair's sizes, see :func:`fpe.resparsify.choose`.
         pairs: Names of the layers of each pair, as in ``[("fc1", "fc2")]``. Needed unless the model is an
             ``nn.Sequential``. Whatever your module computes between them must be element-wise.
         groups: For ``split="groups"``, the group of each input; a mapping from the name of a pair's first
@@ -84,7 +85,7 @@ def expand_pair(
     fc1: nn.Linear,
     fc2: nn.Linear,
     partition: Partition,
-    resparsify: Policy = "magnitude",
+    resparsify: Policy | Literal["auto"] = "auto",
     *,
     block: tuple[int, int] | None = None,
     generator: Generator | None = None,
@@ -106,9 +107,11 @@ def expand_pair(
         TypeError: A weight is not floating point.
         ValueError: Sizes do not chain, a weight is not finite, or the policy cannot remove enough.
     """
-    if resparsify not in POLICIES:
-        raise ValueError(f"expand_pair: resparsify must be one of {POLICIES}, got {resparsify!r}")
+    if resparsify not in ("auto", *POLICIES):
+        raise ValueError(f"expand_pair: resparsify must be one of {('auto', *POLICIES)}, got {resparsify!r}")
     _check_pair("fc1", fc1, "fc2", fc2)
+    if resparsify == "auto":
+        resparsify = choose(fc2.out_features, fc1.in_features, partition.alpha)
     if partition.shape != tuple(fc1.weight.shape):
         raise ValueError(
             f"expand_pair: partition is over {list(partition.shape)}, fc1's weight {list(fc1.weight.shape)}"
@@ -213,7 +216,7 @@ def _check_options(split: str, structure: str, block: object, resparsify: str, g
     for name, value, known in (
         ("split", split, SPLITS),
         ("structure", structure, STRUCTURES),
-        ("resparsify", resparsify, POLICIES),
+        ("resparsify", resparsify, ("auto", *POLICIES)),
     ):
         if value not in known:
             raise ValueError(f"expand: {name} must be one of {known}, got {value!r}")

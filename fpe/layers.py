@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from .kernels import (
+    HOLE,
     BlockLayout,
     PackedLabels,
     SemiStructuredLayout,
@@ -64,6 +65,21 @@ class ExpandedLinear(nn.Module):
 
     def kept(self) -> Tensor:
         """Which entries of :meth:`wide_weight` exist, bool ``[out_features, in_features]``."""
+        raise NotImplementedError
+
+    def rewire(self, kept: Tensor, *followers: Tensor) -> None:
+        """Takes another mask with as many edges, as :class:`fpe.Rewiring` makes it; in place.
+
+        Edges that stay keep their weight. New edges begin at zero.
+
+        Args:
+            kept: The new :meth:`kept`, bool ``[out_features, in_features]``.
+            followers: Tensors of the weight parameter's shape that belong to it entry by entry, as an optimizer's
+                moments; edges keep their entries, new ones begin at zero there too.
+
+        Raises:
+            ValueError: The mask is one that the layer cannot have.
+        """
         raise NotImplementedError
 
     @property
@@ -222,7 +238,7 @@ class _LabelledLinear(ExpandedLinear):
         self.alpha = partition.alpha
         self.structure = partition.structure
         self.block_shape = partition.block_shape
-        self.register_buffer("planes", PackedLabels.pack(partition.labels, self.alpha).planes.to(device=device))
+        self._set_labels(partition.labels.to(device=device))
         self.weight = nn.Parameter(torch.empty(partition.shape, device=device, dtype=dtype))
         self.bias = self._make_bias(bias, device=device, dtype=dtype)
         self.reset_parameters(partition.shape[1])
@@ -231,6 +247,9 @@ class _LabelledLinear(ExpandedLinear):
     def _sizes(partition: Partition) -> tuple[int, int]:
         """Widths of the layer's input and output."""
         raise NotImplementedError
+
+    def _set_labels(self, labels: Tensor) -> None:
+        self.register_buffer("planes", PackedLabels.pack(labels, self.alpha).planes)
 
     @property
     def packed(self) -> PackedLabels:
@@ -251,6 +270,23 @@ class _LabelledLinear(ExpandedLinear):
     def clear_removed(self) -> None:
         """Sets the stored values of removed edges to zero."""
         self.weight.masked_fill_(self.labels >= self.alpha, 0)
+
+    @torch.no_grad()
+    def rewire(self, kept: Tensor, *followers: Tensor) -> None:
+        """Takes another mask; see :meth:`ExpandedLinear.rewire`."""
+        owners = self._children(kept)
+        labels = torch.where(owners.any(0), owners.to(torch.uint8).argmax(0), HOLE).to(torch.uint8)
+        old = self.partition
+        new = Partition(labels, self.alpha, self.structure, self.block_shape).validate()
+        if not torch.equal(new.masks(), owners):
+            raise ValueError(f"{type(self).__name__}.rewire: expected every edge at one child at most")
+        for tensor in (self.weight.data, *followers):
+            tensor.masked_fill_(new.labels != old.labels, 0)
+        self._set_labels(new.labels)
+
+    def _children(self, kept: Tensor) -> Tensor:
+        """A mask of the wide weight, child by child: bool ``[alpha, *partition.shape]``."""
+        raise NotImplementedError
 
     def check_state(self, state: Mapping[str, Any], prefix: str = "") -> None:
         """Raises unless the state fits, labels included; see :meth:`ExpandedLinear.check_state`."""
@@ -314,24 +350,24 @@ class SplitLinear(_LabelledLinear):
     codes: Tensor | None
     stored: Tensor | None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._index_quads()
-
     @staticmethod
     def _sizes(partition: Partition) -> tuple[int, int]:
         parents, inputs = partition.shape
         return inputs, partition.alpha * parents
 
-    def _index_quads(self) -> None:
+    def _set_labels(self, labels: Tensor) -> None:
+        super()._set_labels(labels)
+        self._index_quads(labels)
+
+    def _index_quads(self, labels: Tensor) -> None:
         """Derives from the labels what the 2:4 kernels read."""
-        layout = SemiStructuredLayout.from_labels(self.labels) if self.structure == "2:4" else None
+        layout = SemiStructuredLayout.from_labels(labels) if self.structure == "2:4" else None
         self.register_buffer("codes", layout.codes if layout else None, persistent=False)
         self.register_buffer("stored", layout.kept if layout else None, persistent=False)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._index_quads()
+        self._index_quads(self.labels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
@@ -355,6 +391,9 @@ class SplitLinear(_LabelledLinear):
     def kept(self) -> Tensor:
         """Which entries of :meth:`wide_weight` exist."""
         return self.partition.masks().flatten(0, 1)
+
+    def _children(self, kept: Tensor) -> Tensor:
+        return kept.unflatten(0, (self.alpha, -1))
 
 
 def _interleave(weight: Tensor, planes: Tensor, alpha: int) -> tuple[Tensor, SemiStructuredLayout]:
@@ -401,6 +440,9 @@ class MergeLinear(_LabelledLinear):
         """Which entries of :meth:`wide_weight` exist."""
         return self.partition.masks().transpose(0, 1).flatten(1)
 
+    def _children(self, kept: Tensor) -> Tensor:
+        return kept.unflatten(1, (self.alpha, -1)).transpose(0, 1)
+
 
 class MaskedLinear(ExpandedLinear):
     """A linear layer with any mask, stored wide: the successor under the paper's magnitude ranking.
@@ -438,6 +480,13 @@ class MaskedLinear(ExpandedLinear):
     def kept(self) -> Tensor:
         """The mask."""
         return self.mask
+
+    @torch.no_grad()
+    def rewire(self, kept: Tensor, *followers: Tensor) -> None:
+        """Takes another mask; see :meth:`ExpandedLinear.rewire`."""
+        for tensor in (self.weight.data, *followers):
+            tensor.masked_fill_(kept != self.mask, 0)
+        self.mask.copy_(kept)
 
     @torch.no_grad()
     def clear_removed(self) -> None:
@@ -496,12 +545,7 @@ class BlockLinear(ExpandedLinear):
         self.planes = planes
         if outputs % planes[0] or inputs % planes[1]:
             raise ValueError(f"BlockLinear: planes {planes} must divide the weight's {outputs} x {inputs}")
-        kept_tiles = tiles(self._to_planes(kept.to(device=device)), self.block_shape)
-        self._set_topology(kept_tiles.flatten(2).any(-1))
-        at = self.layout.rows.long(), self.layout.cols.long()
-        real = tiles(self._to_planes(torch.ones_like(kept, device=device)), self.block_shape)[at]
-        inside = kept_tiles[at]
-        self.register_buffer("inside", None if torch.equal(inside, real) else inside)
+        self._set_mask(kept.to(device=device))
         self.values = nn.Parameter(torch.empty(self.layout.values_shape, device=device, dtype=dtype))
         self.bias = self._make_bias(bias, device=device, dtype=dtype)
         self.reset_parameters(inputs)
@@ -535,6 +579,19 @@ class BlockLinear(ExpandedLinear):
         return self._from_planes(self.layout.to_dense(inside))
 
     @torch.no_grad()
+    def rewire(self, kept: Tensor, *followers: Tensor) -> None:
+        """Takes another mask of whole blocks; see :meth:`ExpandedLinear.rewire`."""
+        count = int(tiles(self._to_planes(kept), self.block_shape).flatten(2).any(-1).sum())
+        if count != len(self.rows):
+            raise ValueError(f"BlockLinear.rewire: expected a mask of {len(self.rows)} blocks, got {count}")
+        tensors = (self.values.data, *followers)
+        stay = self._to_planes(kept & self.kept())
+        dense = [self.layout.to_dense(tensor) for tensor in tensors]
+        self._set_mask(kept)
+        for tensor, old in zip(tensors, dense, strict=True):
+            tensor.copy_(self.layout.from_dense(torch.where(stay, old, 0)))
+
+    @torch.no_grad()
     def clear_removed(self) -> None:
         """Sets the stored values of removed edges, and the padding of edge blocks, to zero."""
         self.set_wide_weight(self.wide_weight())
@@ -548,6 +605,15 @@ class BlockLinear(ExpandedLinear):
         if self.inside is None:
             return self.values
         return torch.where(self.inside, self.values, self.values.new_zeros(()))
+
+    def _set_mask(self, kept: Tensor) -> None:
+        """Lays out the blocks of a mask ``[outputs, inputs]``, and what is removed inside them."""
+        kept_tiles = tiles(self._to_planes(kept), self.block_shape)
+        self._set_topology(kept_tiles.flatten(2).any(-1))
+        at = self.layout.rows.long(), self.layout.cols.long()
+        real = tiles(self._to_planes(torch.ones_like(kept)), self.block_shape)[at]
+        inside = kept_tiles[at]
+        self.register_buffer("inside", None if torch.equal(inside, real) else inside)
 
     def _set_topology(self, block_mask: Tensor) -> None:
         layout = BlockLayout.from_mask(block_mask, self._padded_shape(), self.block_shape)

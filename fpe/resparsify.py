@@ -21,6 +21,24 @@ Policy = Literal["magnitude", "input", "block", "partition"]
 POLICIES: tuple[Policy, ...] = ("magnitude", "input", "block", "partition")
 
 
+AFFORDABLE = 0.6
+"""Share of the expanded layer's weights up to which ``"auto"`` lets it pay alone; measured in docs/studies.md."""
+
+
+def choose(outputs: int, inputs: int, alpha: int) -> Policy:
+    """The policy of ``"auto"`` for a pair of layers: what gained most where it was measured (docs/studies.md).
+
+    ``"input"`` where the expanded layer can pay alone and keep a good part of its weights, as in a classifier;
+    ``"partition"`` where the successor has about as many outputs as the layer has inputs.
+
+    Args:
+        outputs: Outputs ``c`` of the successor.
+        inputs: Inputs ``d`` of the expanded layer.
+        alpha: Children per neuron.
+    """
+    return "input" if (alpha - 1) * outputs <= AFFORDABLE * inputs else "partition"
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What a policy decided for a pair of layers.

@@ -275,8 +275,22 @@ def test_nested_sequentials_are_unrolled() -> None:
     x = torch.randn(3, 12, generator=seeded())
     assert torch.equal(wide(x), nested_wide(x))
     assert isinstance(nested_wide[0][0], SplitLinear)
-    assert isinstance(nested_wide[1], MaskedLinear)
+    assert isinstance(nested_wide[1], MergeLinear)
     assert type(nested_wide[2][1]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("outputs", "alpha", "policy"),
+    [(6, 2, "input"), (7, 2, "partition"), (2, 4, "input"), (3, 4, "partition"), (10, 2, "partition")],
+)
+def test_auto_lets_the_input_side_pay_where_it_can(outputs: int, alpha: int, policy: str) -> None:
+    """Up to 0.6 of 10 inputs' weights may go."""
+    dense = mlp(10, 4, outputs)
+    auto, named = (fpe.expand(dense, alpha, generator=seeded(), **kw) for kw in ({}, {"resparsify": policy}))
+    assert_unchanged(auto, snapshot(named))
+    partition = fpe.Partition.random(4, 10, alpha, generator=seeded())
+    pair = fpe.expand_pair(dense[0], dense[2], partition, generator=seeded())
+    assert isinstance(pair[1], MergeLinear) == (policy == "partition")
 
 
 class Residual(nn.Module):
@@ -456,6 +470,7 @@ def bad(case: str, error: type[Exception], *says: str, model: Any = None, **opti
 
 
 DEEP = (12, 12, 12, 12, 5)
+EXPANDED = fpe.expand(mlp(*SIZES), resparsify="magnitude")
 BAD_INPUT = (
     bad("no-module", TypeError, "nn.Module", "int", model=3),
     *(bad(f"alpha-{a}", ValueError, "alpha", repr(a), alpha=a) for a in (1, 0, -1, 2.0, "2", True, None, 255)),
@@ -496,7 +511,7 @@ BAD_INPUT = (
     bad("softmax-between", ValueError, "'1'", "Softmax", "element-wise", model=mlp(8, 8, 8, between=[nn.Softmax(-1)])),
     bad("norm-of-images", ValueError, "LayerNorm", "one dimension", model=mlp(8, 8, 8, between=[nn.LayerNorm((2, 8))])),
     bad("expanded", ValueError, "'0'", "already", "SplitLinear", model=fpe.expand(mlp(*SIZES))),
-    bad("expanded-pair", ValueError, "'2'", "already", model=fpe.expand(mlp(*SIZES)), pairs=[("2", "0")]),
+    bad("expanded-pair", ValueError, "'2'", "already", model=EXPANDED, pairs=[("2", "0")]),
     bad("head", ValueError, "'2'", "head", pairs=[("2", "0")]),
     bad(
         "head-nested",

@@ -14,9 +14,9 @@ from .. import summary
 from ..lab import traffic
 from ..ledger import layer_ledger
 from ..results import COMMITTED, Results, provenance
-from ..studies import boolean, vision
+from ..studies import boolean, tables, vision
 from ..summary import Table
-from . import costs, figures
+from . import costs, figures, study_figures
 
 BOOLEAN_DEMO = replace(boolean.Choices(), epochs=100)
 """The case study at a length that two cores finish in a minute or two; the committed results have the full one."""
@@ -63,7 +63,7 @@ def _ledgers(real: Results, seed: int) -> dict[str, list[dict[str, Any]]]:
     dense = nn.Sequential(nn.Linear(features, neurons), nn.ReLU(), nn.Linear(neurons, classes))
     ledgers = {"dense": layer_ledger(dense)}
     for name, options in {
-        "magnitude": {},
+        "magnitude": {"resparsify": "magnitude"},
         "input": {"resparsify": "input"},
         "block 4x16, input": {"structure": "block", "block": (4, 16), "resparsify": "input"},
         "partition": {"resparsify": "partition"},
@@ -90,6 +90,8 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
     )
     if traced is not None:
         drawn["traffic"] = figures.traffic_lines(traced, *LLM_LAYER)
+    sweeps = _committed_sweeps()
+    drawn.update(sweeps["figures"])
     return environment.get_template("page.html.j2").render(
         figures={name: figures.svg(figure) for name, figure in drawn.items()},
         boolean=tables[0],
@@ -100,12 +102,29 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
         sensitivity=sensitivity and summary.sensitivity(sensitivity),
         traffic=traced and traffic.table(traced),
         compiled=compiled and summary.compiled(compiled),
+        sweeps=sweeps["tables"],
         choices=case.results.settings,
         real=real.settings,
         headline=_headline(case.results, real),
         costs=costs.section(),
         provenance=provenance(),
     )
+
+
+def _committed_sweeps() -> dict[str, Any]:
+    """Figures and tables of the committed sweeps."""
+    found: dict[str, Any] = {"figures": {}, "tables": []}
+    cifar100, boolean_rows = (
+        COMMITTED / f"studies/{name}.jsonl" for name in ("mlp-cifar100_lite2_512", "boolean-sweep")
+    )
+    if cifar100.exists():
+        results = Results.read(cifar100)
+        found["figures"]["budget"] = study_figures.budget(results)
+        found["figures"]["hidden"] = study_figures.hidden(results)
+        found["tables"] += [tables.by_width(results), tables.two_four(results), tables.rewiring(results)]
+    if boolean_rows.exists():
+        found["figures"]["boolean_sweep"] = study_figures.boolean_sweep_lines(Results.read(boolean_rows))
+    return found
 
 
 def _headline(case: Results, real: Results) -> dict[str, str]:

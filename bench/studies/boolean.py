@@ -114,11 +114,12 @@ def run_trial(choices: Choices, trial: int, seed: int, device: str = "cpu") -> d
 
     fit(dense, data, choices.training, choices.epochs, generator, watch("dense", 0))
     groups = clause_of(choices.clauses, choices.literals)
+    papers: dict[str, Any] = {"alpha": choices.alpha, "resparsify": "magnitude", "generator": generator}
     models = {
         "dense": dense,
         "dense-continued": fpe.expansion.replace_modules(dense, {}),
-        "random": fpe.expand(dense, choices.alpha, generator=generator),
-        "clause": fpe.expand(dense, choices.alpha, split="groups", groups=groups, generator=generator),
+        "random": fpe.expand(dense, **papers),
+        "clause": fpe.expand(dense, split="groups", groups=groups, **papers),
     }
     rows = []
     for condition in CONDITIONS:

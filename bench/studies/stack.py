@@ -1,0 +1,126 @@
+"""Many small networks of one shape, trained at once: their weights are stacked and the forward runs over the stack.
+
+A network of a few neurons keeps no core busy by itself. Expanded networks join as their dense equivalents with masks:
+a removed weight starts at zero and gets no gradient, which is what the FPE layers do (a test compares them).
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+import fpe
+from fpe.layers import ExpandedLinear
+
+from .protocol import Data, Training
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Stack:
+    """Networks of one architecture and size, trained side by side.
+
+    Args:
+        models: The networks, expanded or dense; they are copied.
+
+    Attributes:
+        parameters: Every parameter by name, the networks stacked in front.
+        masks: For the weights of expanded layers, which entries exist.
+    """
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        dense = [fpe.to_dense(model) for model in models]
+        self._skeleton = dense[0]
+        self.parameters, self._buffers = stack_module_state(dense)
+        self.masks = {
+            f"{name}.weight" if name else "weight": torch.stack([m.get_submodule(name).kept() for m in models])  # type: ignore[operator]
+            for name, module in models[0].named_modules()
+            if isinstance(module, ExpandedLinear)
+        }
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parameters.values())))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs of every network for the same input, ``[networks, *outputs]``."""
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+            return functional_call(self._skeleton, (parameters, buffers), (x,))
+
+        return vmap(one, randomness="different")(self.parameters, self._buffers)
+
+    def models(self) -> list[nn.Module]:
+        """The networks, one by one, as plain dense modules."""
+        unstacked = []
+        for i in range(len(self)):
+            model = copy.deepcopy(self._skeleton)
+            model.load_state_dict({n: t[i].detach() for n, t in {**self.parameters, **self._buffers}.items()})
+            unstacked.append(model)
+        return unstacked
+
+    def train(self, batches: Iterator[tuple[Tensor, Tensor]], training: Training, loss: Loss) -> None:
+        """Takes a step of Adam on every batch; the loss is summed over the networks, so that each has its own.
+
+        Args:
+            batches: Inputs and targets, the same for all networks.
+            training: Optimizer and penalties.
+            loss: From outputs ``[networks, ...]`` and targets to the sum of the networks' mean losses.
+        """
+        optimizer = torch.optim.Adam(self.parameters.values(), lr=training.lr, weight_decay=training.l2, fused=True)
+        first = next(p for p in self.parameters.values() if p.dim() > 2)
+        for x, y in batches:
+            optimizer.zero_grad()
+            total = loss(self(x), y)
+            if training.l1:
+                total = total + training.l1 * first.abs().sum()
+            total.backward()
+            for name, mask in self.masks.items():
+                self.parameters[name].grad.mul_(mask)
+            optimizer.step()
+
+    @torch.no_grad()
+    def accuracy(self, x: Tensor, y: Tensor, chunk: int = 4096) -> list[float]:
+        """Share of samples that each network classifies correctly, in percent."""
+        right = torch.zeros(len(self))
+        for x_part, y_part in zip(x.split(chunk), y.split(chunk), strict=True):
+            logits = self(x_part)
+            predicted = logits.squeeze(-1) > 0 if logits.shape[-1] == 1 else logits.argmax(-1)
+            right += (predicted == y_part).sum(1)
+        return (right.double() / len(x) * 100).tolist()
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Softmax and cross-entropy in one: half the passes over the logits that PyTorch's own takes on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, y: Tensor) -> Tensor:
+        shares = logits.softmax(-1)
+        index = y.expand(logits.shape[:-1])[..., None]
+        ctx.save_for_backward(shares, index)
+        return -shares.gather(-1, index).clamp_min(1e-30).log().sum() / len(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        shares, index = ctx.saved_tensors
+        scale = grad / index.shape[-2]
+        return (shares * scale).scatter_add_(-1, index, -scale.expand(index.shape)), None
+
+
+def classification_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of ``[networks, samples, classes]`` or one logit: summed over networks, averaged over samples."""
+    if logits.shape[-1] > 1:
+        return _CrossEntropy.apply(logits, y)
+    logits = logits.squeeze(-1)
+    targets = y.to(logits.dtype).expand(logits.shape)
+    return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(y)
+
+
+def epochs_of(data: Data, epochs: int, batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of so many passes over the data, shuffled anew in each."""
+    for _ in range(epochs):
+        order = torch.randperm(len(data.x), generator=generator).to(data.x.device)
+        for part in order.split(batch):
+            yield data.x[part], data.y[part]

@@ -1,0 +1,216 @@
+"""Tables of the sweeps, drawn from their rows."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ..results import Results
+from ..summary import Table
+from .conditions import CONTINUED, DENSE
+from .mlp import Cell
+
+
+def interval(values: object, places: int = 1, sign: str = "") -> str:
+    """Mean and half the width of its 95 % confidence interval (Student's t); the mean alone of a single value."""
+    array = np.asarray(values, dtype=float)
+    mean = f"{array.mean():{sign}.{places}f}"
+    if len(array) < 2:
+        return mean
+    half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5
+    return f"{mean} ± {half:.{places}f}"
+
+
+def against_control(results: Results) -> pd.DataFrame:
+    """The rows of perceptrons beside their control's, trial by trial.
+
+    Columns added: ``control`` (accuracy of the dense network of the same shape that trained as long), ``points`` and
+    ``relative`` (gain over it, in points and in percent of it).
+    """
+    frame = results.frame
+    shape = ["neurons", "layers", "around", "trial"]
+    control = frame[frame["condition"] == CONTINUED].set_index(shape)["test_accuracy"].rename("control")
+    joined = frame.join(control, on=shape)
+    joined["points"] = joined["test_accuracy"] - joined["control"]
+    joined["relative"] = joined["points"] / joined["control"] * 100
+    return joined
+
+
+def perceptrons(results: Results, cells: Sequence[Cell], title: str) -> Table:
+    """A row for each cell of a study: accuracy, gain over the control, and which layer kept how many weights."""
+    frame = against_control(results)
+    rows = []
+    for cell in dict.fromkeys(cells):
+        own = frame[np.logical_and.reduce([frame[name] == value for name, value in asdict(cell).items()])]
+        if not len(own):
+            continue
+        dense = cell.condition in (DENSE, CONTINUED)
+        rows.append(
+            (
+                _label(cell),
+                f"{cell.neurons}",
+                "-" if dense else f"{cell.alpha}",
+                interval(own["test_accuracy"]),
+                "-" if dense or own["points"].isna().all() else interval(own["points"], 2, "+"),
+                "-" if dense or own["points"].isna().all() else interval(own["relative"], 1, "+"),
+                f"{own['cosine_similarity'].mean():+.3f}",
+                f"{own['first_nonzeros'].mean():.0f} + {own['second_nonzeros'].mean():.0f}",
+            )
+        )
+    columns = ("condition", "neurons", "alpha", "test %", "points", "relative %", "cosine", "non-zeros of the pair")
+    return Table(f"{title} ({_about(results)}; ± is a 95 % interval)", columns, rows)
+
+
+def _label(cell: Cell) -> str:
+    parts = [cell.condition]
+    if cell.layers != Cell.layers:
+        parts.append(f"{cell.layers} layers")
+    if cell.split != Cell.split:
+        parts.append(f"split after {cell.split:.0%}")
+    if cell.rewire:
+        parts.append(f"rewired, {cell.rewire}")
+    return ", ".join(parts)
+
+
+def _about(results: Results) -> str:
+    s = results.settings
+    return f"{s['data']}, {s['epochs']} + {s['epochs']} epochs, {s['trials']} trials"
+
+
+PUBLISHED_TWO_FOUR = {CONTINUED: 53.89, "2:4 magnitude": 61.67, "random magnitude": 61.92}
+"""Table A5: test accuracy on CIFAR-100 features in percent; the width is not given with it."""
+
+PUBLISHED_DEEP = {
+    5: {4: 28.0, 8: 2.6, 12: 0.4, 16: 0.2},
+    7: {4: 34.0, 8: 11.0, 12: 1.1, 16: 0.8},
+    9: {4: 104.0, 8: 8.7, 12: 2.0, 16: 1.4},
+}
+"""Table A3: relative improvement in percent by layers and width."""
+
+PUBLISHED_REWIRING = {4: 4.5, 8: 1.9, 16: 0.5}
+"""Points of random rewiring over masks that stay, by neurons."""
+
+
+def two_four(results: Results) -> Table:
+    """2:4 beside random masks, at 8 neurons (Table A5)."""
+    frame = against_control(results)
+    frame = frame[(frame["neurons"] == 8) & (frame["alpha"] == 2) & still_shallow(frame)]
+    rows = []
+    for condition, published in PUBLISHED_TWO_FOUR.items():
+        own = frame[frame["condition"] == condition]
+        above = published - PUBLISHED_TWO_FOUR[CONTINUED]
+        control = condition == CONTINUED
+        rows.append(
+            (
+                condition,
+                f"{published:.2f}",
+                interval(own["test_accuracy"], 2),
+                "-" if control else f"{above:+.2f}",
+                "-" if control else interval(own["points"], 2, "+"),
+            )
+        )
+    columns = ("condition", "paper %", "ours %", "paper's points", "our points")
+    return Table(f"2:4 against random masks, 8 neurons ({_about(results)}; ± is a 95 % interval)", columns, rows)
+
+
+def deep(results: Results) -> Table:
+    """Relative improvement by depth and width beside the published (Table A3)."""
+    frame = against_control(results)
+    frame = frame[(frame["layers"] > 2) & (frame["around"] == 0)]
+    rows = []
+    for (layers, neurons), group in frame.groupby(["layers", "neurons"]):
+        dense, wide = (group[group["condition"] == c] for c in (CONTINUED, "random magnitude"))
+        published = PUBLISHED_DEEP.get(int(layers), {}).get(int(neurons))
+        rows.append(
+            (
+                f"{layers}",
+                f"{neurons}",
+                interval(dense["test_accuracy"]),
+                interval(wide["test_accuracy"]),
+                interval(wide["relative"], 1, "+"),
+                "-" if published is None else f"{published:+.1f}",
+            )
+        )
+    columns = ("layers", "neurons", "dense %", "FPE %", "relative %", "paper's relative %")
+    return Table(f"Deep networks, every other layer expanded ({_about(results)}; ± is a 95 % interval)", columns, rows)
+
+
+def rewiring(results: Results) -> Table:
+    """Moving masks over masks that stay, trial by trial."""
+    frame = results.frame
+    frame = frame[(frame["layers"] == 2) & (frame["around"] == 0) & (frame["split"] == Cell.split)]
+    key = ["condition", "neurons", "alpha", "trial"]
+    still = frame[frame["rewire"] == ""].set_index(key)["test_accuracy"].rename("still")
+    moving = frame[frame["rewire"] != ""].join(still, on=key)
+    rows = []
+    for (condition, neurons, regrow), own in moving.groupby(["condition", "neurons", "rewire"], sort=False):
+        published = (
+            PUBLISHED_REWIRING.get(int(neurons)) if (condition, regrow) == ("random magnitude", "random") else None
+        )
+        rows.append(
+            (
+                condition,
+                f"{neurons}",
+                regrow,
+                interval(own["still"]),
+                interval(own["test_accuracy"]),
+                interval(own["test_accuracy"] - own["still"], 2, "+"),
+                "-" if published is None else f"{published:+.1f}",
+            )
+        )
+    columns = ("condition", "neurons", "regrowth", "masks stay %", "masks move %", "points", "paper's points")
+    return Table(f"Masks that move ({_about(results)}; ± is a 95 % interval)", columns, rows)
+
+
+def still_shallow(frame: pd.DataFrame) -> pd.Series:
+    """Which rows are of one hidden layer that is split half-way, with masks that stay."""
+    still = (frame["rewire"] == "") & (frame["split"] == Cell.split)
+    return still & (frame["layers"] == Cell.layers) & (frame["around"] == Cell.around)
+
+
+def by_width(results: Results) -> Table:
+    """Points over the dense control by condition and width: what a choice gains."""
+    frame = against_control(results)
+    frame = frame[still_shallow(frame)]
+    widths = sorted(set(frame[frame["condition"] == "random input"]["neurons"]))
+    chosen = [("random magnitude", 2), ("random input", 2), ("2:4 input", 2), ("4x16 input", 2), ("16x64 input", 2)]
+    chosen += [("random magnitude", 4), ("random input", 4), ("4x16 input", 4)]
+    rows = []
+    for condition, alpha in chosen:
+        own = frame[(frame["condition"] == condition) & (frame["alpha"] == alpha)]
+        by = {neurons: interval(group["points"], 1, "+") for neurons, group in own.groupby("neurons")}
+        rows.append((f"{condition}, alpha = {alpha}", *(by.get(neurons, "-") for neurons in widths)))
+    columns = ("masks and policy", *(f"{neurons} neurons" for neurons in widths))
+    return Table(
+        f"Points of test accuracy over the dense network ({_about(results)}; ± is a 95 % interval)", columns, rows
+    )
+
+
+PAIRED = (
+    ("random input", "random magnitude"),
+    ("2:4 input", "random input"),
+    ("4x16 input", "random input"),
+    ("16x64 input", "random input"),
+    ("shared magnitude", "random magnitude"),
+    ("overlapping", "random magnitude"),
+    ("fresh weights", "random magnitude"),
+)
+"""What is compared with what, trial by trial."""
+
+
+def paired(results: Results) -> Table:
+    """Differences between two conditions in points, trial by trial, by width and alpha."""
+    frame = results.frame
+    frame = frame[still_shallow(frame)]
+    accuracy = frame.set_index(["condition", "alpha", "neurons", "trial"])["test_accuracy"]
+    widths = sorted(set(frame[frame["condition"] == "random input"]["neurons"]))
+    rows = []
+    for ours, theirs in PAIRED:
+        difference = (accuracy.loc[ours] - accuracy.loc[theirs]).dropna()
+        for alpha, group in difference.groupby("alpha"):
+            by = {neurons: interval(points, 2, "+") for neurons, points in group.groupby("neurons")}
+            rows.append((f"{ours} - {theirs}, alpha = {alpha}", *(by.get(neurons, "-") for neurons in widths)))
+    columns = ("comparison", *(f"{neurons} neurons" for neurons in widths))
+    return Table(f"Differences in points, trial by trial ({_about(results)}; ± is a 95 % interval)", columns, rows)

@@ -1,0 +1,268 @@
+"""Masks that move while training goes on: drop the smallest edges, grow as many elsewhere (RigL-like).
+
+The paper's dynamic masks regrow at random; RigL (Evci et al. 2020) regrows where the loss's gradient is largest.
+Whatever is regrown, a layer keeps its number of weights and its structure:
+
+===========================  =========================================================================================
+layer                        what moves
+===========================  =========================================================================================
+``SplitLinear``              an edge goes to another child, or to a place that nobody owns
+``SplitLinear``, 2:4         two places of a group of four change owners, so that each child keeps its number there
+``MergeLinear``              an edge reads another child
+``MaskedLinear``             an edge goes anywhere
+``BlockLinear``              a whole block goes anywhere; while siblings share no block, they never will
+===========================  =========================================================================================
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+from .kernels.block.layout import tiles
+from .layers import BlockLinear, ExpandedLinear, MergeLinear, SplitLinear
+
+Regrow = Literal["random", "gradient"]
+REGROW: tuple[Regrow, ...] = ("random", "gradient")
+
+
+class Rewiring:
+    """Moves the edges of a model's FPE layers every so many steps of its optimizer.
+
+    Call :meth:`step` after ``optimizer.step()``::
+
+        rewiring = fpe.Rewiring(wide, optimizer, every=100, fraction=0.3)
+        for x, y in batches:
+            optimizer.zero_grad()
+            loss(wide(x), y).backward()
+            optimizer.step()
+            rewiring.step()
+
+    New edges begin at exactly zero, and so does the optimizer's state for them (moments, momentum). Dropped edges
+    do not come back in the same move. With ``steps`` the moved share falls along RigL's cosine and ends at zero.
+
+    Args:
+        model: A model with FPE layers.
+        optimizer: The optimizer that trains it; it must hold the weights of those layers.
+        every: Steps between moves (RigL's default).
+        fraction: Share of a layer's edges that move, at most (RigL's default).
+        steps: Steps after which nothing moves any more; ``None`` for no end, at a constant fraction.
+        regrow: ``"random"`` (the paper's) or ``"gradient"`` (RigL's: where an edge's gradient in the last backward
+            pass is largest). The latter reads the inputs and gradients of the layers on the steps that move.
+        generator: Source of randomness (CPU).
+
+    Raises:
+        ValueError: The model has no FPE layer, the optimizer lacks one's weight, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        every: int = 100,
+        fraction: float = 0.3,
+        steps: int | None = None,
+        regrow: Regrow = "random",
+        generator: Generator | None = None,
+    ) -> None:
+        self.layers = {n: m for n, m in model.named_modules() if isinstance(m, ExpandedLinear)}
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not self.layers:
+            raise ValueError(f"Rewiring: expected a model with FPE layers, got {type(model).__name__} without one")
+        for name, layer in self.layers.items():
+            if id(_weight(layer)) not in held:
+                raise ValueError(f"Rewiring: the optimizer does not hold the weight of '{name}'")
+        if every < 1 or not 0 < fraction < 1 or (steps is not None and steps < 1):
+            raise ValueError(
+                "Rewiring: expected every >= 1, 0 < fraction < 1 and steps >= 1 or None, got "
+                f"{every}, {fraction}, {steps}"
+            )
+        if regrow not in REGROW:
+            raise ValueError(f"Rewiring: regrow must be one of {REGROW}, got {regrow!r}")
+        self.optimizer = optimizer
+        self.every, self.fraction, self.steps, self.regrow = every, fraction, steps, regrow
+        self.generator = generator
+        self.taken = 0
+        self._gradients: dict[str, Tensor] = {}
+        if regrow == "gradient":
+            for name, layer in self.layers.items():
+                layer.register_forward_hook(self._watch(name))
+
+    @property
+    def due(self) -> bool:
+        """Whether the next :meth:`step` moves edges."""
+        return (self.taken + 1) % self.every == 0 and (self.steps is None or self.taken + 1 < self.steps)
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Counts a step of the optimizer, and moves edges if it is time to; whether it was.
+
+        Raises:
+            RuntimeError: Regrowth by gradient is due and no backward pass has run.
+        """
+        due = self.due
+        self.taken += 1
+        if due:
+            share = self.fraction
+            if self.steps is not None:
+                share *= (1 + math.cos(math.pi * self.taken / self.steps)) / 2
+            for name, layer in self.layers.items():
+                layer.rewire(self._moved(name, layer, share), *self._followers(_weight(layer)))
+            self._gradients.clear()
+        return due
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs, besides the model's and the optimizer's own."""
+        return {"taken": self.taken, "generator": self.generator and self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where a :meth:`state_dict` was taken."""
+        self.taken = state["taken"]
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"])
+
+    def _moved(self, name: str, layer: ExpandedLinear, share: float) -> Tensor:
+        """The layer's new mask."""
+        size, kept = layer.wide_weight().abs(), layer.kept()
+        if self.regrow == "gradient":
+            if name not in self._gradients:
+                raise RuntimeError(f"Rewiring: '{name}' has seen no backward pass since the last move")
+            growth = self._gradients[name].abs()
+        else:
+            growth = torch.rand(kept.shape, generator=self.generator).to(kept.device)
+        planes = _planes(layer)
+        size, kept, growth = (_to_planes(t, planes) for t in (size, kept, growth))
+        if isinstance(layer, SplitLinear) and layer.structure == "2:4":
+            return _from_planes(exchanged(size, kept, growth, share), planes)
+        siblings_disjoint = len(kept) > 1 and bool((kept.sum(0) <= 1).all())
+        unit = getattr(layer, "block_shape", None) or (1, 1)
+        return _from_planes(moved(size, kept, growth, share, unit, siblings_disjoint), planes)
+
+    def _followers(self, weight: nn.Parameter) -> list[Tensor]:
+        """The tensors that belong to a weight, entry by entry."""
+        state = self.optimizer.state.get(weight, {}).values()
+        found = [t for t in state if isinstance(t, Tensor) and t.shape == weight.shape]
+        return found if weight.grad is None else [*found, weight.grad]
+
+    def _watch(self, name: str) -> Callable:
+        """A forward hook that has the gradient of the layer's whole wide weight summed up when a move is due."""
+
+        def watch(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if not self.due or not output.requires_grad:
+                return
+            x = inputs[0].detach().flatten(0, -2)
+
+            def collect(dy: Tensor) -> None:
+                gradient = dy.detach().flatten(0, -2).mT.float() @ x.float()
+                self._gradients[name] = self._gradients.get(name, 0) + gradient
+
+            output.register_hook(collect)
+
+        return watch
+
+
+def moved(
+    size: Tensor, kept: Tensor, growth: Tensor, share: float, unit: tuple[int, int], siblings_disjoint: bool
+) -> Tensor:
+    """A mask with a share of its units elsewhere: the smallest are dropped, those of largest growth come.
+
+    Only whole units move; one that is ragged or kept in part stays. A unit that was dropped is not regrown.
+
+    Args:
+        size: Magnitudes ``[P, N, K]``, a plane for each child.
+        kept: bool ``[P, N, K]``.
+        growth: How much each place deserves an edge, ``[P, N, K]``.
+        share: Share of the kept units that move, at most: no more than there is room for.
+        unit: ``(bn, bk)`` of what moves together.
+        siblings_disjoint: Whether a place belongs to one plane at most.
+    """
+    area = unit[0] * unit[1]
+    count_kept, count_real, size, growth = (
+        torch.stack([tiles(plane, unit).flatten(2).sum(-1) for plane in t])
+        for t in (kept, torch.ones_like(kept), size, growth)
+    )
+    whole = count_kept == area
+    free = (count_kept == 0) & (count_real == area)
+    budget = int(share * int(whole.sum()))
+    dropped = _top(-size, whole, budget if siblings_disjoint else min(budget, int(free.sum())))
+    if siblings_disjoint:
+        unowned = ((count_kept == 0) | dropped).all(0)
+        best, plane = growth.masked_fill(~free, -torch.inf).max(0)
+        cells = _top(best, unowned & free.any(0), int(dropped.sum()))
+        grown = torch.zeros_like(dropped).scatter_(0, plane[None], cells[None])
+    else:
+        grown = _top(growth, free, int(dropped.sum()))
+    now = kept
+    for change, value in ((dropped, False), (grown, True)):
+        spread = change.repeat_interleave(unit[0], 1).repeat_interleave(unit[1], 2)
+        now = now.masked_fill(spread[:, : kept.shape[1], : kept.shape[2]], value)
+    return now
+
+
+def exchanged(size: Tensor, kept: Tensor, growth: Tensor, share: float) -> Tensor:
+    """A 2:4 mask in which some groups of four have exchanged the owners of two places.
+
+    In a group its smallest edge changes places with the place of another owner (or of none) that grows best;
+    groups with the smallest such edges come first. Each child keeps its number of edges in every group.
+
+    Args:
+        size: Magnitudes ``[P, N, K]``.
+        kept: bool ``[P, N, K]``, a place owned by one plane at most.
+        growth: How much each place deserves an edge, ``[P, N, K]``.
+        share: Share of the edges that are dropped, at most.
+    """
+    size, mask, growth = (t.unflatten(-1, (-1, 4)).flatten(1, 2) for t in (size, kept, growth))  # [P, groups, 4]
+    owned = mask.any(0)
+    smallest = torch.where(owned, size.sum(0), torch.inf).argmin(-1)  # [groups]
+    at = smallest[None, :, None].expand(len(mask), -1, 1)
+    child = mask.gather(-1, at)  # [P, groups, 1]
+    other = ~(mask & child).any(0)  # places that the child does not own
+    # What an exchange grows: this child over there, and whoever owns that place over here.
+    gain = (growth * child).sum(0) + (growth.gather(-1, at) * mask).sum(0)
+    partner = gain.masked_fill(~other, -torch.inf).argmax(-1)
+    possible = owned.any(-1) & other.any(-1)
+    cost = 1 + owned.gather(-1, partner[:, None]).squeeze(-1).long()
+    loss = torch.where(owned, size.sum(0), torch.inf).amin(-1).masked_fill(~possible, torch.inf)
+    ranking = loss.argsort(stable=True)
+    chosen = torch.zeros_like(possible)
+    chosen[ranking] = cost[ranking].cumsum(0) <= int(share * int(mask.sum()))
+    chosen &= possible
+    order = torch.arange(4, device=mask.device).repeat(len(possible), 1)
+    swapped = order.scatter(1, smallest[:, None], partner[:, None]).scatter(1, partner[:, None], smallest[:, None])
+    order = torch.where(chosen[:, None], swapped, order)
+    return mask.gather(-1, order.expand_as(mask)).view_as(kept)
+
+
+def _top(score: Tensor, among: Tensor, count: int) -> Tensor:
+    """Marks the ``count`` places of largest score among some."""
+    chosen = torch.zeros_like(among)
+    best = score.double().masked_fill(~among, -torch.inf).flatten().topk(count).indices
+    chosen.view(-1)[best] = True
+    return chosen
+
+
+def _weight(layer: ExpandedLinear) -> nn.Parameter:
+    return layer.values if isinstance(layer, BlockLinear) else layer.weight  # type: ignore[return-value]
+
+
+def _planes(layer: ExpandedLinear) -> tuple[int, int]:
+    """Planes of children along the outputs and along the inputs."""
+    if isinstance(layer, SplitLinear):
+        return layer.alpha, 1
+    if isinstance(layer, MergeLinear):
+        return 1, layer.alpha
+    return layer.planes if isinstance(layer, BlockLinear) else (1, 1)
+
+
+def _to_planes(wide: Tensor, planes: tuple[int, int]) -> Tensor:
+    """``[P0 * N, P1 * K]`` to ``[P0 * P1, N, K]``."""
+    p, q = planes
+    return wide.unflatten(1, (q, -1)).unflatten(0, (p, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _from_planes(parts: Tensor, planes: tuple[int, int]) -> Tensor:
+    return parts.unflatten(0, planes).transpose(1, 2).flatten(2).flatten(0, 1)
