@@ -145,6 +145,16 @@ def test_packed_weights_are_the_dense_ones(pattern: str, n: int, k: int, childre
     assert torch.equal(values, weight.values) and torch.equal(layout.codes, weight.layout.codes)
 
 
+def test_both_children_cost_17_bits_a_parent_weight_in_either_form() -> None:
+    n, k = 128, 256
+    labels = Partition.semi_structured(n, k, generator=seeded(1)).labels
+    layout = SemiStructuredLayout.from_labels(labels)
+    values = layout.from_dense(integers(n, k))
+    fragments = pack(values, layout.codes)
+    for tensors in ((values, layout.codes), fragments):
+        assert 8 * sum(t.numel() * t.element_size() for t in tensors) == 17 * n * k
+
+
 # The kernel, run on NumPy.
 
 
