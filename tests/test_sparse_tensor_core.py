@@ -145,6 +145,16 @@ def test_packed_weights_are_the_dense_ones(pattern: str, n: int, k: int, childre
     assert torch.equal(values, weight.values) and torch.equal(layout.codes, weight.layout.codes)
 
 
+def test_both_children_cost_17_bits_a_parent_weight_in_either_form() -> None:
+    n, k = 128, 256
+    labels = Partition.semi_structured(n, k, generator=seeded(1)).labels
+    layout = SemiStructuredLayout.from_labels(labels)
+    values = layout.from_dense(integers(n, k))
+    fragments = pack(values, layout.codes)
+    for tensors in ((values, layout.codes), fragments):
+        assert 8 * sum(t.numel() * t.element_size() for t in tensors) == 17 * n * k
+
+
 # The kernel, run on NumPy.
 
 
@@ -202,17 +212,22 @@ def test_dx_is_exact_too(case: Case, children: int, dtype: torch.dtype) -> None:
     assert torch.equal(dx, want.to(dtype))
 
 
-def test_rows_that_lie_awkwardly_are_copied_and_others_are_not() -> None:
-    weight = weight_of("random", 9, 128)
-    buffer = integers(40, 136, seed=6)
-    want = semi_structured_matmul(buffer[:5, :128].double(), weight.values.double(), weight.layout).bfloat16()
-    for x, same in ((buffer[:5, :128], True), (buffer[:5, :128].T.contiguous().T, False), (buffer[:5, 1:129], False)):
-        with on_numpy():
-            y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, weight.values, weight.layout)
-        rows = sparse_tensor_core._aligned_rows(x, 128)
-        assert (rows.data_ptr() == x.data_ptr()) == same and rows.stride(0) % 4 == 0
-        if same or x.stride(1) != 1:
-            assert torch.equal(y, want)
+@pytest.mark.parametrize(
+    ("form", "copied"), [("rows", False), ("shifted", True), ("odd", True), ("transposed", True), ("strided", True)]
+)
+def test_rows_that_lie_awkwardly_are_copied_and_others_are_not(form: str, copied: bool) -> None:
+    weight, buffer = weight_of("random", 9, 128), integers(8, 272, seed=6)
+    x = {
+        "rows": buffer[:5, 8:136],
+        "shifted": buffer[:5, 1:129],
+        "odd": buffer.flatten()[: 5 * 273].view(5, 273)[:, :128],
+        "transposed": buffer[:5, :128].T.contiguous().T,
+        "strided": buffer[:5, :256:2],
+    }[form]
+    with on_numpy():
+        y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, weight.values, weight.layout)
+    assert (sparse_tensor_core._aligned_rows(x, 128).data_ptr() != x.data_ptr()) == copied
+    assert torch.equal(y, semi_structured_matmul(x.double(), weight.values.double(), weight.layout).bfloat16())
 
 
 def test_a_pipeline_that_reads_too_early_would_be_seen() -> None:
