@@ -330,3 +330,11 @@ def test_conditions_are_compared_trial_by_trial() -> None:
     assert len(shown) == len(tables.PAIRED)
     for ours, theirs in tables.PAIRED:
         assert shown[f"{ours} - {theirs}, alpha = 2"] == f"{names[ours] - names[theirs]:+.2f} ± 0.00"
+
+
+def test_a_split_is_worth_the_dense_network_that_does_as_well() -> None:
+    cell = {"layers": 2, "around": 0, "alpha": 2, "rewire": "", "split": 0.5, "trial": 0}
+    dense = [{**cell, "condition": conditions.CONTINUED, "neurons": 4**i, "test_accuracy": 10 * i} for i in range(4)]
+    wide = [{**cell, "condition": "random magnitude", "neurons": n, "test_accuracy": a} for n, a in ((4, 15), (16, 40))]
+    drawn = tables.equivalent(Results("mlp", {"data": "d", "epochs": 1, "trials": 1}, [*wide, *dense], {}))
+    assert drawn.rows == [("4", "2", "15.0", "8.0", "2.00")]

@@ -214,3 +214,21 @@ def paired(results: Results) -> Table:
             rows.append((f"{ours} - {theirs}, alpha = {alpha}", *(by.get(neurons, "-") for neurons in widths)))
     columns = ("comparison", *(f"{neurons} neurons" for neurons in widths))
     return Table(f"Differences in points, trial by trial ({_about(results)}; ± is a 95 % interval)", columns, rows)
+
+
+def equivalent(results: Results) -> Table:
+    """How many neurons a dense network needs to do as well, and so how many times the weights (Fig. 6a).
+
+    Between the widths that were trained, accuracy is taken to be a straight line over the logarithm of the width.
+    """
+    frame = results.frame
+    frame = frame[still_shallow(frame)]
+    dense = frame[frame["condition"] == CONTINUED].groupby("neurons")["test_accuracy"].mean()
+    rows = []
+    for (alpha, neurons), own in frame[frame["condition"] == "random magnitude"].groupby(["alpha", "neurons"]):
+        reached = own["test_accuracy"].mean()
+        if dense.min() <= reached <= dense.max():
+            needed = np.exp2(np.interp(reached, dense.to_numpy(), np.log2(dense.index.to_numpy(float))))
+            rows.append((f"{neurons}", f"{alpha}", f"{reached:.1f}", f"{needed:.1f}", f"{needed / neurons:.2f}"))
+    columns = ("neurons", "alpha", "test %", "neurons of a dense network as good", "times the weights")
+    return Table(f"What a split is worth in dense weights ({_about(results)})", columns, rows)
