@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..device import interpreting
 from .layout import SemiStructuredLayout
+from .memo import constant_to_compile
 
 SPARSE_DTYPES = (torch.float16, torch.bfloat16)
 TRITON_DTYPES = (*SPARSE_DTYPES, torch.float32)
@@ -94,14 +95,14 @@ def _why_not_device(operand: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | N
 # What does not change while a program runs: torch.compile asks once, and does not trace into it.
 
 
-@torch.compiler.assume_constant_result
+@constant_to_compile
 def _arch(device: torch.device) -> int:
     """Compute capability, as 90 for 9.0."""
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
 
 
-@torch.compiler.assume_constant_result
+@constant_to_compile
 def _triton_installed() -> bool:
     return _installed("triton")
 

@@ -31,3 +31,12 @@ def once_per_version(make: Callable[..., Result]) -> Callable[..., Result]:
         return found[1]
 
     return remembered
+
+
+def constant_to_compile(ask: Callable[..., Result]) -> Callable[..., Result]:
+    """Marks a function that ``torch.compile`` calls once and takes the result of for granted.
+
+    It is ``torch.compiler.assume_constant_result``, which would import all of the compiler as this package is imported.
+    """
+    ask._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return ask

@@ -14,7 +14,7 @@ from ..device import Device, device_of
 from .eager import semi_structured_matmul_eager
 from .fragments import TILE_QUADS, TILE_ROWS, Fragments, pack
 from .layout import SemiStructuredLayout
-from .memo import once_per_version
+from .memo import constant_to_compile, once_per_version
 from .triton import semi_structured_grad_triton, semi_structured_matmul_t_triton
 
 STEP = 4 * TILE_QUADS
@@ -139,7 +139,7 @@ def _aligned_rows(x: Tensor, width: int) -> Tensor:
 Run = Callable[[Tensor, Tensor, SemiStructuredLayout], Tensor]
 
 
-@torch.compiler.assume_constant_result
+@constant_to_compile
 def is_sound(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether sparse tensor cores compute what the eager twin does on this device: tried once, on first use.
 

@@ -18,7 +18,7 @@ from torch.sparse import (
 from .eager import semi_structured_grad_eager, semi_structured_matmul_t_eager
 from .fragments import pack
 from .layout import SemiStructuredLayout
-from .memo import once_per_version
+from .memo import constant_to_compile, once_per_version
 
 CUSPARSELT = (16, 16)
 """Outputs (all children's) and inputs must be multiples of these for cuSPARSELt."""
@@ -47,7 +47,7 @@ def semi_structured_grad_torch(dy: Tensor, x: Tensor, layout: SemiStructuredLayo
     return semi_structured_grad_eager(dy, x, layout)
 
 
-@torch.compiler.assume_constant_result
+@constant_to_compile
 def has_cusparselt() -> bool:
     """Whether this build of PyTorch has cuSPARSELt and a device for it."""
     return torch.backends.cusparselt.is_available()
