@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import combinations
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -490,7 +491,8 @@ def chosen(
     case: Case = Case(n=16, k=32),
     triton: bool = True,
 ) -> str:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: arch)
+    properties = SimpleNamespace(major=arch[0], minor=arch[1])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(backends, "interpreting", lambda: False)
     monkeypatch.setattr(backends, "_triton_installed", lambda: triton)
     monkeypatch.setattr("fpe.kernels.semi_structured.sparse_tensor_core.is_sound", lambda device, dtype: sound)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..device import interpreting
 from .layout import SemiStructuredLayout
-from .memo import constant_to_compile
 
 SPARSE_DTYPES = (torch.float16, torch.bfloat16)
 TRITON_DTYPES = (*SPARSE_DTYPES, torch.float32)
@@ -92,24 +91,15 @@ def _why_not_device(operand: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | N
     return f"it needs compute capability {MIN_ARCH / 10} or newer, got {arch / 10}" if arch < MIN_ARCH else None
 
 
-# What does not change while a program runs: torch.compile asks once, and does not trace into it.
-
-
-@constant_to_compile
 def _arch(device: torch.device) -> int:
-    """Compute capability, as 90 for 9.0."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return major * 10 + minor
-
-
-@constant_to_compile
-def _triton_installed() -> bool:
-    return _installed("triton")
+    """Compute capability, as 90 for 9.0. ``torch.compile`` takes the properties of a device for constant."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major * 10 + properties.minor
 
 
 @cache
-def _installed(name: str) -> bool:
-    return find_spec(name) is not None
+def _triton_installed() -> bool:
+    return find_spec("triton") is not None
 
 
 WHY_NOT: dict[str, Callable[[Tensor, SemiStructuredLayout], str | None]] = {
