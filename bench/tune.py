@@ -115,11 +115,12 @@ class BlockJob:
         else:
             arguments = (x if self.op == "forward" else dy, values, layout)
             problem = block_config.matmul_problem(layout, self.op == "dX", self.m, values.element_size())
-        ours, twin = {
+        runs: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
             "forward": (kernels.block_matmul_triton, block_matmul_eager),
             "dX": (kernels.block_matmul_t_triton, block_matmul_t_eager),
             "dW": (kernels.block_grad_triton, block_grad_eager),
-        }[self.op]
+        }
+        ours, twin = runs[self.op]
         return partial(ours, *arguments), partial(twin, *arguments), problem
 
 
@@ -185,12 +186,13 @@ class PartitionJob:
             labels, w, n, k = labels.T, w.T, k, n
         sizes = ((self.m, k), (self.m, alpha, k), (self.m, alpha, n))
         x, z, dy = (torch.randn(shape, generator=generator).to(target, self.dtype) for shape in sizes)
-        ours, twin, arguments = {
+        runs: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple]] = {
             "split_matmul": (kernels.split_matmul_triton, split_matmul_eager, (x, w, labels, alpha)),
             "merge_matmul": (kernels.merge_matmul_triton, merge_matmul_eager, (z, w, labels)),
             "partition_grad": (kernels.partition_grad_triton, partition_grad_eager, (dy, x, labels)),
-        }[self.op]
-        return partial(ours, *arguments), partial(twin, *arguments), problem  # type: ignore[arg-type]
+        }
+        ours, twin, arguments = runs[self.op]
+        return partial(ours, *arguments), partial(twin, *arguments), problem
 
 
 Job = BlockJob | PartitionJob
@@ -198,15 +200,15 @@ Job = BlockJob | PartitionJob
 
 def jobs() -> list[Job]:
     """Everything to tune, what matters first: 16-bit operands, two children, large blocks."""
-    passes = (("split_matmul", False), ("merge_matmul", True), ("partition_grad", False))
-    passes += (("merge_matmul", False), ("split_matmul", True), ("partition_grad", True))
+    expanded = (("split_matmul", False), ("merge_matmul", True), ("partition_grad", False))
+    merged = (("merge_matmul", False), ("split_matmul", True), ("partition_grad", True))
     found: list[Job] = []
     for dtype in (torch.bfloat16, torch.float32):
-        for alpha, m, (op, transposed) in product(ALPHAS, ROWS, passes):
+        for alpha, m, (op, transposed) in product(ALPHAS, ROWS, expanded + merged):
             found.append(PartitionJob(op, transposed, alpha, m, dtype))
         for block, m, op in product(BLOCKS, ROWS, OPERATIONS):
             found.append(BlockJob(op, block, m, dtype))
-    return sorted(found, key=lambda job: (job.dtype == torch.float32, job.family == "partition" and job.alpha > 2))
+    return sorted(found, key=lambda job: (job.dtype == torch.float32, isinstance(job, PartitionJob) and job.alpha > 2))
 
 
 def run(
@@ -268,8 +270,8 @@ def tune(
     """
     launch, eager, problem = job.setup(target)
     truth = eager().float()
-    rule = job.choose(problem, device)  # type: ignore[arg-type]
-    others = list(job.candidates(problem, device))  # type: ignore[arg-type]
+    rule = job.choose(problem, device)
+    others = list(job.candidates(problem, device))
     if limit is not None and limit <= len(others):
         others = random.Random(0).sample(others, limit - 1)
     tried = [rule, *others]
@@ -286,7 +288,7 @@ def tune(
         raise RuntimeError(f"no configuration of {job} agrees with the eager twin")
     entry = {
         "family": job.family,
-        **job.conditions(problem),  # type: ignore[arg-type]
+        **job.conditions(problem),
         "max_m": job.m,
         "config": asdict(best),
         "milliseconds": best_time,

@@ -77,18 +77,19 @@ def fuse(model: nn.Sequential, backend: str = "auto") -> nn.Sequential:
     """
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"fuse: model must be an nn.Sequential, got {type(model).__name__}")
-    modules, fused = list(model), []
+    modules: list[nn.Module] = list(model)
+    fused: list[nn.Module] = []
     while modules:
-        triple = modules[:3]
-        if len(triple) == 3 and _fits(*triple):
-            fused.append(ExpandedMLP(triple[0], ACTIVATIONS[type(triple[1])], triple[2], backend))
+        first, activation, second = (*modules[:3], None, None)[:3]
+        exact = getattr(activation, "approximate", "none") == "none" and type(activation) in ACTIVATIONS
+        if (
+            isinstance(first, SplitLinear)
+            and exact
+            and isinstance(second, (nn.Linear, MaskedLinear, MergeLinear))
+            and type(second) in (nn.Linear, MaskedLinear, MergeLinear)
+        ):
+            fused.append(ExpandedMLP(first, ACTIVATIONS[type(activation)], second, backend))
             modules = modules[3:]
         else:
             fused.append(modules.pop(0))
     return nn.Sequential(*fused).train(model.training)
-
-
-def _fits(first: nn.Module, activation: nn.Module, second: nn.Module) -> bool:
-    exact = getattr(activation, "approximate", "none") == "none"
-    successor = type(second) in (nn.Linear, MaskedLinear, MergeLinear)
-    return isinstance(first, SplitLinear) and type(activation) in ACTIVATIONS and exact and successor

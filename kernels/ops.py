@@ -208,8 +208,9 @@ def _run_split(
     transposed: bool,
     backend: str,
 ) -> Tensor:
-    run = _run_partition("split_matmul", backend, x.shape[0], *w.shape, alpha, w)
-    return run(x, w, _labels(labels, transposed, *w.shape, alpha), alpha, bias, activation)
+    n, k = w.shape
+    run = _run_partition("split_matmul", backend, x.shape[0], n, k, alpha, w)
+    return run(x, w, _labels(labels, transposed, n, k, alpha), alpha, bias, activation)
 
 
 split_matmul = _define(
@@ -229,9 +230,9 @@ split_matmul = _define(
 def _run_merge(
     z: Tensor, w: Tensor, labels: Tensor, bias: Tensor | None, activation: str | None, transposed: bool, backend: str
 ) -> Tensor:
-    m, alpha = z.shape[:2]
-    run = _run_partition("merge_matmul", backend, m, *w.shape, alpha, w)
-    return run(z, w, _labels(labels, transposed, *w.shape, alpha), bias, activation)
+    (m, alpha, k), n = z.shape, w.shape[0]
+    run = _run_partition("merge_matmul", backend, m, n, k, alpha, w)
+    return run(z, w, _labels(labels, transposed, n, k, alpha), bias, activation)
 
 
 merge_matmul = _define(
@@ -309,8 +310,9 @@ def _run_expanded_mlp(
     activation: str | None,
     backend: str,
 ) -> Tensor:
-    first = _labels(labels1, transposed1, *w1.shape, alpha)
-    second = None if labels2 is None else _labels(labels2, transposed2, *w2.shape, alpha)
+    hidden, k = w1.shape
+    first = _labels(labels1, transposed1, hidden, k, alpha)
+    second = None if labels2 is None else _labels(labels2, transposed2, w2.shape[0], hidden, alpha)
     run = _implementation("mlp", "expanded_mlp", backend)
     return run(x, w1, first, w2, second, alpha, bias1, bias2, activation)
 

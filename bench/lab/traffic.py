@@ -204,7 +204,7 @@ def occupancy(op: str, config: Config, of: Layer, device: Device) -> int:
 def measure(
     op: str,
     case: Case,
-    of: BlockLayer | PartitionLayer,
+    of: Layer,
     device: Device = KNOWN[90],
     l2: float = 50e6,
     config: Config | None = None,

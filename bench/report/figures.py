@@ -205,7 +205,7 @@ def traffic_lines(results: Results, n: int, k: int) -> Figure:
     """Simulated DRAM bytes of one block layer by batch size, over the least that its dense parent must move."""
     made, (axis,) = figure(6.8, 3.6)
     frame = results.frame
-    frame = frame[(frame["N"] == n) & (frame["K"] == k) & (frame["alpha"] > 1)]
+    frame = frame[(frame["N"] == n) & (frame["K"] == k) & (frame["alpha"] > 1) & (frame["block"] != "none")]
     colours = {"forward": "#2a7de1", "dX": "#e8590c", "dW": "#2f9e44"}
     for op, rows in frame.groupby("op", sort=False):
         shown = rows.sort_values("M")
