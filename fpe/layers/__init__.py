@@ -1,0 +1,33 @@
+"""Drop-in replacements of ``nn.Linear``: the expanded layer and its widened successor.
+
+An expanded layer's children lie in planes: output ``a * parents + n`` is child ``a`` of parent ``n``. Removed
+edges are zero in the parameter, and so are their gradients: any element-wise optimizer (SGD with momentum,
+Adam, with weight decay or without) keeps them there. Whoever writes to a parameter otherwise calls ``clear_removed()``.
+
+===================  ==========================================  =================================================
+layer                parameter                                   used for
+===================  ==========================================  =================================================
+:class:`SplitLinear`   the parent's weight ``[parents, inputs]``    an expanded layer, any labels
+:class:`MergeLinear`   the parent's weight ``[outputs, parents]``   its successor, each edge at one child
+:class:`MaskedLinear`  the wide weight ``[outputs, inputs]``        its successor, any mask
+:class:`BlockLinear`   the kept blocks ``[blocks, bn, bk]``         either, where whole blocks are kept
+===================  ==========================================  =================================================
+"""
+
+from .base import FORMAT_VERSION, ExpandedLinear
+from .block import BlockLinear
+from .labelled import MergeLinear, SplitLinear
+from .masked import MaskedLinear
+
+KINDS: tuple[type[ExpandedLinear], ...] = (SplitLinear, MergeLinear, MaskedLinear, BlockLinear)
+"""The layers, numbered as in the state dict's header: append only."""
+
+__all__ = [
+    "FORMAT_VERSION",
+    "KINDS",
+    "BlockLinear",
+    "ExpandedLinear",
+    "MaskedLinear",
+    "MergeLinear",
+    "SplitLinear",
+]
