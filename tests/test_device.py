@@ -95,7 +95,7 @@ def test_the_gate_allows_twice_the_yardsticks_error() -> None:
 def test_real_checks_are_green_under_the_interpreter_and_red_where_a_kernel_is_broken() -> None:
     found = {c.name: c for c in gate.checks("cpu", few=True)}
     blocks = [c for c in found.values() if c.family == "block"]
-    assert {c.family for c in found.values()} == {"partition", "block", "layers"}
+    assert {c.family for c in found.values()} == {"partition", "block", "layers", "semi_structured", "mlp"}
     assert [gate.compare(c, "fp32", "triton")["status"] for c in blocks] == ["ok", "ok"]
     from fpe.kernels.block import triton as module
 
@@ -183,7 +183,7 @@ def test_no_room_is_no_error(tmp_path: Path) -> None:
 
 def test_a_cut_gate_has_seen_every_family() -> None:
     first = list(islice(gate.checks("cpu"), 9))
-    assert {check.family for check in first} == {"partition", "block", "layers"}
+    assert {check.family for check in first} == {"partition", "block", "layers", "semi_structured", "mlp"}
     assert len({check.name for check in gate.checks("cpu")}) == len(list(gate.checks("cpu"))) > 100
 
 
@@ -377,18 +377,17 @@ def test_the_headline_sets_the_fastest_of_ours_beside_both_yardsticks() -> None:
     assert cells == ("8x4", "2", "block", "1", "fpe/triton", "1000.0", "0.500", "0.250")
 
 
-def test_packed_labels_are_checked_where_the_kernels_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = {check.name for check in gate.checks("cpu")}
-    packed: list[int] = []
+def test_packed_labels_and_plain_ones_are_checked() -> None:
+    found = {check.name: check for check in gate.checks("cpu") if check.family == "partition"}
+    packed = [name for name in found if name.endswith("packed")]
+    assert len(packed) * 2 == len(found) and {name.removesuffix(" packed") for name in packed} < {*found}
+    for op in ("split_matmul", "merge_matmul", "partition_grad"):
+        assert gate.compare(found[f"{op} 17x70x90 alpha 3 strided packed"], "bf16", "triton")["status"] == "ok"
 
-    class PackedLabels:
-        @staticmethod
-        def pack(labels: Tensor, alpha: int) -> Tensor:
-            packed.append(alpha)
-            return labels
 
-    monkeypatch.setattr(gate.kernels, "PackedLabels", PackedLabels, raising=False)
-    more = {check.name: check for check in gate.checks("cpu") if check.name not in plain}
-    assert len(more) == sum(check.startswith(("split", "merge", "partition")) for check in plain)
-    assert gate.compare(more["merge_matmul 17x70x90 alpha 4 packed"], "fp32", "auto")["status"] == "ok"
-    assert packed == [4, 4]  # twice by the implementation, never by the twin
+@pytest.mark.parametrize(
+    "name", ["expanded_mlp 33x70-13-33 alpha 2 merged", "semi_structured_matmul 17x70x88, 2 children"]
+)
+def test_the_other_families_pass_under_the_interpreter(name: str) -> None:
+    (check,) = (check for check in gate.checks("cpu") if check.name == name)
+    assert gate.compare(check, "bf16", "triton")["status"] == "ok"

@@ -636,7 +636,10 @@ def test_a_2_to_4_layer_trains_as_the_eager_one(holes: bool) -> None:
 
 def test_serving_compresses_once_for_each_version_of_the_weight() -> None:
     ours, x = layer("triton"), torch.randn(3, 24, generator=seeded(3))
-    with patch("fpe.layers.labelled.semi_structured_compress", wraps=semi_structured_compress) as compress, torch.no_grad():
+    with (
+        patch("fpe.layers.labelled.semi_structured_compress", wraps=semi_structured_compress) as compress,
+        torch.no_grad(),
+    ):
         before = [ours(x), ours(x)]
         assert compress.call_count == 1 and torch.equal(*before)
         ours.weight.mul_(2)

@@ -1,6 +1,7 @@
 """The latency suite: what is timed is the layer's own function, who is wrong gets no time, memory by hand."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -265,8 +266,11 @@ def test_pytest_benchmark_names_every_case(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     chosen = "test_latency[block-M1-384x512-fp32-dX-fpe/eager]"
     command = [sys.executable, "-m", "pytest", f"bench/test_latency.py::{chosen}", "--benchmark-only", "-p", "no:xdist"]
-    done = subprocess.run([*command, f"--benchmark-json={out}"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of xdist
+    done = subprocess.run(
+        [*command, f"--benchmark-json={out}"], cwd=ROOT, env=alone, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     (found,) = json.loads(out.read_text())["benchmarks"]
     assert found["name"] == chosen and found["group"] == "block-M1-384x512-fp32 dX"
     assert found["extra_info"]["provider"] == "fpe/eager" and found["stats"]["rounds"] == 5

@@ -51,7 +51,13 @@ def checks(device: str, few: bool = False) -> Iterator[Check]:
         device: Where they run.
         few: Two of each family alone, for slow tools such as a sanitizer.
     """
-    families = (_layer_checks(device), _partition_checks(device), _block_checks(device))
+    families = (
+        _layer_checks(device),
+        _partition_checks(device),
+        _block_checks(device),
+        _semi_structured_checks(device),
+        _mlp_checks(device),
+    )
     for turn in islice(zip_longest(*families), 2 if few else None):
         yield from (check for check in turn if check is not None)
     if not few and device == "cuda" and torch.cuda.mem_get_info()[0] > 40e9:
@@ -120,7 +126,7 @@ def _partition_checks(device: str) -> Iterator[Check]:
     cases = [(shape, alpha, False) for shape in SHAPES for alpha in (2, 4)]
     cases += [(SHAPES[0], alpha, True) for alpha in (2, 3, 8)]
     for (m, n, k), alpha, strided in cases:
-        for packed in (False, True) if hasattr(kernels, "PackedLabels") else (False,):
+        for packed in (False, True):
             operands = _partition_operands(m, n, k, alpha, strided, device)
             case = f"{m}x{n}x{k} alpha {alpha}{' strided' * strided}{' packed' * packed}"
             for op in ("split_matmul", "merge_matmul", "partition_grad"):
@@ -133,6 +139,7 @@ def _partition_operands(m: int, n: int, k: int, alpha: int, strided: bool, devic
     drawn = {name: _draw(*shape, seed=seed, device=device) for seed, (name, shape) in enumerate(shapes.items())}
     if strided:
         drawn |= {name: drawn[name].mT.contiguous().mT for name in ("x", "w")}
+    drawn["w"] = drawn["w"].masked_fill(labels.to(device) == alpha, 0)  # holes, as packed labels want them
     return {**drawn, "labels": torch.where(labels == alpha, kernels.HOLE, labels).to(torch.uint8).to(device)}
 
 
@@ -142,7 +149,7 @@ def _partition_op(
     x, w, dy, z = (operands[name].to(dtype) for name in ("x", "w", "dy", "z"))
     labels: Any = operands["labels"]
     if packed and backend != "eager":
-        labels = kernels.PackedLabels.pack(labels, alpha)  # type: ignore[attr-defined, unused-ignore]
+        labels = kernels.PackedLabels.pack(labels, alpha)
     if op == "split_matmul":
         return [kernels.split_matmul(x, w, labels, alpha, backend=backend)]
     if op == "merge_matmul":
@@ -177,6 +184,45 @@ def _block_checks(device: str) -> Iterator[Check]:
         case = f"{m}x{n}x{k} blocks {block[0]}x{block[1]} density {density}"
         for name, run in (("block_matmul", forward), ("block_matmul_t and block_grad", backward)):
             yield Check(f"{name} {case}", "block", run)
+
+
+def _mlp_checks(device: str) -> Iterator[Check]:
+    """The fused MLP, its second layer dense and merged."""
+    for m, k, hidden, n in ((1, 512, 8, 100), (33, 70, 13, 33), (64, 128, 64, 130)):
+        for alpha, merged in ((2, False), (2, True), (4, False)):
+            generator = torch.Generator().manual_seed(0)
+            labels = torch.randint(alpha, (hidden, k), generator=generator, dtype=torch.uint8).to(device)
+            reads = torch.randint(alpha, (n, hidden), generator=generator, dtype=torch.uint8).to(device)
+            shapes = ((m, k), (hidden, k), (n, hidden * (1 if merged else alpha)), (alpha, hidden), (n,))
+            drawn = [_draw(*shape, seed=i, device=device) for i, shape in enumerate(shapes)]
+
+            def run(dtype: torch.dtype, backend: str, drawn: list[Tensor] = drawn, labels: Tensor = labels,
+                    reads: Tensor | None = reads if merged else None, alpha: int = alpha) -> list[Tensor]:  # fmt: skip
+                x, w1, w2, bias1, bias2 = (t.to(dtype) for t in drawn)
+                more: dict[str, Any] = {"alpha": alpha, "bias1": bias1, "bias2": bias2, "activation": "gelu"}
+                return [kernels.expanded_mlp(x, w1, labels, w2, reads, backend=backend, **more)]
+
+            yield Check(f"expanded_mlp {m}x{k}-{hidden}-{n} alpha {alpha}{' merged' * merged}", "mlp", run)
+
+
+def _semi_structured_checks(device: str) -> Iterator[Check]:
+    """Forward, dX and dW of 2:4 weights: one child with a mask of its own, and both children of a parent."""
+    for m, n, k in ((17, 70, 88), (1, 16, 64), (64, 128, 256), (130, 257, 96), (5, 1, 36)):
+        for children in (1, 2):
+            labels = fpe.Partition.semi_structured(n, k, generator=torch.Generator().manual_seed(0)).labels.to(device)
+            both = kernels.SemiStructuredLayout.from_labels(labels)
+            layout = both if children == 2 else kernels.SemiStructuredLayout.from_mask(labels == 0)
+            w = _draw(n, k, seed=1, device=device)
+            x, dy = _draw(m, k, seed=2, device=device), _draw(m, children, n, seed=3, device=device)
+
+            def run(dtype: torch.dtype, backend: str, w: Tensor = w, x: Tensor = x, dy: Tensor = dy,
+                    layout: kernels.SemiStructuredLayout = layout) -> list[Tensor]:  # fmt: skip
+                values = kernels.semi_structured_compress(w.to(dtype), layout, backend="eager")
+                leaves = [x.to(dtype).requires_grad_(), values.detach().requires_grad_()]
+                y = kernels.semi_structured_matmul(leaves[0], leaves[1], layout, backend=backend)
+                return [y.detach(), *torch.autograd.grad(y, leaves, dy.to(dtype).reshape(y.shape))]
+
+            yield Check(f"semi_structured_matmul {m}x{n}x{k}, {children} children", "semi_structured", run)
 
 
 def _layer_checks(device: str) -> Iterator[Check]:
