@@ -420,3 +420,18 @@ def test_autocast_runs_in_bfloat16(recipe: Recipe) -> None:
     assert_as_accurate(y, yardstick, deepcopy(plain).double()(x.double()))
     y.sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in wide.parameters())
+
+
+@pytest.mark.parametrize("kind", [fpe.SplitLinear, fpe.MergeLinear])
+@pytest.mark.parametrize("gains", [True, False])
+def test_loading_may_add_or_take_away_the_plane_of_holes(kind: type, gains: bool) -> None:
+    full = Partition.random(6, 12, 2, generator=seeded())
+    labels = full.labels.clone()
+    labels[2, 3] = fpe.kernels.HOLE
+    source, target = kind(Partition(labels, 2)), kind(full)
+    if not gains:
+        source, target = target, source
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(target.labels, source.labels) and len(target.planes) == len(source.planes)
+    x = torch.randn(3, target.in_features, generator=seeded(1))
+    assert torch.equal(target(x), source(x))
