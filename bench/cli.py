@@ -171,8 +171,8 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
             return do_bench(call, warmup=5, rep=20, return_mode="median")
 
     entries = tune.run(todo, device, output, measure, budget, target, limit, console.print)
-    for table in tune.write(output, device.arch, entries):
-        print_path("Table", table)
+    for family in dict.fromkeys(entry["family"] for entry in entries):
+        print_path("Table", tune.table_path(output, family, device.arch))
 
 
 @cli.command()

@@ -246,18 +246,20 @@ def run(
     return entries
 
 
-def write(folder: Path, arch: int, entries: list[dict[str, Any]]) -> list[Path]:
-    """Writes each family's table aside and renames it; returns the tables."""
-    tables = []
+def table_path(folder: Path, family: str, arch: int) -> Path:
+    """Where a family's table is written."""
+    return folder / f"{family}_sm{arch}.json"
+
+
+def write(folder: Path, arch: int, entries: list[dict[str, Any]]) -> None:
+    """Writes each family's table aside and renames it."""
     for family in dict.fromkeys(entry["family"] for entry in entries):
-        table = folder / f"{family}_sm{arch}.json"
+        table = table_path(folder, family, arch)
         kept = [entry for entry in entries if entry["family"] == family]
         folder.mkdir(parents=True, exist_ok=True)
         part = table.with_suffix(".part")
         part.write_text(json.dumps({"provenance": provenance(), "entries": kept}, indent=1) + "\n")
         part.replace(table)
-        tables.append(table)
-    return tables
 
 
 def tune(

@@ -46,6 +46,12 @@ def device_of(tensor: Tensor) -> Device:
     return _query(tensor.get_device()) if tensor.is_cuda else KNOWN[80]
 
 
+def arch_of(device: torch.device) -> int:
+    """Compute capability of a CUDA device, as 90 for 9.0. ``torch.compile`` takes its properties for constant."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major * 10 + properties.minor
+
+
 @cache
 def _query(index: int) -> Device:
     from triton.runtime import driver

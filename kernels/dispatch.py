@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .device import device_of, interpreting
+from .device import arch_of, interpreting
 from .model import PUBLISHED, Roof, best, candidates, roof_named
 
 BACKENDS = ("auto", "triton", "eager")
@@ -39,7 +39,7 @@ def choose_backend(op: str, backend: str, operand: Tensor, limit: str | None = N
         raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "eager" or (backend == "auto" and not operand.is_cuda):
         return "eager"
-    reason = _why_not_triton(operand, limit)
+    reason = why_not_triton(operand, limit)
     if reason and backend == "triton":
         raise ValueError(f"{op}: backend 'triton' cannot run here: {reason}")
     if reason:
@@ -92,8 +92,7 @@ def dtype_name(operand: Tensor) -> str:
 @cache
 def roof_of(index: int) -> Roof:
     """The roof of a CUDA device: the measured one that is shipped, else what is published of it or of its kind."""
-    name, arch = torch.cuda.get_device_name(index), device_of(torch.empty(0, device=f"cuda:{index}")).arch
-    return roof_for(name, arch)
+    return roof_for(torch.cuda.get_device_name(index), arch_of(torch.device("cuda", index)))
 
 
 def roof_for(name: str, arch: int) -> Roof:
@@ -112,18 +111,23 @@ def roof_for(name: str, arch: int) -> Roof:
 
 
 @cache
-def _triton_installed() -> bool:
+def triton_installed() -> bool:
+    """Whether Triton can be imported."""
     return find_spec("triton") is not None
 
 
-def _why_not_triton(operand: Tensor, limit: str | None) -> str | None:
+def why_not_triton(operand: Tensor, limit: str | None = None) -> str | None:
     """What keeps Triton from running a call, in words; ``None`` where it can."""
-    if not _triton_installed():
+    if not triton_installed():
         return "Triton is not installed"
     if not operand.is_cuda and not interpreting():
         return f"it needs a CUDA device (or TRITON_INTERPRET=1), the tensors are on {operand.device}"
     if operand.dtype not in TRITON_DTYPES:
         return f"it takes float16, bfloat16 and float32, got {operand.dtype}"
-    if device_of(operand).arch < MIN_ARCH:
-        return f"it needs compute capability {MIN_ARCH / 10} or newer, got {device_of(operand).arch / 10}"
-    return limit
+    return (too_old(operand.device) if operand.is_cuda else None) or limit
+
+
+def too_old(device: torch.device) -> str | None:
+    """What keeps the kernels from a CUDA device, in words; ``None`` where nothing does."""
+    arch = arch_of(device)
+    return f"it needs compute capability {MIN_ARCH / 10} or newer, got {arch / 10}" if arch < MIN_ARCH else None

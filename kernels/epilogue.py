@@ -1,8 +1,28 @@
-"""How a matmul ends in every family: bias, activation, and the sum of the parts of a split reduction."""
+"""What the launches of every family share: options, bias, activation, the sum of the parts of a split reduction."""
+
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .device import input_precision, interpreting
+
+
+def launch_options(config: Any, operand: Tensor) -> dict[str, Any]:
+    """What every multiplying kernel is launched with, from its family's configuration.
+
+    ``maxnreg`` is all that a thread may have: left to itself the assembler stops at 64 or 128 and spills a few bytes.
+    """
+    return {
+        "BLOCK_M": config.block_m,
+        "SPLIT": config.split,
+        "PRECISION": input_precision(operand),
+        "UPCAST": interpreting(),
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "maxnreg": min(255, 65_536 // (32 * config.num_warps)),
+    }
 
 
 @triton.jit

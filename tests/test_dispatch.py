@@ -10,7 +10,6 @@ from support import seeded
 from torch import Tensor
 
 from fpe.kernels import PackedLabels, dispatch, ops, split_matmul
-from fpe.kernels.device import KNOWN
 from fpe.kernels.dispatch import IMPLEMENTATIONS, choose_backend, fastest, roof_for
 from fpe.kernels.model import PUBLISHED, candidates
 
@@ -49,12 +48,12 @@ def test_a_roof_is_found_for_every_gpu(tmp_path: Path) -> None:
 class OnCuda:
     """A tensor that says it is on a GPU."""
 
-    is_cuda, dtype = True, torch.bfloat16
+    is_cuda, dtype, device = True, torch.bfloat16, torch.device("cuda", 0)
 
 
 def test_auto_stays_open_only_where_both_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     operand: Tensor = OnCuda()  # type: ignore[assignment]
-    monkeypatch.setattr(dispatch, "device_of", lambda tensor: KNOWN[90])
+    monkeypatch.setattr(dispatch, "arch_of", lambda device: 90)
     assert choose_backend("op", "auto", operand, by_cost=True) == "auto"
     assert choose_backend("op", "auto", operand) == "triton"
     assert choose_backend("op", "auto", operand, "too many children", by_cost=True) == "eager"

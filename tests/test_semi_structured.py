@@ -21,6 +21,7 @@ from fpe.bench.lab import sanitize
 from fpe.kernels import (
     HOLE,
     SemiStructuredLayout,
+    dispatch,
     semi_structured_compress,
     semi_structured_grad,
     semi_structured_matmul,
@@ -493,8 +494,8 @@ def chosen(
 ) -> str:
     properties = SimpleNamespace(major=arch[0], minor=arch[1])
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(backends, "interpreting", lambda: False)
-    monkeypatch.setattr(backends, "_triton_installed", lambda: triton)
+    for module in (backends, dispatch):
+        monkeypatch.setattr(module, "triton_installed", lambda: triton)
     monkeypatch.setattr("fpe.kernels.semi_structured.sparse_tensor_core.is_sound", lambda device, dtype: sound)
     monkeypatch.setattr(torch_backend, "has_cusparselt", lambda: cusparselt)
     return backends.choose_backend("op", backend, OnGpu(dtype), case.layout())  # type: ignore[arg-type]

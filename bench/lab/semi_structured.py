@@ -3,15 +3,12 @@
 As in ``compile``, the real launchers run on meta tensors while their launches are caught.
 """
 
-import subprocess
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from inspect import getsourcelines
 from itertools import product
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 from unittest.mock import patch
 
@@ -26,7 +23,7 @@ from ...kernels.semi_structured import triton as dense_kernels
 from ...kernels.semi_structured.layout import SemiStructuredLayout
 from ..results import Results
 from ..table import Table
-from .compile import _catching
+from .compile import _catching, disassemble
 from .sass import Row, analyse, programs_per_sm
 
 SHAPE = (14336, 4096)
@@ -171,13 +168,7 @@ def compile_case(case: Case, arch: int) -> Row:
         _call(case)
     ((compiled, given),) = caught
     kernel = compiled.metadata.name
-    with NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        run = partial(subprocess.run, capture_output=True, text=True, check=True)
-        code = run([triton.knobs.nvidia.nvdisasm.path, "-c", "-g", file.name]).stdout
-        resources = run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]).stdout
-    facts = analyse(code, resources, _lines(kernel), case.op not in ("compress", "expand"))
+    facts = analyse(*disassemble(compiled.asm["cubin"]), _lines(kernel), case.op not in ("compress", "expand"))
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
     tensor = getattr(compiled.metadata, "tmem_size", None) or 0
     held = programs_per_sm(arch, warps, facts["registers"], shared, tensor)

@@ -40,11 +40,6 @@ class Config:
     num_warps: int
     num_stages: int
 
-    @property
-    def max_registers(self) -> int:
-        """All that a thread may have. Left to itself the assembler stops at 64 or 128 and spills a few bytes."""
-        return min(255, 65_536 // (32 * self.num_warps))
-
 
 def is_valid(op: str, config: Config, block: tuple[int, int], itemsize: int, device: Device) -> bool:
     """Whether a configuration can run: sizes divide, and the pipeline's buffers fit into shared memory.

@@ -5,15 +5,13 @@ transposing them, dX. :func:`_block_outer` is dW. Both may split the long dimens
 partial sums then meet in one reduction, in a fixed order, so that results do not change between runs.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import device_of, input_precision, interpreting, stored_dtype
-from ..epilogue import activate, launch_reduce, rows_contiguous
+from ..device import device_of, stored_dtype
+from ..epilogue import activate, launch_options, launch_reduce, rows_contiguous
 from .config import Config, choose, grad_problem, matmul_problem
 from .layout import BlockLayout
 
@@ -198,7 +196,7 @@ def _launch_outer(dy: Tensor, x: Tensor, layout: BlockLayout, config: Config | N
         BK=bk,
         EVEN_N=n % bn == 0,
         EVEN_K=k % bk == 0,
-        **_shared_options(config, x),
+        **launch_options(config, x),
     )
     if config.split > 1:
         launch_reduce(out, values)
@@ -247,21 +245,8 @@ def _launch_multiply(
         EVEN_IN=size_in % layout.block[0 if transposed else 1] == 0,
         ACTIVATION=activation,
         HAS_BIAS=bias is not None,
-        **_shared_options(config, a),
+        **launch_options(config, a),
     )
     if config.split > 1:
         launch_reduce(out, result, bias, activation)
     return result.to(a.dtype)
-
-
-def _shared_options(config: Config, operand: Tensor) -> dict[str, Any]:
-    """What both multiplying kernels are launched with."""
-    return {
-        "BLOCK_M": config.block_m,
-        "SPLIT": config.split,
-        "PRECISION": input_precision(operand),
-        "UPCAST": interpreting(),
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "maxnreg": config.max_registers,
-    }

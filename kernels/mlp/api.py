@@ -65,9 +65,8 @@ def expanded_mlp(
     check_tensor(op, "w2", w2, (None, hidden if labels2 is not None else alpha * hidden), like=w1)
     check_tensor(op, "x", x, (k,), batched=True, on=w1)
     check_activation(op, activation)
-    check_labels(op, labels1, (hidden, k), alpha, w1)
-    if labels2 is not None:
-        check_labels(op, labels2, (w2.shape[0], hidden), alpha, w2)
+    table1, flip1 = check_labels(op, labels1, (hidden, k), alpha, w1)
+    table2, flip2 = (None, False) if labels2 is None else check_labels(op, labels2, (w2.shape[0], hidden), alpha, w2)
     for name, bias, shape in (("bias1", bias1, (alpha, hidden)), ("bias2", bias2, (w2.shape[0],))):
         if bias is not None:
             check_tensor(op, name, bias, shape, like=w1)
@@ -82,8 +81,6 @@ def expanded_mlp(
     given = [t if t is None else autocast(t)[0] for t in (x, w1, w2, bias1, bias2)]
     x, w1, w2 = (t for t in given[:3] if t is not None)
     check_tensor(op, "x", x, (k,), batched=True, like=w1)
-    table1, flip1 = check_labels(op, labels1, (hidden, k), alpha, w1)
-    table2, flip2 = (None, False) if labels2 is None else check_labels(op, labels2, (w2.shape[0], hidden), alpha, w2)
     y = ops.expanded_mlp(
         as_rows(x, 1), w1, table1, flip1, w2, table2, flip2, alpha, given[3], given[4], activation, chosen
     )

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import device_of, input_precision, interpreting, stored_dtype
-from ..epilogue import activate, launch_reduce, rows_contiguous
+from ..device import device_of, stored_dtype
+from ..epilogue import activate, launch_options, launch_reduce, rows_contiguous
 from .config import Config, Problem, choose
 from .eager import Labels, stored_like
 from .labels import PackedLabels, digits, pack_planes, row_bytes
@@ -441,13 +441,7 @@ def _shared_options(config: Config, alpha: int, operand: Tensor) -> dict[str, An
     return {
         "ALPHA": alpha,
         "DIGITS": digits(alpha),
-        "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
-        "SPLIT": config.split,
-        "PRECISION": input_precision(operand),
-        "UPCAST": interpreting(),
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "maxnreg": config.max_registers,
+        **launch_options(config, operand),
     }

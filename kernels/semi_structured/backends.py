@@ -1,18 +1,15 @@
 """Which implementation runs a semi-structured operation: a pure choice, never a silent fallback."""
 
 from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from ..device import interpreting
+from ..device import arch_of
+from ..dispatch import too_old, triton_installed, why_not_triton
 from .layout import SemiStructuredLayout
 
 SPARSE_DTYPES = (torch.float16, torch.bfloat16)
-TRITON_DTYPES = (*SPARSE_DTYPES, torch.float32)
-MIN_ARCH = 80
 CUTLASS_ARCHS = range(80, 90)
 SLOW_ARCHS = range(100, 120)
 """Data-centre Blackwell: it multiplies by ``tcgen05``, and runs ``mma`` at a fraction of its rate."""
@@ -36,7 +33,7 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
     if backend == "eager" or (backend == "auto" and not operand.is_cuda):
         return "eager"
     if backend == "auto":
-        slow = _arch(operand.device) in SLOW_ARCHS
+        slow = arch_of(operand.device) in SLOW_ARCHS
         able = (name for name, why_not in WHY_NOT.items() if why_not(operand, layout) is None)
         return next((name for name in able if not (slow and name == "sparse_tensor_core")), "eager")
     reason = WHY_NOT[backend](operand, layout)
@@ -49,7 +46,7 @@ def _why_not_sparse_tensor_core(operand: Tensor, layout: SemiStructuredLayout) -
     reason = _why_not_device(operand, SPARSE_DTYPES)
     if reason:
         return reason
-    if not _triton_installed():
+    if not triton_installed():
         return "Triton is not installed"
     from .sparse_tensor_core import is_sound
 
@@ -57,13 +54,7 @@ def _why_not_sparse_tensor_core(operand: Tensor, layout: SemiStructuredLayout) -
 
 
 def _why_not_triton(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
-    if not _triton_installed():
-        return "Triton is not installed"
-    if not operand.is_cuda and not interpreting():
-        return f"it needs a CUDA device (or TRITON_INTERPRET=1), the tensors are on {operand.device}"
-    if operand.dtype not in TRITON_DTYPES:
-        return f"it takes float16, bfloat16 and float32, got {operand.dtype}"
-    return None if interpreting() and not operand.is_cuda else _why_not_device(operand, TRITON_DTYPES)
+    return why_not_triton(operand)
 
 
 def _why_not_torch(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
@@ -72,7 +63,7 @@ def _why_not_torch(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
         return reason
     from .torch import has_cusparselt, why_not_shape
 
-    arch = _arch(operand.device)
+    arch = arch_of(operand.device)
     if not has_cusparselt() and arch not in CUTLASS_ARCHS:
         return (
             "this build of PyTorch has no cuSPARSELt, and its CUTLASS kernels take compute capability 8.x only, got "
@@ -87,19 +78,7 @@ def _why_not_device(operand: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | N
     if operand.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"it takes {names}, got {str(operand.dtype).removeprefix('torch.')}"
-    arch = _arch(operand.device)
-    return f"it needs compute capability {MIN_ARCH / 10} or newer, got {arch / 10}" if arch < MIN_ARCH else None
-
-
-def _arch(device: torch.device) -> int:
-    """Compute capability, as 90 for 9.0. ``torch.compile`` takes the properties of a device for constant."""
-    properties = torch.cuda.get_device_properties(device)
-    return properties.major * 10 + properties.minor
-
-
-@cache
-def _triton_installed() -> bool:
-    return find_spec("triton") is not None
+    return too_old(operand.device)
 
 
 WHY_NOT: dict[str, Callable[[Tensor, SemiStructuredLayout], str | None]] = {

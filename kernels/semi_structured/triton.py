@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import device_of, input_precision, interpreting, stored_dtype
+from ..device import device_of, stored_dtype
+from ..epilogue import launch_options, rows_contiguous
 from .config import Config, choose
 from .layout import SemiStructuredLayout
 
@@ -339,7 +340,7 @@ def semi_structured_matmul_triton(
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`. ``config`` overrides the chosen one."""
     m, (n, k) = x.shape[0], layout.shape
     config = config or _chosen("semi_structured_matmul", m, layout, x)
-    x, pairs = _rows_contiguous(x), _pairs(values)
+    x, pairs = rows_contiguous(x), _pairs(values)
     grid = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
 
     def launch(out: Tensor) -> None:
@@ -362,7 +363,7 @@ def semi_structured_matmul_t_triton(
     """The gradient dX on ``dy[M, children, N]``; see :func:`fpe.kernels.semi_structured_matmul_t`."""
     m, k = dy.shape[0], layout.shape[1]
     config = config or _chosen("semi_structured_matmul_t", m, layout, dy)
-    dy, pairs = _rows_contiguous(dy), _pairs(values)
+    dy, pairs = rows_contiguous(dy), _pairs(values)
     grid = triton.cdiv(m, config.block_m) * triton.cdiv(k, config.block_k)
 
     def launch(out: Tensor) -> None:
@@ -385,7 +386,7 @@ def semi_structured_grad_triton(
     """The gradient dW of the stored values; see :func:`fpe.kernels.semi_structured_grad`."""
     m, (n, k) = x.shape[0], layout.shape
     config = config or _chosen("semi_structured_grad", m, layout, x)
-    dy, x = _rows_contiguous(dy), _rows_contiguous(x)
+    dy, x = rows_contiguous(dy), rows_contiguous(x)
     grid = triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k)
 
     def launch(out: Tensor) -> None:
@@ -405,7 +406,7 @@ def semi_structured_grad_triton(
 
 def semi_structured_compress_triton(w: Tensor, layout: SemiStructuredLayout) -> Tensor:
     """Stored values of ``w[N, K]``; see :func:`fpe.kernels.semi_structured_compress`."""
-    w = _rows_contiguous(w)
+    w = rows_contiguous(w)
     values = w.new_empty(layout.values_shape)
     if values.numel():
         _launch_copy(_compress, _bits(w), layout, _bits(values), 2, stride_wn=w.stride(0))
@@ -476,23 +477,12 @@ def _shared_options(
         "stride_vc": n * layout.quads * per_quad,
         "stride_os": out.stride(0),
         "CHILDREN": layout.children,
-        "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
-        "SPLIT": config.split,
-        "PRECISION": input_precision(operand),
-        "UPCAST": interpreting(),
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "maxnreg": 255,  # left to itself the assembler stops at 64 or 128 and spills a few bytes
+        **launch_options(config, operand),
     }
 
 
 def _pairs(values: Tensor) -> Tensor:
     """The values of a quad as one integer: int32 for 16-bit values, int64 for float32."""
     return values.contiguous().view(torch.int32 if values.element_size() == 2 else torch.int64)
-
-
-def _rows_contiguous(x: Tensor) -> Tensor:
-    """The kernels stride over all but the last dimension; anything else is copied once."""
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
