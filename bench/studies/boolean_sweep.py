@@ -25,6 +25,8 @@ from .tables import interval
 CLAUSES = (3, 6, 8, 10, 15, 20, 25, 32)
 """The counts of the paper's tables."""
 
+NEURONS = (4, 8, 16, 32)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -38,8 +40,8 @@ class Settings:
         device: Where networks are trained.
     """
 
-    trials: int = 5
-    epochs: int = 80
+    trials: int = 10
+    epochs: int = 120
     samples: int = 20_000
     seed: int = 0
     device: str = "cpu"
@@ -56,9 +58,9 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Every clause count at 8 neurons, and other widths at 8 clauses."""
-    sizes = [(clauses, 8) for clauses in CLAUSES] + [(8, neurons) for neurons in (4, 16)]
-    return [Cell(c, clauses, n) for clauses, n in sizes for c in ("dense-continued", "random", "clause")]
+    """Every number of clauses at every width."""
+    conditions = ("dense-continued", "random", "clause")
+    return [Cell(c, clauses, neurons) for clauses in CLAUSES for neurons in NEURONS for c in conditions]
 
 
 def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:

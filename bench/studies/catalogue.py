@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
+from fpe import resparsify
+
 from .conditions import CONTINUED, DENSE, DROPCONNECT, FRESH, OVERLAPPING, STATIC, WIDE
-from .mlp import Cell, Settings, run_cell
+from .mlp import Cell, DeepSettings, Settings, run_cell
 from .sweep import Study
-from .tables import perceptrons
+from .tables import PUBLISHED_CLASSES, PUBLISHED_DEEP, perceptrons
 
 PAPERS = "random magnitude"
 """The paper's own expansion: a random split, one magnitude ranking over both layers."""
+
+DEFAULT = "random auto"
+"""What :func:`fpe.expand` does unless it is told otherwise."""
 
 BLOCKS = ("1x16", "4x16", "16x16", "16x64", "64x64")
 
@@ -22,65 +27,83 @@ def _few(neurons: int, layers: int = 2, around: int = 0) -> list[Cell]:
 
 
 def budget() -> list[Cell]:
-    """Every policy on every structure at 8 neurons; at other widths and at alpha = 4 the ones worth comparing."""
-    cells = _controls((8,))
-    cells += [Cell(f"{s} {p}", 8) for s in ("random", "2:4", "shared") for p in ("magnitude", "input", "partition")]
-    cells += [Cell(f"{s} {p}", 8) for s in BLOCKS for p in ("magnitude", "input", "block", "partition")]
-    four = (PAPERS, "random input", "random partition", "shared magnitude", "1x16 input", "4x16 input", "4x16 block")
-    cells += [Cell(condition, 8, alpha=4) for condition in four] + [Cell("random partition", 8, alpha=8)]
-    others = (PAPERS, "random input", "2:4 magnitude", "2:4 input", "4x16 input", "16x64 input", "shared magnitude")
-    for neurons in (4, 16):
-        cells += _controls((neurons,)) + [Cell(condition, neurons) for condition in others]
-        cells += [Cell(condition, neurons, alpha=4) for condition in (PAPERS, "random input", "4x16 input")]
-    cells += _controls((32, 64)) + [Cell(c, 32) for c in (PAPERS, "random input", "2:4 input", "16x64 input")]
-    return cells + [Cell(condition, 64) for condition in (PAPERS, "64x64 input")]
+    """Every policy on every structure; at 64 neurons, and at alpha = 4 beyond 16, the ones worth comparing."""
+    cells = _controls((8, 4, 16, 32, 64))
+    for alpha, widths in ((2, (8, 4, 16, 32)), (4, (8, 4, 16))):
+        masks = ("random", "shared", "2:4") if alpha == 2 else ("random", "shared")  # 2:4 is for two children
+        for neurons in widths:
+            blocks = [b for b in BLOCKS if b != "64x64" or (neurons, alpha) == (8, 2) or neurons > 16]  # else as 16x64
+            cells += [Cell(f"{m} {p}", neurons, alpha) for m in masks for p in ("magnitude", "input", "partition")]
+            cells += [Cell(f"{b} {p}", neurons, alpha) for b in blocks for p in resparsify.POLICIES]
+    few = (PAPERS, "random input", "random partition", "4x16 input", "16x64 input", "64x64 input")
+    cells += [Cell(condition, 64) for condition in (*few, "2:4 input", "shared magnitude")]
+    cells += [Cell(condition, 32, alpha=4) for condition in few] + [Cell(condition, 64, alpha=4) for condition in few]
+    return [*cells, Cell("random partition", 8, alpha=8)]
 
 
 def controls() -> list[Cell]:
     """What else the same weights, or as many, could have been spent on."""
-    named = (PAPERS, OVERLAPPING, DROPCONNECT, STATIC, FRESH, WIDE)
-    return _controls((4, 8)) + [Cell(condition, neurons) for neurons in (8, 4) for condition in named]
+    named = (PAPERS, OVERLAPPING, DROPCONNECT, f"{DROPCONNECT} 10%", STATIC, FRESH, WIDE)
+    return _controls((8, 4, 16)) + [Cell(condition, neurons) for neurons in (8, 4, 16) for condition in named]
 
 
 def vision() -> list[Cell]:
     """Widths, alpha, the split's time, and dense networks a little wider: how many weights a split is worth."""
-    cells = _controls((4, 8, 16)) + [Cell(PAPERS, neurons) for neurons in (4, 8, 16)]
+    widths = (4, 8, 16, 32, 64, 128)
+    cells = _controls(widths)
+    for alpha, wide in ((2, widths), (4, widths), (8, widths[:4])):
+        cells += [Cell(f"{split} magnitude", neurons, alpha) for neurons in wide for split in ("random", "gram")]
     cells += [Cell(PAPERS, 8, split=share) for share in (0.1, 0.3, 0.7, 0.9)]
-    cells += [Cell(PAPERS, neurons, alpha=alpha) for alpha in (4, 8) for neurons in (4, 8)]
-    cells += [Cell("gram magnitude", neurons) for neurons in (4, 8)]
-    return cells + [Cell(CONTINUED, neurons) for neurons in (10, 12)]
+    return cells + [Cell(CONTINUED, neurons) for neurons in (5, 6, 10, 12, 20, 24, 40, 48)]
 
 
 def deep() -> list[Cell]:
     """Several hidden layers with LayerNorm, every other one expanded (Table A3)."""
-    cells = []
-    for layers, widths in ((5, (4, 8)), (9, (4, 8))):
-        for neurons in widths:
-            cells += [Cell(condition, neurons, layers=layers) for condition in (CONTINUED, PAPERS)]
-    return cells
+    return [
+        Cell(condition, neurons, layers=layers)
+        for layers in PUBLISHED_DEEP
+        for neurons in PUBLISHED_DEEP[layers]
+        for condition in (CONTINUED, PAPERS, DEFAULT)
+    ]
+
+
+def many_classes() -> list[Cell]:
+    """Five layers on a set of many classes (Table A4)."""
+    return [Cell(condition, n, layers=5) for n in PUBLISHED_CLASSES for condition in (CONTINUED, PAPERS, DEFAULT)]
 
 
 def hidden() -> list[Cell]:
     """The pair in the middle of 64 wide layers: as many outputs as inputs, so that both layers must pay."""
     named = [CONTINUED, PAPERS, "random partition", "2:4 magnitude", "2:4 partition", "4x4 magnitude", "4x4 block"]
-    named += ["4x4 partition", "shared magnitude", "gram magnitude", FRESH, WIDE]
-    cells = [Cell(condition, 8, around=64) for condition in named]
-    return cells + [Cell(condition, 32, around=64) for condition in (CONTINUED, PAPERS, "random partition")]
+    named += ["4x4 partition", "shared magnitude", "gram magnitude", FRESH, "fresh random partition", WIDE]
+    cells = [Cell(condition, neurons, around=64) for neurons in (8, 32) for condition in named]
+    few = (PAPERS, "random partition", "4x4 partition")
+    cells += [Cell(condition, neurons, alpha=4, around=64) for neurons in (8, 32) for condition in few]
+    return cells + [Cell(condition, 64, around=64) for condition in (CONTINUED, *few, "fresh random partition", WIDE)]
 
 
 def rewiring() -> list[Cell]:
     """Masks that move while the expanded network trains, beside masks that stay."""
-    cells = _controls((4, 8, 16)) + [Cell(PAPERS, n, rewire=regrow) for n in (4, 8, 16) for regrow in ("", "random")]
-    cells += [Cell("2:4 magnitude", 8), Cell("2:4 magnitude", 8, rewire="random")]
-    return [*cells, Cell(PAPERS, 8, rewire="gradient")]
+    widths = (4, 8, 16)
+    cells = _controls(widths)
+    for condition in (PAPERS, "2:4 magnitude", "4x16 input"):
+        cells += [Cell(condition, n, rewire=regrow) for n in widths for regrow in ("", "random", "gradient")]
+    return cells
 
 
-def _study(name: str, about: str, cells: Callable[[], list[Cell]], small: Sequence[Cell]) -> Study:
+def _study(
+    name: str,
+    about: str,
+    cells: Callable[[], list[Cell]],
+    small: Sequence[Cell],
+    rows_in: str = "mlp",
+    settings: type = Settings,
+) -> Study:
     return Study(
         name,
         about,
-        "mlp",
-        Settings,
+        rows_in,
+        settings,
         cells,
         run_cell,
         lambda results, shown: perceptrons(results, shown, name.capitalize()),
@@ -108,7 +131,20 @@ STUDIES = (
         vision,
         [*_few(4), Cell("gram magnitude", 4), Cell(PAPERS, 4, split=0.0)],
     ),
-    _study("deep", "Expand every other layer of deep networks with LayerNorm (Table A3).", deep, _few(4, layers=5)),
+    _study(
+        "deep",
+        "Expand every other layer of deep networks with LayerNorm (Table A3).",
+        deep,
+        _few(4, layers=5),
+        "deep",
+        DeepSettings,
+    ),
+    _study(
+        "many-classes",
+        "Expand every other one of five layers on a set of many classes (Table A4).",
+        many_classes,
+        _few(6, layers=5),
+    ),
     _study("hidden", "Expand a pair whose output is as wide as its input.", hidden, _few(8, around=16)),
     _study(
         "rewiring",

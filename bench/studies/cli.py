@@ -23,10 +23,10 @@ def add_to(group: click.Group, common: Callable) -> None:
 
 
 def _command(study: Study, common: Callable) -> click.Command:
-    def run(output: Path, quick: bool, seed: int, device: str, as_json: bool, **given: Any) -> None:
+    def run(output: Path, quick: bool, jobs: int, seed: int, device: str, as_json: bool, **given: Any) -> None:
         chosen = {name: value for name, value in given.items() if value is not None}
         try:
-            path, results, cells = study.run(output, quick, as_json, seed=seed, device=device, **chosen)
+            path, results, cells = study.run(output, quick, as_json, jobs, seed=seed, device=device, **chosen)
         except (OSError, ValueError) as error:
             raise click.ClickException(str(error)) from error
         if as_json:
@@ -40,6 +40,7 @@ def _command(study: Study, common: Callable) -> click.Command:
     options = [
         click.option("--trials", type=click.IntRange(1), help=f"Networks of a kind.  [default: {default['trials']}]"),
         click.option("--epochs", type=click.IntRange(1), help=f"Before, and after.  [default: {default['epochs']}]"),
+        click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes side by side."),
         click.option("--quick", is_flag=True, help="A few steps of small networks: to see that it runs."),
         click.option("--output", type=folder, default=Path("out"), show_default=True, help="Folder."),
     ]

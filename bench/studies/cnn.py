@@ -1,4 +1,7 @@
-"""A small convolutional network on CIFAR-10, trained jointly: FPE in its head, its convolutions, or both (v2, v3)."""
+"""A small convolutional network on CIFAR-10, trained jointly: FPE in its head, its convolutions, or both (v2, v3).
+
+A condition names the place and the policy: ``"head magnitude"``, ``"convolution partition"``, ``"both auto"``.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +25,7 @@ from .sweep import Study
 from .tables import interval
 
 RANDOM = "random"
-HEAD, CONVOLUTION, BOTH = "head", "convolution", "both"
+PLACES = ("head", "convolution", "both")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Settings:
 
     data: str = ""
     trials: int = 5
-    epochs: int = 4
+    epochs: int = 10
     batch: int = 250
     lr: float = 2e-3
     seed: int = 0
@@ -53,7 +56,7 @@ class Cell:
     """One configuration: what is expanded, and how wide the two places are before the split.
 
     Attributes:
-        condition: ``"dense-continued"``, ``"head"``, ``"convolution"`` or ``"both"``.
+        condition: ``"dense-continued"``, or what is expanded and how it is paid for.
         neurons: Hidden neurons of the head, which reads 256 features.
         channels: Channels of the second convolution.
     """
@@ -64,8 +67,9 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Everything at the smallest width."""
-    return [Cell(condition) for condition in (CONTINUED, HEAD, CONVOLUTION, BOTH)]
+    """The head as in the paper; the convolutions, a pair with more outputs than inputs, in two ways; and both."""
+    named = (CONTINUED, "head magnitude", "convolution magnitude", "convolution partition", "both auto")
+    return [Cell(condition, neurons) for neurons in (4, 8, 16) for condition in named]
 
 
 def network(neurons: int, channels: int) -> nn.Sequential:
@@ -86,13 +90,17 @@ def network(neurons: int, channels: int) -> nn.Sequential:
 
 def expand(model: nn.Module, condition: str, generator: torch.Generator) -> nn.Module:
     """The network with its head, the pair behind its first convolution, or both expanded (alpha = 2)."""
-    if condition in (HEAD, BOTH):
-        model = fpe.expand(model, 2, resparsify="magnitude", pairs=[("7", "9")], generator=generator)
-    if condition in (CONVOLUTION, BOTH):
+    if condition == CONTINUED:
+        return model
+    place, policy = condition.split()
+    assert place in PLACES
+    if place != "convolution":
+        model = fpe.expand(model, 2, resparsify=policy, pairs=[("7", "9")], generator=generator)
+    if place != "head":
         conv1, conv2 = model.get_submodule("2"), model.get_submodule("4")
         assert isinstance(conv1, nn.Conv2d) and isinstance(conv2, nn.Conv2d)
         partition = fpe.Partition.random(conv1.out_channels, conv1.weight[0].numel(), 2, generator=generator)
-        first, second = expand_conv_pair(conv1, conv2, partition, "magnitude", generator=generator)
+        first, second = expand_conv_pair(conv1, conv2, partition, policy, generator=generator)  # type: ignore[arg-type]
         model = fpe.expansion.replace_modules(model, {"2": first, "4": second})
     return model
 
@@ -174,6 +182,6 @@ STUDY = Study(
     cells,
     run_cell,
     table,
-    [Cell(condition) for condition in (CONTINUED, BOTH)],
+    [Cell(condition) for condition in (CONTINUED, "both auto")],
     {"trials": 2, "epochs": 1, "data": RANDOM},
 )

@@ -1,7 +1,8 @@
 """What a trained dense network is turned into at the split: expansions by name, and the controls beside them.
 
 An expansion is named ``"<split or structure> <policy>"``: ``"random magnitude"`` (the paper's), ``"2:4 input"``,
-``"4x16 block"``, ``"gram magnitude"``, ``"shared partition"`` (all neurons share one division of their inputs).
+``"4x16 block"``, ``"gram magnitude"``, ``"shared partition"`` (all neurons share one division of their inputs);
+``"fresh random partition"`` has the masks of ``"random partition"`` and new weights.
 """
 
 import re
@@ -23,10 +24,12 @@ FRESH = "fresh weights"
 OVERLAPPING = "overlapping"
 DROPCONNECT = "dropconnect"
 
-FROM_SCRATCH = (WIDE, STATIC, FRESH)
-"""Controls that begin with new weights and train for all epochs."""
-
 Pairs = list[tuple[str, str]]
+
+
+def from_scratch(condition: str) -> bool:
+    """Whether a condition begins with new weights and trains for all epochs."""
+    return condition in (WIDE, STATIC) or condition.startswith("fresh ")
 
 
 def pairs_of(model: nn.Module) -> Pairs:
@@ -57,13 +60,15 @@ def build(condition: str, dense: nn.Module, alpha: int, generator: Generator, pa
     """
     if condition in (DENSE, CONTINUED):
         return fpe.expansion.replace_modules(dense, {})
-    if condition == DROPCONNECT:
-        dropped = {first: DropConnect(linear_of(dense, first), 1 - 1 / alpha) for first, _ in pairs}
+    if match := re.fullmatch(rf"{DROPCONNECT}(?: (\d+)%)?", condition):
+        share = int(match.group(1)) / 100 if match.group(1) else 1 - 1 / alpha
+        dropped = {first: DropConnect(linear_of(dense, first), share) for first, _ in pairs}
         return fpe.expansion.replace_modules(dense, dropped)
     if condition == WIDE:
         return reset(fpe.to_dense(expansion("random partition", dense, alpha, generator, pairs)))
-    if condition == FRESH:
-        return reset(expansion("random magnitude", dense, alpha, generator, pairs))
+    if condition.startswith("fresh "):
+        masks = "random magnitude" if condition == FRESH else condition.removeprefix("fresh ")
+        return reset(expansion(masks, dense, alpha, generator, pairs))
     if condition in (OVERLAPPING, STATIC):
         replaced: dict[str, nn.Module] = {}
         for first, second in pairs:
@@ -81,7 +86,7 @@ def expansion(name: str, dense: nn.Module, alpha: int, generator: Generator, pai
     Raises:
         ValueError: The name is of another form, or the sizes do not admit it.
     """
-    match = re.fullmatch(r"(random|gram|2:4|shared|(\d+)x(\d+)) (magnitude|input|block|partition)", name)
+    match = re.fullmatch(r"(random|gram|2:4|shared|(\d+)x(\d+)) (auto|magnitude|input|block|partition)", name)
     if not match:
         raise ValueError(f"condition: expected '<structure> <policy>' or a control's name, got {name!r}")
     kind, policy = match.group(1), match.group(4)
@@ -139,11 +144,11 @@ def static_sparse(fc1: nn.Linear, fc2: nn.Linear, alpha: int, generator: Generat
 
 @torch.no_grad()
 def reset(model: nn.Module) -> nn.Module:
-    """Draws new weights for every linear layer, at the scale of the fan-in that its masks leave; in place."""
+    """Draws new weights, in place; those of linear layers at the scale of the fan-in that their masks leave."""
     for module in model.modules():
         if isinstance(module, ExpandedLinear):
             module.reset_parameters(max(1, round(module.nonzeros / module.out_features)))
-        elif isinstance(module, (nn.Linear, nn.LayerNorm)):
+        elif isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding)):
             module.reset_parameters()
     return model
 

@@ -81,16 +81,22 @@ def load_cifar10(folder: Path) -> Data:
 def load_features(path: Path) -> Data:
     """Frozen features from an ``.npz`` with ``X [n, d]``, ``y [n]``, ``Xt [m, d]`` and ``yt [m]``.
 
+    Where ``Xt`` and ``yt`` are both missing, every seventh sample of a seeded shuffle is for testing.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A key is missing, or the sizes do not agree.
     """
     with np.load(path) as file:
-        missing = [key for key in ("X", "y", "Xt", "yt") if key not in file]
-        if missing:
-            raise ValueError(f"{path}: expected the arrays X, y, Xt, yt; missing {', '.join(missing)}")
-        x, x_test = (torch.from_numpy(file[key].astype(np.float32)) for key in ("X", "Xt"))
-        y, y_test = (torch.from_numpy(file[key].astype(np.int64)) for key in ("y", "yt"))
+        arrays = {key: file[key] for key in ("X", "y", "Xt", "yt") if key in file}
+    if set(arrays) == {"X", "y"} and len(arrays["X"]) == len(arrays["y"]):
+        test = np.random.default_rng(0).permutation(len(arrays["y"])) % 7 == 0
+        arrays = {"X": arrays["X"][~test], "y": arrays["y"][~test], "Xt": arrays["X"][test], "yt": arrays["y"][test]}
+    missing = [key for key in ("X", "y", "Xt", "yt") if key not in arrays]
+    if missing:
+        raise ValueError(f"{path}: expected the arrays X, y, Xt, yt; missing {', '.join(missing)}")
+    x, x_test = (torch.from_numpy(arrays[key].astype(np.float32)) for key in ("X", "Xt"))
+    y, y_test = (torch.from_numpy(arrays[key].astype(np.int64)) for key in ("y", "yt"))
     if len(x) != len(y) or len(x_test) != len(y_test) or x.shape[1:] != x_test.shape[1:] or x.dim() != 2:
         shapes = [tuple(t.shape) for t in (x, y, x_test, y_test)]
         raise ValueError(f"{path}: expected X [n, d], y [n], Xt [m, d], yt [m], got {shapes}")

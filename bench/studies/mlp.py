@@ -40,6 +40,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class DeepSettings(Settings):
+    """Settings of deep networks: more trials, because narrow ones of many layers differ much from one to another."""
+
+    trials: int = 10
+
+
+@dataclass(frozen=True)
 class Cell:
     """One configuration of a study.
 
@@ -78,7 +85,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     models: list[nn.Module] = [model.to(settings.device) for model in built]
     weights = [fpe.nonzeros(model) for model in models]
     epochs = 0 if cell.condition == conditions.DENSE else total - before
-    if cell.condition in conditions.FROM_SCRATCH:
+    if conditions.from_scratch(cell.condition):
         epochs = total
     order = torch.Generator().manual_seed(settings.seed + 1)
     if cell.rewire:

@@ -1,4 +1,4 @@
-"""A study as a list of cells: run one after the other, written after each, resumed where it was cut."""
+"""A study as a list of cells: run, written after each, resumed where it was cut."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import Parallel, delayed
 from rich.progress import track
 
 from ..results import Results
@@ -40,14 +41,15 @@ class Study:
     quick: dict[str, Any]
 
     def run(
-        self, folder: Path, quick: bool = False, quiet: bool = False, **given: Any
+        self, folder: Path, quick: bool = False, quiet: bool = False, jobs: int = 1, **given: Any
     ) -> tuple[Path, Results, Sequence[Any]]:
-        """Runs the cells that the study's file lacks, on one core, under a progress bar.
+        """Runs the cells that the study's file lacks under a progress bar, each on one core.
 
         Args:
             folder: Where the file lies, or will.
             quick: A few steps of small cells, in a file of their own.
             quiet: No progress bar.
+            jobs: Cells that run side by side, each in a process of its own; rows are the same for any number.
             **given: Settings that differ from the study's.
 
         Returns:
@@ -66,12 +68,18 @@ class Study:
             shared["data"] = Path(settings.data).stem
             path = path.with_stem(path.stem.replace(self.rows_in, f"{self.rows_in}-{shared['data']}"))
         results = _begin(self.rows_in, shared, path)
-        torch.set_num_threads(1)
         todo = [cell for cell in cells if not _done(cell, results.rows)]
-        for cell in track(todo, description=self.name, disable=quiet):
-            results.rows.extend(self.run_cell(cell, settings))
+        parallel = Parallel(jobs, return_as="generator", batch_size=1)
+        done = parallel(delayed(_on_one_core)(self.run_cell, cell, settings) for cell in todo)
+        for rows in track(done, description=self.name, total=len(todo), disable=quiet):
+            results.rows.extend(rows)
             results.write(path)
         return path, results, cells
+
+
+def _on_one_core(run_cell: Callable, cell: Any, settings: Any) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    return run_cell(cell, settings)
 
 
 def _begin(name: str, settings: dict[str, Any], path: Path) -> Results:

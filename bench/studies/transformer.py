@@ -18,13 +18,13 @@ import fpe
 from ..results import Results
 from ..summary import Table
 from . import conditions
-from .conditions import CONTINUED
+from .conditions import CONTINUED, WIDE
 from .protocol import Training
 from .stack import Stack, classification_loss
 from .sweep import Study
 from .tables import interval
 
-CONTEXT = 32
+CONTEXT = 64
 """Characters that the model sees."""
 
 CHARACTERS = 128
@@ -50,10 +50,10 @@ class Settings:
     """
 
     trials: int = 5
-    epochs: int = 5
+    epochs: int = 10
     batch: int = 16
     lr: float = 2e-3
-    width: int = 32
+    width: int = 64
     depth: int = 2
     seed: int = 0
     device: str = "cpu"
@@ -64,13 +64,13 @@ class Cell:
     """One configuration: what happens to the MLPs at the split, and their hidden width before it (alpha = 2)."""
 
     condition: str
-    neurons: int = 32
+    neurons: int = 64
 
 
 def cells() -> list[Cell]:
-    """Narrow MLPs and ones twice as wide as the stream."""
-    named = (CONTINUED, "random magnitude", "random partition", "2:4 partition")
-    return [Cell(c, neurons) for neurons in (8, 64) for c in named]
+    """MLPs a quarter as wide as the stream and, as is usual, four times as wide."""
+    named = (CONTINUED, "random magnitude", "random partition", "2:4 partition", "4x16 partition")
+    return [Cell(c, neurons) for neurons in (16, 256) for c in (*named, "fresh random partition", WIDE)]
 
 
 class Block(nn.Module):
@@ -97,13 +97,13 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, depth: int, neurons: int) -> None:
         super().__init__()
-        self.embed, self.place = nn.Embedding(CHARACTERS, width), nn.Parameter(torch.randn(CONTEXT, width) * 0.02)
+        self.embed, self.place = nn.Embedding(CHARACTERS, width), nn.Embedding(CONTEXT, width)
         self.blocks = nn.ModuleList(Block(width, neurons) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, CHARACTERS)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next character, ``[batch * time, characters]`` of ``[batch, time]``."""
-        x = self.embed(tokens) + self.place
+        x = self.embed(tokens) + self.place.weight
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x)).flatten(0, 1)
@@ -158,7 +158,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     stack = Stack([model.to(settings.device) for model in models])
     order = torch.Generator().manual_seed(settings.seed + 1)
     training = Training(settings.epochs, settings.batch, settings.lr)
-    steps = STEPS * settings.epochs
+    steps = STEPS * settings.epochs * (2 if conditions.from_scratch(cell.condition) else 1)
     stack.train(batches(steps, settings.batch, order, settings.device), training, classification_loss)
     losses = bits_per_character(stack, settings.device)
     return [
