@@ -6,6 +6,7 @@ from fpe.kernels.model import bytes_by_format, relative
 
 from .results import Results, mean_and_spread
 from .studies import boolean as boolean_study
+from .studies import published
 from .table import Table
 
 
@@ -13,11 +14,11 @@ def boolean(results: Results) -> Table:
     """The case study beside the paper's figures."""
     rows = []
     for condition, group in _by(results, "condition"):
-        published = boolean_study.PAPER.get(condition)
+        paper = published.BOOLEAN.get(condition)
         rows.append(
             (
                 condition,
-                "-" if published is None else f"{published:.1f}",
+                "-" if paper is None else f"{paper:.1f}",
                 _accuracy(group["test_accuracy"]),
                 f"{group['clause_capacity'].mean():.3f}",
                 f"{group['cosine_similarity'].mean():+.3f}",

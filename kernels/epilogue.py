@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import input_precision, interpreting
+from .device import input_precision, interpreting, stored_dtype
 
 
 def launch_options(config: Any, operand: Tensor) -> dict[str, Any]:
@@ -81,6 +81,16 @@ def launch_reduce(partial: Tensor, result: Tensor, bias: Tensor | None = None, a
         HAS_BIAS=bias is not None,
         num_warps=4,
     )
+
+
+def summed(parts: Tensor, like: Tensor) -> Tensor:
+    """The parts ``[split, ...]`` of a split reduction added in their order, in the dtype of ``like``."""
+    if parts.shape[0] == 1:
+        return parts[0].to(like.dtype)
+    result = parts.new_empty(parts.shape[1:], dtype=stored_dtype(like))
+    if result.numel():
+        launch_reduce(parts, result)
+    return result.to(like.dtype)
 
 
 def rows_contiguous(x: Tensor) -> Tensor:

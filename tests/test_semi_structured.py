@@ -1,25 +1,20 @@
-"""The 2:4 layout, its operations on every backend that runs without a GPU, and the layers that use them."""
+"""The operations on the 2:4 layout, on every backend that runs without a GPU, and how a backend is chosen."""
 
-from collections.abc import Callable, Iterator
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from itertools import combinations
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
-from support import DTYPES, BadCall, assert_as_accurate, changed_fields, readable_id, seeded
-from torch import Tensor, nn
+from semi_structured_cases import Case, each_case
+from support import DTYPES, BadCall, assert_as_accurate, readable_id, seeded
+from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.functional import linear
-from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
-import fpe
-from fpe import Partition, kernels
 from fpe.bench.lab import sanitize
 from fpe.kernels import (
-    HOLE,
     SemiStructuredLayout,
     dispatch,
     semi_structured_compress,
@@ -32,208 +27,11 @@ from fpe.kernels.semi_structured import backends, config
 from fpe.kernels.semi_structured import torch as torch_backend
 from fpe.kernels.semi_structured import triton as triton_kernels
 from fpe.kernels.semi_structured.config import Config
-from fpe.kernels.semi_structured.layout import CODES, complement
 from fpe.kernels.semi_structured.memo import once_per_version
-
-BY_KERNEL = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A parent ``[n, k]``, its children, how many edges are gone, and a batch."""
-
-    m: int = 5
-    n: int = 7
-    k: int = 24
-    children: int = 2
-    holes: float = 0.0
-
-    @property
-    def id(self) -> str:
-        return changed_fields(self) or "default"
-
-    def labels(self) -> Tensor:
-        """2:4, ``HOLE`` where an edge is gone; rows of one kind at the top: none gone, all gone."""
-        full = Partition.semi_structured(max(self.n, 1), max(self.k + -self.k % 4, 4), generator=seeded(1)).labels
-        labels = full[: self.n, : self.k].clone()
-        gone = torch.rand(labels.shape, generator=seeded(2)) < self.holes
-        gone[:1] = False
-        if self.holes:
-            gone[1:2] = True
-        return labels.masked_fill(gone, HOLE)
-
-    def masks(self) -> Tensor:
-        """``[children, n, k]``."""
-        return self.labels() == torch.arange(self.children, dtype=torch.uint8)[:, None, None]
-
-    def layout(self) -> SemiStructuredLayout:
-        if self.children == 2:
-            return SemiStructuredLayout.from_labels(self.labels())
-        return SemiStructuredLayout.from_mask(self.masks()[0])
-
-    def tensors(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-        """A parent's weight, activations and the gradient of the result."""
-        shapes = ((self.n, self.k), (self.m, self.k), (self.m, self.children, self.n))
-        return tuple(torch.randn(s, dtype=torch.float64, generator=seeded(3)).to(dtype) for s in shapes)  # type: ignore[return-value]
-
-
-CASES = (
-    Case(),
-    Case(children=1),
-    Case(m=17, n=70, k=132, holes=0.3),
-    Case(m=33, n=33, k=203, holes=0.3),
-    Case(m=1, n=130, k=67, children=1, holes=0.3),
-    Case(m=1, n=1, k=1),
-    Case(m=3, n=2, k=2, children=1),
-    Case(m=0),
-    Case(n=0),
-    Case(k=0),
-)
-each_case = pytest.mark.parametrize("case", CASES, ids=readable_id)
-
-
-# The layout.
-
-
-def test_the_complement_of_each_of_the_six_codes() -> None:
-    for first, second in combinations(range(4), 2):
-        third, fourth = (i for i in range(4) if i not in (first, second))
-        assert first + 4 * second in CODES
-        both = torch.tensor([(first + 4 * second) * 17], dtype=torch.uint8)
-        assert complement(both).tolist() == [(third + 4 * fourth) * 17]
-
-
-@each_case
-def test_values_and_positions_round_trip(case: Case) -> None:
-    layout, masks, (w, *_) = case.layout().validate(), case.masks(), case.tensors()
-    assert torch.equal(layout.mask(), masks)
-    values = layout.from_dense(w)
-    assert values.shape == layout.values_shape and values.count_nonzero() == masks.sum()
-    assert torch.equal(layout.to_dense(values), w * masks)
-    assert torch.equal(layout.from_dense(w * masks), values)
-    assert (layout.kept is None) == (int(masks.sum()) == values.numel())
-
-
-@each_case
-def test_both_children_share_the_parents_values(case: Case) -> None:
-    case = replace(case, children=2, holes=0.0, k=case.k - case.k % 4)
-    layout, (w, *_) = case.layout(), case.tensors()
-    together = layout.from_dense(w).flatten(1).sort().values if w.numel() else w
-    assert layout.kept is None and layout.from_dense(w).numel() == w.numel()
-    assert torch.equal(together.flatten().sort().values, w.flatten().sort().values)
-
-
-@pytest.mark.parametrize("alpha", [2, 4])
-@each_case
-def test_any_labels_are_2_to_4_interleaved(case: Case, alpha: int) -> None:
-    w, *_ = case.tensors()
-    labels = any_labels(case, alpha)
-    layout = SemiStructuredLayout.interleaved(labels, alpha).validate()
-    wide = torch.stack([w * (labels == child) for child in range(alpha)], -1).flatten(1)
-    values = layout.from_parent(w.masked_fill(labels == HOLE, float("nan")))
-    assert torch.equal(layout.to_dense(values)[0], wide)
-    assert torch.equal(layout.from_dense(wide), values)
-    if alpha == 2:  # the parent's values in their own order
-        assert torch.equal(values[0, :, : case.k], w * (labels < 2))
-
-
-def any_labels(case: Case, alpha: int) -> Tensor:
-    labels = torch.randint(alpha, (case.n, case.k), generator=seeded(5)).to(torch.uint8)
-    labels[torch.rand(labels.shape, generator=seeded(6)) < case.holes] = HOLE
-    return labels
-
-
-@pytest.mark.parametrize("alpha", [2, 4])
-@each_case
-def test_merge_matmul_is_a_matmul_of_the_interleaved_weight(case: Case, alpha: int) -> None:
-    w, labels = (4 * case.tensors()[0]).round(), any_labels(case, alpha)
-    z = torch.randint(-4, 5, (case.m, alpha, case.k), generator=seeded(7)).double()
-    layout = SemiStructuredLayout.interleaved(labels, alpha)
-    y = semi_structured_matmul(z.transpose(1, 2).flatten(1), layout.from_parent(w), layout)
-    assert torch.equal(y[:, 0], kernels.merge_matmul(z, w, labels))
-
-
-@each_case
-def test_the_transposed_weight_of_two_children_is_2_to_4(case: Case) -> None:
-    case = replace(case, children=2)
-    layout, (w, *_) = case.layout(), case.tensors()
-    values_t, layout_t = layout.transposed(layout.from_dense(w))
-    wide = w * case.masks()  # [2, n, k]
-    assert torch.equal(layout_t.validate().to_dense(values_t)[0], wide.permute(2, 1, 0).flatten(1))
-
-
-@pytest.mark.parametrize("children", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=readable_id)
-@pytest.mark.parametrize(("n", "k"), [(32, 64), (96, 192)])
-def test_pytorchs_own_tensor_and_back(n: int, k: int, dtype: torch.dtype, children: int) -> None:
-    case = Case(n=n, k=k, children=children)
-    layout, (w, *_) = case.layout(), case.tensors(dtype)
-    values = layout.from_dense(w)
-    wide = layout.to_dense(values).flatten(0, 1)
-    theirs, metadata = sparse_semi_structured_from_dense_cutlass(wide.contiguous())
-    tensor = torch_backend.to_sparse_semi_structured(values, layout)
-    assert torch.equal(tensor.packed, theirs) and torch.equal(tensor.meta, metadata)
-    assert torch.equal(tensor.to_dense(), wide)
-    back, back_layout = torch_backend.from_sparse_semi_structured(tensor)
-    assert torch.equal(back_layout.validate().to_dense(back)[0], wide)
-
-
-def _mask_with_three() -> Tensor:
-    mask = torch.zeros(5, 10, dtype=torch.bool)
-    mask[3, 4:7], mask[4, :4] = True, True
-    return mask
-
-
-BAD_LAYOUTS = (
-    BadCall(
-        "mask", lambda: SemiStructuredLayout.from_mask(_mask_with_three()), ValueError, ("3 inputs", "quad 1", "row 3")
-    ),
-    BadCall(
-        "labels",
-        lambda: SemiStructuredLayout.from_labels(torch.tensor([[0, 1, 0, 1], [1, 1, 1, 0]], dtype=torch.uint8)),
-        ValueError,
-        ("child 1 has 3 inputs", "quad 0", "row 1"),
-    ),
-    BadCall("dtype", lambda: SemiStructuredLayout.from_mask(torch.ones(2, 4)), TypeError, ("torch.bool", "float32")),
-    BadCall("rank", lambda: SemiStructuredLayout.interleaved(torch.ones(4).byte()), ValueError, ("[N, K]", "[4]")),
-    BadCall(
-        "alpha", lambda: SemiStructuredLayout.interleaved(torch.ones(2, 2).byte(), 3), ValueError, ("2 or 4", "got 3")
-    ),
-    BadCall(
-        "code",
-        lambda: SemiStructuredLayout((2, 8), torch.tensor([[0x44], [0x54]], dtype=torch.uint8)).validate(),
-        ValueError,
-        ("row 1, quad 1", "is 5"),
-    ),
-    BadCall(
-        "size",
-        lambda: SemiStructuredLayout((2, 8), torch.ones(2, 2).byte()).validate(),
-        ValueError,
-        ("[2, 1]", "[2, 2]"),
-    ),
-    BadCall(
-        "to-torch-shape",
-        lambda: torch_backend.to_sparse_semi_structured(torch.ones(1, 32, 24).half(), Case(n=32, k=48).layout()),
-        ValueError,
-        ("multiples of 64", "48"),
-    ),
-    BadCall(
-        "to-torch-dtype",
-        lambda: torch_backend.to_sparse_semi_structured(torch.ones(1, 32, 32), Case(n=32, k=64).layout()),
-        TypeError,
-        ("bfloat16", "float32"),
-    ),
-    BadCall("from-torch", lambda: torch_backend.from_sparse_semi_structured(torch.ones(2)), TypeError, ("Tensor",)),  # type: ignore[arg-type]
-)
-
-
-@pytest.mark.parametrize("case", BAD_LAYOUTS, ids=readable_id)
-def test_bad_layouts(case: BadCall) -> None:
-    case.check()
-
 
 # The operations.
 
+BY_KERNEL = (torch.float32, torch.float16, torch.bfloat16)
 TRITON_KERNELS = ("_multiply", "_multiply_t", "_outer", "_compress", "_spread")
 
 
@@ -283,15 +81,6 @@ def test_the_eager_twin_is_the_masked_dense_product(case: Case, dtype: torch.dty
     pair, layout = operands(op, case, dtype), case.layout()
     truth = DENSE[op](*as_double(pair), layout)
     assert_as_accurate(OPS[op](*pair, layout, "eager"), DENSE[op](*pair, layout), truth)
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """New tensors hold NaN, so that an element that no program writes is seen."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -482,6 +271,9 @@ class OnGpu:
     device: str = "cuda:0"
 
 
+FITS_CUSPARSELT = Case(n=16, k=32)
+
+
 def chosen(
     monkeypatch: pytest.MonkeyPatch,
     backend: str,
@@ -489,7 +281,7 @@ def chosen(
     dtype: torch.dtype = torch.bfloat16,
     sound: bool = True,
     cusparselt: bool = True,
-    case: Case = Case(n=16, k=32),
+    case: Case = FITS_CUSPARSELT,
     triton: bool = True,
 ) -> str:
     properties = SimpleNamespace(major=arch[0], minor=arch[1])
@@ -601,91 +393,3 @@ def test_the_rule_fills_the_device_and_is_bounded(arch: int) -> None:
     one = config.choose("semi_structured_matmul", 1, 4096, 4096, 2, 2, KNOWN[90])
     assert one.block_m == 16 and 64 * one.split >= KNOWN[90].sms
     assert config.choose("semi_structured_matmul", 8192, 4096, 4096, 2, 2, KNOWN[90]).split == 1
-
-
-# The layers.
-
-
-def layer(backend: str, holes: bool = True) -> fpe.SplitLinear:
-    partition = Partition.semi_structured(12, 24, generator=seeded(1))
-    if holes:
-        partition = partition.without(torch.rand(12, 24, generator=seeded(2)) < 0.3)
-    torch.manual_seed(0)
-    return fpe.SplitLinear(partition, backend=backend)
-
-
-@pytest.mark.parametrize("holes", [True, False])
-def test_a_2_to_4_layer_trains_as_the_eager_one(holes: bool) -> None:
-    x = torch.randn(40, 24, generator=seeded(3))
-    target = torch.randn(40, 24, generator=seeded(4))
-    losses: dict[str, list[float]] = {}
-    for backend in ("eager", "triton"):
-        model = nn.Sequential(layer(backend, holes), nn.ReLU(), nn.Linear(24, 24))
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        losses[backend] = []
-        for _ in range(5):
-            loss = nn.functional.mse_loss(model(x), target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses[backend].append(loss.item())
-        first = model[0]
-        assert (first.weight[first.labels == HOLE] == 0).all()
-    torch.testing.assert_close(losses["triton"], losses["eager"], rtol=1e-5, atol=1e-6)
-    assert losses["triton"][-1] < losses["triton"][0]
-
-
-def test_serving_compresses_once_for_each_version_of_the_weight() -> None:
-    ours, x = layer("triton"), torch.randn(3, 24, generator=seeded(3))
-    with (
-        patch("fpe.layers.labelled.semi_structured_compress", wraps=semi_structured_compress) as compress,
-        torch.no_grad(),
-    ):
-        before = [ours(x), ours(x)]
-        assert compress.call_count == 1 and torch.equal(*before)
-        ours.weight.mul_(2)
-        after = ours(x)
-        assert compress.call_count == 2
-    ours.backend = "eager"
-    torch.testing.assert_close(after, ours(x))
-
-
-def test_a_loaded_state_brings_its_own_quads() -> None:
-    one, other = layer("triton", holes=False), layer("triton")
-    other.load_state_dict({k: v.clone() for k, v in one.state_dict().items()})
-    assert "codes" not in one.state_dict()
-    x = torch.randn(3, 24, generator=seeded(3))
-    assert torch.equal(one(x), other(x))
-    torch.testing.assert_close(deepcopy(other).double().to(torch.float32)(x), one(x))
-
-
-def test_a_layer_compiles_whole_for_any_batch() -> None:
-    ours, x = layer("triton"), torch.randn(6, 24, generator=seeded(3))
-    torch._dynamo.reset()
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager", dynamic=True)
-    for batch in (x, x[:3]):
-        torch.testing.assert_close(compiled(batch), ours(batch))
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), ours(x))
-
-
-@pytest.mark.parametrize("alpha", [2, 4])
-def test_a_merged_layer_runs_as_2_to_4_whatever_its_labels(alpha: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = torch.randint(alpha, (7, 9), generator=seeded(1)).to(torch.uint8)
-    labels[torch.rand(labels.shape, generator=seeded(2)) < 0.3] = HOLE
-    merged = fpe.MergeLinear(Partition(labels, alpha))
-    z = torch.randn(3, alpha * 9, generator=seeded(3)).requires_grad_()
-    parameters = [z, merged.weight, merged.bias]
-    want = merged(z)
-    wanted = torch.autograd.grad(want.square().sum(), parameters)
-    merged.backend = "sparse_tensor_core"
-    monkeypatch.setattr("fpe.kernels.semi_structured.api.choose_backend", lambda *call: "eager")
-    got = merged(z)
-    torch.testing.assert_close(got, want)
-    for ours, theirs in zip(torch.autograd.grad(got.square().sum(), parameters), wanted, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    with torch.no_grad():
-        served = merged(z)
-        torch.testing.assert_close(served, want)
-        merged.weight.mul_(2)
-        assert not torch.equal(merged(z), served)

@@ -1,8 +1,9 @@
 """The report: the case studies, the ledgers, one self-contained page."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import torch
@@ -11,18 +12,27 @@ from torch import nn
 import fpe
 
 from .. import summary
-from ..lab import traffic
 from ..ledger import layer_ledger
-from ..results import COMMITTED, Results, provenance
-from ..studies import boolean, tables, vision
-from ..summary import Table
-from . import costs, figures, study_figures
+from ..results import Results, provenance
+from ..studies import boolean, vision
+from ..table import Table
+from . import costs, figures
+from .committed import FIGURES, LLM_LAYER, TABLES
+
+T = TypeVar("T")
+
+SHOWN_FIGURES = (
+    *("traffic", "budget", "hidden", "widths", "vision"),
+    *("boolean-sweep", "boolean-heatmap", "boolean-features"),
+)
+SHOWN_TABLES = (
+    *("boolean", "boolean-sensitivity", "by-width", "two-four", "controls", "rewiring", "deep", "many-classes"),
+    *("hidden", "cnn", "transformer", "traffic", "compiled"),
+)
+"""What the page shows of the committed results, by name."""
 
 BOOLEAN_DEMO = replace(boolean.Choices(), epochs=100)
 """The case study at a length that two cores finish in a minute or two; the committed results have the full one."""
-
-LLM_LAYER = (14336, 4096)
-"""Output and input features of the layer whose bytes are shown (an 8B language model's MLP)."""
 
 
 def build(
@@ -84,25 +94,14 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
         "ledger": figures.ledger_bars(ledgers),
         "formats": figures.format_bars(*LLM_LAYER),
     }
-    full, sensitivity, traced, compiled = (
-        Results.read(path) if (path := COMMITTED / f"{name}.jsonl").exists() else None
-        for name in ("studies/boolean", "studies/boolean-sensitivity", "lab/traffic", "lab/compile")
-    )
-    if traced is not None:
-        drawn["traffic"] = figures.traffic_lines(traced, *LLM_LAYER)
-    sweeps = _committed_sweeps()
-    drawn.update(sweeps["figures"])
+    drawn |= {name.replace("-", "_"): made for name in SHOWN_FIGURES if (made := _if_there(FIGURES[name]))}
     return environment.get_template("page.html.j2").render(
         figures={name: figures.svg(figure) for name, figure in drawn.items()},
         boolean=tables[0],
         vision=tables[1],
         ledgers=tables[2:-1],
         formats=tables[-1],
-        full=full and summary.boolean(full),
-        sensitivity=sensitivity and summary.sensitivity(sensitivity),
-        traffic=traced and traffic.table(traced),
-        compiled=compiled and summary.compiled(compiled),
-        sweeps=sweeps["tables"],
+        committed={name.replace("-", "_"): _if_there(TABLES[name]) for name in SHOWN_TABLES},
         choices=case.results.settings,
         real=real.settings,
         headline=_headline(case.results, real),
@@ -111,20 +110,12 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
     )
 
 
-def _committed_sweeps() -> dict[str, Any]:
-    """Figures and tables of the committed sweeps."""
-    found: dict[str, Any] = {"figures": {}, "tables": []}
-    cifar100, boolean_rows = (
-        COMMITTED / f"studies/{name}.jsonl" for name in ("mlp-cifar100_lite2_512", "boolean-sweep")
-    )
-    if cifar100.exists():
-        results = Results.read(cifar100)
-        found["figures"]["budget"] = study_figures.budget(results)
-        found["figures"]["hidden"] = study_figures.hidden(results)
-        found["tables"] += [tables.by_width(results), tables.two_four(results), tables.rewiring(results)]
-    if boolean_rows.exists():
-        found["figures"]["boolean_sweep"] = study_figures.boolean_sweep_lines(Results.read(boolean_rows))
-    return found
+def _if_there(draw: Callable[[], T]) -> T | None:
+    """A committed table or figure; nothing where the results are not installed."""
+    try:
+        return draw()
+    except FileNotFoundError:
+        return None
 
 
 def _headline(case: Results, real: Results) -> dict[str, str]:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from fpe.kernels.model import bytes_by_format, relative
 
 from ..results import Results
-from ..studies.boolean import CONDITIONS, PAPER, BooleanStudy
+from ..studies import published
+from ..studies.boolean import CONDITIONS, BooleanStudy
 
 COLOURS = {
     "dense": "#8a8f98",
@@ -37,11 +38,11 @@ STYLE = {
 }
 
 
-def figure(width: float, height: float, columns: int = 1) -> tuple[Figure, np.ndarray]:
-    """A styled figure and its row of axes."""
+def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, np.ndarray]:
+    """A styled figure and its axes, row after row."""
     made = Figure(figsize=(width, height), layout="constrained")
     with matplotlib.rc_context(STYLE):
-        axes = made.subplots(1, columns, squeeze=False)[0]
+        axes = made.subplots(rows, columns, squeeze=False).flatten()
     return made, axes
 
 
@@ -106,8 +107,10 @@ def boolean_accuracy(results: Results) -> Figure:
     for x, condition in enumerate(CONDITIONS):
         values = frame[frame["condition"] == condition]["test_accuracy"]
         _strip(axis, x, values, COLOURS[condition])
-        if condition in PAPER:
-            axis.plot([x - 0.32, x + 0.32], [PAPER[condition]] * 2, color="#212529", linewidth=1.5, linestyle="--")
+        if condition in published.BOOLEAN:
+            axis.plot(
+                [x - 0.32, x + 0.32], [published.BOOLEAN[condition]] * 2, color="#212529", linewidth=1.5, linestyle="--"
+            )
     axis.plot([], [], color="#212529", linestyle="--", linewidth=1.5, label="published")
     axis.set_xticks(range(len(CONDITIONS)), CONDITIONS)
     axis.margins(y=0.12)  # room for the labels above the dots

@@ -17,9 +17,6 @@ from ..results import Results
 from .dnf import clause_of, make_dnf
 from .protocol import Data, Training, accuracy, describe, first_layer, fit, run_trials
 
-PAPER = {"dense": 78.7, "random": 88.7, "clause": 99.4}
-"""Published test accuracies in percent (section 2.2.1)."""
-
 CONDITIONS = ("dense", "dense-continued", "random", "clause")
 
 

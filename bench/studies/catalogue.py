@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 
 from fpe import resparsify
 
+from . import published
 from .conditions import CONTINUED, DENSE, DROPCONNECT, FRESH, OVERLAPPING, STATIC, WIDE
 from .mlp import Cell, DeepSettings, Settings, run_cell
 from .sweep import Study
-from .tables import PUBLISHED_CLASSES, PUBLISHED_DEEP, perceptrons
+from .tables import perceptrons
 
 PAPERS = "random magnitude"
 """The paper's own expansion: a random split, one magnitude ranking over both layers."""
@@ -61,15 +62,15 @@ def deep() -> list[Cell]:
     """Several hidden layers with LayerNorm, every other one expanded (Table A3)."""
     return [
         Cell(condition, neurons, layers=layers)
-        for layers in PUBLISHED_DEEP
-        for neurons in PUBLISHED_DEEP[layers]
+        for layers in published.DEEP
+        for neurons in published.DEEP[layers]
         for condition in (CONTINUED, PAPERS, DEFAULT)
     ]
 
 
 def many_classes() -> list[Cell]:
     """Five layers on a set of many classes (Table A4)."""
-    return [Cell(condition, n, layers=5) for n in PUBLISHED_CLASSES for condition in (CONTINUED, PAPERS, DEFAULT)]
+    return [Cell(condition, n, layers=5) for n in published.IMAGENET for condition in (CONTINUED, PAPERS, DEFAULT)]
 
 
 def hidden() -> list[Cell]:

@@ -157,6 +157,8 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
     rows = []
     for cell in shown:
         own = frame[(frame["condition"] == cell.condition) & (frame["neurons"] == cell.neurons)]
+        if not len(own):
+            continue
         gain = own["test_accuracy"] - own["control"]
         rows.append(
             (

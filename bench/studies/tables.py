@@ -1,7 +1,7 @@
 """Tables of the sweeps, drawn from their rows."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,7 @@ from scipy import stats
 
 from ..results import Results
 from ..summary import Table
+from . import published
 from .conditions import CONTINUED, DENSE
 from .mlp import Cell
 
@@ -79,43 +80,19 @@ def _about(results: Results) -> str:
     return f"{s['data']}, {s['epochs']} + {s['epochs']} epochs, {s['trials']} trials"
 
 
-PUBLISHED_TWO_FOUR = {CONTINUED: 53.89, "2:4 magnitude": 61.67, "random magnitude": 61.92}
-"""Table A5: test accuracy on CIFAR-100 features in percent; the width is not given with it."""
-
-PUBLISHED_DEEP = {
-    5: {4: 28.0, 8: 2.6, 12: 0.4, 16: 0.2},
-    7: {4: 34.0, 8: 11.0, 12: 1.1, 16: 0.8},
-    9: {4: 104.0, 8: 8.7, 12: 2.0, 16: 1.4},
-}
-"""Table A3: relative improvement in percent by layers and width."""
-
-PUBLISHED_CLASSES = {
-    6: (13.0, 13.9),
-    8: (23.8, 25.1),
-    10: (30.6, 31.9),
-    12: (38.1, 38.8),
-    14: (42.9, 43.6),
-    16: (46.9, 47.0),
-}
-"""Table A4: test accuracy on ImageNet-1k in percent, dense and FPE, by width."""
-
-PUBLISHED_REWIRING = {4: 4.5, 8: 1.9, 16: 0.5}
-"""Points of random rewiring over masks that stay, by neurons."""
-
-
 def two_four(results: Results) -> Table:
     """2:4 beside random masks, at 8 neurons (Table A5)."""
     frame = against_control(results)
     frame = frame[(frame["neurons"] == 8) & (frame["alpha"] == 2) & still_shallow(frame)]
     rows = []
-    for condition, published in PUBLISHED_TWO_FOUR.items():
+    for condition, paper in published.TWO_FOUR.items():
         own = frame[frame["condition"] == condition]
-        above = published - PUBLISHED_TWO_FOUR[CONTINUED]
+        above = paper - published.TWO_FOUR[CONTINUED]
         control = condition == CONTINUED
         rows.append(
             (
                 condition,
-                f"{published:.2f}",
+                f"{paper:.2f}",
                 interval(own["test_accuracy"], 2),
                 "-" if control else f"{above:+.2f}",
                 "-" if control else interval(own["points"], 2, "+"),
@@ -127,24 +104,59 @@ def two_four(results: Results) -> Table:
 
 def deep(results: Results) -> Table:
     """Relative improvement by depth and width beside the published (Table A3)."""
-    frame = against_control(results)
-    frame = frame[(frame["layers"] > 2) & (frame["around"] == 0)]
     rows = []
-    for (layers, neurons), group in frame.groupby(["layers", "neurons"]):
-        dense, wide = (group[group["condition"] == c] for c in (CONTINUED, "random magnitude"))
-        published = PUBLISHED_DEEP.get(int(layers), {}).get(int(neurons))
+    for (layers, neurons), dense, ranked, default in _deep_groups(results):
+        paper = published.DEEP.get(layers, {}).get(neurons)
         rows.append(
             (
                 f"{layers}",
                 f"{neurons}",
                 interval(dense["test_accuracy"]),
-                interval(wide["test_accuracy"]),
-                interval(wide["relative"], 1, "+"),
-                "-" if published is None else f"{published:+.1f}",
+                interval(ranked["test_accuracy"]),
+                interval(ranked["relative"], 1, "+"),
+                "-" if paper is None else f"{paper:+.1f}",
+                interval(default["test_accuracy"]),
+                interval(default["relative"], 1, "+"),
             )
         )
-    columns = ("layers", "neurons", "dense %", "FPE %", "relative %", "paper's relative %")
+    columns = ("layers", "neurons", "dense %", "ranking %", "relative %", "paper's relative %", "auto %", "relative %")
     return Table(f"Deep networks, every other layer expanded ({_about(results)}; ± is a 95 % interval)", columns, rows)
+
+
+def many_classes(results: Results) -> Table:
+    """Accuracy by width on a set of many classes beside the published of ImageNet (Table A4)."""
+    rows = []
+    for (_, neurons), dense, ranked, default in _deep_groups(results):
+        before, after = published.IMAGENET[neurons]
+        rows.append(
+            (
+                f"{neurons}",
+                interval(dense["test_accuracy"]),
+                interval(ranked["test_accuracy"]),
+                interval(ranked["points"], 2, "+"),
+                interval(default["test_accuracy"]),
+                interval(default["points"], 2, "+"),
+                f"{before:.1f}",
+                f"{after - before:+.1f}",
+            )
+        )
+    columns = ("neurons", "dense %", "ranking %", "points", "auto %", "points", "paper's dense %", "paper's points")
+    return Table(f"Five layers, every other one expanded ({_about(results)}; ± is a 95 % interval)", columns, rows)
+
+
+Group = tuple[tuple[int, int], pd.DataFrame, pd.DataFrame, pd.DataFrame]
+
+
+def _deep_groups(results: Results) -> Iterator[Group]:
+    """Layers and neurons of the deep networks, and their rows: dense, by the paper's ranking, by the default."""
+    frame = against_control(results)
+    for (layers, neurons), group in frame[(frame["layers"] > 2) & (frame["around"] == 0)].groupby(
+        ["layers", "neurons"]
+    ):
+        dense, ranked, default = (
+            group[group["condition"] == name] for name in (CONTINUED, "random magnitude", "random auto")
+        )
+        yield (int(layers), int(neurons)), dense, ranked, default
 
 
 def rewiring(results: Results) -> Table:
@@ -156,9 +168,8 @@ def rewiring(results: Results) -> Table:
     moving = frame[frame["rewire"] != ""].join(still, on=key)
     rows = []
     for (condition, neurons, regrow), own in moving.groupby(["condition", "neurons", "rewire"], sort=False):
-        published = (
-            PUBLISHED_REWIRING.get(int(neurons)) if (condition, regrow) == ("random magnitude", "random") else None
-        )
+        as_published = (condition, regrow) == ("random magnitude", "random")
+        paper = published.REWIRING.get(int(neurons)) if as_published else None
         rows.append(
             (
                 condition,
@@ -167,7 +178,7 @@ def rewiring(results: Results) -> Table:
                 interval(own["still"]),
                 interval(own["test_accuracy"]),
                 interval(own["test_accuracy"] - own["still"], 2, "+"),
-                "-" if published is None else f"{published:+.1f}",
+                "-" if paper is None else f"{paper:+.1f}",
             )
         )
     columns = ("condition", "neurons", "regrowth", "masks stay %", "masks move %", "points", "paper's points")
@@ -180,22 +191,33 @@ def still_shallow(frame: pd.DataFrame) -> pd.Series:
     return still & (frame["layers"] == Cell.layers) & (frame["around"] == Cell.around)
 
 
-def by_width(results: Results) -> Table:
-    """Points over the dense control by condition and width: what a choice gains."""
+CHOICES = [Cell(c, 4) for c in ("random magnitude", "random input", "2:4 input", "4x16 input", "16x64 input")] + [
+    Cell(c, 4, alpha=4) for c in ("random magnitude", "random input", "4x16 input")
+]
+"""What a user of a classifier chooses between; their width is not looked at."""
+
+
+def by_width(results: Results, cells: Sequence[Cell], title: str = "Points of test accuracy") -> Table:
+    """Points over the dense control, a row for each condition among the cells and a column for each width.
+
+    Args:
+        results: Rows of perceptrons.
+        cells: Which conditions; only what distinguishes them other than their width is looked at.
+        title: What the table shows.
+    """
     frame = against_control(results)
-    frame = frame[still_shallow(frame)]
-    widths = sorted(set(frame[frame["condition"] == "random input"]["neurons"]))
-    chosen = [("random magnitude", 2), ("random input", 2), ("2:4 input", 2), ("4x16 input", 2), ("16x64 input", 2)]
-    chosen += [("random magnitude", 4), ("random input", 4), ("4x16 input", 4)]
-    rows = []
-    for condition, alpha in chosen:
-        own = frame[(frame["condition"] == condition) & (frame["alpha"] == alpha)]
-        by = {neurons: interval(group["points"], 1, "+") for neurons, group in own.groupby("neurons")}
-        rows.append((f"{condition}, alpha = {alpha}", *(by.get(neurons, "-") for neurons in widths)))
-    columns = ("masks and policy", *(f"{neurons} neurons" for neurons in widths))
-    return Table(
-        f"Points of test accuracy over the dense network ({_about(results)}; ± is a 95 % interval)", columns, rows
-    )
+    kinds = list(dict.fromkeys(replace(cell, neurons=0) for cell in cells if cell.condition not in (DENSE, CONTINUED)))
+    own = [frame[np.logical_and.reduce([frame[n] == v for n, v in asdict(k).items() if n != "neurons"])] for k in kinds]
+    widths = sorted({int(n) for rows in own for n in rows["neurons"]})
+    around = {kind.around for kind in kinds}
+    dense = frame[(frame["condition"] == CONTINUED) & (frame["layers"] == Cell.layers) & frame["around"].isin(around)]
+    reached = {int(n): interval(group["test_accuracy"]) for n, group in dense.groupby("neurons")}
+    table = [("dense-continued, %", *(reached.get(n, "-") for n in widths))]
+    for kind, rows in zip(kinds, own, strict=True):
+        by = {int(n): interval(group["points"], 1, "+") for n, group in rows.groupby("neurons")}
+        table.append((f"{_label(kind)}, alpha = {kind.alpha}", *(by.get(n, "-") for n in widths)))
+    columns = ("masks and policy", *(f"{n} neurons" for n in widths))
+    return Table(f"{title} over the dense network ({_about(results)}; ± is a 95 % interval)", columns, table)
 
 
 PAIRED = (

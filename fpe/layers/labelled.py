@@ -49,8 +49,8 @@ class _LabelledLinear(ExpandedLinear):
         self.alpha = partition.alpha
         self.structure = partition.structure
         self.block_shape = partition.block_shape
-        self._set_labels(partition.labels.to(device=device))
         self.weight = nn.Parameter(torch.empty(partition.shape, device=device, dtype=dtype))
+        self._set_labels(partition.labels.to(device=device))
         self.bias = self._make_bias(bias, device=device, dtype=dtype)
         self.reset_parameters(partition.shape[1])
 
@@ -60,7 +60,11 @@ class _LabelledLinear(ExpandedLinear):
         raise NotImplementedError
 
     def _set_labels(self, labels: Tensor) -> None:
-        self.register_buffer("planes", PackedLabels.pack(labels, self.alpha).planes)
+        self._set_planes(PackedLabels.pack(labels, self.alpha).planes)
+
+    def _set_planes(self, planes: Tensor) -> None:
+        """Takes labels as bits, and with them whatever is derived from labels."""
+        self.register_buffer("planes", planes)
 
     @property
     def packed(self) -> PackedLabels:
@@ -122,7 +126,7 @@ class _LabelledLinear(ExpandedLinear):
         return expected
 
     def _adopt_topology(self, state: Mapping[str, Any], prefix: str) -> None:
-        self.planes = state[f"{prefix}planes"].to(self.planes.device, copy=True)
+        self._set_planes(state[f"{prefix}planes"].to(self.planes.device, copy=True))
 
     def _header(self) -> list[int]:
         structure = [STRUCTURES.index(self.structure), *(self.block_shape or (0, 0))]
@@ -166,19 +170,12 @@ class SplitLinear(_LabelledLinear):
         parents, inputs = partition.shape
         return inputs, partition.alpha * parents
 
-    def _set_labels(self, labels: Tensor) -> None:
-        super()._set_labels(labels)
-        self._index_quads(labels)
-
-    def _index_quads(self, labels: Tensor) -> None:
-        """Derives from the labels what the 2:4 kernels read."""
-        layout = SemiStructuredLayout.from_labels(labels) if self.structure == "2:4" else None
+    def _set_planes(self, planes: Tensor) -> None:
+        """As above; the 2:4 kernels read codes that are derived from the labels."""
+        super()._set_planes(planes)
+        layout = SemiStructuredLayout.from_labels(self.labels) if self.structure == "2:4" else None
         self.register_buffer("codes", layout.codes if layout else None, persistent=False)
         self.register_buffer("stored", layout.kept if layout else None, persistent=False)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._index_quads(self.labels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""

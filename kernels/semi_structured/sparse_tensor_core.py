@@ -96,16 +96,16 @@ def _packed_transposed(values: Tensor, codes: Tensor, k: int) -> Fragments:
 
 
 def _multiply(x: Tensor, fragments: Fragments, n: int, config: Config | None) -> Tensor:
+    from ..epilogue import summed
     from .gluon import WARPS, multiply
 
     m, children = x.shape[0], fragments.weights.shape[0]
     steps = fragments.weights.shape[2] // 2
     config = config or choose(m, n, steps * STEP, children, device_of(x))
-    split = config.split > 1
-    out = x.new_empty((config.split, m, children, n), dtype=torch.float32 if split else x.dtype)
-    if out.numel():
-        pairs = _aligned_rows(x, steps * STEP)
-        with torch.cuda.device_of(x):
+    out = x.new_empty((config.split, m, children, n), dtype=torch.float32 if config.split > 1 else x.dtype)
+    with torch.cuda.device_of(x):
+        if out.numel():
+            pairs = _aligned_rows(x, steps * STEP)
             multiply[(ceil(m / config.block_m) * ceil(n / TILE_ROWS), config.split)](
                 pairs,
                 fragments.weights,
@@ -125,7 +125,7 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, config: Config | None) ->
                 num_warps=WARPS.value,
                 maxnreg=255,  # left to itself the assembler stops at 64 and spills a few bytes
             )
-    return out.sum(0).to(x.dtype) if split else out[0]
+        return summed(out, x)
 
 
 def _aligned_rows(x: Tensor, width: int) -> Tensor:

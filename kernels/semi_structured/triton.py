@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, stored_dtype
-from ..epilogue import launch_options, rows_contiguous
+from ..epilogue import launch_options, rows_contiguous, summed
 from .config import Config, choose
 from .layout import SemiStructuredLayout
 
@@ -454,13 +454,12 @@ def _chosen(op: str, m: int, layout: SemiStructuredLayout, operand: Tensor) -> C
 
 def _run(launch: Any, shape: tuple[int, ...], config: Config, operand: Tensor) -> Tensor:
     """Calls a launch with room for its result; adds partial sums in a fixed order."""
-    split = config.split > 1
-    dtype = torch.float32 if split else stored_dtype(operand)
+    dtype = torch.float32 if config.split > 1 else stored_dtype(operand)
     out = operand.new_empty((config.split, *shape), dtype=dtype)
-    if out.numel():
-        with torch.cuda.device_of(operand):
+    with torch.cuda.device_of(operand):
+        if out.numel():
             launch(out)
-    return (out.sum(0) if split else out[0]).to(operand.dtype)
+        return summed(out, operand)
 
 
 def _shared_options(

@@ -1,0 +1,98 @@
+"""Layers that run as 2:4: training, serving, loading and compiling, split or merged."""
+
+from copy import deepcopy
+from unittest.mock import patch
+
+import pytest
+import torch
+from support import seeded
+from torch import nn
+
+import fpe
+from fpe import Partition
+from fpe.kernels import HOLE, semi_structured_compress
+
+
+def layer(backend: str, holes: bool = True) -> fpe.SplitLinear:
+    partition = Partition.semi_structured(12, 24, generator=seeded(1))
+    if holes:
+        partition = partition.without(torch.rand(12, 24, generator=seeded(2)) < 0.3)
+    torch.manual_seed(0)
+    return fpe.SplitLinear(partition, backend=backend)
+
+
+@pytest.mark.parametrize("holes", [True, False])
+def test_a_2_to_4_layer_trains_as_the_eager_one(holes: bool) -> None:
+    x = torch.randn(40, 24, generator=seeded(3))
+    target = torch.randn(40, 24, generator=seeded(4))
+    losses: dict[str, list[float]] = {}
+    for backend in ("eager", "triton"):
+        model = nn.Sequential(layer(backend, holes), nn.ReLU(), nn.Linear(24, 24))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        losses[backend] = []
+        for _ in range(5):
+            loss = nn.functional.mse_loss(model(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[backend].append(loss.item())
+        first = model[0]
+        assert (first.weight[first.labels == HOLE] == 0).all()
+    torch.testing.assert_close(losses["triton"], losses["eager"], rtol=1e-5, atol=1e-6)
+    assert losses["triton"][-1] < losses["triton"][0]
+
+
+def test_serving_compresses_once_for_each_version_of_the_weight() -> None:
+    ours, x = layer("triton"), torch.randn(3, 24, generator=seeded(3))
+    with (
+        patch("fpe.layers.labelled.semi_structured_compress", wraps=semi_structured_compress) as compress,
+        torch.no_grad(),
+    ):
+        before = [ours(x), ours(x)]
+        assert compress.call_count == 1 and torch.equal(*before)
+        ours.weight.mul_(2)
+        after = ours(x)
+        assert compress.call_count == 2
+    ours.backend = "eager"
+    torch.testing.assert_close(after, ours(x))
+
+
+def test_a_loaded_state_brings_its_own_quads() -> None:
+    one, other = layer("triton", holes=False), layer("triton")
+    other.load_state_dict({k: v.clone() for k, v in one.state_dict().items()})
+    assert "codes" not in one.state_dict()
+    x = torch.randn(3, 24, generator=seeded(3))
+    assert torch.equal(one(x), other(x))
+    torch.testing.assert_close(deepcopy(other).double().to(torch.float32)(x), one(x))
+
+
+def test_a_layer_compiles_whole_for_any_batch() -> None:
+    ours, x = layer("triton"), torch.randn(6, 24, generator=seeded(3))
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (x, x[:3]):
+        torch.testing.assert_close(compiled(batch), ours(batch))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), ours(x))
+
+
+@pytest.mark.parametrize("alpha", [2, 4])
+def test_a_merged_layer_runs_as_2_to_4_whatever_its_labels(alpha: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.randint(alpha, (7, 9), generator=seeded(1)).to(torch.uint8)
+    labels[torch.rand(labels.shape, generator=seeded(2)) < 0.3] = HOLE
+    merged = fpe.MergeLinear(Partition(labels, alpha))
+    z = torch.randn(3, alpha * 9, generator=seeded(3)).requires_grad_()
+    parameters = [z, merged.weight, merged.bias]
+    want = merged(z)
+    wanted = torch.autograd.grad(want.square().sum(), parameters)
+    merged.backend = "sparse_tensor_core"
+    monkeypatch.setattr("fpe.kernels.semi_structured.api.choose_backend", lambda *call: "eager")
+    got = merged(z)
+    torch.testing.assert_close(got, want)
+    for ours, theirs in zip(torch.autograd.grad(got.square().sum(), parameters), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        served = merged(z)
+        torch.testing.assert_close(served, want)
+        merged.weight.mul_(2)
+        assert not torch.equal(merged(z), served)
