@@ -1,4 +1,4 @@
-"""What the launches of every family share: options, bias, activation, the sum of the parts of a split reduction."""
+"""What the launches of every family share: options, the order of the programs, activation, the sum of the parts."""
 
 from typing import Any
 
@@ -23,6 +23,18 @@ def launch_options(config: Any, operand: Tensor) -> dict[str, Any]:
         "num_stages": config.num_stages,
         "maxnreg": min(255, 65_536 // (32 * config.num_warps)),
     }
+
+
+@triton.jit
+def in_groups(pid, FIRST, SECOND, GROUP: tl.constexpr):
+    """A program's place in a grid of ``FIRST`` x ``SECOND`` tiles that is walked in bands of ``GROUP``.
+
+    What the programs of a band share along the first axis stays in L2 while the second axis streams by.
+    """
+    size = GROUP * SECOND
+    start = pid // size * GROUP
+    width = min(FIRST - start, GROUP)
+    return start + pid % size % width, pid % size // width
 
 
 @triton.jit

@@ -159,6 +159,7 @@ def _instead(machine: Machine) -> Iterator[None]:
         program_id=lambda axis: tile(np.array(machine.place[axis])),
         arange=lambda start, end, layout: tile(np.arange(start, end, dtype=np.int64)),
         static_range=range,
+        minimum=np.minimum,
         full=lambda shape, value, dtype, layout: tile(np.full(shape, value, dtype)),
         join=lambda a, b: tile(np.stack((a, b), -1)),
         convert_layout=lambda value, layout, assert_trivial=False: value,

@@ -7,15 +7,23 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fpe
+from fpe.bench.lab.replay import Access
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FORMS = ("contiguous", "transposed", "sliced", "expanded")
+
+
+def bytes_touched(access: Access) -> np.ndarray:
+    """Every byte offset of a rectangle: the plainest expansion there is."""
+    rows = (access.row + np.arange(access.rows)) * access.pitch + access.column
+    return (rows[:, None] + np.arange(access.width)).reshape(-1)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -138,12 +138,21 @@ def test_features_round_trip_and_refusals(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", **arrays)
     loaded = data.load_features(tmp_path / "f.npz")
     assert loaded.x.dtype == torch.float32 and loaded.y.tolist() == [0, 1, 2, 3] and loaded.x_test.shape == (2, 3)
-    np.savez(tmp_path / "short.npz", X=arrays["X"], y=arrays["y"])
-    with pytest.raises(ValueError, match="missing Xt, yt"):
+    np.savez(tmp_path / "short.npz", X=arrays["X"], y=arrays["y"], yt=arrays["yt"])
+    with pytest.raises(ValueError, match=r"missing Xt$"):
         data.load_features(tmp_path / "short.npz")
     np.savez(tmp_path / "odd.npz", **{**arrays, "y": np.arange(3)})
     with pytest.raises(ValueError, match="expected X"):
         data.load_features(tmp_path / "odd.npz")
+
+
+def test_features_without_a_test_set_are_divided_the_same_way_every_time(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", X=np.arange(70, dtype=np.float16)[:, None], y=np.arange(70))
+    one, two = (data.load_features(tmp_path / "f.npz") for _ in range(2))
+    assert len(one.y_test) == 10 and torch.equal(one.y_test, two.y_test)
+    assert sorted([*one.y.tolist(), *one.y_test.tolist()]) == list(range(70))
+    assert all(torch.equal(x[:, 0].long(), y) for x, y in ((one.x, one.y), (one.x_test, one.y_test)))
+    assert one.y_test.diff().unique().numel() > 1  # shuffled: files are often sorted by class
 
 
 def test_digits_are_a_real_set() -> None:

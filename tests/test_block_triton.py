@@ -108,17 +108,15 @@ def test_activation_in_the_epilogue(activation: str, dtype: torch.dtype) -> None
 
 
 CONFIGS = (
-    Config(block_m=16, block_in=16, split=1, group_m=1, num_warps=4, num_stages=3),
-    Config(block_m=16, block_in=32, split=4, group_m=3, num_warps=4, num_stages=3),
-    Config(block_m=64, block_in=16, split=2, group_m=2, num_warps=4, num_stages=3),
-    Config(block_m=32, block_in=64, split=8, group_m=8, num_warps=4, num_stages=3),
+    Config(block_m=16, block_in=16, split=1, group=1, num_warps=4, num_stages=3),
+    Config(block_m=16, block_in=32, split=4, group=3, num_warps=4, num_stages=3),
+    Config(block_m=64, block_in=16, split=2, group=2, num_warps=4, num_stages=3),
+    Config(block_m=32, block_in=64, split=8, group=8, num_warps=4, num_stages=3),
 )
 
 
 @pytest.mark.parametrize("op", ["forward", "dx", "dw"])
-@pytest.mark.parametrize(
-    "config", CONFIGS, ids=lambda c: f"m{c.block_m}-in{c.block_in}-split{c.split}-group{c.group_m}"
-)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"m{c.block_m}-in{c.block_in}-split{c.split}-group{c.group}")
 def test_every_configuration_computes_the_same(config: Config, op: str) -> None:
     """Splits, more splits than blocks, partial groups of rows."""
     case = replace(CASES[2], m=150)
@@ -296,7 +294,7 @@ def test_the_rule_bounds_the_partial_sums() -> None:
 
 
 def test_the_rule_groups_rows_by_what_l2_holds() -> None:
-    groups = [choose(Problem("block_matmul", 8192, (64, 64), 448, 32, k, 2), KNOWN[90]).group_m for k in (4096, 14336)]
+    groups = [choose(Problem("block_matmul", 8192, (64, 64), 448, 32, k, 2), KNOWN[90]).group for k in (4096, 14336)]
     assert groups[0] > groups[1] >= 4
 
 
@@ -324,7 +322,7 @@ def test_shared_memory_of_the_pipeline() -> None:
 
 
 def test_a_tuned_entry_goes_before_the_rule() -> None:
-    fields = {"block_m": 32, "block_in": 16, "split": 1, "group_m": 4, "num_warps": 2, "num_stages": 3}
+    fields = {"block_m": 32, "block_in": 16, "split": 1, "group": 4, "num_warps": 2, "num_stages": 3}
     entry = {"op": "block_matmul", "max_m": 64, "block": [64, 64], "itemsize": 2, "config": fields}
     too_large = {**entry, "max_m": 1024, "config": {**fields, "block_m": 4096, "num_stages": 9}}
     table = parse({"provenance": {"device": "a test"}, "entries": [too_large, entry]}, Config)

@@ -260,7 +260,7 @@ from fpe.bench.lab import compile as lab
 from fpe.kernels.block import triton as kernels
 from fpe.kernels.block.config import Config
 
-planted = Config(block_m=128, block_in=16, split=1, group_m=8, num_warps=1, num_stages=1)
+planted = Config(block_m=128, block_in=16, split=1, group=8, num_warps=1, num_stages=1)
 with patch.object(kernels, "choose", lambda *arguments: planted):
     rows = lab.run([lab.Case("forward", "bf16", 1024, (128, 128))], [80], jobs=1).rows
 print(json.dumps(rows))

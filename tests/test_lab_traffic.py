@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from support import bytes_touched
 
 pytest.importorskip("tilelens")
 from fpe.bench.lab import traffic
 from fpe.bench.lab.cache import L2, LINE, SECTOR, schedule
-from fpe.bench.lab.replay import Access, Launch, block_launches, partition_launches
+from fpe.bench.lab.replay import Access, Launch, block_launches, partition_launches, semi_structured_launches
 from fpe.bench.lab.trace import Trace, family_kernels, tracing
+from fpe.kernels import SemiStructuredLayout
 from fpe.kernels.block import triton as block_kernels
 from fpe.kernels.block.config import Config
 from fpe.kernels.block.layout import BlockLayout, grid
@@ -22,8 +24,10 @@ from fpe.kernels.device import KNOWN
 from fpe.kernels.partition import PackedLabels
 from fpe.kernels.partition import config as partition
 from fpe.kernels.partition import triton as partition_kernels
+from fpe.kernels.semi_structured import config as semi_structured
+from fpe.kernels.semi_structured import triton as semi_structured_kernels
 
-CONFIG = Config(block_m=16, block_in=16, split=1, group_m=2, num_warps=4, num_stages=3)
+CONFIG = Config(block_m=16, block_in=16, split=1, group=2, num_warps=4, num_stages=3)
 TILES = partition.Config(block_m=16, block_n=16, block_k=32, split=1, group=2, num_warps=4, num_stages=3)
 
 
@@ -100,10 +104,45 @@ class SmallPartition:
         return partition_launches(problem, self.config, self.holes)
 
 
+QUADS = semi_structured.Config(block_m=16, block_n=16, block_k=32, split=1, group=2, num_warps=4, num_stages=3)
+
+
+@dataclass(frozen=True)
+class SmallSemiStructured:
+    """A launch of the 2:4 kernels on dense tensor cores that the interpreter runs in a moment."""
+
+    id: str
+    m: int = 37
+    shape: tuple[int, int] = (70, 90)
+    children: int = 2
+    config: semi_structured.Config = QUADS
+    dtype: torch.dtype = torch.float16
+    family = "semi_structured"
+    module = semi_structured_kernels
+    ops = traffic.OPS
+
+    def run(self, op: str) -> None:
+        (n, k), children = self.shape, self.children
+        codes = torch.full((n, -(-k // 8)), 0x44, dtype=torch.uint8)
+        layout = SemiStructuredLayout((n, k), codes, None, children)
+        x, dy = torch.ones(self.m, k, dtype=self.dtype), torch.ones(self.m, children, n, dtype=self.dtype)
+        values = torch.ones(layout.values_shape, dtype=self.dtype)
+        if op == "forward":
+            semi_structured_kernels.semi_structured_matmul_triton(x, values, layout)
+        elif op == "dX":
+            semi_structured_kernels.semi_structured_matmul_t_triton(dy, values, layout)
+        else:
+            semi_structured_kernels.semi_structured_grad_triton(dy, x, layout)
+
+    def replayed(self, op: str) -> list[Launch]:
+        return semi_structured_launches(op, self.m, self.shape, self.children, self.config, self.dtype.itemsize)
+
+
+AnyCase = Small | SmallPartition | SmallSemiStructured
 CASES = (
     Small("tails"),
     Small("one-row", m=1),
-    Small("grouped", m=83, config=replace(CONFIG, group_m=4)),
+    Small("grouped", m=83, config=replace(CONFIG, group=4)),
     Small("split", config=replace(CONFIG, split=4)),
     Small("wide-blocks", block=(32, 16), config=replace(CONFIG, split=2)),
     Small("two-steps-a-block", shape=(64, 96), block=(32, 32)),
@@ -117,6 +156,12 @@ CASES = (
     SmallPartition("labels-even", m=32, shape=(64, 96), config=replace(TILES, block_n=32, block_k=16)),
     SmallPartition("labels-odd", shape=(33, 139), alpha=8, holes=True),
     SmallPartition("labels-float32", dtype=torch.float32, config=replace(TILES, split=2)),
+    SmallSemiStructured("quads"),
+    SmallSemiStructured("quads-one-row", m=1, children=1),
+    SmallSemiStructured("quads-grouped", m=83, config=replace(QUADS, group=4)),
+    SmallSemiStructured("quads-split", config=replace(QUADS, split=4)),
+    SmallSemiStructured("quads-even", m=32, shape=(64, 128), config=replace(QUADS, block_n=32, block_k=64)),
+    SmallSemiStructured("quads-odd", shape=(33, 139), dtype=torch.float32, config=replace(QUADS, split=2)),
 )
 each_run = pytest.mark.parametrize(
     ("case", "op"), [(c, op) for c in CASES for op in c.ops], ids=lambda value: getattr(value, "id", value)
@@ -124,18 +169,12 @@ each_run = pytest.mark.parametrize(
 each_op = pytest.mark.parametrize("op", traffic.OPS)
 
 
-def traced(op: str, case: Small | SmallPartition, monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
+def traced(op: str, case: AnyCase, monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
     """The real launches of one operation."""
     monkeypatch.setattr(case.module, "choose", lambda *args: case.config)
     with tracing(family_kernels(case.family)) as launched:
         case.run(op)
     return launched
-
-
-def bytes_touched(access: Access) -> np.ndarray:
-    """Every byte offset of a rectangle: the plainest expansion there is."""
-    rows = (access.row + np.arange(access.rows)) * access.pitch + access.column
-    return (rows[:, None] + np.arange(access.width)).reshape(-1)
 
 
 def expected(launch: Launch) -> dict:
@@ -169,9 +208,7 @@ def observed(trace: Trace, split: int) -> dict:
 
 
 @each_run
-def test_replay_is_the_kernels_own_trace(
-    case: Small | SmallPartition, op: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replay_is_the_kernels_own_trace(case: AnyCase, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     traces, replayed = traced(op, case, monkeypatch), case.replayed(op)
     assert [t.kernel for t in traces] == [r.kernel for r in replayed]
     for trace, launch in zip(traces, replayed, strict=True):
@@ -185,7 +222,7 @@ def test_replay_is_the_kernels_own_trace(
 
 @each_run
 def test_requested_and_unique_bytes_are_those_of_the_trace(
-    case: Small | SmallPartition, op: str, monkeypatch: pytest.MonkeyPatch
+    case: AnyCase, op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requested, sectors = 0, defaultdict(set)
     for trace in traced(op, case, monkeypatch):
@@ -290,6 +327,15 @@ def test_labels_and_one_read_of_the_weights_are_compulsory(op: str, alpha: int, 
     assert row["compulsory"] == shape[0] * shape[1] * (16 + bits) // 8 + 2 * 64 * (inputs + alpha * children)
 
 
+@pytest.mark.parametrize("op", (*traffic.OPS, traffic.SPARSE))
+@pytest.mark.parametrize("shape", [(256, 1024), (1024, 256)], ids=["wide", "tall"])
+def test_two_to_four_moves_half_a_byte_a_quad_beside_the_weights(op: str, shape: tuple[int, int]) -> None:
+    case = traffic.Case(64, *shape, block=None, quads=True)
+    row = traffic.measure(op, case, traffic.layer(case), l2=1e9)
+    assert row["dram"] - row["scratch"] == pytest.approx(row["compulsory"], rel=1e-9)
+    assert row["compulsory"] == shape[0] * shape[1] * 17 // 8 + 2 * 64 * (shape[1] + 2 * shape[0])
+
+
 def test_command_prints_a_table_and_rows(tmp_path: Path) -> None:
     from fpe.bench.cli import cli
 
@@ -300,5 +346,11 @@ def test_command_prints_a_table_and_rows(tmp_path: Path) -> None:
     rows = CliRunner().invoke(cli, ["lab", "traffic", *sizes, "--json", "--output", str(tmp_path)])
     assert rows.exit_code == 0, rows.output
     parsed = [json.loads(line) for line in rows.output.splitlines()]
-    assert [row["op"] for row in parsed] == [*traffic.OPS, *traffic.OPS, *traffic.MERGED_OPS]
+    assert [row["op"] for row in parsed] == [
+        *traffic.OPS,
+        *traffic.OPS,
+        *traffic.MERGED_OPS,
+        *traffic.OPS,
+        traffic.SPARSE,
+    ]
     assert all((row["M"], row["N"], row["K"]) == (16, 128, 256) for row in parsed)

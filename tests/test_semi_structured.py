@@ -102,9 +102,9 @@ def _guarded(t: Tensor) -> Tensor:
 
 
 CONFIGS = (
-    Config(block_m=16, block_n=16, block_k=32, split=1, num_warps=4, num_stages=2),
-    Config(block_m=32, block_n=32, block_k=64, split=2, num_warps=4, num_stages=3),
-    Config(block_m=64, block_n=16, block_k=32, split=8, num_warps=4, num_stages=3),
+    Config(block_m=16, block_n=16, block_k=32, split=1, group=1, num_warps=4, num_stages=2),
+    Config(block_m=32, block_n=32, block_k=64, split=2, group=2, num_warps=4, num_stages=3),
+    Config(block_m=64, block_n=16, block_k=32, split=8, group=8, num_warps=4, num_stages=3),
 )
 
 

@@ -5,30 +5,33 @@ import os
 import subprocess
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from gluon_numpy import Machine, on_numpy
+from gluon_numpy import Machine, Pointer, Shared, on_numpy
 from mma_sp import ORDERED, a_place, b_place, c_place, dense_a, metadata_place, mma_sp
-from support import ROOT, readable_id, seeded
+from support import ROOT, bytes_touched, readable_id, seeded
 from torch import Tensor
 
 pytest.importorskip("triton")
 
 from fpe import Partition
 from fpe.bench.lab.cli import lab
+from fpe.bench.lab.replay import sparse_tensor_core_launches
 from fpe.bench.lab.semi_structured import check, rates
 from fpe.kernels import HOLE, SemiStructuredLayout, semi_structured_matmul, semi_structured_matmul_t
 from fpe.kernels.device import KNOWN
 from fpe.kernels.semi_structured import sparse_tensor_core
+from fpe.kernels.semi_structured.config import SparseConfig, choose_sparse, stage_bytes
 from fpe.kernels.semi_structured.fragments import Fragments, pack, unpack
 from fpe.kernels.semi_structured.layout import CODES, complement
-from fpe.kernels.semi_structured.sparse_tensor_core import Config, choose, stage_bytes
 
 KINDS = {torch.bfloat16: "bf16", torch.float16: "f16"}
 each_dtype = pytest.mark.parametrize("dtype", KINDS, ids=readable_id)
@@ -163,7 +166,7 @@ class Case:
     m: int
     n: int
     k: int
-    config: Config | None = None
+    config: SparseConfig | None = None
 
     @property
     def id(self) -> str:
@@ -177,10 +180,10 @@ CASES = (
     Case(11, 136, 200),
     Case(9, 130, 67),
     Case(70, 129, 64),
-    Case(3, 128, 256, Config(8, 1, 2)),
-    Case(17, 40, 448, Config(16, 2, 3)),
-    Case(20, 40, 448, Config(32, 4, 4)),
-    Case(130, 5, 320, Config(64, 1, 4)),
+    Case(3, 128, 256, SparseConfig(8, 1, 8, 2)),
+    Case(17, 40, 448, SparseConfig(16, 2, 1, 3)),
+    Case(20, 40, 448, SparseConfig(32, 4, 8, 4)),
+    Case(130, 136, 64, SparseConfig(64, 1, 2, 4)),
     Case(0, 8, 8),
 )
 
@@ -197,6 +200,46 @@ def test_the_kernel_is_exact_on_small_integers(case: Case, children: int, dtype:
     assert y.dtype == dtype
     want = semi_structured_matmul(x.double(), weight.values.double(), weight.layout)
     assert torch.equal(y, want.to(dtype))
+
+
+@pytest.mark.parametrize("children", [1, 2])
+@pytest.mark.parametrize("case", CASES[:-1], ids=readable_id)
+def test_the_traffic_lab_replays_the_kernels_accesses(case: Case, children: int) -> None:
+    """Every program's copies and stores, in their order."""
+    weight = weight_of("random", case.n, case.k, children)
+    config = case.config or choose_sparse(case.m, case.n, case.k, children, KNOWN[90])
+    done: dict[tuple[int, int], list[tuple[bool, list[int]]]] = defaultdict(list)
+
+    def note(machine: Machine, store: bool, where: Pointer, mask: object) -> None:
+        offsets, taken = np.broadcast_arrays(where.offsets, mask)
+        size = where.tensor.itemsize
+        if taken.any():
+            touched = (offsets[taken][:, None] * size + np.arange(size)).reshape(-1)
+            done[machine.place].append((store, sorted(touched.tolist())))
+
+    class Watched(Machine):
+        def copy(self, shared: Shared, source: Pointer, mask: object = True) -> None:
+            note(self, False, source, mask)
+            super().copy(shared, source, mask)
+
+        def store(self, target: Pointer, value: np.ndarray, mask: np.ndarray) -> None:
+            note(self, True, target, mask)
+            super().store(target, value, mask)
+
+    with patch("gluon_numpy.Machine", Watched), on_numpy():
+        sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(
+            integers(case.m, case.k, seed=4), weight.values, weight.layout, config
+        )
+    launch, *_ = sparse_tensor_core_launches(case.m, (case.n, case.k), children, config)
+    assert sorted(done) == list(product(*map(range, launch.grid)))
+    for place, touched in done.items():
+        replayed = []
+        for step in launch.program(*place):
+            loaded = [[a for a in step if a.tensor == name and not a.store] for name in ("weights", "metadata", "x")]
+            for together in filter(None, [*loaded, *([a] for a in step if a.store)]):
+                offsets = np.concatenate([bytes_touched(access) for access in together])
+                replayed.append((together[0].store, sorted(offsets.tolist())))
+        assert touched == replayed
 
 
 @each_dtype
@@ -313,11 +356,11 @@ def test_torch_compile_asks_the_self_check_and_does_not_trace_it(monkeypatch: py
 def test_the_rule_fits_and_fills(arch: int, children: int) -> None:
     device = KNOWN[arch]
     for m in (1, 8, 9, 64, 100, 8192):
-        config = choose(m, 14336, 4096, children, device)
+        config = choose_sparse(m, 14336, 4096, children, device)
         assert config.block_m in (8, 16, 32, 64, 128) and config.block_m * children <= 128
         assert config.stages >= 2 and config.stages * stage_bytes(config.block_m, children) <= device.shared
-    assert choose(1, 4096, 4096, children, device).split * 32 >= device.sms / 2
-    assert choose(8192, 4096, 4096, children, device).split == 1
+    assert choose_sparse(1, 4096, 4096, children, device).split * 32 >= device.sms / 2
+    assert choose_sparse(8192, 4096, 4096, children, device).split == 1
 
 
 COMPILE = """

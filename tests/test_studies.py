@@ -2,8 +2,9 @@
 
 import json
 import sys
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -87,6 +88,7 @@ def build(condition: str, alpha: int = 2) -> nn.Sequential:
 SAME_COUNT = (
     *("random magnitude", "gram magnitude", "2:4 input", "shared partition", "4x16 block", "4x16 input"),
     *(conditions.CONTINUED, conditions.OVERLAPPING, conditions.STATIC, conditions.FRESH, conditions.DROPCONNECT),
+    *("random auto", "fresh random partition", "dropconnect 10%"),
 )
 
 
@@ -112,8 +114,12 @@ def test_children_overlap_in_the_control_alone() -> None:
     assert build("overlapping")[0].kept().sum(1).max() <= 16
 
 
-def test_fresh_weights_keep_the_masks_and_nothing_else() -> None:
-    ours, fresh = build("random magnitude"), build(conditions.FRESH)
+@pytest.mark.parametrize(
+    ("masks", "name"), [("random magnitude", conditions.FRESH), ("2:4 partition", "fresh 2:4 partition")]
+)
+def test_fresh_weights_keep_the_masks_and_nothing_else(masks: str, name: str) -> None:
+    assert conditions.from_scratch(name) and not conditions.from_scratch(masks)
+    ours, fresh = build(masks), build(name)
     for i in (0, 2):
         assert torch.equal(ours[i].kept(), fresh[i].kept())
         kept = ours[i].kept()
@@ -136,9 +142,10 @@ def test_dropconnect_drops_in_training_alone() -> None:
     assert 0.7 < dropped.double().mean() < 0.8
     torch.testing.assert_close(y[~dropped], 4 * layer.weight.T[~dropped])
     assert torch.equal(layer.eval()(x), layer.weight.T)
+    assert [build(name, 4)[0].probability for name in ("dropconnect", "dropconnect 10%")] == [0.75, 0.1]
 
 
-@pytest.mark.parametrize("name", ["random", "random best", "4x magnitude", "3:4 input"])
+@pytest.mark.parametrize("name", ["random", "random best", "4x magnitude", "3:4 input", "fresh", "dropconnect 10"])
 def test_unknown_conditions_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"expected .* got '{name}'"):
         build(name)
@@ -213,6 +220,13 @@ def test_every_study_runs(study: sweep.Study, tmp_path: Path) -> None:
     again = CliRunner().invoke(cli, [*arguments, "--json"])
     assert path.read_text() == before
     assert [json.loads(line)["trial"] for line in again.output.splitlines()] == [row["trial"] for row in rows]
+
+
+def test_cells_side_by_side_give_the_same_rows(tmp_path: Path) -> None:
+    (study,) = (study for study in STUDIES if study.name == "budget")
+    small = replace(study, small=study.small[:3])
+    one, two = (small.run(tmp_path / f"{jobs}", True, True, jobs)[0].read_text() for jobs in (1, 2))
+    assert one.splitlines()[1:] == two.splitlines()[1:] and len(one.splitlines()) == 7
 
 
 def test_cells_run_again_give_the_same_rows() -> None:
@@ -331,6 +345,45 @@ def test_conditions_are_compared_trial_by_trial() -> None:
     assert len(shown) == len(tables.PAIRED)
     for ours, theirs in tables.PAIRED:
         assert shown[f"{ours} - {theirs}, alpha = 2"] == f"{names[ours] - names[theirs]:+.2f} ± 0.00"
+
+
+def test_a_table_by_width_has_a_row_for_each_condition() -> None:
+    cells = [
+        mlp_study.Cell(condition, neurons, alpha)
+        for condition, alpha in ((conditions.CONTINUED, 2), ("random input", 2), ("random input", 4))
+        for neurons in (8, 4)
+    ]
+    values = {conditions.CONTINUED: 50, "random input": 53}
+    rows = [
+        {**asdict(cell), "trial": trial, "test_accuracy": values[cell.condition] + cell.alpha * trial}
+        for cell in cells[:-1]
+        for trial in range(2)
+    ]
+    rows.append({**rows[-1], "layers": 5, "test_accuracy": 0})
+    drawn = tables.by_width(Results("mlp", {"data": "d", "epochs": 1, "trials": 2}, rows, {}), cells)
+    assert drawn.columns[1:] == ("4 neurons", "8 neurons")
+    assert [(row[0], *(cell.split(" ")[0] for cell in row[1:])) for row in drawn.rows] == [
+        ("dense-continued, %", "51.0", "51.0"),
+        ("random input, alpha = 2", "+3.0", "+3.0"),
+        ("random input, alpha = 4", "-", "+4.0"),
+    ]
+
+
+@pytest.mark.parametrize(("draw", "paper"), [(tables.deep, "+28.0"), (tables.many_classes, "+0.9")])
+def test_deep_networks_stand_beside_the_published(draw: Callable[[Results], summary.Table], paper: str) -> None:
+    neurons = 4 if draw is tables.deep else 6
+    accuracies = {conditions.CONTINUED: (10, 20), "random magnitude": (11, 22), "random auto": (12, 24)}
+    rows = [
+        {**asdict(mlp_study.Cell(condition, neurons, layers=layers)), "trial": trial, "test_accuracy": value * share}
+        for layers, share in ((5, 1), (2, 9))
+        for condition, values in accuracies.items()
+        for trial, value in enumerate(values)
+    ]
+    (row,) = draw(Results("mlp", {"data": "d", "epochs": 1, "trials": 2}, rows, {})).rows
+    assert paper in row
+    ours = [cell for cell in row if cell.startswith("+") and "±" in cell]
+    expected = ["+10.0 ± 0.0", "+20.0 ± 0.0"] if draw is tables.deep else ["+1.50 ± 6.35", "+3.00 ± 12.71"]
+    assert ours == expected
 
 
 def test_a_split_is_worth_the_dense_network_that_does_as_well() -> None:

@@ -83,17 +83,17 @@ def ladder_command(as_json: bool, output: Path) -> None:
 @click.option("--n", type=click.IntRange(1), help="Output features of the parent.  [default: an LLM's MLP]")
 @click.option("--k", type=click.IntRange(1), help="Input features.  [default: as --n]")
 @click.option("--alpha", type=click.IntRange(1), default=2, show_default=True, help="Children; 1: the parent.")
-@click.option("--structure", type=click.Choice(["block", "random"]), help="[default: both; block with --block]")
+@click.option("--structure", type=click.Choice(["block", "random", "2:4"]), help="[default: all; block with --block]")
 @click.option("--block", type=(click.IntRange(1), click.IntRange(1)), help="Tile.  [default: 64 64]")
 @click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
 @click.option("--l2", type=click.FloatRange(0), default=50.0, show_default=True, help="Megabytes of L2.")
-@click.option("--group-m", type=click.IntRange(1), help="Try another grouping of the forward's and dX's programs.")
+@click.option("--group", type=click.IntRange(1), help="Try another grouping of the programs.")
 @click.option("--quick", is_flag=True, help="Small layers: to see that it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
 def traffic_command(
-    m: tuple[int, ...], l2: float, group_m: int | None, as_json: bool, output: Path, **sizes: Any
+    m: tuple[int, ...], l2: float, group: int | None, as_json: bool, output: Path, **sizes: Any
 ) -> None:
     """Count the bytes that every operation asks for, touches, and moves through a simulated L2 to DRAM."""
     from rich.console import Console
@@ -104,7 +104,7 @@ def traffic_command(
     cases = traffic.cases_of(m, **sizes)
     with Console(stderr=True, quiet=as_json).status("Simulating") as status:
         results = traffic.run(
-            cases, l2=l2 * 1e6, group_m=group_m, report=lambda row: status.update(f"{row['op']} {row['M']} done")
+            cases, l2=l2 * 1e6, group=group, report=lambda row: status.update(f"{row['op']} {row['M']} done")
         )
     finish(results, output / "traffic.jsonl", traffic.table(results), as_json)
 

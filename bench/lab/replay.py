@@ -13,6 +13,9 @@ from fpe.kernels.block.layout import BlockLayout
 from fpe.kernels.partition.config import Config as PartitionConfig
 from fpe.kernels.partition.config import Problem
 from fpe.kernels.partition.labels import digits, row_bytes
+from fpe.kernels.semi_structured.config import STEP, SparseConfig
+from fpe.kernels.semi_structured.config import Config as SemiStructuredConfig
+from fpe.kernels.semi_structured.fragments import TILE_ROWS
 
 INDEX = 4
 """Bytes of an index."""
@@ -87,6 +90,137 @@ def partition_launches(problem: Problem, config: PartitionConfig, holes: bool = 
     return _partition_multiply(problem, config)
 
 
+def semi_structured_launches(
+    op: str, m: int, shape: tuple[int, int], children: int, config: SemiStructuredConfig, itemsize: int
+) -> list[Launch]:
+    """The launches of one 2:4 operation on dense tensor cores, on contiguous operands.
+
+    Args:
+        op: ``"forward"``, ``"dX"`` or ``"dW"``.
+        m: Rows of activations.
+        shape: ``(N, K)`` of the parent.
+        children: 1 or 2.
+        config: Tiles.
+        itemsize: Bytes of an operand's element; the result has the same.
+    """
+    (n, k), split, size = shape, config.split, itemsize
+    quads, block_q = -(-k // 4), config.block_k // 4
+    pitch = -(-quads // 2)  # of a row of codes, in bytes
+    tiles_m, tiles_n, tiles_k = -(-m // config.block_m), -(-n // config.block_n), -(-k // config.block_k)
+    target, stored = ("out", size) if split == 1 else ("partial", 4)
+
+    def codes(tile_n: int, tile_k: int) -> Access:
+        first, rows = tile_n * config.block_n, min(config.block_n, n - tile_n * config.block_n)
+        start = tile_k * block_q // 2
+        return Access("codes", False, first, rows, start, min(block_q // 2, pitch - start), pitch)
+
+    def pair(child: int, tile_n: int, tile_k: int) -> Access:
+        first, rows = tile_n * config.block_n, min(config.block_n, n - tile_n * config.block_n)
+        start, width = tile_k * block_q, min(block_q, quads - tile_k * block_q)
+        row = child * n + first
+        return Access("pair", False, row, rows, start * 2 * size, width * 2 * size, quads * 2 * size)
+
+    def activations(tensor: str, tile_m: int, child: int, of: int, columns: int, block: int, tile: int) -> Access:
+        row, rows = tile_m * config.block_m, min(config.block_m, m - tile_m * config.block_m)
+        width = min(block, columns - tile * block) * size
+        return Access(tensor, False, row, rows, (child * columns + tile * block) * size, width, of * columns * size)
+
+    def forward(pid: int, pid_split: int) -> Program:
+        tile_m, tile_n = _in_groups(pid, tiles_m, tiles_n, config.group)
+        for step in range(tiles_k * pid_split // split, tiles_k * (pid_split + 1) // split):
+            x = activations("x", tile_m, 0, 1, k, config.block_k, step)
+            yield x, codes(tile_n, step), *(pair(child, tile_n, step) for child in range(children))
+        row, rows = tile_m * config.block_m, min(config.block_m, m - tile_m * config.block_m)
+        first, width = tile_n * config.block_n, min(config.block_n, n - tile_n * config.block_n)
+        yield tuple(
+            Access(
+                target, True, pid_split * m + row, rows, (c * n + first) * stored, width * stored, children * n * stored
+            )
+            for c in range(children)
+        )
+
+    def backward(pid: int, pid_split: int) -> Program:
+        tile_m, tile_k = _in_groups(pid, tiles_m, tiles_k, config.group)
+        for step in range(tiles_n * pid_split // split, tiles_n * (pid_split + 1) // split):
+            yield (
+                codes(step, tile_k),
+                *(
+                    access
+                    for child in range(children)
+                    for access in (
+                        activations("dy", tile_m, child, children, n, config.block_n, step),
+                        pair(child, step, tile_k),
+                    )
+                ),
+            )
+        row, rows = tile_m * config.block_m, min(config.block_m, m - tile_m * config.block_m)
+        width = min(config.block_k, k - tile_k * config.block_k)
+        column = tile_k * config.block_k * stored
+        yield (Access(target, True, pid_split * m + row, rows, column, width * stored, k * stored),)
+
+    def outer(pid: int, pid_split: int) -> Program:
+        tile_n, tile_k = _in_groups(pid, tiles_n, tiles_k, config.group)
+        for step in range(tiles_m * pid_split // split, tiles_m * (pid_split + 1) // split):
+            yield (
+                activations("x", step, 0, 1, k, config.block_k, tile_k),
+                *(activations("dy", step, c, children, n, config.block_n, tile_n) for c in range(children)),
+            )
+        yield (codes(tile_n, tile_k),)
+        first, rows = tile_n * config.block_n, min(config.block_n, n - tile_n * config.block_n)
+        start, width = tile_k * block_q * 2 * stored, min(block_q, quads - tile_k * block_q) * 2 * stored
+        yield tuple(
+            Access(target, True, (pid_split * children + c) * n + first, rows, start, width, quads * 2 * stored)
+            for c in range(children)
+        )
+
+    launched, results = {
+        "forward": (Launch("_multiply", (tiles_m * tiles_n, split), forward), m * children * n),
+        "dX": (Launch("_multiply_t", (tiles_m * tiles_k, split), backward), m * k),
+        "dW": (Launch("_outer", (tiles_n * tiles_k, split), outer), children * n * 2 * quads),
+    }[op]
+    return [launched] if split == 1 else [launched, _reduce(results, split, size)]
+
+
+def sparse_tensor_core_launches(
+    m: int, shape: tuple[int, int], children: int, config: SparseConfig, itemsize: int = 2
+) -> list[Launch]:
+    """The launches of the 2:4 forward on sparse tensor cores; arguments as of :func:`semi_structured_launches`."""
+    (n, k), split = shape, config.split
+    tiles_m, tiles_n, steps = -(-m // config.block_m), -(-n // TILE_ROWS), -(-k // STEP)
+    warps = TILE_ROWS // 32
+    target, stored = ("out", itemsize) if split == 1 else ("partial", 4)
+
+    def program(pid: int, pid_split: int) -> Program:
+        tile_m, tile_n = _in_groups(pid, tiles_m, tiles_n, config.group)
+        row, rows = tile_m * config.block_m, min(config.block_m, m - tile_m * config.block_m)
+        for step in range(steps * pid_split // split, steps * (pid_split + 1) // split):
+            first = tile_n * warps
+            yield (
+                *(
+                    Access("weights", False, child * tiles_n * warps + first, warps, step * 2048, 2048, steps * 2048)
+                    for child in range(children)
+                ),
+                Access("metadata", False, first, warps, step * 256, 256, steps * 256),
+                Access("x", False, row, rows, step * STEP * itemsize, STEP * itemsize, steps * STEP * itemsize),
+            )
+        first, width = tile_n * TILE_ROWS, min(TILE_ROWS, n - tile_n * TILE_ROWS)
+        pitch = children * n * stored
+        yield tuple(
+            Access(target, True, pid_split * m + row, rows, (child * n + first) * stored, width * stored, pitch)
+            for child in range(children)
+        )
+
+    launched = Launch("multiply", (tiles_m * tiles_n, split), program)
+    return [launched] if split == 1 else [launched, _reduce(m * children * n, split, itemsize)]
+
+
+def _in_groups(pid: int, first: int, second: int, group: int) -> tuple[int, int]:
+    """As ``fpe.kernels.epilogue.in_groups``."""
+    band, inside = divmod(pid, group * second)
+    width = min(first - band * group, group)
+    return band * group + inside % width, inside // width
+
+
 def _flat(tensor: str, start: int, size: int, store: bool = False) -> Access:
     return Access(tensor, store, 0, 1, start, size, start + size)
 
@@ -101,13 +235,11 @@ def _multiply(m: int, layout: BlockLayout, transposed: bool, config: Config, ite
         out, inner, size_out, size_in, segments = bn, bk, n, k, row_segments
         pointers, tiles, longest = layout.row_ptr, layout.cols, layout.longest_rows
     bounds, tile, order, first = pointers.tolist(), tiles.tolist(), longest.tolist(), layout.col_order.tolist()
-    steps, tiles_m, group_size = inner // block_in, -(-m // block_m), config.group_m * segments
+    steps, tiles_m = inner // block_in, -(-m // block_m)
     target, size = ("out", itemsize) if split == 1 else ("partial", 4)
 
     def program(pid: int, pid_split: int) -> Program:
-        first_m = pid // group_size * config.group_m
-        width_m = min(tiles_m - first_m, config.group_m)
-        pid_m, position = first_m + pid % group_size % width_m, pid % group_size // width_m
+        pid_m, position = _in_groups(pid, tiles_m, segments, config.group)
         segment = order[position]
         yield (
             _flat("longest", INDEX * position, INDEX),
@@ -189,13 +321,10 @@ def _partition_multiply(problem: Problem, config: PartitionConfig) -> list[Launc
     out, inner = (config.block_k, config.block_n) if transposed else (config.block_n, config.block_k)
     operands, sums = (alpha, 1) if merge else (1, alpha)
     steps, tiles_m, tiles_out = -(-size_in // inner), -(-m // config.block_m), -(-size_out // out)
-    group_size = config.group * tiles_out
     target, stored = ("out", size) if split == 1 else ("partial", 4)
 
     def program(pid: int, pid_split: int) -> Program:
-        first_m = pid // group_size * config.group
-        width_m = min(tiles_m - first_m, config.group)
-        pid_m, pid_out = first_m + pid % group_size % width_m, pid % group_size // width_m
+        pid_m, pid_out = _in_groups(pid, tiles_m, tiles_out, config.group)
         row, rows = pid_m * config.block_m, min(config.block_m, m - pid_m * config.block_m)
         for step in range(steps * pid_split // split, steps * (pid_split + 1) // split):
             first_n, first_k = (step * inner, pid_out * out) if transposed else (pid_out * out, step * inner)
@@ -222,14 +351,11 @@ def _partition_outer(problem: Problem, config: PartitionConfig, holes: bool) -> 
     m, n, k, alpha, size, split = problem.m, problem.n, problem.k, problem.alpha, problem.itemsize, config.split
     left, right = (1, alpha) if problem.transposed else (alpha, 1)
     tiles_m, tiles_n, tiles_k = -(-m // config.block_m), -(-n // config.block_n), -(-k // config.block_k)
-    group_size = config.group * tiles_k
     target, stored = ("out", size) if split == 1 else ("partial", 4)
 
     def program(pid: int, pid_split: int) -> Program:
-        first_tile = pid // group_size * config.group
-        width_n = min(tiles_n - first_tile, config.group)
-        first_n = (first_tile + pid % group_size % width_n) * config.block_n
-        first_k = pid % group_size // width_n * config.block_k
+        tile_n, tile_k = _in_groups(pid, tiles_n, tiles_k, config.group)
+        first_n, first_k = tile_n * config.block_n, tile_k * config.block_k
         rows_n, rows_k = min(config.block_n, n - first_n), min(config.block_k, k - first_k)
         for tile in range(tiles_m * pid_split // split, tiles_m * (pid_split + 1) // split):
             row, rows = tile * config.block_m, min(config.block_m, m - tile * config.block_m)

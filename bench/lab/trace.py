@@ -46,14 +46,17 @@ Kernels = tuple[tuple[Any, str], ...]
 
 
 def family_kernels(family: str) -> Kernels:
-    """The kernels of ``"block"``, ``"partition"`` or ``"mlp"`` operations; imports Triton."""
+    """The kernels of ``"block"``, ``"partition"``, ``"semi_structured"`` or ``"mlp"`` operations; imports Triton."""
     from fpe.kernels import epilogue
     from fpe.kernels.block import triton as block
     from fpe.kernels.mlp import triton as mlp
     from fpe.kernels.partition import triton as partition
+    from fpe.kernels.semi_structured import triton as semi_structured
 
     if family == "mlp":
         return ((mlp, "_expanded_mlp"),)
+    if family == "semi_structured":
+        return *((semi_structured, name) for name in ("_multiply", "_multiply_t", "_outer")), (epilogue, "_reduce")
     own = {"block": block, "partition": partition}[family]
     return (own, f"_{family}_multiply"), (own, f"_{family}_outer"), (epilogue, "_reduce")
 

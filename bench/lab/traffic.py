@@ -14,18 +14,29 @@ from fpe.kernels.block.layout import BlockLayout, grid
 from fpe.kernels.device import KNOWN, Device
 from fpe.kernels.partition import config as partition
 from fpe.kernels.partition.labels import digits, row_bytes
+from fpe.kernels.semi_structured import config as semi_structured
+from fpe.kernels.semi_structured.fragments import TILE_ROWS
 
 from ..results import Results
 from ..summary import Table
 from .cache import L2, schedule
-from .replay import INDEX, Launch, block_launches, partition_launches
+from .replay import (
+    INDEX,
+    Launch,
+    block_launches,
+    partition_launches,
+    semi_structured_launches,
+    sparse_tensor_core_launches,
+)
 
-Config = block.Config | partition.Config
+Config = block.Config | partition.Config | semi_structured.Config | semi_structured.SparseConfig
 
 OPS = ("forward", "dX", "dW")
 """Of an expanded layer."""
 MERGED_OPS = ("merged forward", "merged dX", "merged dW")
 """Of the layer that reads one child an edge; ``"random"`` labels only."""
+SPARSE = "forward, mma.sp"
+"""The forward on sparse tensor cores, of ``"2:4"`` layers only; the other operations are those on dense ones."""
 SHAPES = ((14336, 4096), (4096, 14336))
 """``(N, K)`` of the parent: the two matrices of Llama-3-8B's MLP."""
 ROWS = (1, 16, 64, 1024, 8192)
@@ -42,6 +53,7 @@ class Case:
         k: Input features.
         alpha: Children per parent.
         block: ``(bn, bk)``; none for labels that follow no blocks.
+        quads: Whether the labels are 2:4 and the layer runs on the semi-structured kernels.
         dropped: Share of the blocks that are dropped.
         dtype: ``"bf16"``, ``"fp16"`` or ``"fp32"``.
     """
@@ -53,6 +65,7 @@ class Case:
     block: tuple[int, int] | None = (64, 64)
     dropped: float = 0.0
     dtype: str = "bf16"
+    quads: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -62,7 +75,14 @@ class Case:
     @property
     def ops(self) -> tuple[str, ...]:
         """The operations that its kernels have."""
+        if self.quads:
+            return OPS if self.dtype == "fp32" else (*OPS, SPARSE)
         return OPS if self.block else OPS + MERGED_OPS
+
+    @property
+    def kind(self) -> str:
+        """``"2:4"``, a block's sides, or ``"none"``."""
+        return "2:4" if self.quads else f"{self.block[0]}x{self.block[1]}" if self.block else "none"
 
 
 class Layer(Protocol):
@@ -176,8 +196,57 @@ class PartitionLayer:
         return c.m * outputs * (1 if problem.op == "merge_matmul" else c.alpha)
 
 
-def layer(case: Case, seed: int = 0) -> BlockLayer | PartitionLayer:
+@dataclass(frozen=True)
+class SemiStructuredLayer:
+    """An expanded layer of two 2:4 children."""
+
+    case: Case
+
+    def config(self, op: str, device: Device) -> semi_structured.Config | semi_structured.SparseConfig:
+        """See :class:`Layer`."""
+        c = self.case
+        if op == SPARSE:
+            return semi_structured.choose_sparse(c.m, c.n, c.k, 2, device)
+        return semi_structured.choose(_SEMI_STRUCTURED[op], c.m, c.n, c.k, 2, c.itemsize, device)
+
+    def launches(self, op: str, config: Any) -> list[Launch]:
+        """See :class:`Layer`."""
+        c = self.case
+        if op == SPARSE:
+            return sparse_tensor_core_launches(c.m, (c.n, c.k), 2, config)
+        return semi_structured_launches(op, c.m, (c.n, c.k), 2, config, c.itemsize)
+
+    def on_chip(self, op: str, config: Any, device: Device) -> tuple[int, int]:
+        """See :class:`Layer`."""
+        if op == SPARSE:
+            return config.stages * semi_structured.stage_bytes(config.block_m, 2), 2 * TILE_ROWS * config.block_m
+        used = semi_structured.shared_bytes(_SEMI_STRUCTURED[op], config, 2, self.case.itemsize)
+        m, n, k = config.block_m, config.block_n, config.block_k
+        return used, {"forward": 2 * n * m, "dX": m * k, "dW": 2 * n * k}[op]
+
+    def compulsory(self, op: str) -> int:
+        """The parent's weights or their gradient, half a byte a quad, activations and results, each once."""
+        c = self.case
+        quads = -(-c.k // 4)
+        return c.n * (4 * quads * c.itemsize + -(-quads // 2)) + c.itemsize * c.m * (c.k + 2 * c.n)
+
+    def results(self, op: str) -> int:
+        """See :class:`Layer`."""
+        c = self.case
+        return {"dX": c.m * c.k, "dW": 4 * c.n * -(-c.k // 4)}.get(op, 2 * c.m * c.n)
+
+
+_SEMI_STRUCTURED = {
+    "forward": "semi_structured_matmul",
+    "dX": "semi_structured_matmul_t",
+    "dW": "semi_structured_grad",
+}
+
+
+def layer(case: Case, seed: int = 0) -> BlockLayer | PartitionLayer | SemiStructuredLayer:
     """The layer of a case. With ``alpha`` of 1 it is the parent: a dense matmul in the block kernels."""
+    if case.quads:
+        return SemiStructuredLayer(case)
     if case.block is None:
         return PartitionLayer(case)
     generator = torch.Generator().manual_seed(seed)
@@ -242,7 +311,7 @@ def measure(
         "N": case.n,
         "K": case.k,
         "alpha": case.alpha,
-        "block": f"{case.block[0]}x{case.block[1]}" if case.block else "none",
+        "block": case.kind,
         "kept": round(1 - case.dropped, 4),
         "dtype": case.dtype,
         "config": dataclasses.asdict(config),
@@ -265,7 +334,7 @@ def run(
     device: Device = KNOWN[90],
     l2: float = 50e6,
     seed: int = 0,
-    group_m: int | None = None,
+    group: int | None = None,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Results:
     """Measures all operations of every case.
@@ -275,7 +344,7 @@ def run(
         device: See :func:`measure`.
         l2: Bytes of L2.
         seed: Of the partitions.
-        group_m: Another ``group_m`` than the configurations have, to try.
+        group: Another grouping of the programs than the configurations have, to try.
         report: Called with each row as it is ready.
     """
     rows, cases = [], list(cases)
@@ -283,8 +352,8 @@ def run(
         of = layer(case, seed)
         for op in case.ops:
             config = of.config(op, device)
-            if group_m is not None and isinstance(config, block.Config):
-                config = dataclasses.replace(config, group_m=group_m)
+            if group is not None:
+                config = dataclasses.replace(config, group=group)
             row = measure(op, case, of, device, l2, config)
             rows.append(row)
             report(row)
@@ -310,10 +379,11 @@ def cases_of(
     shapes: Iterable[tuple[int, int]] = ((512, 256), (256, 512)) if quick else SHAPES
     if n is not None or k is not None:
         shapes = [(n or k or 0, k or n or 0)]
-    structures = [structure] if structure else ["block"] if block else ["block", "random"]
-    tiles = {"block": block or (64, 64), "random": None}
+    structures = [structure] if structure else ["block"] if block else ["block", "random", "2:4"]
+    structures = [name for name in structures if name != "2:4" or alpha == 2]
+    tiles = {"block": block or (64, 64)}
     cases = [
-        Case(rows, *shape, alpha, tiles[name], dropped if name == "block" else 0.0, dtype)
+        Case(rows, *shape, alpha, tiles.get(name), dropped if name == "block" else 0.0, dtype, name == "2:4")
         for name in structures
         for shape in shapes
         for rows in m or ((1, 64) if quick else ROWS)
@@ -331,7 +401,9 @@ def table(results: Results) -> Table:
         (
             row["op"],
             f"{row['M']}",
-            "parent" if row["alpha"] == 1 else "labels" if row["block"] == "none" else f"blocks {row['block']}",
+            "parent"
+            if row["alpha"] == 1
+            else {"none": "labels", "2:4": "2:4"}.get(row["block"], f"blocks {row['block']}"),
             f"{row['N']}x{row['K']}",
             *(f"{row[name] / 1e6:.1f}" for name in ("requested", "unique", "dram", "compulsory", "parent", "wide")),
             f"{row['ratio']:.3f}",

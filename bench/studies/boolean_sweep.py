@@ -40,8 +40,8 @@ class Settings:
         device: Where networks are trained.
     """
 
-    trials: int = 10
-    epochs: int = 120
+    trials: int = 5
+    epochs: int = 80
     samples: int = 20_000
     seed: int = 0
     device: str = "cpu"

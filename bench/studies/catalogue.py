@@ -28,17 +28,17 @@ def _few(neurons: int, layers: int = 2, around: int = 0) -> list[Cell]:
 
 
 def budget() -> list[Cell]:
-    """Every policy on every structure; at 64 neurons, and at alpha = 4 beyond 16, the ones worth comparing."""
+    """Every policy on every structure to 32 neurons; at 64, and at alpha = 4 beyond 8, the ones worth comparing."""
     cells = _controls((8, 4, 16, 32, 64))
-    for alpha, widths in ((2, (8, 4, 16, 32)), (4, (8, 4, 16))):
+    for alpha, widths in ((2, (8, 4, 16, 32)), (4, (8, 4))):
         masks = ("random", "shared", "2:4") if alpha == 2 else ("random", "shared")  # 2:4 is for two children
         for neurons in widths:
             blocks = [b for b in BLOCKS if b != "64x64" or (neurons, alpha) == (8, 2) or neurons > 16]  # else as 16x64
             cells += [Cell(f"{m} {p}", neurons, alpha) for m in masks for p in ("magnitude", "input", "partition")]
             cells += [Cell(f"{b} {p}", neurons, alpha) for b in blocks for p in resparsify.POLICIES]
-    few = (PAPERS, "random input", "random partition", "4x16 input", "16x64 input", "64x64 input")
-    cells += [Cell(condition, 64) for condition in (*few, "2:4 input", "shared magnitude")]
-    cells += [Cell(condition, 32, alpha=4) for condition in few] + [Cell(condition, 64, alpha=4) for condition in few]
+    few = (PAPERS, "random input", "random partition", "4x16 input", "16x64 input")
+    cells += [Cell(condition, 64) for condition in (*few, "64x64 input", "2:4 input", "shared magnitude")]
+    cells += [Cell(condition, neurons, alpha=4) for neurons in (16, 32, 64) for condition in few]
     return [*cells, Cell("random partition", 8, alpha=8)]
 
 
@@ -50,10 +50,10 @@ def controls() -> list[Cell]:
 
 def vision() -> list[Cell]:
     """Widths, alpha, the split's time, and dense networks a little wider: how many weights a split is worth."""
-    widths = (4, 8, 16, 32, 64, 128)
-    cells = _controls(widths)
-    for alpha, wide in ((2, widths), (4, widths), (8, widths[:4])):
-        cells += [Cell(f"{split} magnitude", neurons, alpha) for neurons in wide for split in ("random", "gram")]
+    cells = _controls((4, 8, 16, 32, 64, 128))
+    for alpha, widest in ((2, 128), (4, 64), (8, 32)):
+        cells += [Cell(PAPERS, neurons, alpha) for neurons in (4, 8, 16, 32, 64, 128) if neurons <= widest]
+        cells += [Cell("gram magnitude", neurons, alpha) for neurons in (4, 8, 16, 32) if alpha < 8 or neurons < 16]
     cells += [Cell(PAPERS, 8, split=share) for share in (0.1, 0.3, 0.7, 0.9)]
     return cells + [Cell(CONTINUED, neurons) for neurons in (5, 6, 10, 12, 20, 24, 40, 48)]
 

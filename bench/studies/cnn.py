@@ -44,7 +44,7 @@ class Settings:
 
     data: str = ""
     trials: int = 5
-    epochs: int = 10
+    epochs: int = 8
     batch: int = 250
     lr: float = 2e-3
     seed: int = 0

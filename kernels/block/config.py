@@ -26,7 +26,7 @@ class Config:
         block_m: Rows of activations to a tile.
         block_in: Length of one step along the reduction (``block_matmul``; for ``block_grad`` it is ``block_m``).
         split: Programs that share one output tile; their partial sums are added in a second kernel.
-        group_m: Tiles of rows that run together, for reuse in L2.
+        group: Tiles of rows that run together, for reuse in L2.
         num_warps: Warps of a program.
         num_stages: Triton's pipeline depth. ``block_matmul`` reads an index before each tile, and Triton shares the
             depth between the two: ``(num_stages - 1) // 2`` tiles are in flight there, ``num_stages - 1`` in
@@ -36,7 +36,7 @@ class Config:
     block_m: int
     block_in: int
     split: int
-    group_m: int
+    group: int
     num_warps: int
     num_stages: int
 
@@ -52,7 +52,7 @@ def is_valid(op: str, config: Config, block: tuple[int, int], itemsize: int, dev
         device: Where it would run.
     """
     powers = (config.block_m, config.block_in, config.split, config.num_warps)
-    if any(size < 1 or size & (size - 1) for size in powers) or config.num_stages < 1 or config.group_m < 1:
+    if any(size < 1 or size & (size - 1) for size in powers) or config.num_stages < 1 or config.group < 1:
         return False
     if config.block_m < 16 or any(side not in SUPPORTED_BLOCKS for side in block):
         return False
@@ -147,14 +147,14 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
         split *= 2
 
     # The rows that run together, with the weights of the segments in flight and the output tiles, fit into L2.
-    slots, group_m = 2 * device.sms, 8
-    while group_m < 64:
-        rows = 2 * group_m * block_m * problem.width * itemsize
-        flight = slots / (2 * group_m) * weights * out + slots * block_m * out * itemsize
+    slots, group = 2 * device.sms, 8
+    while group < 64:
+        rows = 2 * group * block_m * problem.width * itemsize
+        flight = slots / (2 * group) * weights * out + slots * block_m * out * itemsize
         if rows + flight > device.l2:
             break
-        group_m *= 2
-    return _deepest(problem, Config(block_m, block_in, split, group_m, warps, num_stages=7), device)
+        group *= 2
+    return _deepest(problem, Config(block_m, block_in, split, group, warps, num_stages=7), device)
 
 
 def _deepest(problem: Problem, config: Config, device: Device) -> Config:

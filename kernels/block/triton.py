@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, stored_dtype
-from ..epilogue import activate, launch_options, launch_reduce, rows_contiguous
+from ..epilogue import activate, in_groups, launch_options, launch_reduce, rows_contiguous
 from .config import Config, choose, grad_problem, matmul_problem
 from .layout import BlockLayout
 
@@ -38,7 +38,7 @@ def _block_multiply(
     TRANSPOSED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_IN: tl.constexpr,
-    GROUP_M: tl.constexpr,
+    GROUP: tl.constexpr,
     SPLIT: tl.constexpr,
     EVEN_IN: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -50,15 +50,9 @@ def _block_multiply(
     IN: tl.constexpr = BN if TRANSPOSED else BK
     STEPS: tl.constexpr = IN // BLOCK_IN
 
-    # Programs of one group share GROUP_M tiles of a, which stay in L2 while the weights stream by.
-    pid = tl.program_id(0)
     pid_split = tl.program_id(1)
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    group_size = GROUP_M * SEGMENTS
-    first_m = pid // group_size * GROUP_M
-    width_m = min(tiles_m - first_m, GROUP_M)
-    pid_m = first_m + pid % group_size % width_m
-    segment = tl.load(longest_ptr + pid % group_size // width_m)
+    pid_m, position = in_groups(tl.program_id(0), tl.cdiv(M, BLOCK_M), SEGMENTS, GROUP)
+    segment = tl.load(longest_ptr + position)
 
     start = tl.load(segment_ptr + segment)
     count = tl.load(segment_ptr + segment + 1) - start
@@ -241,7 +235,7 @@ def _launch_multiply(
         BK=layout.block[1],
         TRANSPOSED=transposed,
         BLOCK_IN=config.block_in,
-        GROUP_M=config.group_m,
+        GROUP=config.group,
         EVEN_IN=size_in % layout.block[0 if transposed else 1] == 0,
         ACTIVATION=activation,
         HAS_BIAS=bias is not None,

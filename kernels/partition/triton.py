@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, stored_dtype
-from ..epilogue import activate, launch_options, launch_reduce, rows_contiguous
+from ..epilogue import activate, in_groups, launch_options, launch_reduce, rows_contiguous
 from .config import Config, Problem, choose
 from .eager import Labels, stored_like
 from .labels import PackedLabels, digits, pack_planes, row_bytes
@@ -84,7 +84,7 @@ def _partition_multiply(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
+    GROUP: tl.constexpr,
     SPLIT: tl.constexpr,
     EVEN: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -99,15 +99,8 @@ def _partition_multiply(
     SIZE_IN = N if TRANSPOSED else K
     SUMS: tl.constexpr = 1 if MERGE else ALPHA
 
-    # Programs of one group share GROUP_M tiles of x, which stay in L2 while the weights stream by.
-    pid = tl.program_id(0)
     pid_split = tl.program_id(1)
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    group_size = GROUP_M * tl.cdiv(SIZE_OUT, OUT)
-    first_m = pid // group_size * GROUP_M
-    width_m = min(tiles_m - first_m, GROUP_M)
-    pid_m = first_m + pid % group_size % width_m
-    pid_out = pid % group_size // width_m
+    pid_m, pid_out = in_groups(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(SIZE_OUT, OUT), GROUP)
 
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = offs_m < M
@@ -194,21 +187,17 @@ def _partition_outer(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP_N: tl.constexpr,
+    GROUP: tl.constexpr,
     SPLIT: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     # left is [M, (ALPHA,) N], right is [M, (ALPHA,) K]; one of them has children.
-    pid = tl.program_id(0)
     pid_split = tl.program_id(1)
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    group_size = GROUP_N * tl.cdiv(K, BLOCK_K)
-    first_tile = pid // group_size * GROUP_N
-    width = min(tiles_n - first_tile, GROUP_N)
-    offs_n = (first_tile + pid % group_size % width) * BLOCK_N + tl.arange(0, BLOCK_N)
-    first_k = pid % group_size // width * BLOCK_K
+    pid_n, pid_k = in_groups(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_k = pid_k * BLOCK_K
     offs_k = first_k + tl.arange(0, BLOCK_K)
     mask_n, mask_k = offs_n < N, offs_k < K
     tiles_m = tl.cdiv(M, BLOCK_M)
@@ -385,7 +374,7 @@ def _launch_multiply(
         PER_WORD=weight.per_word,
         MERGE=merge,
         TRANSPOSED=weight.transposed,
-        GROUP_M=config.group,
+        GROUP=config.group,
         EVEN=n % config.block_n == 0 and k % config.block_k == 0,
         ACTIVATION=activation,
         HAS_BIAS=bias is not None,
@@ -426,7 +415,7 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels, config: Config | None) 
         stride_os=n * k,
         HOLES=packed.has_holes,
         CHILDREN_LEFT=not packed.transposed,
-        GROUP_N=config.group,
+        GROUP=config.group,
         EVEN=n % config.block_n == 0 and k % config.block_k == 0,
         **_shared_options(config, alpha, x),
     )

@@ -101,6 +101,7 @@ def multiply(
     CHILDREN: gl.constexpr,
     BLOCK_M: gl.constexpr,
     SPLIT: gl.constexpr,
+    GROUP: gl.constexpr,
     STAGES: gl.constexpr,
     DTYPE: gl.constexpr,
 ):
@@ -119,9 +120,12 @@ def multiply(
     FLAT_META: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     SWIZZLED: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
 
-    tiles_m = (M + BLOCK_M - 1) // BLOCK_M
-    pid_m = gl.program_id(0) % tiles_m
-    pid_n = gl.program_id(0) // tiles_m
+    # As in_groups of the Triton kernels, which Gluon cannot call.
+    band = GROUP * ((N + WARPS * 32 - 1) // (WARPS * 32))
+    start = gl.program_id(0) // band * GROUP
+    width = gl.minimum((M + BLOCK_M - 1) // BLOCK_M - start, GROUP)
+    pid_m = start + gl.program_id(0) % band % width
+    pid_n = gl.program_id(0) % band // width
     pid_split = gl.program_id(1)
     first = STEPS * pid_split // SPLIT
     last = STEPS * (pid_split + 1) // SPLIT

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from math import ceil
 
@@ -10,64 +9,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..device import Device, device_of
+from ..device import device_of
+from .config import STEP, SparseConfig, choose_sparse
 from .eager import semi_structured_matmul_eager
-from .fragments import TILE_QUADS, TILE_ROWS, Fragments, pack
+from .fragments import TILE_ROWS, Fragments, pack
 from .layout import SemiStructuredLayout
 from .memo import constant_to_compile, once_per_version
 from .triton import semi_structured_grad_triton, semi_structured_matmul_t_triton
 
-STEP = 4 * TILE_QUADS
-"""Inputs that the kernel takes at a time."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Meta-parameters of a launch.
-
-    Attributes:
-        block_m: Rows of activations to a program, 8 to 128; times children at most 128.
-        split: Programs that share one output tile; their partial sums are added afterwards.
-        stages: Stages of the pipeline.
-    """
-
-    block_m: int
-    split: int
-    stages: int
-
-
-def choose(m: int, n: int, k: int, children: int, device: Device) -> Config:
-    """The configuration of a launch, by rule: nothing has been tuned yet.
-
-    Args:
-        m: Rows of activations.
-        n: Outputs of the parent.
-        k: Inputs.
-        children: 1 or 2.
-        device: Where it runs.
-    """
-    block_m = min(max(8, 1 << max(m - 1, 0).bit_length()), 128 // children)
-    tiles, steps, split = ceil(m / block_m) * ceil(n / TILE_ROWS), ceil(k / STEP), 1
-    while tiles * split < 1.5 * device.sms and steps >= 8 * split and split < 16:
-        split *= 2
-    stages = min(4, device.shared // stage_bytes(block_m, children))
-    return Config(block_m, split, stages)
-
-
-def stage_bytes(block_m: int, children: int) -> int:
-    """Shared memory of one stage, in bytes: weights, metadata and activations."""
-    return children * TILE_ROWS * STEP + TILE_ROWS * STEP // 8 + block_m * STEP * 2
-
 
 def semi_structured_matmul_sparse_tensor_core(
-    x: Tensor, values: Tensor, layout: SemiStructuredLayout, config: Config | None = None
+    x: Tensor, values: Tensor, layout: SemiStructuredLayout, config: SparseConfig | None = None
 ) -> Tensor:
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`. ``config`` overrides the chosen one."""
     return _multiply(x, _packed(values, layout.codes), layout.shape[0], config)
 
 
 def semi_structured_matmul_t_sparse_tensor_core(
-    dy: Tensor, values: Tensor, layout: SemiStructuredLayout, config: Config | None = None
+    dy: Tensor, values: Tensor, layout: SemiStructuredLayout, config: SparseConfig | None = None
 ) -> Tensor:
     """The gradient dX on ``dy[M, children, N]``; see :func:`fpe.kernels.semi_structured_matmul_t`.
 
@@ -95,13 +54,13 @@ def _packed_transposed(values: Tensor, codes: Tensor, k: int) -> Fragments:
     return pack(values, layout.codes)
 
 
-def _multiply(x: Tensor, fragments: Fragments, n: int, config: Config | None) -> Tensor:
+def _multiply(x: Tensor, fragments: Fragments, n: int, config: SparseConfig | None) -> Tensor:
     from ..epilogue import summed
-    from .gluon import WARPS, multiply
+    from .gluon import multiply
 
     m, children = x.shape[0], fragments.weights.shape[0]
     steps = fragments.weights.shape[2] // 2
-    config = config or choose(m, n, steps * STEP, children, device_of(x))
+    config = config or choose_sparse(m, n, steps * STEP, children, device_of(x))
     out = x.new_empty((config.split, m, children, n), dtype=torch.float32 if config.split > 1 else x.dtype)
     with torch.cuda.device_of(x):
         if out.numel():
@@ -120,9 +79,10 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, config: Config | None) ->
                 CHILDREN=children,
                 BLOCK_M=config.block_m,
                 SPLIT=config.split,
+                GROUP=config.group,
                 STAGES=config.stages,
                 DTYPE="bf16" if x.dtype == torch.bfloat16 else "f16",
-                num_warps=WARPS.value,
+                num_warps=config.num_warps,
                 maxnreg=255,  # left to itself the assembler stops at 64 and spills a few bytes
             )
         return summed(out, x)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, stored_dtype
-from ..epilogue import launch_options, rows_contiguous, summed
+from ..epilogue import in_groups, launch_options, rows_contiguous, summed
 from .config import Config, choose
 from .layout import SemiStructuredLayout
 
@@ -78,14 +78,13 @@ def _multiply(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr,
+    GROUP: tl.constexpr,
     EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     BLOCK_Q: tl.constexpr = BLOCK_K // 4
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    pid_m = tl.program_id(0) % tiles_m
-    pid_n = tl.program_id(0) // tiles_m
+    pid_m, pid_n = in_groups(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
     pid_split = tl.program_id(1)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -146,13 +145,12 @@ def _multiply_t(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr,
+    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     BLOCK_Q: tl.constexpr = BLOCK_K // 4
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    pid_m = tl.program_id(0) % tiles_m
-    pid_k = tl.program_id(0) // tiles_m
+    pid_m, pid_k = in_groups(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP)
     pid_split = tl.program_id(1)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = offs_m < M
@@ -221,13 +219,12 @@ def _outer(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr,
+    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     BLOCK_Q: tl.constexpr = BLOCK_K // 4
-    tiles_k = tl.cdiv(K, BLOCK_K)
-    pid_k = tl.program_id(0) % tiles_k
-    pid_n = tl.program_id(0) // tiles_k
+    pid_n, pid_k = in_groups(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP)
     pid_split = tl.program_id(1)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -478,6 +475,7 @@ def _shared_options(
         "CHILDREN": layout.children,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
+        "GROUP": config.group,
         **launch_options(config, operand),
     }
 
