@@ -326,10 +326,19 @@ expanded_mlp = _define(
 """``x[M, K], w1[H, K], w2[N, alpha * H] or w2[N, H] -> y[M, N]``. For inference: it has no gradient."""
 
 
+def _run_semi_structured(op: str, backend: str, first: Tensor, second: Tensor, layout: Any) -> Tensor:
+    """Runs a semi-structured operation; ``"auto"`` takes the backend that is fastest for so many rows."""
+    if backend == "auto":
+        from .semi_structured.backends import fastest_here
+
+        backend = fastest_here(op, first, layout)
+    return _implementation("semi_structured", op, backend)(first, second, layout)
+
+
 semi_structured_matmul = _define(
     "semi_structured_matmul(Tensor x, Tensor values, Tensor codes, SymInt k, str backend) -> Tensor",
-    lambda x, values, codes, k, backend: _implementation("semi_structured", "semi_structured_matmul", backend)(
-        x, values, _semi_structured_layout(codes, k, values.shape[0])
+    lambda x, values, codes, k, backend: _run_semi_structured(
+        "semi_structured_matmul", backend, x, values, _semi_structured_layout(codes, k, values.shape[0])
     ),
     lambda x, values, codes, k, backend: x.new_empty(x.shape[0], *values.shape[:2]),
     _semi_structured_matmul_backward,
@@ -339,8 +348,8 @@ semi_structured_matmul = _define(
 
 semi_structured_matmul_t = _define(
     "semi_structured_matmul_t(Tensor dy, Tensor values, Tensor codes, SymInt k, str backend) -> Tensor",
-    lambda dy, values, codes, k, backend: _implementation("semi_structured", "semi_structured_matmul_t", backend)(
-        dy, values, _semi_structured_layout(codes, k, values.shape[0])
+    lambda dy, values, codes, k, backend: _run_semi_structured(
+        "semi_structured_matmul_t", backend, dy, values, _semi_structured_layout(codes, k, values.shape[0])
     ),
     lambda dy, values, codes, k, backend: dy.new_empty(dy.shape[0], k),
     _semi_structured_matmul_t_backward,
@@ -350,8 +359,8 @@ semi_structured_matmul_t = _define(
 
 semi_structured_grad = _define(
     "semi_structured_grad(Tensor dy, Tensor x, Tensor codes, str backend) -> Tensor",
-    lambda dy, x, codes, backend: _implementation("semi_structured", "semi_structured_grad", backend)(
-        dy, x, _semi_structured_layout(codes, x.shape[1], dy.shape[1])
+    lambda dy, x, codes, backend: _run_semi_structured(
+        "semi_structured_grad", backend, dy, x, _semi_structured_layout(codes, x.shape[1], dy.shape[1])
     ),
     lambda dy, x, codes, backend: x.new_empty(dy.shape[1], codes.shape[0], (x.shape[1] + 3) // 4 * 2),
     _semi_structured_grad_backward,

@@ -23,6 +23,7 @@ from fpe.kernels import (
     semi_structured_matmul_t,
 )
 from fpe.kernels.device import KNOWN
+from fpe.kernels.model import PUBLISHED
 from fpe.kernels.semi_structured import backends, config
 from fpe.kernels.semi_structured import torch as torch_backend
 from fpe.kernels.semi_structured import triton as triton_kernels
@@ -290,19 +291,58 @@ def chosen(
         monkeypatch.setattr(module, "triton_installed", lambda: triton)
     monkeypatch.setattr("fpe.kernels.semi_structured.sparse_tensor_core.is_sound", lambda device, dtype: sound)
     monkeypatch.setattr(torch_backend, "has_cusparselt", lambda: cusparselt)
-    return backends.choose_backend("op", backend, OnGpu(dtype), case.layout())  # type: ignore[arg-type]
+    own, layout = OnGpu(dtype), case.layout()
+    if backend == "able":
+        return ", ".join(backends.able(own, layout))  # type: ignore[arg-type]
+    return backends.choose_backend("op", backend, own, layout)  # type: ignore[arg-type]
 
 
-def test_auto_takes_the_first_that_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen(monkeypatch, "auto", (9, 0)) == "sparse_tensor_core"
-    assert chosen(monkeypatch, "auto", (9, 0), sound=False) == "triton"
-    assert chosen(monkeypatch, "auto", (9, 0), torch.float32) == "triton"
+def test_what_can_run_is_left_to_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(monkeypatch, "able", (9, 0)) == "sparse_tensor_core, triton, torch"
+    assert chosen(monkeypatch, "able", (9, 0), sound=False) == "triton, torch"
+    assert chosen(monkeypatch, "able", (9, 0), torch.float32) == "triton"
+    assert chosen(monkeypatch, "able", (9, 0), triton=False) == "torch"
+    assert chosen(monkeypatch, "auto", (9, 0)) == "auto"
     assert chosen(monkeypatch, "auto", (9, 0), torch.float64) == "eager"
-    assert chosen(monkeypatch, "auto", (10, 0)) == "triton"
-    assert chosen(monkeypatch, "auto", (12, 0)) == "sparse_tensor_core"
     assert chosen(monkeypatch, "auto", (7, 5)) == "eager"
-    assert chosen(monkeypatch, "auto", (9, 0), triton=False) == "torch"
     assert chosen(monkeypatch, "auto", (9, 0), triton=False, cusparselt=False) == "eager"
+
+
+MATMUL, MATMUL_T, GRAD = "semi_structured_matmul", "semi_structured_matmul_t", "semi_structured_grad"
+EVERY = ("sparse_tensor_core", "triton", "torch")
+
+
+@pytest.mark.parametrize(
+    ("op", "gpu", "m", "children", "among", "wanted"),
+    [
+        (MATMUL, "4090", 8192, 2, EVERY, "sparse_tensor_core"),
+        (MATMUL, "4090", 8192, 2, ("triton",), "eager"),  # expanding weights again and again costs more
+        (MATMUL, "h200", 8192, 2, EVERY, "torch"),  # cuSPARSELt has Hopper's own instruction
+        (MATMUL, "h200", 8192, 2, ("triton", "torch"), "torch"),
+        (MATMUL, "h200", 1, 2, EVERY, "triton"),
+        (MATMUL, "h200", 1, 2, ("torch",), "torch"),
+        (MATMUL, "b200", 8192, 2, ("sparse_tensor_core", "triton"), "eager"),
+        (MATMUL, "h200", 0, 2, EVERY, "eager"),
+        (MATMUL, "4090", 8192, 1, EVERY, "sparse_tensor_core"),
+        (MATMUL_T, "4090", 8192, 2, EVERY, "sparse_tensor_core"),
+        (MATMUL_T, "4090", 1, 1, EVERY, "triton"),
+        (MATMUL_T, "4090", 8192, 1, EVERY, "eager"),
+        (GRAD, "4090", 1, 2, EVERY, "triton"),
+    ],
+)
+def test_auto_takes_what_is_predicted_fastest(
+    op: str, gpu: str, m: int, children: int, among: tuple[str, ...], wanted: str
+) -> None:
+    assert backends.fastest(op, m, (4096, 14336), children, "bf16", PUBLISHED[gpu], among) == wanted
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_auto_decides_when_the_operation_runs(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, asked = Case(), []
+    monkeypatch.setattr("fpe.kernels.semi_structured.api.choose_backend", lambda *args: "auto")
+    monkeypatch.setattr(backends, "fastest_here", lambda name, x, layout: asked.append((name, len(x))) or "triton")
+    OPS[op](*operands(op, case, torch.float16), case.layout(), "auto")
+    assert [m for _, m in asked] == [case.m]
 
 
 def test_an_explicit_backend_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

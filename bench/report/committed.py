@@ -52,6 +52,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "unpacking": lambda: summary.unpacking(_read("lab/compile")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
     "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),
+    "semi-structured-traffic": lambda: traffic.table(_read("lab/traffic-semi-structured")),
     "semi-structured-rates": semi_structured.rates,
 }
 FIGURES: dict[str, Callable[[], Figure]] = {

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import dispatch, ops
 from ..checks import as_rows, autocast, check_tensor
 from .backends import choose_backend
 from .layout import SemiStructuredLayout
@@ -129,8 +129,7 @@ def semi_structured_compress(w: Tensor, layout: SemiStructuredLayout, *, backend
     op = "semi_structured_compress"
     n, k = _check_layout(op, layout)
     check_tensor(op, "w", w, (n, k), on=layout.codes)
-    chosen = choose_backend(op, "auto" if backend in ("sparse_tensor_core", "torch") else backend, w, layout)
-    chosen = chosen if chosen == "eager" else "triton"
+    chosen = dispatch.choose_backend(op, "auto" if backend in ("sparse_tensor_core", "torch") else backend, w)
     return _kept(ops.semi_structured_compress(w, layout.codes, layout.children, chosen), layout)
 
 

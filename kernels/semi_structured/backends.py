@@ -1,18 +1,29 @@
-"""Which implementation runs a semi-structured operation: a pure choice, never a silent fallback."""
+"""Which implementation runs a semi-structured operation: a pure choice, never a silent fallback.
 
-from collections.abc import Callable
+:func:`choose_backend` says what can run, when an operation is called; which of several is fastest depends on the batch,
+so :func:`fastest` decides when it runs, by the cost model.
+"""
+
+from collections.abc import Callable, Collection
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..device import arch_of
-from ..dispatch import too_old, triton_installed, why_not_triton
+from ..dispatch import dtype_name, roof_of, too_old, triton_installed, why_not_triton
+from ..model import Roof, best, candidates
 from .layout import SemiStructuredLayout
 
 SPARSE_DTYPES = (torch.float16, torch.bfloat16)
 CUTLASS_ARCHS = range(80, 90)
-SLOW_ARCHS = range(100, 120)
-"""Data-centre Blackwell: it multiplies by ``tcgen05``, and runs ``mma`` at a fraction of its rate."""
+IMPLEMENTATIONS = {
+    "sparse tensor cores": "sparse_tensor_core",
+    "packed labels": "triton",  # as many bytes, and weights expanded in registers, too
+    "torch.sparse": "torch",
+    "masked dense": "eager",
+}
+"""Backends by their names in the cost model."""
 
 
 def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructuredLayout) -> str:
@@ -20,8 +31,8 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
 
     Args:
         op: Name of the operation, for the message.
-        backend: ``"auto"`` takes the first that can run on the GPU of sparse tensor cores, Triton and ``torch.sparse``,
-            else the eager twin; every other name insists.
+        backend: ``"auto"`` stays open where others than the eager twin can run on the GPU, for :func:`fastest` to
+            decide; every other name insists.
         operand: The activations: their device and dtype decide.
         layout: The weight's layout.
 
@@ -33,13 +44,57 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
     if backend == "eager" or (backend == "auto" and not operand.is_cuda):
         return "eager"
     if backend == "auto":
-        slow = arch_of(operand.device) in SLOW_ARCHS
-        able = (name for name, why_not in WHY_NOT.items() if why_not(operand, layout) is None)
-        return next((name for name in able if not (slow and name == "sparse_tensor_core")), "eager")
+        return "auto" if able(operand, layout) else "eager"
     reason = WHY_NOT[backend](operand, layout)
     if reason:
         raise ValueError(f"{op}: backend {backend!r} cannot run here: {reason}")
     return backend
+
+
+def able(operand: Tensor, layout: SemiStructuredLayout) -> tuple[str, ...]:
+    """The backends besides the eager twin that can run a call."""
+    return tuple(name for name, why_not in WHY_NOT.items() if why_not(operand, layout) is None)
+
+
+def fastest(
+    op: str, m: int, shape: tuple[int, int], children: int, dtype: str, roof: Roof, among: Collection[str]
+) -> str:
+    """The backend that an operation is predicted to be fastest with.
+
+    Args:
+        op: ``"semi_structured_matmul"``, ``"semi_structured_matmul_t"`` or ``"semi_structured_grad"``.
+        m: Rows of activations.
+        shape: ``(N, K)`` of the weight.
+        children: 1 or 2.
+        dtype: As the cost model names it.
+        roof: Of the device.
+        among: What can run besides the eager twin.
+    """
+    n, k = shape[0] * children // 2, shape[1]  # one child alone is half the rows of a parent with two
+    if min(m, n, k) < 1:
+        return "eager"
+    if op == "semi_structured_matmul_t":
+        found = candidates("merge_matmul", "2:4", m, k, n, 2, dtype, roof)
+        if children == 1:  # the transposed weight is not 2:4: these would run others' kernels
+            among = [name for name in among if name == "triton"]
+    else:
+        names = {"semi_structured_matmul": "split_matmul", "semi_structured_grad": "partition_grad"}
+        found = candidates(names[op], "2:4", m, n, k, 2, dtype, roof)
+    taken = {*among, "eager"}
+    return IMPLEMENTATIONS[best([c for c in found if IMPLEMENTATIONS.get(c.name) in taken]).name]
+
+
+def fastest_here(op: str, operand: Tensor, layout: SemiStructuredLayout) -> str:
+    """:func:`fastest` of what can run on the device and in the type of the activations."""
+    m, index = operand.shape[0], operand.get_device()
+    return _fastest_on(op, m, layout.shape, layout.children, dtype_name(operand), index, able(operand, layout))
+
+
+@lru_cache(maxsize=4096)
+def _fastest_on(
+    op: str, m: int, shape: tuple[int, int], children: int, dtype: str, index: int, among: tuple[str, ...]
+) -> str:
+    return fastest(op, m, shape, children, dtype, roof_of(index), among)
 
 
 def _why_not_sparse_tensor_core(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
@@ -86,6 +141,6 @@ WHY_NOT: dict[str, Callable[[Tensor, SemiStructuredLayout], str | None]] = {
     "triton": _why_not_triton,
     "torch": _why_not_torch,
 }
-"""For each backend, in the order of ``"auto"``: what keeps it from a call, in words; ``None`` where it can run."""
+"""For each backend: what keeps it from a call, in words; ``None`` where it can run."""
 
 BACKENDS = ("auto", *WHY_NOT, "eager")
