@@ -9,7 +9,8 @@ reaches: :data:`ASSUMED` until a roof file brings measured ones. What is predict
 and every output says so (:attr:`Roof.basis`).
 
 Left out: bytes that large batches move twice because operands outgrow L2 (``fpe lab traffic`` counts them; arithmetic
-limits those sizes), the rounding of sizes up to whole tiles, and overlap between launches.
+limits those sizes), compressed forms that are made anew when weights change, the rounding of sizes up to whole tiles, and
+overlap between launches.
 """
 
 import json
@@ -323,11 +324,13 @@ def candidates(
     found.append(costs("packed labels", stored, alpha * useful, why=_too_old(roof)))
     why = _too_old(roof) or _why_not_sparse(op, structure, alpha, dtype)
     rate = 2 * ASSUMED_WARP_MMA.get(roof.arch, 1.0)
-    found.append(costs("sparse tensor cores", stored, alpha * useful, speed=rate, why=why))
+    # A merge's activations are laid side by side first, by a copy.
+    copied, launches = (2 * size * m * alpha * k, 2) if op == "merge_matmul" else (0, 1)
+    found.append(costs("sparse tensor cores", stored + copied, alpha * useful, launches, rate, why))
     why = why or ("it takes alpha = 2" if alpha != 2 else "")
     why = why or (f"it takes sizes in multiples of 16, got {n} x {k}" if n % 16 or k % 16 else "")
     two_four = formats.get("2:4", formats["partition labels"]) + activations
-    found.append(costs("torch.sparse", two_four, alpha * useful, speed=2.0, why=why))
+    found.append(costs("torch.sparse", two_four + copied, alpha * useful, launches, 2.0, why))
     return found
 
 

@@ -6,10 +6,8 @@ from math import ceil
 from ..device import Device
 from .fragments import TILE_QUADS, TILE_ROWS
 
-GROUP = 8
-"""Tiles of a band, of :class:`Config`: with fewer, activations come from DRAM more often; with more, weights do."""
-SPARSE_GROUP = 16
-"""The same of :class:`SparseConfig`. Both are what ``fpe lab traffic`` found best."""
+GROUP = 16
+"""Tiles of a band. With fewer, weights come from DRAM more often, with more, activations (``fpe lab traffic``)."""
 STEP = 4 * TILE_QUADS
 """Inputs that the kernel on sparse tensor cores takes at a time."""
 
@@ -98,7 +96,7 @@ def choose_sparse(m: int, n: int, k: int, children: int, device: Device) -> Spar
     block_m = min(max(8, 1 << max(m - 1, 0).bit_length()), 128 // children)
     split = _split(ceil(m / block_m) * ceil(n / TILE_ROWS), ceil(k / STEP), device)
     stages = min(4, device.shared // stage_bytes(block_m, children))
-    return SparseConfig(block_m, split, SPARSE_GROUP, stages)
+    return SparseConfig(block_m, split, GROUP, stages)
 
 
 def stage_bytes(block_m: int, children: int) -> int:
