@@ -2,7 +2,7 @@
 
 :func:`choose_backend` says what can run, when an operation is called. Where labels follow no blocks two implementations
 can: the packed kernels and a dense matmul of the masked weight. Which is faster depends on the batch, so
-:func:`fastest` decides when the operation runs, by the cost model that ``fpe explain`` prints.
+:func:`ranked` decides when the operation runs, by the cost model that ``fpe explain`` prints.
 """
 
 import json
@@ -14,14 +14,21 @@ import torch
 from torch import Tensor
 
 from .device import arch_of, interpreting
-from .model import PUBLISHED, Roof, best, candidates, roof_named
+from .model import PUBLISHED, Roof, candidates, roof_named
 
 BACKENDS = ("auto", "triton", "eager")
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MIN_ARCH = 80
 
 
-def choose_backend(op: str, backend: str, operand: Tensor, limit: str | None = None, by_cost: bool = False) -> str:
+def choose_backend(
+    op: str,
+    backend: str,
+    operand: Tensor,
+    limit: str | None = None,
+    by_cost: bool = False,
+    more: tuple[str, ...] = (),
+) -> str:
     """Resolves a requested backend to one that can run.
 
     Args:
@@ -30,13 +37,14 @@ def choose_backend(op: str, backend: str, operand: Tensor, limit: str | None = N
             ``"eager"`` is the twin.
         operand: A tensor of the call: its device and dtype decide.
         limit: What of the call the operation's kernels do not take, in words; ``None`` where they take it.
-        by_cost: Whether ``"auto"`` stays open where both can run, for :func:`fastest` to decide.
+        more: What else the message names where no such backend exists.
+        by_cost: Whether ``"auto"`` stays open where both can run, to be decided by :func:`ranked`.
 
     Raises:
         ValueError: No such backend exists, or the one insisted on cannot run this call; the message says why.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise ValueError(f"{op}: backend must be one of {', '.join((*BACKENDS, *more))}, got {backend!r}")
     if backend == "eager" or (backend == "auto" and not operand.is_cuda):
         return "eager"
     reason = why_not_triton(operand, limit)
@@ -47,12 +55,19 @@ def choose_backend(op: str, backend: str, operand: Tensor, limit: str | None = N
     return "auto" if by_cost and backend == "auto" else "triton"
 
 
-IMPLEMENTATIONS = {"packed labels": "triton", "masked dense": "eager"}
-"""Backends of the partition operations, by their names in the cost model."""
+IMPLEMENTATIONS = {
+    "packed labels": "triton",
+    "masked dense": "eager",
+    "sparse tensor cores": "sparse_tensor_core",
+    "torch.sparse": "torch",
+}
+"""Backends by their names in the cost model."""
 
 
-def fastest(op: str, m: int, n: int, k: int, alpha: int, dtype: str, roof: Roof) -> str:
-    """The backend that a partition operation is predicted to be fastest with.
+def ranked(
+    op: str, m: int, n: int, k: int, alpha: int, dtype: str, roof: Roof, structure: str = "random"
+) -> tuple[str, ...]:
+    """The backends of an operation, the one that is predicted to be fastest first; those after ``"eager"`` left out.
 
     Args:
         op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
@@ -62,24 +77,25 @@ def fastest(op: str, m: int, n: int, k: int, alpha: int, dtype: str, roof: Roof)
         alpha: Children.
         dtype: As the cost model names it: ``"bf16"``, ``"fp16"``, ``"tf32"`` or ``"fp32"``.
         roof: Of the device.
-
-    Returns:
-        ``"triton"`` or ``"eager"``.
+        structure: As the cost model names it.
     """
     if min(m, n, k) < 1:
-        return "eager"
-    found = candidates(op, "random", m, n, k, alpha, dtype, roof)
-    return IMPLEMENTATIONS[best([c for c in found if c.name in IMPLEMENTATIONS]).name]
+        return ("eager",)
+    found = [c for c in candidates(op, structure, m, n, k, alpha, dtype, roof) if not c.reason_not]
+    names = [IMPLEMENTATIONS[c.name] for c in sorted(found, key=lambda c: c.seconds) if c.name in IMPLEMENTATIONS]
+    return tuple(names[: names.index("eager") + 1])
 
 
-def fastest_here(op: str, m: int, n: int, k: int, alpha: int, operand: Tensor) -> str:
-    """:func:`fastest` on the device and in the type of an operand."""
-    return _fastest_on(op, m, n, k, alpha, dtype_name(operand), operand.get_device())
+def ranked_here(
+    op: str, m: int, n: int, k: int, alpha: int, operand: Tensor, structure: str = "random"
+) -> tuple[str, ...]:
+    """:func:`ranked` on the device and in the type of an operand."""
+    return _ranked_on(op, m, n, k, alpha, dtype_name(operand), operand.get_device(), structure)
 
 
 @lru_cache(maxsize=4096)
-def _fastest_on(op: str, m: int, n: int, k: int, alpha: int, dtype: str, index: int) -> str:
-    return fastest(op, m, n, k, alpha, dtype, roof_of(index))
+def _ranked_on(op: str, m: int, n: int, k: int, alpha: int, dtype: str, index: int, structure: str) -> tuple[str, ...]:
+    return ranked(op, m, n, k, alpha, dtype, roof_of(index), structure)
 
 
 def dtype_name(operand: Tensor) -> str:

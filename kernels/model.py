@@ -9,8 +9,8 @@ reaches: :data:`ASSUMED` until a roof file brings measured ones. What is predict
 and every output says so (:attr:`Roof.basis`).
 
 Left out: bytes that large batches move twice because operands outgrow L2 (``fpe lab traffic`` counts them; arithmetic
-limits those sizes), compressed forms that are made anew when weights change, the rounding of sizes up to whole tiles, and
-overlap between launches.
+limits those sizes), compressed forms that are made anew when weights change, the rounding of sizes up to whole tiles,
+and overlap between launches.
 """
 
 import json

@@ -91,9 +91,13 @@ def _split_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 def _merge_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     w, z, labels = ctx.saved_tensors
-    flipped = not ctx.transposed
-    dz = None if w is None else split_matmul(dy, w.T, labels, None, None, ctx.alpha, flipped, ctx.backend)
-    dw = None if z is None else partition_grad(z, dy, labels, flipped, ctx.backend).T
+    from .partition import interleaved
+
+    flipped, backend = not ctx.transposed, ctx.backend
+    if backend in interleaved.BACKENDS:  # they multiply merged layers alone
+        backend = interleaved.choose_backend("merge_matmul", "auto", dy, ctx.alpha)
+    dz = None if w is None else split_matmul(dy, w.T, labels, None, None, ctx.alpha, flipped, backend)
+    dw = None if z is None else partition_grad(z, dy, labels, flipped, backend).T
     return dz, dw, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None, None
 
 
@@ -192,9 +196,9 @@ def _semi_structured_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, 
 def _run_partition(op: str, backend: str, m: int, n: int, k: int, alpha: int, operand: Tensor) -> Callable[..., Tensor]:
     """The implementation of a partition operation; ``"auto"`` takes the one that is fastest at this size."""
     if backend == "auto":
-        from .dispatch import fastest_here
+        from .dispatch import ranked_here
 
-        backend = fastest_here(op, m, n, k, alpha, operand)
+        backend = ranked_here(op, m, n, k, alpha, operand)[0]
     return _implementation("partition", op, backend)
 
 
@@ -230,8 +234,20 @@ split_matmul = _define(
 def _run_merge(
     z: Tensor, w: Tensor, labels: Tensor, bias: Tensor | None, activation: str | None, transposed: bool, backend: str
 ) -> Tensor:
+    from .partition import interleaved
+
     (m, alpha, k), n = z.shape, w.shape[0]
-    run = _run_partition("merge_matmul", backend, m, n, k, alpha, w)
+    if backend == "auto":
+        from .dispatch import ranked_here
+
+        backend = next(
+            name
+            for name in ranked_here("merge_matmul", m, n, k, alpha, w)
+            if name not in interleaved.BACKENDS or interleaved.why_not(name, w, n, k, alpha) is None
+        )
+    if backend in interleaved.BACKENDS:
+        return interleaved.merge_matmul_interleaved(z, w, labels, transposed, bias, activation, backend)
+    run = _implementation("partition", "merge_matmul", backend)
     return run(z, w, _labels(labels, transposed, n, k, alpha), bias, activation)
 
 

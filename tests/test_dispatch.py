@@ -9,9 +9,11 @@ import torch
 from support import seeded
 from torch import Tensor
 
-from fpe.kernels import PackedLabels, dispatch, ops, split_matmul
-from fpe.kernels.dispatch import IMPLEMENTATIONS, choose_backend, fastest, roof_for
+from fpe.kernels import PackedLabels, dispatch, merge_matmul, ops, split_matmul
+from fpe.kernels.dispatch import IMPLEMENTATIONS, choose_backend, ranked, roof_for
 from fpe.kernels.model import PUBLISHED, candidates
+from fpe.kernels.semi_structured import semi_structured_matmul_eager
+from fpe.kernels.semi_structured.backends import WHY_NOT
 
 SHAPES = [(m, n, k) for m in (1, 16, 64, 256, 2048, 16384) for n, k in ((14336, 4096), (4096, 4096), (64, 512))]
 
@@ -19,18 +21,25 @@ SHAPES = [(m, n, k) for m in (1, 16, 64, 256, 2048, 16384) for n, k in ((14336, 
 @pytest.mark.parametrize("gpu", ["a100", "4090", "h200", "b200"])
 @pytest.mark.parametrize("op", ["split_matmul", "merge_matmul", "partition_grad"])
 @pytest.mark.parametrize("alpha", [2, 8])
-def test_the_fastest_candidate_is_taken(gpu: str, op: str, alpha: int) -> None:
+def test_the_fastest_candidate_comes_first(gpu: str, op: str, alpha: int) -> None:
     for m, n, k in SHAPES:
-        seconds = {c.name: c.seconds for c in candidates(op, "random", m, n, k, alpha, "bf16", PUBLISHED[gpu])}
-        taken = fastest(op, m, n, k, alpha, "bf16", PUBLISHED[gpu])
-        able = {backend: seconds[name] for name, backend in IMPLEMENTATIONS.items()}
-        assert able[taken] == min(able.values())
+        found = candidates(op, "random", m, n, k, alpha, "bf16", PUBLISHED[gpu])
+        able = {IMPLEMENTATIONS.get(c.name): c.seconds for c in found if not c.reason_not}
+        order = ranked(op, m, n, k, alpha, "bf16", PUBLISHED[gpu])
+        assert [able[name] for name in order] == sorted(able.values())[: len(order)] and order[-1] == "eager"
 
 
 def test_one_token_reads_packed_labels_and_a_large_batch_of_many_children_does_not() -> None:
-    assert fastest("split_matmul", 1, 14336, 4096, 2, "bf16", PUBLISHED["h200"]) == "triton"
-    assert fastest("split_matmul", 16384, 14336, 4096, 8, "bf16", PUBLISHED["h200"]) == "eager"
-    assert fastest("split_matmul", 0, 14336, 4096, 2, "bf16", PUBLISHED["h200"]) == "eager"
+    assert ranked("split_matmul", 1, 14336, 4096, 2, "bf16", PUBLISHED["h200"]) == ("triton", "eager")
+    assert ranked("split_matmul", 16384, 14336, 4096, 8, "bf16", PUBLISHED["h200"]) == ("eager",)
+    assert ranked("split_matmul", 0, 14336, 4096, 2, "bf16", PUBLISHED["h200"]) == ("eager",)
+
+
+def test_a_large_batch_of_merged_children_runs_on_sparse_tensor_cores() -> None:
+    assert ranked("merge_matmul", 1, 14336, 4096, 2, "bf16", PUBLISHED["4090"])[0] == "triton"
+    assert ranked("merge_matmul", 8192, 14336, 4096, 2, "bf16", PUBLISHED["4090"])[0] == "sparse_tensor_core"
+    assert ranked("merge_matmul", 8192, 14336, 4096, 2, "bf16", PUBLISHED["h200"])[0] == "torch"
+    assert "sparse_tensor_core" not in ranked("merge_matmul", 8192, 14336, 4096, 8, "bf16", PUBLISHED["4090"])
 
 
 def test_a_roof_is_found_for_every_gpu(tmp_path: Path) -> None:
@@ -65,14 +74,66 @@ def test_auto_stays_open_only_where_both_can_run(monkeypatch: pytest.MonkeyPatch
 def test_an_open_choice_is_made_when_the_operation_runs(chosen: str) -> None:
     asked = []
 
-    def prefer(*sizes: object) -> str:
+    def prefer(*sizes: object) -> tuple[str, ...]:
         asked.append(sizes[:5])
-        return chosen
+        return (chosen,)
 
     labels = PackedLabels.pack(torch.randint(2, (6, 20), generator=seeded(), dtype=torch.uint8), 2)
     x, w = torch.randn(3, 20, generator=seeded(1)), torch.randn(6, 20, generator=seeded(2)).requires_grad_()
-    with patch.object(dispatch, "fastest_here", prefer):
+    with patch.object(dispatch, "ranked_here", prefer):
         y = ops.split_matmul(x, w, labels.planes, None, None, 2, False, "auto")
         y.sum().backward()
     assert asked == [("split_matmul", 3, 6, 20, 2), ("partition_grad", 3, 6, 20, 2)]
     torch.testing.assert_close(y, split_matmul(x, w, labels, 2, backend="eager"))
+
+
+@pytest.mark.parametrize("alpha", [2, 4])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_merge_runs_as_2_to_4_where_that_comes_first_and_can_run(
+    alpha: int, packed: bool, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the eager twin of the 2:4 matmul in place of sparse tensor cores."""
+    labels = torch.randint(alpha + 1, (7, 9), generator=seeded(1), dtype=torch.uint8)  # some edges are nobody's
+    z, w = torch.randn(3, alpha, 9, generator=seeded(2)), torch.randn(7, 9, generator=seeded(3))
+    bias = torch.randn(7, generator=seeded(4))
+    owners = PackedLabels.pack(labels.T.contiguous(), alpha).T if transposed else PackedLabels.pack(labels, alpha)
+    table = owners.planes if packed else labels
+    weight = w.T.contiguous().T if transposed else w
+    arguments = (z, weight, table, bias, "relu", packed and transposed)
+    monkeypatch.setattr(dispatch, "ranked_here", lambda *sizes: ("sparse_tensor_core", "eager"))
+    monkeypatch.setattr(
+        "fpe.kernels.semi_structured.sparse_tensor_core.semi_structured_matmul_sparse_tensor_core",
+        semi_structured_matmul_eager,
+    )
+    ran = []
+    for reason in (None, "it is broken"):
+        monkeypatch.setitem(WHY_NOT, "sparse_tensor_core", lambda *call, why=reason: ran.append(call[1:]) or why)
+        y = ops.merge_matmul(*arguments, "auto")
+        torch.testing.assert_close(y, merge_matmul(z, w, labels, bias, "relu", backend="eager"))
+    assert ran == [(7, alpha * 9)] * 2
+
+
+def test_gradients_of_a_merge_on_sparse_tensor_cores_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WHY_NOT, "torch", lambda *call: None)
+    monkeypatch.setattr("fpe.kernels.semi_structured.torch.semi_structured_matmul_torch", semi_structured_matmul_eager)
+    labels = torch.randint(2, (7, 9), generator=seeded(1), dtype=torch.uint8)
+    z, w = torch.randn(3, 2, 9, generator=seeded(2)), torch.randn(7, 9, generator=seeded(3))
+    gradients = []
+    for backend in ("torch", "eager"):
+        inputs = [z.clone().requires_grad_(), w.clone().requires_grad_()]
+        y = merge_matmul(*inputs, labels, backend=backend)
+        gradients.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_merge_says_why_it_cannot_run_as_2_to_4() -> None:
+    z, w, labels = torch.randn(3, 3, 9), torch.randn(7, 9), torch.zeros(7, 9, dtype=torch.uint8)
+    for alpha, says in ((3, "2 or 4 children, got 3"), (2, "CUDA")):
+        with pytest.raises(ValueError, match=f"merge_matmul: backend 'torch' cannot run here: .*{says}"):
+            merge_matmul(z[:, :alpha], w, labels, backend="torch")
+    with pytest.raises(
+        ValueError, match=r"merge_matmul: backend must be one of .*sparse_tensor_core, torch, got 'cuda'"
+    ):
+        merge_matmul(z, w, labels, backend="cuda")

@@ -270,8 +270,13 @@ class OnGpu:
     dtype: torch.dtype = torch.bfloat16
     is_cuda: bool = True
     device: str = "cuda:0"
+    shape: tuple[int, ...] = (1,)
+
+    def get_device(self) -> int:
+        return 0
 
 
+NO_CODES = torch.empty(0, dtype=torch.uint8)
 FITS_CUSPARSELT = Case(n=16, k=32)
 
 
@@ -284,56 +289,55 @@ def chosen(
     cusparselt: bool = True,
     case: Case = FITS_CUSPARSELT,
     triton: bool = True,
+    op: str = "op",
 ) -> str:
     properties = SimpleNamespace(major=arch[0], minor=arch[1])
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    roof = next(r for r in PUBLISHED.values() if r.arch == 10 * arch[0] + arch[1]) if arch >= (8, 0) else None
+    monkeypatch.setattr(
+        backends, "ranked_here", lambda *s: dispatch.ranked(*s[:5], dispatch.dtype_name(s[5]), roof, *s[6:])
+    )
     for module in (backends, dispatch):
         monkeypatch.setattr(module, "triton_installed", lambda: triton)
     monkeypatch.setattr("fpe.kernels.semi_structured.sparse_tensor_core.is_sound", lambda device, dtype: sound)
     monkeypatch.setattr(torch_backend, "has_cusparselt", lambda: cusparselt)
-    own, layout = OnGpu(dtype), case.layout()
-    if backend == "able":
-        return ", ".join(backends.able(own, layout))  # type: ignore[arg-type]
-    return backends.choose_backend("op", backend, own, layout)  # type: ignore[arg-type]
-
-
-def test_what_can_run_is_left_to_auto(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen(monkeypatch, "able", (9, 0)) == "sparse_tensor_core, triton, torch"
-    assert chosen(monkeypatch, "able", (9, 0), sound=False) == "triton, torch"
-    assert chosen(monkeypatch, "able", (9, 0), torch.float32) == "triton"
-    assert chosen(monkeypatch, "able", (9, 0), triton=False) == "torch"
-    assert chosen(monkeypatch, "auto", (9, 0)) == "auto"
-    assert chosen(monkeypatch, "auto", (9, 0), torch.float64) == "eager"
-    assert chosen(monkeypatch, "auto", (7, 5)) == "eager"
-    assert chosen(monkeypatch, "auto", (9, 0), triton=False, cusparselt=False) == "eager"
-
-
-MATMUL, MATMUL_T, GRAD = "semi_structured_matmul", "semi_structured_matmul_t", "semi_structured_grad"
-EVERY = ("sparse_tensor_core", "triton", "torch")
+    own, layout = OnGpu(dtype, shape=(case.m,)), case.layout()
+    if backend != "auto":
+        return backends.choose_backend("op", backend, own, layout)  # type: ignore[arg-type]
+    assert backends.choose_backend("op", backend, own, layout) == "auto"  # type: ignore[arg-type]
+    return backends.fastest_here(op, own, layout)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("op", "gpu", "m", "children", "among", "wanted"),
+    ("op", "m", "children", "wanted", "without", "then"),
     [
-        (MATMUL, "4090", 8192, 2, EVERY, "sparse_tensor_core"),
-        (MATMUL, "4090", 8192, 2, ("triton",), "eager"),  # expanding weights again and again costs more
-        (MATMUL, "h200", 8192, 2, EVERY, "torch"),  # cuSPARSELt has Hopper's own instruction
-        (MATMUL, "h200", 8192, 2, ("triton", "torch"), "torch"),
-        (MATMUL, "h200", 1, 2, EVERY, "triton"),
-        (MATMUL, "h200", 1, 2, ("torch",), "torch"),
-        (MATMUL, "b200", 8192, 2, ("sparse_tensor_core", "triton"), "eager"),
-        (MATMUL, "h200", 0, 2, EVERY, "eager"),
-        (MATMUL, "4090", 8192, 1, EVERY, "sparse_tensor_core"),
-        (MATMUL_T, "4090", 8192, 2, EVERY, "sparse_tensor_core"),
-        (MATMUL_T, "4090", 1, 1, EVERY, "triton"),
-        (MATMUL_T, "4090", 8192, 1, EVERY, "eager"),
-        (GRAD, "4090", 1, 2, EVERY, "triton"),
+        ("semi_structured_matmul", 8192, 2, "sparse_tensor_core", {"sound": False}, "torch"),
+        ("semi_structured_matmul", 8192, 1, "sparse_tensor_core", {"cusparselt": False, "sound": False}, "torch"),
+        ("semi_structured_matmul", 1, 2, "triton", {"triton": False}, "torch"),
+        ("semi_structured_matmul", 1, 2, "triton", {"dtype": torch.float32}, "triton"),
+        ("semi_structured_matmul", 1, 2, "triton", {"dtype": torch.float64}, "eager"),
+        ("semi_structured_matmul", 0, 2, "eager", {}, "eager"),
+        ("semi_structured_matmul_t", 8192, 2, "sparse_tensor_core", {"sound": False}, "torch"),
+        ("semi_structured_matmul_t", 8192, 1, "eager", {}, "eager"),
+        ("semi_structured_matmul_t", 1, 1, "triton", {"triton": False}, "eager"),
+        ("semi_structured_grad", 1, 2, "triton", {"triton": False}, "eager"),
     ],
 )
-def test_auto_takes_what_is_predicted_fastest(
-    op: str, gpu: str, m: int, children: int, among: tuple[str, ...], wanted: str
+def test_auto_takes_what_is_predicted_fastest_of_what_can_run(
+    op: str, m: int, children: int, wanted: str, without: dict, then: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert backends.fastest(op, m, (4096, 14336), children, "bf16", PUBLISHED[gpu], among) == wanted
+    case = Case(m=m, n=4096, k=4096, children=children)
+    monkeypatch.setattr(Case, "layout", lambda case: SemiStructuredLayout((case.n, case.k), NO_CODES, None, children))
+    assert chosen(monkeypatch, "auto", (8, 9), case=case, op=op) == wanted
+    assert chosen(monkeypatch, "auto", (8, 9), case=case, op=op, **without) == then
+
+
+def test_hopper_multiplies_large_batches_by_cusparselt() -> None:
+    layout = SemiStructuredLayout((4096, 14336), NO_CODES, None, 2)
+    sizes = backends.as_partition("semi_structured_matmul", 8192, layout)
+    assert dispatch.ranked(*sizes, "bf16", PUBLISHED["h200"], "2:4")[0] == "torch"
+    assert dispatch.ranked(*sizes, "bf16", PUBLISHED["4090"], "2:4")[0] == "sparse_tensor_core"
+    assert "sparse_tensor_core" not in dispatch.ranked(*sizes, "bf16", PUBLISHED["b200"], "2:4")
 
 
 @pytest.mark.parametrize("op", OPS, ids=str)

@@ -11,6 +11,8 @@ from torch import nn
 import fpe
 from fpe import Partition
 from fpe.kernels import HOLE, semi_structured_compress
+from fpe.kernels.semi_structured import semi_structured_matmul_eager
+from fpe.kernels.semi_structured.backends import WHY_NOT
 
 
 def layer(backend: str, holes: bool = True) -> fpe.SplitLinear:
@@ -86,7 +88,11 @@ def test_a_merged_layer_runs_as_2_to_4_whatever_its_labels(alpha: int, monkeypat
     want = merged(z)
     wanted = torch.autograd.grad(want.square().sum(), parameters)
     merged.backend = "sparse_tensor_core"
-    monkeypatch.setattr("fpe.kernels.semi_structured.api.choose_backend", lambda *call: "eager")
+    monkeypatch.setitem(WHY_NOT, "sparse_tensor_core", lambda *call: None)
+    monkeypatch.setattr(
+        "fpe.kernels.semi_structured.sparse_tensor_core.semi_structured_matmul_sparse_tensor_core",
+        semi_structured_matmul_eager,
+    )
     got = merged(z)
     torch.testing.assert_close(got, want)
     for ours, theirs in zip(torch.autograd.grad(got.square().sum(), parameters), wanted, strict=True):

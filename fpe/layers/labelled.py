@@ -204,22 +204,12 @@ class SplitLinear(_LabelledLinear):
         return kept.unflatten(0, (self.alpha, -1))
 
 
-def _interleave(weight: Tensor, planes: Tensor, alpha: int) -> tuple[Tensor, SemiStructuredLayout]:
-    """A parent's weight as the 2:4 weight that reads its inputs' children side by side."""
-    labels = PackedLabels(planes, (weight.shape[0], weight.shape[1]), alpha).unpack()
-    layout = SemiStructuredLayout.interleaved(labels, alpha)
-    return layout.from_parent(weight), layout._replace(kept=None)
-
-
-_interleave_once = once_per_version(_interleave)
-
-
 class MergeLinear(_LabelledLinear):
     """The successor of an expanded layer in which every parent edge reads exactly one child.
 
     Input ``[..., alpha * parents]`` in planes of children, output ``[..., outputs]``. The partition's labels are
     ``[outputs, parents]``: which child an edge reads; the arguments are those of :class:`_LabelledLinear`. With two or
-    four children the backends ``"sparse_tensor_core"`` and ``"torch"`` run it as a 2:4 weight, whatever the labels.
+    four children it can run as a 2:4 weight whatever the labels; ``"auto"`` does where that is predicted to be fastest.
     """
 
     @staticmethod
@@ -230,13 +220,6 @@ class MergeLinear(_LabelledLinear):
     def forward(self, z: Tensor) -> Tensor:
         """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias``."""
         planes = z.unflatten(-1, (self.alpha, self.weight.shape[1]))
-        if self.backend in ("sparse_tensor_core", "torch"):
-            trains = torch.is_grad_enabled() and self.weight.requires_grad
-            interleave = _interleave if trains or torch.compiler.is_compiling() else _interleave_once
-            values, layout = interleave(self.weight, self.planes, self.alpha)
-            beside = planes.transpose(-1, -2).flatten(-2)
-            y = semi_structured_matmul(beside, values, layout, backend=self.backend).squeeze(-2)
-            return y if self.bias is None else y + self.bias.to(y.dtype)
         return merge_matmul(planes, self.weight, self.packed, self.bias, backend=self.backend)
 
     def wide_weight(self) -> Tensor:

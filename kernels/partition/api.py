@@ -7,6 +7,7 @@ from .. import ops
 from ..activations import ACTIVATIONS, check_activation, placed
 from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import choose_backend
+from . import interleaved
 from .config import limit
 from .eager import Labels
 from .labels import PackedLabels, check_alpha, digits, row_bytes
@@ -92,7 +93,8 @@ def merge_matmul(
             plain table is packed anew in every call.
         bias: ``[N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
-        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"eager"``; or, with 2 or 4 children of 16-bit floats,
+            ``"sparse_tensor_core"`` or ``"torch"``, which multiply by a 2:4 weight (:mod:`.interleaved`).
 
     Returns:
         ``y[..., N]`` in the dtype of ``z``.
@@ -113,7 +115,7 @@ def merge_matmul(
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
     fused, after = placed(activation, z, w, bias)
-    chosen = choose_backend(op, backend, w, limit(alpha), by_cost=True)
+    chosen = interleaved.choose_backend(op, backend, w, alpha)
     y = ops.merge_matmul(as_rows(z, 2), w, table, bias, fused, transposed, chosen).view(*z.shape[:-2], n)
     return ACTIVATIONS[after](y) if after else y
 

@@ -1,29 +1,20 @@
 """Which implementation runs a semi-structured operation: a pure choice, never a silent fallback.
 
 :func:`choose_backend` says what can run, when an operation is called; which of several is fastest depends on the batch,
-so :func:`fastest` decides when it runs, by the cost model.
+so :func:`fastest_here` decides when it runs, by the cost model.
 """
 
-from collections.abc import Callable, Collection
-from functools import lru_cache
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..device import arch_of
-from ..dispatch import dtype_name, roof_of, too_old, triton_installed, why_not_triton
-from ..model import Roof, best, candidates
+from ..dispatch import TRITON_DTYPES, ranked_here, too_old, triton_installed, why_not_triton
 from .layout import SemiStructuredLayout
 
 SPARSE_DTYPES = (torch.float16, torch.bfloat16)
 CUTLASS_ARCHS = range(80, 90)
-IMPLEMENTATIONS = {
-    "sparse tensor cores": "sparse_tensor_core",
-    "packed labels": "triton",  # as many bytes, and weights expanded in registers, too
-    "torch.sparse": "torch",
-    "masked dense": "eager",
-}
-"""Backends by their names in the cost model."""
 
 
 def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructuredLayout) -> str:
@@ -31,8 +22,7 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
 
     Args:
         op: Name of the operation, for the message.
-        backend: ``"auto"`` stays open where others than the eager twin can run on the GPU, for :func:`fastest` to
-            decide; every other name insists.
+        backend: ``"auto"`` stays open on a GPU, for :func:`fastest_here` to decide; every other name insists.
         operand: The activations: their device and dtype decide.
         layout: The weight's layout.
 
@@ -44,60 +34,33 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
     if backend == "eager" or (backend == "auto" and not operand.is_cuda):
         return "eager"
     if backend == "auto":
-        return "auto" if able(operand, layout) else "eager"
-    reason = WHY_NOT[backend](operand, layout)
+        return "auto"
+    reason = WHY_NOT[backend](operand, layout.children * layout.shape[0], layout.shape[1])
     if reason:
         raise ValueError(f"{op}: backend {backend!r} cannot run here: {reason}")
     return backend
 
 
-def able(operand: Tensor, layout: SemiStructuredLayout) -> tuple[str, ...]:
-    """The backends besides the eager twin that can run a call."""
-    return tuple(name for name, why_not in WHY_NOT.items() if why_not(operand, layout) is None)
-
-
-def fastest(
-    op: str, m: int, shape: tuple[int, int], children: int, dtype: str, roof: Roof, among: Collection[str]
-) -> str:
-    """The backend that an operation is predicted to be fastest with.
-
-    Args:
-        op: ``"semi_structured_matmul"``, ``"semi_structured_matmul_t"`` or ``"semi_structured_grad"``.
-        m: Rows of activations.
-        shape: ``(N, K)`` of the weight.
-        children: 1 or 2.
-        dtype: As the cost model names it.
-        roof: Of the device.
-        among: What can run besides the eager twin.
-    """
-    n, k = shape[0] * children // 2, shape[1]  # one child alone is half the rows of a parent with two
-    if min(m, n, k) < 1:
-        return "eager"
+def as_partition(op: str, m: int, layout: SemiStructuredLayout) -> tuple[str, int, int, int, int]:
+    """The partition operation that costs as much, and its sizes as the cost model takes them."""
+    n, k = layout.shape[0] * layout.children // 2, layout.shape[1]  # one child alone: half the rows of two
     if op == "semi_structured_matmul_t":
-        found = candidates("merge_matmul", "2:4", m, k, n, 2, dtype, roof)
-        if children == 1:  # the transposed weight is not 2:4: these would run others' kernels
-            among = [name for name in among if name == "triton"]
-    else:
-        names = {"semi_structured_matmul": "split_matmul", "semi_structured_grad": "partition_grad"}
-        found = candidates(names[op], "2:4", m, n, k, 2, dtype, roof)
-    taken = {*among, "eager"}
-    return IMPLEMENTATIONS[best([c for c in found if IMPLEMENTATIONS.get(c.name) in taken]).name]
+        return "merge_matmul", m, k, n, 2
+    return {"semi_structured_matmul": "split_matmul", "semi_structured_grad": "partition_grad"}[op], m, n, k, 2
 
 
 def fastest_here(op: str, operand: Tensor, layout: SemiStructuredLayout) -> str:
-    """:func:`fastest` of what can run on the device and in the type of the activations."""
-    m, index = operand.shape[0], operand.get_device()
-    return _fastest_on(op, m, layout.shape, layout.children, dtype_name(operand), index, able(operand, layout))
+    """The backend that is predicted to be fastest of those that can run, on the device of the activations."""
+    if operand.dtype not in TRITON_DTYPES:
+        return "eager"
+    order = ranked_here(*as_partition(op, operand.shape[0], layout), operand, "2:4")
+    if op == "semi_structured_matmul_t" and layout.children == 1:  # the transposed weight is not 2:4
+        order = tuple(name for name in order if name in ("triton", "eager"))
+    outputs, inputs = layout.children * layout.shape[0], layout.shape[1]
+    return next(name for name in order if name == "eager" or WHY_NOT[name](operand, outputs, inputs) is None)
 
 
-@lru_cache(maxsize=4096)
-def _fastest_on(
-    op: str, m: int, shape: tuple[int, int], children: int, dtype: str, index: int, among: tuple[str, ...]
-) -> str:
-    return fastest(op, m, shape, children, dtype, roof_of(index), among)
-
-
-def _why_not_sparse_tensor_core(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
+def _why_not_sparse_tensor_core(operand: Tensor, outputs: int, inputs: int) -> str | None:
     reason = _why_not_device(operand, SPARSE_DTYPES)
     if reason:
         return reason
@@ -108,11 +71,11 @@ def _why_not_sparse_tensor_core(operand: Tensor, layout: SemiStructuredLayout) -
     return None if is_sound(operand.device, operand.dtype) else "its self-check failed on this device"
 
 
-def _why_not_triton(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
+def _why_not_triton(operand: Tensor, outputs: int, inputs: int) -> str | None:
     return why_not_triton(operand)
 
 
-def _why_not_torch(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
+def _why_not_torch(operand: Tensor, outputs: int, inputs: int) -> str | None:
     reason = _why_not_device(operand, SPARSE_DTYPES)
     if reason:
         return reason
@@ -124,7 +87,7 @@ def _why_not_torch(operand: Tensor, layout: SemiStructuredLayout) -> str | None:
             "this build of PyTorch has no cuSPARSELt, and its CUTLASS kernels take compute capability 8.x only, got "
             f"{arch / 10}"
         )
-    return why_not_shape(layout.children * layout.shape[0], layout.shape[1])
+    return why_not_shape(outputs, inputs)
 
 
 def _why_not_device(operand: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
@@ -136,11 +99,11 @@ def _why_not_device(operand: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | N
     return too_old(operand.device)
 
 
-WHY_NOT: dict[str, Callable[[Tensor, SemiStructuredLayout], str | None]] = {
+WHY_NOT: dict[str, Callable[[Tensor, int, int], str | None]] = {
     "sparse_tensor_core": _why_not_sparse_tensor_core,
     "triton": _why_not_triton,
     "torch": _why_not_torch,
 }
-"""For each backend: what keeps it from a call, in words; ``None`` where it can run."""
+"""For each backend: what keeps it from a weight of so many outputs (of all children) and inputs, in words; or none."""
 
 BACKENDS = ("auto", *WHY_NOT, "eager")
