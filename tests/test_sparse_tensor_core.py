@@ -361,6 +361,8 @@ def test_the_rule_fits_and_fills(arch: int, children: int) -> None:
         assert config.stages >= 2 and config.stages * stage_bytes(config.block_m, children) <= device.shared
     assert choose_sparse(1, 4096, 4096, children, device).split * 32 >= device.sms / 2
     assert choose_sparse(8192, 4096, 4096, children, device).split == 1
+    partial_sums = 4 * children * 64 * 14336 * 2 * 2  # written and read, of two parts
+    assert partial_sums > 0.04 * 14336 * 4096 * children and choose_sparse(64, 14336, 4096, children, device).split == 1
 
 
 COMPILE = """

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from ..device import Device
+from ..rules import power_above, split_reduction
 from ..tables import tuned
 from .layout import BlockLayout
 
@@ -119,15 +120,13 @@ def choose(problem: Problem, device: Device) -> Config:
 def _grad_rule(problem: Problem, device: Device) -> Config:
     block_m = 64 if problem.itemsize == 2 else 32
     warps = 8 if problem.block[0] * problem.block[1] >= 128 * 128 else 4
-    split, work = 1, ceil(problem.m / block_m)
-    while problem.tiles * split < 1.5 * device.sms and work >= 8 * split and split < 16:
-        split *= 2
+    split = split_reduction(problem.tiles, ceil(problem.m / block_m), device)
     return _deepest(problem, Config(block_m, block_m, split, 1, warps, num_stages=4), device)
 
 
 def _matmul_rule(problem: Problem, device: Device) -> Config:
     (out, inner), itemsize = problem.block, problem.itemsize
-    block_m = min(max(16, _power_above(problem.m)), 128 if out * itemsize <= 256 else 64)
+    block_m = min(max(16, power_above(problem.m)), 128 if out * itemsize <= 256 else 64)
     block_in = min(inner, 64 if itemsize == 2 else 32 if out > 16 else 16)  # float32 by 16 spills at 32
     # More warps than 16-byte loads of the weight tile would narrow the loads; large tiles of float32, and 64 x 64
     # on some architectures, spill with four.
@@ -136,15 +135,9 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
         warps = 8
     warps = max(1, min(warps, block_in * out * itemsize // 512))
 
-    # Enough programs to hide latency, as long as each has four steps and the partial sums stay below 4 % of the
-    # weights' bytes; a device that would stay half empty is filled whatever they cost.
     programs, work = ceil(problem.m / block_m) * problem.tiles, problem.steps * inner // block_in
-    weights = max(problem.steps * inner * itemsize, 1)
-    split = 1
-    while programs * split < 1.5 * device.sms and work >= 8 * split and split < 16:
-        if 2 * split * problem.m * 4 > 0.04 * weights and programs * split >= device.sms / 2:
-            break
-        split *= 2
+    weights = max(problem.steps * inner * itemsize, 1)  # of one output
+    split = split_reduction(programs, work, device, problem.m * 4, weights)
 
     # The rows that run together, with the weights of the segments in flight and the output tiles, fit into L2.
     slots, group = 2 * device.sms, 8
@@ -162,7 +155,3 @@ def _deepest(problem: Problem, config: Config, device: Device) -> Config:
     while config.num_stages > 2 and not is_valid(problem.op, config, problem.block, problem.itemsize, device):
         config = replace(config, num_stages=config.num_stages - 1)
     return config
-
-
-def _power_above(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()

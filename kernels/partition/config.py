@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from ..device import Device
+from ..rules import power_above, split_reduction
 from ..tables import tuned
 
 MAX_ALPHA = 8
@@ -96,7 +97,7 @@ def choose(problem: Problem, device: Device) -> Config:
 
 
 def _matmul_rule(problem: Problem, device: Device) -> Config:
-    m, narrow, alpha = problem.m, problem.itemsize == 2, _power_above(problem.alpha)
+    m, narrow, alpha = problem.m, problem.itemsize == 2, power_above(problem.alpha)
     merge = problem.op == "merge_matmul"
     sums = 1 if merge else alpha
     outer = 64 if narrow else 32
@@ -105,20 +106,15 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     most = (256 // alpha if merge or alpha == 2 else 128 // alpha) if narrow else 64 // alpha
     if merge and device.arch not in (90, 100):
         most = min(most, 64)  # warp-wide matrix instructions keep both operands in registers
-    block_m = min(max(16, _power_above(m)), max(most, 16))
+    block_m = min(max(16, power_above(m)), max(most, 16))
     inner = (128 if alpha <= 2 and block_m <= 32 else 64 if alpha <= 4 else 32) if narrow else 32
     warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 else 4
     block_n, block_k = (inner, outer) if problem.transposed else (outer, inner)
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
     programs, steps = ceil(m / block_m) * ceil(outputs / outer), ceil(reduced / inner)
 
-    # Enough programs to hide latency, as long as each has four steps and the partial sums stay below 4 % of the
-    # weights' bytes; a device that would stay half empty is filled whatever they cost.
-    weights, split = problem.n * problem.k * problem.itemsize, 1
-    while programs * split < 1.5 * device.sms and steps >= 8 * split and split < 16:
-        if 2 * split * m * outputs * sums * 4 > 0.04 * weights and programs * split >= device.sms / 2:
-            break
-        split *= 2
+    partial, weights = m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
+    split = split_reduction(programs, steps, device, partial, weights)
     return _deepest(problem, Config(block_m, block_n, block_k, split, 8, warps, 4), device)
 
 
@@ -127,10 +123,8 @@ def _grad_rule(problem: Problem, device: Device) -> Config:
     large, small = (128 if alpha <= 2 else 64, 64 if alpha <= 2 else 32) if narrow else (64 if alpha <= 4 else 32, 32)
     block_n, block_k = (small, large) if problem.transposed else (large, small)
     block_m = 64 if narrow else 32
-    split, work = 1, ceil(problem.m / block_m)
     tiles = ceil(problem.n / block_n) * ceil(problem.k / block_k)
-    while tiles * split < 1.5 * device.sms and work >= 8 * split and split < 16:
-        split *= 2
+    split = split_reduction(tiles, ceil(problem.m / block_m), device)
     warps = 8 if alpha * block_n * block_k >= 128 * 128 else 4
     return _deepest(problem, Config(block_m, block_n, block_k, split, 8, warps, 4), device)
 
@@ -142,7 +136,3 @@ def _deepest(problem: Problem, config: Config, device: Device) -> Config:
     while not is_valid(problem, config, device) and config.block_m > 16:
         config = replace(config, block_m=config.block_m // 2)
     return config
-
-
-def _power_above(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()

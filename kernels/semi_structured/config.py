@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from ..device import Device
+from ..rules import power_above, split_reduction
 from .fragments import TILE_QUADS, TILE_ROWS
 
 GROUP = 16
@@ -47,18 +48,19 @@ def choose(op: str, m: int, n: int, k: int, children: int, itemsize: int, device
         itemsize: Bytes of an operand's element.
         device: Where it runs.
     """
-    block_m = min(max(16, 1 << max(m - 1, 0).bit_length()), 64 // (itemsize // 2))
+    block_m = min(max(16, power_above(m)), 64 // (itemsize // 2))
     if op == "semi_structured_grad":
         side = 64 if itemsize == 2 else 32
         tiles = ceil(n / side) * ceil(k / side)
-        return Config(min(block_m, 32), side, side, _split(tiles, ceil(m / 32), device), GROUP, 4, 3)
+        return Config(min(block_m, 32), side, side, split_reduction(tiles, ceil(m / 32), device), GROUP, 4, 3)
     if op == "semi_structured_matmul_t":
         block_n, block_k = (32, 64) if itemsize == 2 else (16, 64)
-        tiles, steps = ceil(m / block_m) * ceil(k / block_k), ceil(n / block_n)
+        tiles, steps, outputs = ceil(m / block_m) * ceil(k / block_k), ceil(n / block_n), k
     else:
         block_n, block_k = (64, 64) if itemsize == 2 else (32, 32)
-        tiles, steps = ceil(m / block_m) * ceil(n / block_n), ceil(k / block_k)
-    return Config(block_m, block_n, block_k, _split(tiles, steps, device), GROUP, 4, 4)
+        tiles, steps, outputs = ceil(m / block_m) * ceil(n / block_n), ceil(k / block_k), children * n
+    split = split_reduction(tiles, steps, device, 4 * m * outputs, children * n * k / 2 * itemsize)
+    return Config(block_m, block_n, block_k, split, GROUP, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ def choose_sparse(m: int, n: int, k: int, children: int, device: Device) -> Spar
         children: 1 or 2.
         device: Where it runs.
     """
-    block_m = min(max(8, 1 << max(m - 1, 0).bit_length()), 128 // children)
-    split = _split(ceil(m / block_m) * ceil(n / TILE_ROWS), ceil(k / STEP), device)
+    block_m = min(max(8, power_above(m)), 128 // children)
+    programs, weights = ceil(m / block_m) * ceil(n / TILE_ROWS), children * n * k  # 16-bit values, half of them zero
+    split = split_reduction(programs, ceil(k / STEP), device, 4 * m * children * n, weights)
     stages = min(4, device.shared // stage_bytes(block_m, children))
     return SparseConfig(block_m, split, GROUP, stages)
 
@@ -114,11 +117,3 @@ def shared_bytes(op: str, config: Config, children: int, itemsize: int) -> int:
     tile = config.block_n * config.block_k
     weights = 0 if op == "semi_structured_grad" else children * tile // 2 * itemsize + tile // 8
     return (config.block_m * activations * itemsize + weights) * max(config.num_stages - 1, 1)
-
-
-def _split(tiles: int, steps: int, device: Device) -> int:
-    """How many programs share an output tile, so that the device is filled and each has at least four steps."""
-    split = 1
-    while tiles * split < 1.5 * device.sms and steps >= 8 * split and split < 16:
-        split *= 2
-    return split
