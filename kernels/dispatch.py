@@ -55,6 +55,16 @@ def choose_backend(
     return "auto" if by_cost and backend == "auto" else "triton"
 
 
+CONSTANT = "auto, constant"
+"""What ``"auto"`` is called inside where the weights stay from call to call, and compressed forms of them are kept."""
+
+
+def for_weights(chosen: str, weights: Tensor) -> str:
+    """A resolved backend, with a choice that is open marked where no gradient of the weights is wanted."""
+    trains = torch.is_grad_enabled() and weights.requires_grad
+    return CONSTANT if chosen == "auto" and not trains else chosen
+
+
 IMPLEMENTATIONS = {
     "packed labels": "triton",
     "masked dense": "eager",
@@ -65,7 +75,15 @@ IMPLEMENTATIONS = {
 
 
 def ranked(
-    op: str, m: int, n: int, k: int, alpha: int, dtype: str, roof: Roof, structure: str = "random"
+    op: str,
+    m: int,
+    n: int,
+    k: int,
+    alpha: int,
+    dtype: str,
+    roof: Roof,
+    structure: str = "random",
+    constant: bool = True,
 ) -> tuple[str, ...]:
     """The backends of an operation, the one that is predicted to be fastest first; those after ``"eager"`` left out.
 
@@ -78,24 +96,28 @@ def ranked(
         dtype: As the cost model names it: ``"bf16"``, ``"fp16"``, ``"tf32"`` or ``"fp32"``.
         roof: Of the device.
         structure: As the cost model names it.
+        constant: Whether the weights stay from call to call.
     """
     if min(m, n, k) < 1:
         return ("eager",)
-    found = [c for c in candidates(op, structure, m, n, k, alpha, dtype, roof) if not c.reason_not]
+    every = candidates(op, structure, m, n, k, alpha, dtype, roof, constant=constant)
+    found = [c for c in every if not c.reason_not]
     names = [IMPLEMENTATIONS[c.name] for c in sorted(found, key=lambda c: c.seconds) if c.name in IMPLEMENTATIONS]
     return tuple(names[: names.index("eager") + 1])
 
 
 def ranked_here(
-    op: str, m: int, n: int, k: int, alpha: int, operand: Tensor, structure: str = "random"
+    op: str, m: int, n: int, k: int, alpha: int, operand: Tensor, structure: str = "random", constant: bool = True
 ) -> tuple[str, ...]:
     """:func:`ranked` on the device and in the type of an operand."""
-    return _ranked_on(op, m, n, k, alpha, dtype_name(operand), operand.get_device(), structure)
+    return _ranked_on(op, m, n, k, alpha, dtype_name(operand), operand.get_device(), structure, constant)
 
 
 @lru_cache(maxsize=4096)
-def _ranked_on(op: str, m: int, n: int, k: int, alpha: int, dtype: str, index: int, structure: str) -> tuple[str, ...]:
-    return ranked(op, m, n, k, alpha, dtype, roof_of(index), structure)
+def _ranked_on(
+    op: str, m: int, n: int, k: int, alpha: int, dtype: str, index: int, structure: str, constant: bool
+) -> tuple[str, ...]:
+    return ranked(op, m, n, k, alpha, dtype, roof_of(index), structure, constant)
 
 
 def dtype_name(operand: Tensor) -> str:

@@ -9,8 +9,7 @@ reaches: :data:`ASSUMED` until a roof file brings measured ones. What is predict
 and every output says so (:attr:`Roof.basis`).
 
 Left out: bytes that large batches move twice because operands outgrow L2 (``fpe lab traffic`` counts them; arithmetic
-limits those sizes), compressed forms that are made anew when weights change, the rounding of sizes up to whole tiles,
-and overlap between launches.
+limits those sizes), the rounding of sizes up to whole tiles, and overlap between launches.
 """
 
 import json
@@ -57,6 +56,8 @@ ASSUMED_WARP_MMA = {90: 0.65, 100: 0.35}
 ASSUMED_UNPACKING = {"packed labels": 1.75, "sparse tensor cores": 0.5}
 """Integer instructions for each weight and child, done again for every tile of rows: half of the seven instructions of
 all kinds that a compiled sketch needs for a weight and its two children, as twice the integer rate can be issued."""
+ASSUMED_COMPRESSING = 8.0
+"""Bytes that move for each byte of the parent's weights when a compressed form is made anew: four passes."""
 ASSUMED_TILE_ROWS = 128
 ASSUMED_LAUNCH = 2.5e-6
 """Seconds from one kernel's end to the next one's first useful work."""
@@ -240,7 +241,8 @@ class Candidate:
         seconds: Predicted time.
         bytes: Compulsory memory traffic: each operand and each result once.
         flops: Floating-point operations done, those on zeros included.
-        limited_by: ``"memory"``, ``"arithmetic"``, ``"unpacking"`` or ``"launch"``: the largest part of the time.
+        limited_by: ``"memory"``, ``"arithmetic"``, ``"unpacking"`` or ``"launch"`` (copies made first included): the
+            largest part of the time.
         reason_not: Why it cannot be chosen; empty if it can.
     """
 
@@ -266,6 +268,7 @@ def candidates(
     dtype: str,
     roof: Roof,
     block: tuple[int, int] | None = None,
+    constant: bool = True,
 ) -> list[Candidate]:
     """Every way to run an operation, those that cannot be chosen included, in a fixed order.
 
@@ -280,6 +283,7 @@ def candidates(
         dtype: ``"bf16"``, ``"fp16"``, ``"tf32"`` or ``"fp32"``.
         roof: Of the device.
         block: ``(bn, bk)`` of structure ``"block"``; 64 x 64 if not given.
+        constant: Whether the weights stay from call to call, so that compressed forms of them are kept.
 
     Raises:
         ValueError: An argument is not one of these, or a size is not positive.
@@ -294,9 +298,15 @@ def candidates(
     sides = size * m * (n + k)
 
     def costs(
-        name: str, bytes_: float, flops: float, launches: int = 1, speed: float = 1.0, why: str = ""
+        name: str,
+        bytes_: float,
+        flops: float,
+        launches: int = 1,
+        speed: float = 1.0,
+        why: str = "",
+        before: float = 0.0,
     ) -> Candidate:
-        """A candidate; ``speed`` is its arithmetic's rate over that of dense arithmetic."""
+        """A candidate; ``speed`` is its arithmetic's rate over the dense one's, ``before`` what is copied first."""
         share = roof.shares[name]
         per_weight = 0.0 if grad else alpha * ASSUMED_UNPACKING.get(name, 0.0)
         parts = {
@@ -304,9 +314,10 @@ def candidates(
             "arithmetic": flops / (roof.flops[dtype] * roof.reach.arithmetic * share.arithmetic * speed),
             "unpacking": n * k * per_weight * ceil(m / ASSUMED_TILE_ROWS) / roof.integer,
         }
-        launch = launches * roof.launch_seconds
+        launch = launches * roof.launch_seconds + before / (roof.bandwidth * roof.reach.bandwidth)
         limit = max(parts, key=lambda part: parts[part])
-        return Candidate(name, parts[limit] + launch, bytes_, flops, "launch" if launch > parts[limit] else limit, why)
+        seconds, moved = parts[limit] + launch, bytes_ + before
+        return Candidate(name, seconds, moved, flops, "launch" if launch > parts[limit] else limit, why)
 
     # Yardsticks; then what runs from labels whatever their structure; then what a structure opens.
     found = [
@@ -324,13 +335,15 @@ def candidates(
     found.append(costs("packed labels", stored, alpha * useful, why=_too_old(roof)))
     why = _too_old(roof) or _why_not_sparse(op, structure, alpha, dtype)
     rate = 2 * ASSUMED_WARP_MMA.get(roof.arch, 1.0)
-    # A merge's activations are laid side by side first, by a copy.
-    copied, launches = (2 * size * m * alpha * k, 2) if op == "merge_matmul" else (0, 1)
-    found.append(costs("sparse tensor cores", stored + copied, alpha * useful, launches, rate, why))
+    # A merge's activations are laid side by side first, by a copy; weights that have changed are compressed anew.
+    more, launches = (2 * size * m * alpha * k, 2) if op == "merge_matmul" else (0, 1)
+    if not constant:
+        more, launches = more + ASSUMED_COMPRESSING * parent, launches + 4
+    found.append(costs("sparse tensor cores", stored, alpha * useful, launches, rate, why, more))
     why = why or ("it takes alpha = 2" if alpha != 2 else "")
     why = why or (f"it takes sizes in multiples of 16, got {n} x {k}" if n % 16 or k % 16 else "")
     two_four = formats.get("2:4", formats["partition labels"]) + activations
-    found.append(costs("torch.sparse", two_four + copied, alpha * useful, launches, 2.0, why))
+    found.append(costs("torch.sparse", two_four, alpha * useful, launches, 2.0, why, more))
     return found
 
 
@@ -367,12 +380,13 @@ def layer_candidates(
     roof: Roof,
     block: tuple[int, int] | None = None,
 ) -> list[list[Candidate]]:
-    """The candidates of each pass of an expanded layer ``[n, k]``: see :func:`candidates`."""
+    """The candidates of each pass of an expanded layer ``[n, k]``: see :func:`candidates`; with dW, weights change."""
     turned = {"dX": block[::-1] if block else None}
     found = []
     for name in passes:
         op, rows, columns = PASSES[name](n, k)
-        found.append(candidates(op, structure, m, rows, columns, alpha, dtype, roof, turned.get(name, block)))
+        tile = turned.get(name, block)
+        found.append(candidates(op, structure, m, rows, columns, alpha, dtype, roof, tile, "dW" not in passes))
     return found
 
 

@@ -195,7 +195,7 @@ def _semi_structured_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, 
 
 def _run_partition(op: str, backend: str, m: int, n: int, k: int, alpha: int, operand: Tensor) -> Callable[..., Tensor]:
     """The implementation of a partition operation; ``"auto"`` takes the one that is fastest at this size."""
-    if backend == "auto":
+    if backend.startswith("auto"):
         from .dispatch import ranked_here
 
         backend = ranked_here(op, m, n, k, alpha, operand)[0]
@@ -237,12 +237,12 @@ def _run_merge(
     from .partition import interleaved
 
     (m, alpha, k), n = z.shape, w.shape[0]
-    if backend == "auto":
-        from .dispatch import ranked_here
+    if backend.startswith("auto"):
+        from .dispatch import CONSTANT, ranked_here
 
         backend = next(
             name
-            for name in ranked_here("merge_matmul", m, n, k, alpha, w)
+            for name in ranked_here("merge_matmul", m, n, k, alpha, w, constant=backend == CONSTANT)
             if name not in interleaved.BACKENDS or interleaved.why_not(name, w, n, k, alpha) is None
         )
     if backend in interleaved.BACKENDS:
@@ -344,10 +344,11 @@ expanded_mlp = _define(
 
 def _run_semi_structured(op: str, backend: str, first: Tensor, second: Tensor, layout: Any) -> Tensor:
     """Runs a semi-structured operation; ``"auto"`` takes the backend that is fastest for so many rows."""
-    if backend == "auto":
+    if backend.startswith("auto"):
+        from .dispatch import CONSTANT
         from .semi_structured.backends import fastest_here
 
-        backend = fastest_here(op, first, layout)
+        backend = fastest_here(op, first, layout, backend == CONSTANT)
     return _implementation("semi_structured", op, backend)(first, second, layout)
 
 

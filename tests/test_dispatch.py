@@ -10,7 +10,7 @@ from support import seeded
 from torch import Tensor
 
 from fpe.kernels import PackedLabels, dispatch, merge_matmul, ops, split_matmul
-from fpe.kernels.dispatch import IMPLEMENTATIONS, choose_backend, ranked, roof_for
+from fpe.kernels.dispatch import CONSTANT, IMPLEMENTATIONS, choose_backend, ranked, roof_for
 from fpe.kernels.model import PUBLISHED, candidates
 from fpe.kernels.semi_structured import semi_structured_matmul_eager
 from fpe.kernels.semi_structured.backends import WHY_NOT
@@ -40,6 +40,21 @@ def test_a_large_batch_of_merged_children_runs_on_sparse_tensor_cores() -> None:
     assert ranked("merge_matmul", 8192, 14336, 4096, 2, "bf16", PUBLISHED["4090"])[0] == "sparse_tensor_core"
     assert ranked("merge_matmul", 8192, 14336, 4096, 2, "bf16", PUBLISHED["h200"])[0] == "torch"
     assert "sparse_tensor_core" not in ranked("merge_matmul", 8192, 14336, 4096, 8, "bf16", PUBLISHED["4090"])
+
+
+@pytest.mark.parametrize(("m", "wanted"), [(256, "triton"), (8192, "sparse_tensor_core")])
+def test_weights_that_change_are_compressed_for_large_batches_alone(m: int, wanted: str) -> None:
+    sizes = ("merge_matmul", m, 14336, 4096, 2, "bf16", PUBLISHED["4090"])
+    assert ranked(*sizes)[0] == "sparse_tensor_core"
+    assert ranked(*sizes, constant=False)[0] == wanted
+
+
+def test_an_open_choice_knows_whether_weights_change() -> None:
+    w = torch.ones(1, requires_grad=True)
+    assert dispatch.for_weights("auto", w) == "auto" and dispatch.for_weights("triton", w) == "triton"
+    with torch.no_grad():
+        assert dispatch.for_weights("auto", w) == CONSTANT
+    assert dispatch.for_weights("auto", w.detach()) == CONSTANT
 
 
 def test_a_roof_is_found_for_every_gpu(tmp_path: Path) -> None:
@@ -74,7 +89,7 @@ def test_auto_stays_open_only_where_both_can_run(monkeypatch: pytest.MonkeyPatch
 def test_an_open_choice_is_made_when_the_operation_runs(chosen: str) -> None:
     asked = []
 
-    def prefer(*sizes: object) -> tuple[str, ...]:
+    def prefer(*sizes: object, **more: object) -> tuple[str, ...]:
         asked.append(sizes[:5])
         return (chosen,)
 
@@ -101,7 +116,7 @@ def test_a_merge_runs_as_2_to_4_where_that_comes_first_and_can_run(
     table = owners.planes if packed else labels
     weight = w.T.contiguous().T if transposed else w
     arguments = (z, weight, table, bias, "relu", packed and transposed)
-    monkeypatch.setattr(dispatch, "ranked_here", lambda *sizes: ("sparse_tensor_core", "eager"))
+    monkeypatch.setattr(dispatch, "ranked_here", lambda *sizes, **more: ("sparse_tensor_core", "eager"))
     monkeypatch.setattr(
         "fpe.kernels.semi_structured.sparse_tensor_core.semi_structured_matmul_sparse_tensor_core",
         semi_structured_matmul_eager,

@@ -344,7 +344,7 @@ def test_hopper_multiplies_large_batches_by_cusparselt() -> None:
 def test_auto_decides_when_the_operation_runs(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, asked = Case(), []
     monkeypatch.setattr("fpe.kernels.semi_structured.api.choose_backend", lambda *args: "auto")
-    monkeypatch.setattr(backends, "fastest_here", lambda name, x, layout: asked.append((name, len(x))) or "triton")
+    monkeypatch.setattr(backends, "fastest_here", lambda name, x, *rest: asked.append((name, len(x))) or "triton")
     OPS[op](*operands(op, case, torch.float16), case.layout(), "auto")
     assert [m for _, m in asked] == [case.m]
 

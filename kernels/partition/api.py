@@ -6,7 +6,7 @@ from torch import Tensor
 from .. import ops
 from ..activations import ACTIVATIONS, check_activation, placed
 from ..checks import as_rows, autocast, check_tensor
-from ..dispatch import choose_backend
+from ..dispatch import choose_backend, for_weights
 from . import interleaved
 from .config import limit
 from .eager import Labels
@@ -115,7 +115,7 @@ def merge_matmul(
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
     fused, after = placed(activation, z, w, bias)
-    chosen = interleaved.choose_backend(op, backend, w, alpha)
+    chosen = for_weights(interleaved.choose_backend(op, backend, w, alpha), w)
     y = ops.merge_matmul(as_rows(z, 2), w, table, bias, fused, transposed, chosen).view(*z.shape[:-2], n)
     return ACTIVATIONS[after](y) if after else y
 

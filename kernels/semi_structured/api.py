@@ -37,7 +37,7 @@ def semi_structured_matmul(x: Tensor, values: Tensor, layout: SemiStructuredLayo
     x, values = autocast(x, values)
     check_tensor(op, "x", x, (k,), batched=True, like=values)
     rows = as_rows(x, 1)
-    chosen = choose_backend(op, backend, rows, layout)
+    chosen = dispatch.for_weights(choose_backend(op, backend, rows, layout), values)
     y = ops.semi_structured_matmul(rows, _kept(values, layout), layout.codes, k, chosen)
     return y.view(*x.shape[:-1], layout.children, n)
 
@@ -72,7 +72,7 @@ def semi_structured_matmul_t(
     dy, values = autocast(dy, values)
     check_tensor(op, "dy", dy, (layout.children, n), batched=True, like=values)
     rows = as_rows(dy, 2)
-    chosen = choose_backend(op, backend, rows, layout)
+    chosen = dispatch.for_weights(choose_backend(op, backend, rows, layout), values)
     dx = ops.semi_structured_matmul_t(rows, _kept(values, layout), layout.codes, k, chosen)
     return dx.view(*dy.shape[:-2], k)
 

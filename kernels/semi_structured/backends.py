@@ -49,11 +49,18 @@ def as_partition(op: str, m: int, layout: SemiStructuredLayout) -> tuple[str, in
     return {"semi_structured_matmul": "split_matmul", "semi_structured_grad": "partition_grad"}[op], m, n, k, 2
 
 
-def fastest_here(op: str, operand: Tensor, layout: SemiStructuredLayout) -> str:
-    """The backend that is predicted to be fastest of those that can run, on the device of the activations."""
+def fastest_here(op: str, operand: Tensor, layout: SemiStructuredLayout, constant: bool = True) -> str:
+    """The backend that is predicted to be fastest of those that can run, on the device of the activations.
+
+    Args:
+        op: Name of the operation.
+        operand: The activations.
+        layout: The weight's layout.
+        constant: Whether the weight stays from call to call.
+    """
     if operand.dtype not in TRITON_DTYPES:
         return "eager"
-    order = ranked_here(*as_partition(op, operand.shape[0], layout), operand, "2:4")
+    order = ranked_here(*as_partition(op, operand.shape[0], layout), operand, "2:4", constant)
     if op == "semi_structured_matmul_t" and layout.children == 1:  # the transposed weight is not 2:4
         order = tuple(name for name in order if name in ("triton", "eager"))
     outputs, inputs = layout.children * layout.shape[0], layout.shape[1]
