@@ -167,7 +167,9 @@ def rewiring(results: Results) -> Table:
     still = frame[frame["rewire"] == ""].set_index(key)["test_accuracy"].rename("still")
     moving = frame[frame["rewire"] != ""].join(still, on=key)
     rows = []
-    for (condition, neurons, regrow), own in moving.groupby(["condition", "neurons", "rewire"], sort=False):
+    order = {name: i for i, name in enumerate(["random", "gradient", *frame["condition"].unique()])}
+    groups = moving.groupby(["condition", "rewire", "neurons"])
+    for (condition, regrow, neurons), own in sorted(groups, key=lambda g: [order.get(name, name) for name in g[0]]):
         as_published = (condition, regrow) == ("random magnitude", "random")
         paper = published.REWIRING.get(int(neurons)) if as_published else None
         rows.append(
@@ -191,10 +193,16 @@ def still_shallow(frame: pd.DataFrame) -> pd.Series:
     return still & (frame["layers"] == Cell.layers) & (frame["around"] == Cell.around)
 
 
-CHOICES = [Cell(c, 4) for c in ("random magnitude", "random input", "2:4 input", "4x16 input", "16x64 input")] + [
-    Cell(c, 4, alpha=4) for c in ("random magnitude", "random input", "4x16 input")
+CHOICES = [
+    Cell(condition, neurons, alpha)
+    for alpha, conditions in (
+        (2, ("random magnitude", "random input", "2:4 input", "4x16 input", "16x64 input")),
+        (4, ("random magnitude", "random input", "4x16 input")),
+    )
+    for condition in conditions
+    for neurons in (4, 8, 16, 32, 64)
 ]
-"""What a user of a classifier chooses between; their width is not looked at."""
+"""What a user of a classifier chooses between."""
 
 
 def by_width(results: Results, cells: Sequence[Cell], title: str = "Points of test accuracy") -> Table:
@@ -202,13 +210,13 @@ def by_width(results: Results, cells: Sequence[Cell], title: str = "Points of te
 
     Args:
         results: Rows of perceptrons.
-        cells: Which conditions; only what distinguishes them other than their width is looked at.
+        cells: Which conditions, and which widths.
         title: What the table shows.
     """
     frame = against_control(results)
     kinds = list(dict.fromkeys(replace(cell, neurons=0) for cell in cells if cell.condition not in (DENSE, CONTINUED)))
     own = [frame[np.logical_and.reduce([frame[n] == v for n, v in asdict(k).items() if n != "neurons"])] for k in kinds]
-    widths = sorted({int(n) for rows in own for n in rows["neurons"]})
+    widths = sorted({c.neurons for c in cells} & {int(n) for rows in own for n in rows["neurons"]})
     around = {kind.around for kind in kinds}
     dense = frame[(frame["condition"] == CONTINUED) & (frame["layers"] == Cell.layers) & frame["around"].isin(around)]
     reached = {int(n): interval(group["test_accuracy"]) for n, group in dense.groupby("neurons")}
