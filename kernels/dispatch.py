@@ -59,10 +59,14 @@ CONSTANT = "auto, constant"
 """What ``"auto"`` is called inside where the weights stay from call to call, and compressed forms of them are kept."""
 
 
-def for_weights(chosen: str, weights: Tensor) -> str:
-    """A resolved backend, with a choice that is open marked where no gradient of the weights is wanted."""
-    trains = torch.is_grad_enabled() and weights.requires_grad
-    return CONSTANT if chosen == "auto" and not trains else chosen
+def for_weights(chosen: str, given: Tensor, used: Tensor) -> str:
+    """A resolved backend, with a choice that is open marked where the weights stay from call to call.
+
+    They do where no gradient of them is wanted and the operation takes them as they were given: what was cast or masked
+    is a new tensor in every call.
+    """
+    trains = torch.is_grad_enabled() and given.requires_grad
+    return CONSTANT if chosen == "auto" and used is given and not trains else chosen
 
 
 IMPLEMENTATIONS = {

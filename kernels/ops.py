@@ -73,7 +73,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], first: Tensor, second: Tensor, inde
     """Saves of two multiplied operands the one that the other's gradient needs."""
     wants_first, wants_second = ctx.needs_input_grad[:2]
     ctx.save_for_backward(second if wants_first else None, first if wants_second else None, *index)
-    ctx.backend = inputs[-1]
+    ctx.backend = "auto" if inputs[-1].startswith("auto") else inputs[-1]  # what is saved is another tensor object
 
 
 def _setup_partition(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -51,10 +51,12 @@ def test_weights_that_change_are_compressed_for_large_batches_alone(m: int, want
 
 def test_an_open_choice_knows_whether_weights_change() -> None:
     w = torch.ones(1, requires_grad=True)
-    assert dispatch.for_weights("auto", w) == "auto" and dispatch.for_weights("triton", w) == "triton"
+    assert dispatch.for_weights("auto", w, w) == "auto" and dispatch.for_weights("triton", w, w) == "triton"
     with torch.no_grad():
-        assert dispatch.for_weights("auto", w) == CONSTANT
-    assert dispatch.for_weights("auto", w.detach()) == CONSTANT
+        assert dispatch.for_weights("auto", w, w) == CONSTANT
+        assert dispatch.for_weights("auto", w, w.half()) == "auto"  # cast anew in every call
+    frozen = w.detach()
+    assert dispatch.for_weights("auto", frozen, frozen) == CONSTANT
 
 
 def test_a_roof_is_found_for_every_gpu(tmp_path: Path) -> None:

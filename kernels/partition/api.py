@@ -112,10 +112,11 @@ def merge_matmul(
     check_alpha(op, alpha)
     table, transposed = check_labels(op, labels, (n, k), alpha, w)
     bias = _check_epilogue(op, bias, (n,), activation, w)
+    given = w
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
     fused, after = placed(activation, z, w, bias)
-    chosen = for_weights(interleaved.choose_backend(op, backend, w, alpha), w)
+    chosen = for_weights(interleaved.choose_backend(op, backend, w, alpha), given, w)
     y = ops.merge_matmul(as_rows(z, 2), w, table, bias, fused, transposed, chosen).view(*z.shape[:-2], n)
     return ACTIVATIONS[after](y) if after else y
 

@@ -34,11 +34,13 @@ def semi_structured_matmul(x: Tensor, values: Tensor, layout: SemiStructuredLayo
     op = "semi_structured_matmul"
     n, k = _check_values(op, values, layout)
     check_tensor(op, "x", x, (k,), batched=True, on=values)
+    given = values
     x, values = autocast(x, values)
     check_tensor(op, "x", x, (k,), batched=True, like=values)
     rows = as_rows(x, 1)
-    chosen = dispatch.for_weights(choose_backend(op, backend, rows, layout), values)
-    y = ops.semi_structured_matmul(rows, _kept(values, layout), layout.codes, k, chosen)
+    used = _kept(values, layout)
+    chosen = dispatch.for_weights(choose_backend(op, backend, rows, layout), given, used)
+    y = ops.semi_structured_matmul(rows, used, layout.codes, k, chosen)
     return y.view(*x.shape[:-1], layout.children, n)
 
 
@@ -69,11 +71,13 @@ def semi_structured_matmul_t(
     op = "semi_structured_matmul_t"
     n, k = _check_values(op, values, layout)
     check_tensor(op, "dy", dy, (layout.children, n), batched=True, on=values)
+    given = values
     dy, values = autocast(dy, values)
     check_tensor(op, "dy", dy, (layout.children, n), batched=True, like=values)
     rows = as_rows(dy, 2)
-    chosen = dispatch.for_weights(choose_backend(op, backend, rows, layout), values)
-    dx = ops.semi_structured_matmul_t(rows, _kept(values, layout), layout.codes, k, chosen)
+    used = _kept(values, layout)
+    chosen = dispatch.for_weights(choose_backend(op, backend, rows, layout), given, used)
+    dx = ops.semi_structured_matmul_t(rows, used, layout.codes, k, chosen)
     return dx.view(*dy.shape[:-2], k)
 
 
