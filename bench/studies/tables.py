@@ -15,8 +15,10 @@ from .mlp import Cell
 
 
 def interval(values: object, places: int = 1, sign: str = "") -> str:
-    """Mean and half the width of its 95 % confidence interval (Student's t); the mean alone of a single value."""
+    """Mean and half its 95 % confidence interval (Student's t); the mean alone of one value, a dash of none."""
     array = np.asarray(values, dtype=float)
+    if not len(array):
+        return "-"
     mean = f"{array.mean():{sign}.{places}f}"
     if len(array) < 2:
         return mean
