@@ -22,7 +22,7 @@ from .committed import FIGURES, LLM_LAYER, TABLES
 T = TypeVar("T")
 
 SHOWN_FIGURES = (
-    *("traffic", "budget", "hidden", "widths", "vision"),
+    *("traffic", "budget", "hidden", "widths", "vision-sweep"),
     *("boolean-sweep", "boolean-heatmap", "boolean-features"),
 )
 SHOWN_TABLES = (

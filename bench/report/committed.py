@@ -24,7 +24,6 @@ FASHION = "studies/mlp-fashion-mnist"
 TABLES: dict[str, Callable[[], Table]] = {
     "boolean": lambda: summary.boolean(_read("studies/boolean")),
     "boolean-sensitivity": lambda: summary.sensitivity(_read("studies/boolean-sensitivity")),
-    "vision": lambda: summary.vision(_read("studies/vision")),
     "budget": lambda: tables.by_width(_read(CIFAR100), catalogue.budget()),
     "by-width": lambda: tables.by_width(_read(CIFAR100), tables.CHOICES),
     "paired": lambda: tables.paired(_read(CIFAR100)),
@@ -65,7 +64,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "boolean-heatmap": lambda: study_figures.boolean_heatmap(_read("studies/boolean-sweep")),
     "boolean-features": lambda: study_figures.boolean_features(_read("studies/boolean-sweep")),
     "widths": lambda: study_figures.widths([_read(CIFAR100), _read(FASHION)]),
-    "vision": lambda: study_figures.vision(_read(CIFAR100)),
+    "vision-sweep": lambda: study_figures.vision(_read(CIFAR100)),
     "budget": lambda: study_figures.budget(_read(CIFAR100)),
     "hidden": lambda: study_figures.hidden(_read(CIFAR100)),
     "boolean-accuracy": lambda: figures.boolean_accuracy(_read("studies/boolean")),

@@ -118,14 +118,15 @@ def vision(results: Results) -> Figure:
     for shade, (neurons, rows) in enumerate(wide.groupby("neurons")):
         _line(axes[3], rows, "alpha", f"C{shade}", f"{neurons} neurons", "points")
 
-    axes[0].set(xlabel="non-zero weights and biases", ylabel="test accuracy, %", title="a. Equal weights")
+    axes[0].set(xlabel="non-zero weights", ylabel="test accuracy, %", title="a. Equal weights")
     axes[1].set(xlabel="share of the epochs before the split", ylabel="points over dense", title="b. When to split")
     axes[2].set(xlabel="neurons before the split", ylabel="mean cosine of two neurons", title="c. Cosine")
     axes[3].set(xlabel="alpha", ylabel="points over dense", title="d. Expansion factor")
     for axis in (axes[0], axes[2], axes[3]):
         _doubling(axis)
     for axis in axes:
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, ncols=2 if axis is axes[3] else 1)
+    axes[3].margins(y=0.25)
     return made
 
 
