@@ -183,14 +183,17 @@ def fake_study(fail_at: int = -1) -> tuple[sweep.Study, list[int]]:
     return study, ran
 
 
-def test_a_cut_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_cut_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, _ = fake_study(fail_at=2)
+    monkeypatch.setattr("fpe.bench.results._commit", lambda: "sooner")
     with pytest.raises(KeyboardInterrupt):
         study.run(tmp_path, quiet=True)
     assert [row["number"] for row in Results.read(tmp_path / "fake.jsonl").rows] == [0, 0, 1, 1]
     study, ran = fake_study()
+    monkeypatch.setattr("fpe.bench.results._commit", lambda: "later")
     path, results, cells = study.run(tmp_path, quiet=True)
     assert ran == [2, 3] and len(cells) == 4
+    assert Results.read(path).provenance["commit"] == "sooner, later"
     assert Results.read(path).rows == results.rows
     assert [row["number"] for row in results.rows] == [0, 0, 1, 1, 2, 2, 3, 3]
 

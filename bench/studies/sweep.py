@@ -1,7 +1,7 @@
 """A study as a list of cells: run, written after each, resumed where it was cut."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +83,18 @@ def _on_one_core(run_cell: Callable, cell: Any, settings: Any) -> list[dict[str,
 
 
 def _begin(name: str, settings: dict[str, Any], path: Path) -> Results:
-    """The rows that a file holds already; none where there is no file."""
+    """The rows that a file holds already, none where there is no file; the provenance names the commits of all runs."""
+    fresh = Results(name, settings, [])
     if not path.exists():
-        return Results(name, settings, [])
+        return fresh
     before = Results.read(path)
     if before.study != name or dict(before.settings) != settings:
         raise ValueError(
             f"{path} holds {before.study} with {dict(before.settings)}; expected {name} with {settings}: move it away "
             "or choose another folder"
         )
-    return before
+    commits = dict.fromkeys([*str(before.provenance.get("commit")).split(", "), str(fresh.provenance["commit"])])
+    return replace(before, provenance={**before.provenance, "commit": ", ".join(commits)})
 
 
 def _done(cell: Any, rows: list[dict[str, Any]]) -> bool:
