@@ -262,7 +262,7 @@ def test_report_is_one_self_contained_page(cli_runner: CliRunner, tmp_path: Path
     assert done.exit_code == 0, done.output
     assert "report.html" in done.output and "random" in done.output
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 16 and "src=" not in page and "<link" not in page and "nan" not in page
+    assert page.count("<svg") == 20 and "src=" not in page and "<link" not in page and "nan" not in page
     rows = Results.read(tmp_path / "vision.jsonl")
     assert summary.vision(rows).rows[-1][1] in page
 
