@@ -50,10 +50,11 @@ def controls() -> list[Cell]:
 
 def vision() -> list[Cell]:
     """Widths, alpha, the split's time, and dense networks a little wider: how many weights a split is worth."""
-    cells = _controls((4, 8, 16, 32, 64, 128))
-    for alpha, widest in ((2, 128), (4, 64), (8, 32)):
-        cells += [Cell(PAPERS, neurons, alpha) for neurons in (4, 8, 16, 32, 64, 128) if neurons <= widest]
-        cells += [Cell("gram magnitude", neurons, alpha) for neurons in (4, 8, 16, 32) if alpha < 8 or neurons < 16]
+    widths = (4, 8, 16, 32, 64, 128)
+    cells = _controls(widths)
+    for alpha, random, gram in ((2, 6, 5), (4, 6, 5), (8, 5, 3)):  # so many of the widths
+        cells += [Cell(PAPERS, neurons, alpha) for neurons in widths[:random]]
+        cells += [Cell("gram magnitude", neurons, alpha) for neurons in widths[:gram]]
     cells += [Cell(PAPERS, 8, split=share) for share in (0.1, 0.3, 0.7, 0.9)]
     return cells + [Cell(CONTINUED, neurons) for neurons in (5, 6, 10, 12, 20, 24, 40, 48)]
 
