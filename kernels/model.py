@@ -336,7 +336,7 @@ def candidates(
     why = _too_old(roof) or _why_not_sparse(op, structure, alpha, dtype)
     rate = 2 * ASSUMED_WARP_MMA.get(roof.arch, 1.0)
     # A merge's activations are laid side by side first, by a copy; weights that have changed are compressed anew.
-    more, launches = (2 * size * m * alpha * k, 2) if op == "merge_matmul" else (0, 1)
+    more, launches = (2.0 * size * m * alpha * k, 2) if op == "merge_matmul" else (0.0, 1)
     if not constant:
         more, launches = more + ASSUMED_COMPRESSING * parent, launches + 4
     found.append(costs("sparse tensor cores", stored, alpha * useful, launches, rate, why, more))
