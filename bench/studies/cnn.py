@@ -94,13 +94,14 @@ def expand(model: nn.Module, condition: str, generator: torch.Generator) -> nn.M
         return model
     place, policy = condition.split()
     assert place in PLACES
+    options: dict[str, Any] = {"resparsify": policy, "generator": generator}
     if place != "convolution":
-        model = fpe.expand(model, 2, resparsify=policy, pairs=[("7", "9")], generator=generator)
+        model = fpe.expand(model, 2, pairs=[("7", "9")], **options)
     if place != "head":
         conv1, conv2 = model.get_submodule("2"), model.get_submodule("4")
         assert isinstance(conv1, nn.Conv2d) and isinstance(conv2, nn.Conv2d)
         partition = fpe.Partition.random(conv1.out_channels, conv1.weight[0].numel(), 2, generator=generator)
-        first, second = expand_conv_pair(conv1, conv2, partition, policy, generator=generator)  # type: ignore[arg-type]
+        first, second = expand_conv_pair(conv1, conv2, partition, **options)
         model = fpe.expansion.replace_modules(model, {"2": first, "4": second})
     return model
 

@@ -30,7 +30,7 @@ def choose_backend(op: str, backend: str, w: Tensor, alpha: int) -> str:
     """
     if backend not in BACKENDS:
         return dispatch.choose_backend(op, backend, w, limit(alpha), by_cost=True, more=BACKENDS)
-    reason = why_not(backend, w, *w.shape, alpha)
+    reason = why_not(backend, w, w.shape[0], w.shape[1], alpha)
     if reason:
         raise ValueError(f"{op}: backend {backend!r} cannot run here: {reason}")
     return backend
