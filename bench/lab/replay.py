@@ -110,28 +110,28 @@ def semi_structured_launches(
     target, stored = ("out", size) if split == 1 else ("partial", 4)
 
     def codes(tile_n: int, tile_k: int) -> Access:
-        first, rows = tile_n * config.block_n, min(config.block_n, n - tile_n * config.block_n)
+        first, rows = _span(tile_n, config.block_n, n)
         start = tile_k * block_q // 2
         return Access("codes", False, first, rows, start, min(block_q // 2, pitch - start), pitch)
 
     def pair(child: int, tile_n: int, tile_k: int) -> Access:
-        first, rows = tile_n * config.block_n, min(config.block_n, n - tile_n * config.block_n)
-        start, width = tile_k * block_q, min(block_q, quads - tile_k * block_q)
+        first, rows = _span(tile_n, config.block_n, n)
+        start, width = _span(tile_k, block_q, quads)
         row = child * n + first
         return Access("pair", False, row, rows, start * 2 * size, width * 2 * size, quads * 2 * size)
 
     def activations(tensor: str, tile_m: int, child: int, of: int, columns: int, block: int, tile: int) -> Access:
-        row, rows = tile_m * config.block_m, min(config.block_m, m - tile_m * config.block_m)
-        width = min(block, columns - tile * block) * size
-        return Access(tensor, False, row, rows, (child * columns + tile * block) * size, width, of * columns * size)
+        row, rows = _span(tile_m, config.block_m, m)
+        first, width = _span(tile, block, columns)
+        return Access(tensor, False, row, rows, (child * columns + first) * size, width * size, of * columns * size)
 
     def forward(pid: int, pid_split: int) -> Program:
         tile_m, tile_n = _in_groups(pid, tiles_m, tiles_n, config.group)
         for step in range(tiles_k * pid_split // split, tiles_k * (pid_split + 1) // split):
             x = activations("x", tile_m, 0, 1, k, config.block_k, step)
             yield x, codes(tile_n, step), *(pair(child, tile_n, step) for child in range(children))
-        row, rows = tile_m * config.block_m, min(config.block_m, m - tile_m * config.block_m)
-        first, width = tile_n * config.block_n, min(config.block_n, n - tile_n * config.block_n)
+        row, rows = _span(tile_m, config.block_m, m)
+        first, width = _span(tile_n, config.block_n, n)
         yield tuple(
             Access(
                 target, True, pid_split * m + row, rows, (c * n + first) * stored, width * stored, children * n * stored
@@ -153,10 +153,9 @@ def semi_structured_launches(
                     )
                 ),
             )
-        row, rows = tile_m * config.block_m, min(config.block_m, m - tile_m * config.block_m)
-        width = min(config.block_k, k - tile_k * config.block_k)
-        column = tile_k * config.block_k * stored
-        yield (Access(target, True, pid_split * m + row, rows, column, width * stored, k * stored),)
+        row, rows = _span(tile_m, config.block_m, m)
+        first, width = _span(tile_k, config.block_k, k)
+        yield (Access(target, True, pid_split * m + row, rows, first * stored, width * stored, k * stored),)
 
     def outer(pid: int, pid_split: int) -> Program:
         tile_n, tile_k = _in_groups(pid, tiles_n, tiles_k, config.group)
@@ -166,10 +165,11 @@ def semi_structured_launches(
                 *(activations("dy", step, c, children, n, config.block_n, tile_n) for c in range(children)),
             )
         yield (codes(tile_n, tile_k),)
-        first, rows = tile_n * config.block_n, min(config.block_n, n - tile_n * config.block_n)
-        start, width = tile_k * block_q * 2 * stored, min(block_q, quads - tile_k * block_q) * 2 * stored
+        first, rows = _span(tile_n, config.block_n, n)
+        start, width = _span(tile_k, 2 * block_q, 2 * quads)
+        start, width, across = start * stored, width * stored, 2 * quads * stored
         yield tuple(
-            Access(target, True, (pid_split * children + c) * n + first, rows, start, width, quads * 2 * stored)
+            Access(target, True, (pid_split * children + c) * n + first, rows, start, width, across)
             for c in range(children)
         )
 
@@ -192,7 +192,7 @@ def sparse_tensor_core_launches(
 
     def program(pid: int, pid_split: int) -> Program:
         tile_m, tile_n = _in_groups(pid, tiles_m, tiles_n, config.group)
-        row, rows = tile_m * config.block_m, min(config.block_m, m - tile_m * config.block_m)
+        row, rows = _span(tile_m, config.block_m, m)
         for step in range(steps * pid_split // split, steps * (pid_split + 1) // split):
             first = tile_n * warps
             yield (
@@ -203,7 +203,7 @@ def sparse_tensor_core_launches(
                 Access("metadata", False, first, warps, step * 256, 256, steps * 256),
                 Access("x", False, row, rows, step * STEP * itemsize, STEP * itemsize, steps * STEP * itemsize),
             )
-        first, width = tile_n * TILE_ROWS, min(TILE_ROWS, n - tile_n * TILE_ROWS)
+        first, width = _span(tile_n, TILE_ROWS, n)
         pitch = children * n * stored
         yield tuple(
             Access(target, True, pid_split * m + row, rows, (child * n + first) * stored, width * stored, pitch)
@@ -212,6 +212,11 @@ def sparse_tensor_core_launches(
 
     launched = Launch("multiply", (tiles_m * tiles_n, split), program)
     return [launched] if split == 1 else [launched, _reduce(m * children * n, split, itemsize)]
+
+
+def _span(tile: int, block: int, size: int) -> tuple[int, int]:
+    """Where a tile begins, and how much of it lies inside."""
+    return tile * block, min(block, size - tile * block)
 
 
 def _in_groups(pid: int, first: int, second: int, group: int) -> tuple[int, int]:

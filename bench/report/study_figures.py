@@ -12,7 +12,7 @@ from ..results import Results
 from ..studies import boolean_sweep
 from ..studies.conditions import CONTINUED, DROPCONNECT
 from ..studies.mlp import Cell
-from ..studies.tables import against_control, still_shallow
+from ..studies.tables import against_control, mean_and_half, still_shallow
 from .figures import COLOURS, figure
 
 ALPHAS = {2: "#2a7de1", 4: "#e8590c", 8: "#2f9e44"}
@@ -40,11 +40,10 @@ def boolean_heatmap(results: Results) -> Figure:
     """Mean relative improvement of every number of clauses and neurons, a panel for each split."""
     made, axes = figure(9.2, 3.4, 2)
     gained = boolean_sweep.gains(results)
-    means = gained.pivot_table(index="neurons", columns="clauses", values="relative", aggfunc="mean", sort=True)
     by_split = {c: rows.pivot_table("relative", "neurons", "clauses") for c, rows in gained.groupby("condition")}
     limit = max(float(np.nanmax(np.abs(grid.to_numpy()))) for grid in by_split.values())
     for axis, condition in zip(axes, ("random", "clause"), strict=True):
-        grid = by_split[condition].reindex(index=means.index, columns=means.columns)
+        grid = by_split[condition]
         axis.imshow(grid, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
         for (y, x), value in np.ndenumerate(grid.to_numpy()):
             shade = "white" if abs(value) > 0.6 * limit else "#212529"
@@ -160,7 +159,7 @@ def _strips(frame: pd.DataFrame, title: str) -> Figure:
     groups = {name: points for name, points in groups.items() if not name.startswith("dense")}
     made, (axis,) = figure(6.8, 0.24 * len(groups) + 1.2)
     for y, points in enumerate(reversed(groups.values())):
-        mean, half = _interval(points)
+        mean, half = mean_and_half(points)
         axis.plot([mean - half, mean + half], [y, y], color="#2a7de1", linewidth=6, alpha=0.3, solid_capstyle="butt")
         axis.scatter(points, np.full(len(points), y), color="#1864ab", s=12, zorder=3, linewidth=0)
     axis.axvline(0, color="#212529", linewidth=1, linestyle="--")
@@ -173,15 +172,10 @@ def _line(
     axis: Axes, rows: pd.DataFrame, by: str, colour: str, label: str, column: str = "relative", style: str = "-"
 ) -> None:
     """Mean of a column with its 95 % interval."""
-    groups = [(x, *_interval(group[column].dropna())) for x, group in rows.groupby(by) if group[column].notna().any()]
+    groups = [
+        (x, *mean_and_half(group[column].dropna())) for x, group in rows.groupby(by) if group[column].notna().any()
+    ]
     if groups:
         x, mean, half = np.array(groups).T
         axis.plot(x, mean, style, marker="o", color=colour, linewidth=2, markersize=5, label=label)
         axis.fill_between(x, mean - half, mean + half, color=colour, alpha=0.12, linewidth=0)
-
-
-def _interval(values: object) -> tuple[float, float]:
-    array = np.asarray(values, dtype=float)
-    if len(array) < 2:
-        return float(array.mean()), 0.0
-    return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
