@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
@@ -14,7 +15,7 @@ from .conditions import CONTINUED, DENSE
 from .mlp import Cell
 
 
-def mean_and_half(values: object) -> tuple[float, float]:
+def mean_and_half(values: npt.ArrayLike) -> tuple[float, float]:
     """Mean and half the width of its 95 % confidence interval (Student's t); 0 of a single value."""
     array = np.asarray(values, dtype=float)
     if len(array) < 2:
@@ -22,7 +23,7 @@ def mean_and_half(values: object) -> tuple[float, float]:
     return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
 
 
-def interval(values: object, places: int = 1, sign: str = "") -> str:
+def interval(values: npt.ArrayLike, places: int = 1, sign: str = "") -> str:
     """Mean and half its 95 % confidence interval (Student's t); the mean alone of one value, a dash of none."""
     count = np.size(values)
     if not count:
