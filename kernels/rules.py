@@ -8,6 +8,11 @@ def power_above(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def power_below(n: int) -> int:
+    """The largest power of two not above ``n``, which is at least 1."""
+    return 1 << (n.bit_length() - 1)
+
+
 def split_reduction(programs: int, steps: int, device: Device, partial: float = 0, streamed: float = 1) -> int:
     """How many programs share an output tile, so that there are enough to hide latency and each has four steps.
 

@@ -275,11 +275,13 @@ def test_labels_come_back_as_they_went_in(alpha: int, shape: tuple[int, int], ho
 
 
 def test_the_bits_lie_where_they_are_said_to() -> None:
-    labels = torch.zeros(1, 16, dtype=torch.uint8)
-    labels[0, [0, 2, 9, 15]] = 1  # low nibble: even edges; high nibble: odd edges
-    assert PackedLabels.pack(labels, 2).planes[0, 0, :3].tolist() == [0b0000_0011, 0b1001_0000, 0]
-    labels[0, 4] = 2
-    assert PackedLabels.pack(labels, 3).planes[:, 0, 0].tolist() == [0b0011, 0b0100]
+    for edge in (0, 1, 2, 4, 7, 8, 31, 32, 75, 127, 128, 200):
+        labels = torch.zeros(2, 256, dtype=torch.uint8)
+        labels[1, edge] = 2
+        group, s, t, h, odd, p = edge // 128, edge // 32 % 4, edge // 8 % 4, edge // 4 % 2, edge // 2 % 2, edge % 2
+        planes = torch.zeros(2, 2, 32, dtype=torch.uint8)
+        planes[1, 1, 16 * group + 4 * t + 2 * p + odd] = 1 << (2 * s + h)
+        assert torch.equal(PackedLabels.pack(labels, 3).planes, planes)
 
 
 def test_packed_labels_cost_the_bits_that_are_promised() -> None:

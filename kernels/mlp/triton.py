@@ -32,8 +32,8 @@ def _expanded_mlp(
     H,
     K,
     N,
-    BYTES1,
-    BYTES2,
+    SIZE_WORDS1,
+    SIZE_WORDS2,
     stride_xm,
     stride_1h,
     stride_p1,
@@ -71,7 +71,7 @@ def _expanded_mlp(
         masks = ()
         for digit in tl.static_range(DIGITS):
             plane = planes1_ptr + digit * stride_p1
-            masks += (bit_masks(plane, offs_h * BYTES1, mask_h, first_k // 8, BYTES1, BLOCK_K, PER_WORD1),)
+            masks += (bit_masks(plane, offs_h * SIZE_WORDS1, mask_h, first_k, SIZE_WORDS1, BLOCK_K, PER_WORD1),)
         offs_k = first_k + tl.arange(0, BLOCK_K)
         x = tl.load(x_rows + offs_k[:, None], mask=mask_m[None, :] & (offs_k[:, None] < K), other=0.0)
         if UPCAST:
@@ -92,7 +92,7 @@ def _expanded_mlp(
         masks = ()
         for digit in tl.static_range(DIGITS):
             plane = planes2_ptr + digit * stride_p2
-            masks += (bit_masks(plane, offs_n.to(tl.int64) * BYTES2, mask_n, 0, BYTES2, BLOCK_H, PER_WORD2),)
+            masks += (bit_masks(plane, offs_n.to(tl.int64) * SIZE_WORDS2, mask_n, 0, SIZE_WORDS2, BLOCK_H, PER_WORD2),)
     acc = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
     for child in tl.static_range(ALPHA):
         hidden = accs[child]
@@ -164,8 +164,8 @@ def _launch(
         H=hidden,
         K=k,
         N=n,
-        BYTES1=row_bytes(k),
-        BYTES2=row_bytes(hidden),
+        SIZE_WORDS1=row_bytes(k) // 4,
+        SIZE_WORDS2=row_bytes(hidden) // 4,
         stride_xm=x.stride(0),
         stride_1h=first.words.stride(0),
         stride_p1=first.planes.stride(0),

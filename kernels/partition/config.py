@@ -4,8 +4,11 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from ..device import Device
-from ..rules import power_above, split_reduction
+from ..rules import power_above, power_below, split_reduction
 from ..tables import tuned
+
+DIRECT_ROWS = 64
+"""Rows of activations up to which the direct kernels serve."""
 
 MAX_ALPHA = 8
 """Children that the Triton kernels take: an accumulator, or a tile of activations, for each."""
@@ -28,6 +31,8 @@ class Config:
         group: Tiles of rows (``partition_grad``: of N) that run together, for reuse in L2.
         num_warps: Warps of a program.
         num_stages: Triton's pipeline depth.
+        direct: Whether weights go from memory to the tensor cores through nothing in between (``gluon.py``), which
+            suits few rows; then ``block_n`` x ``block_k`` is what four warps load at once.
     """
 
     block_m: int
@@ -37,6 +42,7 @@ class Config:
     group: int
     num_warps: int
     num_stages: int
+    direct: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Problem:
         transposed: Whether the operation is on the transposed weight.
         alpha: Children.
         itemsize: Bytes of an operand's element.
+        pairs: Whether the weight can be read as words of two, as a direct kernel does.
     """
 
     op: str
@@ -60,6 +67,7 @@ class Problem:
     transposed: bool
     alpha: int
     itemsize: int
+    pairs: bool = False
 
 
 def is_valid(problem: Problem, config: Config, device: Device) -> bool:
@@ -67,9 +75,21 @@ def is_valid(problem: Problem, config: Config, device: Device) -> bool:
     powers = (config.block_m, config.block_n, config.block_k, config.split, config.num_warps)
     if any(size < 1 or size & (size - 1) for size in powers) or config.num_stages < 1 or config.group < 1:
         return False
+    if config.direct:
+        return _is_direct(problem, config)
     if min(config.block_m, config.block_n, config.block_k) < 16 or config.block_k % 8:
         return False
     return shared_bytes(problem, config, device) <= device.shared
+
+
+def _is_direct(problem: Problem, config: Config) -> bool:
+    """Whether a direct kernel takes a configuration: its tiles are what four warps load, its sums fit their registers."""
+    loaded = ((16, 32), (256,)) if problem.transposed else ((64, 128), (128,))
+    if not problem.pairs or problem.op == "partition_grad" or config.num_warps != 4 or config.block_m not in (8, 16, 32, 64):
+        return False
+    outputs = 256 if problem.transposed else config.block_n
+    sums = (1 if problem.op == "merge_matmul" else problem.alpha) * config.block_m * outputs // 128
+    return config.block_n in loaded[0] and config.block_k in loaded[1] and sums <= 128
 
 
 def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
@@ -78,6 +98,8 @@ def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
     From compute capability 9.0 on the matrix instructions read shared memory while the next tiles arrive: one more
     buffer.
     """
+    if config.direct:
+        return 0
     m, n, k, alpha = config.block_m, config.block_n, config.block_k, problem.alpha
     buffers = max(config.num_stages - (0 if device.arch in (90, 100) else 1), 1)
     if problem.op == "partition_grad":
@@ -93,7 +115,25 @@ def choose(problem: Problem, device: Device) -> Config:
     for entry in tuned("partition", device.arch, Config):
         if entry.fits(problem) and is_valid(problem, entry.config, device):
             return entry.config
-    return _grad_rule(problem, device) if problem.op == "partition_grad" else _matmul_rule(problem, device)
+    if problem.op == "partition_grad":
+        return _grad_rule(problem, device)
+    if problem.pairs and problem.m <= DIRECT_ROWS:
+        return _direct_rule(problem, device)
+    return _matmul_rule(problem, device)
+
+
+def _direct_rule(problem: Problem, device: Device) -> Config:
+    sums = 1 if problem.op == "merge_matmul" else problem.alpha
+    outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
+    # The transposed kernel loads 16 rows at a time, or 32 where the registers hold them beside the sums.
+    block_n, block_k = (32 if sums <= 2 and problem.alpha <= 4 else 16, 256) if problem.transposed else (64, 128)
+    out, inner = (block_k, block_n) if problem.transposed else (block_n, block_k)
+    most = max(min(power_below(8 * 128 * 64 // (sums * out * 16)), 32 if problem.alpha <= 4 else 16), 8)
+    block_m = min(max(8, power_above(problem.m)), most)
+    programs, steps = ceil(problem.m / block_m) * ceil(outputs / out), ceil(reduced / inner)
+    partial, weights = problem.m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
+    split = split_reduction(programs, steps, device, partial, weights)
+    return Config(block_m, block_n, block_k, split, 1, 4, 1, direct=True)
 
 
 def _matmul_rule(problem: Problem, device: Device) -> Config:

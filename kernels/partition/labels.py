@@ -20,8 +20,10 @@ class PackedLabels(NamedTuple):
 
     One table serves both orientations of the weight: ``w.T`` goes with ``labels.T``, which copies nothing.
 
-    Byte ``b`` of a row holds edges ``8b .. 8b+7``: its low four bits those of even ``k``, its high four bits those of
-    odd ``k``, so that one shift and one mask give the bits of two neighbouring 16-bit weights.
+    The bits of a row lie in groups of 128 edges, 16 bytes. Edge ``32 s + 8 t + 4 h + 2 l + p`` of a group (``s`` and ``t``
+    of 0 .. 3, the others of 0 and 1) is bit ``2 s + h`` of byte ``4 t + 2 p + l``. In the 32-bit word ``t`` the bits of
+    two neighbouring 16-bit weights so stand 16 bits apart, and one word serves the lane of a warp that holds the eight
+    edges ``t`` of every 32.
 
     An edge that nobody owns (a hole) has label 0 and a zero in one more plane. Only gradients read that plane: **in
     the forward a hole is a weight that is stored as zero.** FPE layers keep it so; who packs labels with holes for
@@ -69,6 +71,11 @@ class PackedLabels(NamedTuple):
         return self._replace(transposed=not self.transposed)
 
     @property
+    def words(self) -> Tensor:
+        """The planes as the kernels read them: int32 ``[P, N, bytes / 4]``, the same memory."""
+        return self.planes.view(torch.int32) if self.shape[1] else self.planes.int()
+
+    @property
     def has_holes(self) -> bool:
         """Whether there is a plane of owned edges."""
         return self.planes.shape[0] > digits(self.alpha)
@@ -101,21 +108,19 @@ def pack_planes(labels: Tensor, alpha: int) -> Tensor:
     planes = [(code >> digit) & 1 for digit in range(digits(alpha))]
     bits = torch.stack([*planes, owned.to(torch.uint8)])
     n, k = labels.shape
-    bits = pad(bits, (0, 8 * row_bytes(k) - k)).view(len(bits), n, row_bytes(k), 4, 2)
-    return (bits << _positions(bits.device)).sum((-1, -2), dtype=torch.uint8)
+    bits = pad(bits, (0, 8 * row_bytes(k) - k)).view(len(bits), n, row_bytes(k) // ROW_BYTES, 4, 4, 2, 2, 2)  # group, s, t, h, l, p
+    bits = bits.permute(0, 1, 2, 4, 7, 6, 3, 5).reshape(len(bits), n, row_bytes(k), 8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
 
 
 def unpack_planes(planes: Tensor, n: int, k: int, alpha: int, transposed: bool) -> Tensor:
     """Labels of packed planes: uint8 ``[n, k]``, or ``[k, n]`` where transposed."""
-    bits = ((planes[..., None, None] >> _positions(planes.device)) & 1).flatten(2)[:, :, :k]
+    bits = (planes[..., None] >> torch.arange(8, dtype=torch.uint8, device=planes.device)) & 1
+    bits = bits.view(len(planes), n, row_bytes(k) // ROW_BYTES, 4, 2, 2, 4, 2).permute(0, 1, 2, 6, 3, 7, 5, 4)  # back to group, s, t, h, l, p
+    bits = bits.reshape(len(planes), n, 8 * row_bytes(k))[:, :, :k]
     labels = bits.new_zeros(n, k)
     for digit in range(digits(alpha)):
         labels = labels | (bits[digit] << digit)
     if planes.shape[0] > digits(alpha):
         labels = torch.where(bits[-1] == 1, labels, labels.new_full((), HOLE))
     return labels.T if transposed else labels
-
-
-def _positions(device: torch.device) -> Tensor:
-    """Bit of each of eight edges, ``[4 pairs, 2]``."""
-    return torch.arange(8, dtype=torch.uint8, device=device).view(2, 4).T

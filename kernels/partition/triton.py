@@ -18,27 +18,37 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import device_of, stored_dtype
+from ..device import device_of, interpreting, stored_dtype
 from ..epilogue import activate, in_groups, launch_options, launch_reduce, rows_contiguous
 from .config import Config, Problem, choose
+from .direct import launch_direct
 from .eager import Labels, stored_like
 from .labels import PackedLabels, digits, pack_planes, row_bytes
 
 
 @triton.jit
-def bit_masks(planes_ptr, rows, row_mask, first_byte, SIZE_BYTES, BLOCK_K: tl.constexpr, PER_WORD: tl.constexpr):
-    """The bits of a tile of one plane, a word each, as masks: all ones where the bit is set."""
-    offs_b = first_byte + tl.arange(0, BLOCK_K // 8)
-    mask = row_mask[:, None] & (offs_b[None, :] < SIZE_BYTES)
-    byte = tl.load(planes_ptr + rows[:, None] + offs_b[None, :], mask=mask, other=0).to(tl.int32)  # [rows, BLOCK_K / 8]
+def bit_masks(labels_ptr, rows, row_mask, first_k, SIZE_WORDS, BLOCK_K: tl.constexpr, PER_WORD: tl.constexpr):
+    """The bits of a tile of one plane, a word each, as masks: all ones where the bit is set.
+
+    ``labels_ptr`` is to the plane's 32-bit words, of which a row has ``SIZE_WORDS``.
+    """
+    WORDS: tl.constexpr = BLOCK_K // 32 if BLOCK_K > 128 else (4 if BLOCK_K >= 32 else BLOCK_K // 8)
+    STEPS: tl.constexpr = 4 if BLOCK_K >= 128 else (BLOCK_K // 32 if BLOCK_K >= 32 else 1)
+    first = first_k // 8  # of the groups of eight edges
+    offs = first // 16 * 4 + first % 4 + tl.arange(0, WORDS)
+    mask = row_mask[:, None] & (offs[None, :] < SIZE_WORDS)
+    word = tl.load(labels_ptr + rows[:, None] + offs[None, :], mask=mask, other=0)  # [rows, words]
+    LANES: tl.constexpr = 4 if BLOCK_K >= 32 else WORDS
+    word = word.reshape(word.shape[0], WORDS // LANES, 1, LANES, 1)
+    step = first // 4 % 4 + tl.arange(0, STEPS)
+    pair = tl.arange(0, 4)
+    shift = step[:, None, None] * 2 + (pair // 2 + pair % 2 * 8)[None, None, :]  # [steps, 1, 4]
     if PER_WORD == 2:
-        # Even edges are the low four bits, odd edges the high four: bits i and 4 + i move to i and 16 + i.
-        spread = byte | (byte << 12)
-        pair = tl.arange(0, 4)
-        masks = ((spread[:, :, None] >> pair[None, None, :]) & 0x10001) * 0xFFFF
+        masks = ((word >> shift[None, None, :, :, :]) & 0x10001) * 0xFFFF
     else:
         edge = tl.arange(0, 8)
-        masks = -((byte[:, :, None] >> (edge // 2 + edge % 2 * 4)[None, None, :]) & 1)
+        shift = step[:, None, None] * 2 + (edge // 4 + edge // 2 % 2 * 8 + edge % 2 * 16)[None, None, :]
+        masks = -((word >> shift[None, None, :, :, :]) & 1)
     return masks.reshape(masks.shape[0], BLOCK_K // PER_WORD)
 
 
@@ -66,7 +76,7 @@ def _partition_multiply(
     M,
     N,
     K,
-    SIZE_BYTES,
+    SIZE_WORDS,
     stride_xm,
     stride_xa,
     stride_wn,
@@ -126,7 +136,7 @@ def _partition_multiply(
         for digit in tl.static_range(DIGITS):
             plane = planes_ptr + digit * stride_pp.to(tl.int64)
             masks += (
-                bit_masks(plane, offs_n.to(tl.int64) * stride_pn, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, PER_WORD),
+                bit_masks(plane, offs_n.to(tl.int64) * stride_pn, mask_n, first_k, SIZE_WORDS, BLOCK_K, PER_WORD),
             )
 
         offs_x = step * IN + offs_in
@@ -172,7 +182,7 @@ def _partition_outer(
     M,
     N,
     K,
-    SIZE_BYTES,
+    SIZE_WORDS,
     stride_lm,
     stride_la,
     stride_rm,
@@ -233,7 +243,7 @@ def _partition_outer(
     masks = ()
     for digit in tl.static_range(DIGITS):
         plane = planes_ptr + digit * stride_pp.to(tl.int64)
-        masks += (bit_masks(plane, rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1),)
+        masks += (bit_masks(plane, rows, mask_n, first_k, SIZE_WORDS, BLOCK_K, 1),)
     label = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
     for digit in tl.static_range(DIGITS):
         label |= masks[digit] & (1 << digit)
@@ -242,7 +252,7 @@ def _partition_outer(
         out = tl.where(label == child, accs[child], out)
     if HOLES:
         owned = bit_masks(
-            planes_ptr + DIGITS * stride_pp.to(tl.int64), rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1
+            planes_ptr + DIGITS * stride_pp.to(tl.int64), rows, mask_n, first_k, SIZE_WORDS, BLOCK_K, 1
         )
         out = tl.where(owned != 0, out, 0.0)
     out_at = out_ptr + pid_split.to(tl.int64) * stride_os + offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
@@ -290,7 +300,7 @@ TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: 
 
 
 class StoredWeight(NamedTuple):
-    """A weight as the kernels read it: words of bits in stored order, beside the planes of its labels."""
+    """A weight as the kernels read it: words of bits in stored order, beside the planes of its labels in 32-bit words."""
 
     words: Tensor
     per_word: int
@@ -321,7 +331,7 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
         words, per_word = stored.view(torch.int32), 2
     else:
         words, per_word = stored.view(torch.int16), 1
-    return StoredWeight(words, per_word, labels.planes, (n, k), labels.transposed)
+    return StoredWeight(words, per_word, labels.words, (n, k), labels.transposed)
 
 
 def _packed(labels: Tensor, alpha: int) -> PackedLabels:
@@ -349,8 +359,15 @@ def _launch_multiply(
     weight = stored_weight(w, labels, alpha)
     (n, k), bias = weight.shape, None if bias is None else bias.contiguous()
     op = "merge_matmul" if merge else "split_matmul"
-    config = config or choose(Problem(op, m, n, k, weight.transposed, alpha, x.element_size()), device_of(x))
+    pairs = x.element_size() == 2 and weight.per_word == 2 and n * k < 2**32 and not interpreting()
+    problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs)
+    config = config or choose(problem, device_of(x))
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
+    if config.direct:
+        launch_direct(x, weight, out, bias, activation, merge, alpha, config)
+        if config.split > 1:
+            launch_reduce(out, result, bias, activation)
+        return result
     tiles = triton.cdiv(k, config.block_k) if weight.transposed else triton.cdiv(n, config.block_n)
     _partition_multiply[(triton.cdiv(m, config.block_m) * tiles, config.split)](
         x,
@@ -361,7 +378,7 @@ def _launch_multiply(
         M=m,
         N=n,
         K=k,
-        SIZE_BYTES=row_bytes(k),
+        SIZE_WORDS=row_bytes(k) // 4,
         stride_xm=stride_xm,
         stride_xa=stride_xa,
         stride_wn=weight.words.stride(0),
@@ -393,6 +410,7 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels, config: Config | None) 
     if not result.numel():
         return stored_like(labels, result.T.to(x.dtype) if packed.transposed else result.to(x.dtype))
     left, right = (x, dy) if packed.transposed else (dy, x)
+    planes = packed.words
     config = config or choose(
         Problem("partition_grad", m, n, k, packed.transposed, alpha, x.element_size()), device_of(x)
     )
@@ -400,18 +418,18 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels, config: Config | None) 
     _partition_outer[(triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k), config.split)](
         left,
         right,
-        packed.planes,
+        planes,
         out,
         M=m,
         N=n,
         K=k,
-        SIZE_BYTES=row_bytes(k),
+        SIZE_WORDS=row_bytes(k) // 4,
         stride_lm=left.stride(0),
         stride_la=0 if packed.transposed else left.stride(1),
         stride_rm=right.stride(0),
         stride_ra=right.stride(1) if packed.transposed else 0,
-        stride_pp=packed.planes.stride(0),
-        stride_pn=packed.planes.stride(1),
+        stride_pp=planes.stride(0),
+        stride_pn=planes.stride(1),
         stride_os=n * k,
         HOLES=packed.has_holes,
         CHILDREN_LEFT=not packed.transposed,

@@ -1,0 +1,90 @@
+"""Launches of the partition products for few rows, whose weights go from memory to the tensor cores directly."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .config import Config
+from .labels import digits
+
+if TYPE_CHECKING:
+    from .triton import StoredWeight
+
+
+REGISTERS = 168
+"""Of a thread, with few rows: three programs then fit a multiprocessor and hide the latency of their loads."""
+
+
+def launch_direct(
+    x: Tensor,
+    weight: "StoredWeight",
+    out: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    merge: bool,
+    alpha: int,
+    config: Config,
+) -> None:
+    """Multiplies into ``out``, or into its parts where the reduction is split.
+
+    Args:
+        x: ``[M, K]``, or ``[M, alpha, K]`` of a merge: 16-bit activations, contiguous along the last dimension.
+        weight: The weight in pairs, and its labels.
+        out: Contiguous; ``[split, ...]`` float32 where the reduction is split.
+        bias: Contiguous, or none.
+        activation: As :func:`fpe.kernels.split_matmul` takes it.
+        merge: Whether ``x`` has children.
+        alpha: Children.
+        config: A direct one.
+    """
+    from .gluon import multiply_columns, multiply_rows
+
+    words, labels, (n, k), transposed = weight.words, weight.planes, weight.shape, weight.transposed
+    m, size_in, size_out = x.shape[0], (n if transposed else k), (k if transposed else n)
+    step = config.block_n if transposed else config.block_k
+    steps = -(-size_in // step)
+    pairs = _pairs(x, steps * step)
+    sums = 1 if merge else alpha
+    unit = 4 if words.stride(0) % 4 == 0 else 1
+    common: dict[str, Any] = {
+        "stride_xm": pairs.stride(0) // 4,
+        "stride_xa": pairs.stride(1) // 4 if merge else 0,
+        "stride_wn": words.stride(0) // unit,
+        "stride_pp": labels.stride(0),
+        "stride_pn": labels.stride(1),
+        "stride_os": m * sums * size_out,
+        "stride_om": sums * size_out,
+        "stride_oa": size_out,
+        "ALPHA": alpha,
+        "DIGITS": digits(alpha),
+        "MERGE": merge,
+        "BLOCK_M": config.block_m,
+        "SPLIT": config.split,
+        "UNIT": unit,
+        "WHOLE": size_in % step == 0,
+        "KIND": "bf16" if x.dtype == torch.bfloat16 else "f16",
+        "ACTIVATION": activation if config.split == 1 else None,
+        "HAS_BIAS": bias is not None and config.split == 1,
+        "num_warps": config.num_warps,
+        "maxnreg": 255 if transposed or config.block_m > 16 else REGISTERS,
+    }
+    tiles = -(-m // config.block_m) * -(-size_out // (config.block_k if transposed else config.block_n))
+    tensors = (pairs, words, labels, bias, out)
+    if transposed:
+        unroll = config.block_n // 16
+        multiply_columns[(tiles, config.split)](
+            *tensors, M=m, N=n, K=k, STEPS_N=steps, UNROLL=unroll, WHOLE_COLUMNS=k % 8 == 0, **common
+        )
+    else:
+        multiply_rows[(tiles, config.split)](
+            *tensors, M=m, N=n, SIZE_WORDS=k // 2, GROUPS=steps, BLOCK_N=config.block_n, **common
+        )
+
+
+def _pairs(x: Tensor, width: int) -> Tensor:
+    """Rows of ``width`` activations that begin at 16 bytes, zero beyond their own, as pairs (int32)."""
+    aligned = x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:-1])
+    whole = x.shape[-1] == width and x.stride(-1) == 1 and aligned
+    return (x if whole else pad(x, (0, width - x.shape[-1])).contiguous()).view(torch.int32)

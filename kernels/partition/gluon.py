@@ -1,0 +1,445 @@
+"""The partition products for few rows: weights go from memory to the tensor cores, through nothing in between.
+
+The order of a reduction is free, so a lane multiplies what it has loaded. With ``g = lane // 4`` and ``t = lane % 4``, the
+16 bytes that a lane loads are its registers of two ``mma.sync.m16n8k16``:
+
+- *On the weight as it is stored* it loads eight neighbouring weights of row ``g`` and of row ``g + 8``, and the same
+  columns of activation row ``g``. Words 0 and 1 belong to the first instruction, words 2 and 3 to the second.
+- *On its transpose* the reduction runs over the rows, so a pair of weights must come from two of them. A lane loads eight
+  columns of the rows ``4 t .. 4 t + 3``. One ``prmt`` takes the low or the high halves of two rows; the halves of word
+  ``i`` are the outputs ``8 g + 2 i`` and ``8 g + 2 i + 1``.
+
+The labels lie in memory as these registers want them (see :class:`fpe.kernels.PackedLabels`): shifted left, a word has
+the labels of two of a lane's words in the signs of its bytes, and one ``prmt`` replicates two signs to a mask.
+
+No shared memory, no ``ldmatrix``, no conversion, and the same instructions on every architecture from 8.0 on.
+
+Tensors have the shape ``[tiles of 16 outputs, tiles of 8 rows of activations, 32 lanes, 4 registers]``.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+WARPS = gl.constexpr(4)
+STEPS = gl.constexpr(4)  # of 32 columns: what a lane's label word serves
+
+
+@gluon.constexpr_function
+def _multiply(kind, pairs, rows):
+    """``m16n8k16`` for each pair of registers of A and of B: new sums in 0-3, old ones in 4-7, A from 8, B from ``rows``."""
+    text = ""
+    sums = "{$4, $5, $6, $7}"
+    for pair in pairs:
+        a = ", ".join([f"${8 + register}" for register in pair[0]])
+        b = ", ".join([f"${rows + register}" for register in pair[1]])
+        text += f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
+        text += f"{{$0, $1, $2, $3}}, {{{a}}}, {{{b}}}, {sums}; "
+        sums = "{$0, $1, $2, $3}"
+    return text
+
+
+@gluon.constexpr_function
+def _constraints(operands):
+    return "=&f,=&f,=&f,=&f,f,f,f,f" + ",r" * (4 * operands)
+
+
+@gluon.constexpr_function
+def _shifted(name, operand, by):
+    return f"shl.b32 {name}, {operand}, {by}; " if by else f"mov.b32 {name}, {operand}; "
+
+
+@gluon.constexpr_function
+def _signs(step):
+    """Masks of a lane's four words of one of the four steps, from its label word."""
+    text = "{ .reg .b32 a, b; " + _shifted("a", "$4", 7 - 2 * step) + _shifted("b", "$4", 6 - 2 * step)
+    text += "prmt.b32 $0, a, a, 0xAA88; prmt.b32 $1, a, a, 0xBB99; "
+    return text + "prmt.b32 $2, b, b, 0xAA88; prmt.b32 $3, b, b, 0xBB99; }"
+
+
+@gluon.constexpr_function
+def _signs_of_two(high):
+    """Masks of one half of the four words of two rows, from label words whose bytes have these bits on top."""
+    even, odd = ("0xEEAA", "0xFFBB") if high else ("0xCC88", "0xDD99")
+    text = "{ .reg .b32 a, b; shl.b32 a, $4, 1; shl.b32 b, $8, 1; "
+    text += f"prmt.b32 $0, a, b, {even}; prmt.b32 $1, a, b, {odd}; "
+    return text + f"prmt.b32 $2, $4, $8, {even}; prmt.b32 $3, $4, $8, {odd}; }}"
+
+
+@gluon.jit
+def _masks(label, step: gl.constexpr):
+    return gl.inline_asm_elementwise(_signs(step), "=r,=r,=r,=r,r,r,r,r", [label], gl.int32, is_pure=True, pack=4)
+
+
+@gluon.jit
+def _masks_of_two(first, second, high: gl.constexpr):
+    constraints: gl.constexpr = "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r"
+    return gl.inline_asm_elementwise(_signs_of_two(high), constraints, [first, second], gl.int32, is_pure=True, pack=4)
+
+
+@gluon.jit
+def _halves_of_two(first, second, high: gl.constexpr):
+    """The low or the high halves of two words, the first word's below."""
+    selector: gl.constexpr = "0x7632" if high else "0x5410"
+    text: gl.constexpr = "prmt.b32 $0, $1, $2, " + selector + ";"
+    return gl.inline_asm_elementwise(text, "=r,r,r", [first, second], gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def _share(words, masks, CHILD: gl.constexpr, DIGITS: gl.constexpr):
+    """A child's weights out of words, zero elsewhere. From the highest digit on: children share what they can."""
+    for i in gl.static_range(DIGITS):
+        mask = masks[DIGITS - 1 - i]
+        words = words & (mask if (CHILD >> (DIGITS - 1 - i)) % 2 == 1 else ~mask)
+    return words
+
+
+@gluon.jit
+def _activate(acc, ACTIVATION: gl.constexpr):
+    # As activate of the Triton kernels, which Gluon cannot call.
+    if ACTIVATION == "relu":
+        acc = gl.maximum(acc, 0.0)
+    if ACTIVATION == "gelu":
+        acc = 0.5 * acc * (1.0 + gl.erf(acc * 0.7071067811865476))
+    if ACTIVATION == "silu":
+        acc = acc / (1.0 + gl.exp(-acc))
+    return acc
+
+
+@gluon.constexpr_function
+def _only(dim, layout):
+    """The layout of one of four dimensions."""
+    for other in (3, 2, 1, 0):
+        if other != dim:
+            layout = gl.SliceLayout(other, layout)
+    return layout
+
+
+@gluon.constexpr_function
+def _layout(outputs, rows):
+    return gl.BlockedLayout([outputs, rows, 1, 4], [1, 1, 32, 1], [WARPS, 1, 1, 1], [3, 2, 1, 0])
+
+
+@gluon.jit
+def _store(
+    acc, out_ptr, bias_ptr, first, column, row, M, SIZE, stride_om, HAS_BIAS: gl.constexpr, ACTIVATION: gl.constexpr
+):
+    mask = (column < SIZE) & (row < M)
+    if HAS_BIAS:
+        acc += gl.load(bias_ptr + (first + column), mask=mask, other=0.0).to(gl.float32)
+    acc = _activate(acc, ACTIVATION)
+    gl.store(out_ptr + row.to(gl.int64) * stride_om + column, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@gluon.jit
+def _group(
+    accs,
+    x_ptrs,
+    upper_ptrs,
+    lower_ptrs,
+    upper_labels_ptrs,
+    lower_labels_ptrs,
+    group,
+    word,
+    SIZE_WORDS,
+    stride_xa,
+    stride_pp,
+    ALPHA: gl.constexpr,
+    DIGITS: gl.constexpr,
+    MERGE: gl.constexpr,
+    KIND: gl.constexpr,
+    WHOLE: gl.constexpr,
+):
+    """128 columns: adds their products to the sums."""
+    upper_labels = ()
+    lower_labels = ()
+    for digit in gl.static_range(DIGITS):
+        upper_labels += (gl.load(upper_labels_ptrs + (group * 4 + digit * stride_pp)),)
+        lower_labels += (gl.load(lower_labels_ptrs + (group * 4 + digit * stride_pp)),)
+    uppers = ()
+    lowers = ()
+    for step in gl.static_range(STEPS):
+        if WHOLE:
+            uppers += (gl.load(upper_ptrs + group * 64 + step * 16),)
+            lowers += (gl.load(lower_ptrs + group * 64 + step * 16),)
+        else:
+            mask = (group * 64 + step * 16 + word) < SIZE_WORDS
+            uppers += (gl.load(upper_ptrs + group * 64 + step * 16, mask=mask, other=0),)
+            lowers += (gl.load(lower_ptrs + group * 64 + step * 16, mask=mask, other=0),)
+    for step in gl.static_range(STEPS):
+        upper_masks = ()
+        lower_masks = ()
+        for digit in gl.static_range(DIGITS):
+            upper_masks += (_masks(gl.broadcast(upper_labels[digit], uppers[0])[0], step),)
+            lower_masks += (_masks(gl.broadcast(lower_labels[digit], uppers[0])[0], step),)
+        x = gl.load(x_ptrs + group * 64 + step * 16)
+        sums = ()
+        for child in gl.static_range(ALPHA):
+            if MERGE and child > 0:
+                x = gl.load(x_ptrs + (group * 64 + child * (stride_xa * 4)) + step * 16)
+            upper = _share(uppers[step], upper_masks, child, DIGITS)
+            lower = _share(lowers[step], lower_masks, child, DIGITS)
+            acc = gl.inline_asm_elementwise(
+                _multiply(KIND, (((0, 4, 1, 5), (0, 1)), ((2, 6, 3, 7), (2, 3))), 16),
+                _constraints(3),
+                [accs[0 if MERGE else child], upper, lower, x],
+                gl.float32,
+                is_pure=True,
+                pack=4,
+            )
+            if MERGE:
+                accs = (acc,)
+            else:
+                sums += (acc,)
+        if not MERGE:
+            accs = sums
+    return accs
+
+
+@gluon.jit(do_not_specialize=["M"])
+def multiply_rows(
+    x_ptr,  # pairs, int32
+    words_ptr,
+    labels_ptr,  # int32
+    bias_ptr,
+    out_ptr,
+    M,
+    N,
+    SIZE_WORDS,
+    GROUPS,
+    stride_xm,
+    stride_xa,
+    stride_wn,
+    stride_pp,
+    stride_pn,
+    stride_os,
+    stride_om,
+    stride_oa,
+    ALPHA: gl.constexpr,
+    DIGITS: gl.constexpr,
+    MERGE: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    SPLIT: gl.constexpr,
+    UNIT: gl.constexpr,
+    WHOLE: gl.constexpr,
+    KIND: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    HAS_BIAS: gl.constexpr,
+):
+    """``split_matmul`` and ``merge_matmul`` on the weight as it is stored, of ``BLOCK_N`` outputs.
+
+    Strides of ``x`` are counted in 16 bytes, those of the weight in ``UNIT`` words: so a load is known to be aligned.
+    ``x`` has ``GROUPS`` groups of 128 columns, zero beyond those of the weight; a group of the weight may end early.
+    """
+    LAYOUT: gl.constexpr = _layout(BLOCK_N // 64, BLOCK_M // 8)
+    tile = gl.arange(0, BLOCK_N // 16, _only(0, LAYOUT))[:, None, None, None]
+    tile_m = gl.arange(0, BLOCK_M // 8, _only(1, LAYOUT))[None, :, None, None]
+    lane = gl.arange(0, 32, _only(2, LAYOUT))[None, None, :, None]
+    register = gl.arange(0, 4, _only(3, LAYOUT))[None, None, None, :]
+    tiles_m = (M + BLOCK_M - 1) // BLOCK_M
+    pid_m = gl.program_id(0) % tiles_m  # programs that read the same weights run together
+    pid_n = gl.program_id(0) // tiles_m
+    pid_split = gl.program_id(1)
+
+    # What lies beyond the last row is never stored: any row may be read in its place.
+    row = pid_n * BLOCK_N + tile * 16 + lane // 4
+    upper = gl.minimum(row, N - 1).to(gl.int64)
+    lower = gl.minimum(row + 8, N - 1).to(gl.int64)
+    m = gl.minimum(pid_m * BLOCK_M + tile_m * 8 + lane // 4, M - 1).to(gl.int64)
+    word = lane % 4 * 4 + register
+    x_ptrs = x_ptr + m * (stride_xm * 4) + word
+    upper_ptrs = words_ptr + upper * (stride_wn * UNIT) + word
+    lower_ptrs = words_ptr + lower * (stride_wn * UNIT) + word
+    upper_labels_ptrs = labels_ptr + upper * stride_pn + lane % 4
+    lower_labels_ptrs = labels_ptr + lower * stride_pn + lane % 4
+
+    accs = ()
+    for _ in gl.static_range(1 if MERGE else ALPHA):
+        accs += (gl.full([BLOCK_N // 16, BLOCK_M // 8, 32, 4], 0.0, gl.float32, LAYOUT),)
+    first = GROUPS * pid_split // SPLIT
+    last = GROUPS * (pid_split + 1) // SPLIT
+    for group in range(first, last if WHOLE else gl.minimum(last, SIZE_WORDS // 64)):
+        accs = _group(
+            accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, group, word, SIZE_WORDS,
+            stride_xa, stride_pp, ALPHA, DIGITS, MERGE, KIND, True,
+        )  # fmt: skip
+    if not WHOLE:
+        if last == GROUPS:
+            accs = _group(
+                accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, GROUPS - 1, word,
+                SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, MERGE, KIND, False,
+            )  # fmt: skip
+
+    column = row + register // 2 * 8
+    row_m = pid_m * BLOCK_M + tile_m * 8 + lane % 4 * 2 + register % 2
+    for child in gl.static_range(1 if MERGE else ALPHA):
+        out = out_ptr + pid_split.to(gl.int64) * stride_os + child * stride_oa
+        _store(accs[child], out, bias_ptr, child * N, column, row_m, M, N, stride_om, HAS_BIAS, ACTIVATION)
+
+
+@gluon.jit
+def _rows(
+    accs,
+    x_ptrs,
+    words_ptrs,
+    labels_ptrs,
+    first,
+    turn,
+    lane,
+    N,
+    mask_columns,
+    stride_xa,
+    stride_wn,
+    stride_pp,
+    stride_pn,
+    ALPHA: gl.constexpr,
+    DIGITS: gl.constexpr,
+    MERGE: gl.constexpr,
+    KIND: gl.constexpr,
+    UNROLL: gl.constexpr,
+    UNIT: gl.constexpr,
+    WHOLE: gl.constexpr,
+    WHOLE_COLUMNS: gl.constexpr,
+):
+    """``16 * UNROLL`` rows of the stored weight from ``first`` on, all their columns of this program."""
+    words = ()
+    labels = ()
+    for part in gl.static_range(UNROLL):
+        at = first + part * 16
+        for i in gl.static_range(4):
+            words_at = words_ptrs[i] + at * (stride_wn * UNIT)
+            if WHOLE and WHOLE_COLUMNS:
+                words += (gl.load(words_at),)
+            else:
+                words += (gl.load(words_at, mask=(at + lane % 4 * 4 + i < N) & mask_columns, other=0),)
+            for digit in gl.static_range(DIGITS):
+                labels_at = labels_ptrs[i] + (at * stride_pn + digit * stride_pp)
+                if WHOLE:
+                    label = gl.load(labels_at)
+                else:
+                    label = gl.load(labels_at, mask=at + lane % 4 * 4 + i < N, other=0)
+                labels += (label << turn,)
+    for part in gl.static_range(UNROLL):
+        # Registers of A: rows 0 and 1 low, rows 0 and 1 high, rows 2 and 3 low, rows 2 and 3 high.
+        pairs = ()
+        masks = ()
+        for a in gl.static_range(4):
+            pairs += (_halves_of_two(words[part * 4 + a // 2 * 2], words[part * 4 + a // 2 * 2 + 1], a % 2),)
+            of_pair = ()
+            for digit in gl.static_range(DIGITS):
+                label = gl.broadcast(labels[(part * 4 + a // 2 * 2) * DIGITS + digit], words[0])[0]
+                other = gl.broadcast(labels[(part * 4 + a // 2 * 2 + 1) * DIGITS + digit], words[0])[0]
+                of_pair += (_masks_of_two(label, other, a % 2),)
+            masks += (of_pair,)
+        x = gl.load(x_ptrs + (first + part * 16) // 2)
+        sums = ()
+        for child in gl.static_range(ALPHA):
+            if MERGE and child > 0:
+                x = gl.load(x_ptrs + (child * (stride_xa * 4) + (first + part * 16) // 2))
+            a0 = _share(pairs[0], masks[0], child, DIGITS)
+            a1 = _share(pairs[1], masks[1], child, DIGITS)
+            a2 = _share(pairs[2], masks[2], child, DIGITS)
+            a3 = _share(pairs[3], masks[3], child, DIGITS)
+            new = ()
+            for i in gl.static_range(4):
+                acc = gl.inline_asm_elementwise(
+                    _multiply(KIND, (((i, 4 + i, 8 + i, 12 + i), (0, 1)),), 24),
+                    _constraints(5),
+                    [accs[i if MERGE else child * 4 + i], a0, a1, a2, a3, x],
+                    gl.float32,
+                    is_pure=True,
+                    pack=4,
+                )
+                new += (acc,)
+            if MERGE:
+                accs = new
+            else:
+                sums += new
+        if not MERGE:
+            accs = sums
+    return accs
+
+
+@gluon.jit(do_not_specialize=["M"])
+def multiply_columns(
+    x_ptr,  # pairs, int32
+    words_ptr,
+    labels_ptr,  # int32
+    bias_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    STEPS_N,
+    stride_xm,
+    stride_xa,
+    stride_wn,
+    stride_pp,
+    stride_pn,
+    stride_os,
+    stride_om,
+    stride_oa,
+    ALPHA: gl.constexpr,
+    DIGITS: gl.constexpr,
+    MERGE: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    UNROLL: gl.constexpr,
+    SPLIT: gl.constexpr,
+    UNIT: gl.constexpr,
+    WHOLE: gl.constexpr,
+    WHOLE_COLUMNS: gl.constexpr,
+    KIND: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    HAS_BIAS: gl.constexpr,
+):
+    """``split_matmul`` and ``merge_matmul`` on the transpose of the stored weight ``[N, K]``, of 256 columns.
+
+    ``x`` has ``STEPS_N`` steps of ``16 * UNROLL`` rows of the weight, zero beyond the last.
+    """
+    LAYOUT: gl.constexpr = _layout(1, BLOCK_M // 8)
+    warp = gl.arange(0, WARPS, _only(0, LAYOUT))[:, None, None, None]
+    tile_m = gl.arange(0, BLOCK_M // 8, _only(1, LAYOUT))[None, :, None, None]
+    lane = gl.arange(0, 32, _only(2, LAYOUT))[None, None, :, None]
+    register = gl.arange(0, 4, _only(3, LAYOUT))[None, None, None, :]
+    tiles_m = (M + BLOCK_M - 1) // BLOCK_M
+    pid_m = gl.program_id(0) % tiles_m
+    pid_k = gl.program_id(0) // tiles_m
+    pid_split = gl.program_id(1)
+
+    chunk = (pid_k * WARPS + warp) * 8 + lane // 4  # of eight columns
+    nearest = gl.minimum(chunk, (K - 1) // 8)
+    turn = 6 - nearest // 4 % 4 * 2
+    mask_columns = nearest * 4 + register < K // 2
+    words_ptrs = ()
+    labels_ptrs = ()
+    for i in gl.static_range(4):
+        n = (lane % 4 * 4 + i).to(gl.int64)
+        words_ptrs += (words_ptr + n * (stride_wn * UNIT) + (nearest * 4 + register),)
+        labels_ptrs += (labels_ptr + n * stride_pn + (nearest // 16 * 4 + nearest % 4),)
+    m = gl.minimum(pid_m * BLOCK_M + tile_m * 8 + lane // 4, M - 1).to(gl.int64)
+    x_ptrs = x_ptr + m * (stride_xm * 4) + (lane % 4 * 2 + register % 2)
+
+    accs = ()
+    for _ in gl.static_range(4 if MERGE else 4 * ALPHA):
+        accs += (gl.full([WARPS, BLOCK_M // 8, 32, 4], 0.0, gl.float32, LAYOUT),)
+    first = STEPS_N * pid_split // SPLIT
+    last = STEPS_N * (pid_split + 1) // SPLIT
+    for step in range(first, last if WHOLE else gl.minimum(last, N // (16 * UNROLL))):
+        accs = _rows(
+            accs, x_ptrs, words_ptrs, labels_ptrs, step * (16 * UNROLL), turn, lane, N, mask_columns, stride_xa,
+            stride_wn, stride_pp, stride_pn, ALPHA, DIGITS, MERGE, KIND, UNROLL, UNIT, True, WHOLE_COLUMNS,
+        )  # fmt: skip
+    if not WHOLE:
+        if last == STEPS_N:
+            accs = _rows(
+                accs, x_ptrs, words_ptrs, labels_ptrs, (STEPS_N - 1) * (16 * UNROLL), turn, lane, N, mask_columns,
+                stride_xa, stride_wn, stride_pp, stride_pn, ALPHA, DIGITS, MERGE, KIND, UNROLL, UNIT, False, WHOLE_COLUMNS,
+            )  # fmt: skip
+
+    row_m = pid_m * BLOCK_M + tile_m * 8 + lane % 4 * 2 + register % 2
+    for child in gl.static_range(1 if MERGE else ALPHA):
+        out = out_ptr + pid_split.to(gl.int64) * stride_os + child * stride_oa
+        for i in gl.static_range(4):
+            column = chunk * 8 + (2 * i + register // 2)
+            acc = accs[child * 4 + i]
+            _store(acc, out, bias_ptr, child * K, column, row_m, M, K, stride_om, HAS_BIAS, ACTIVATION)
