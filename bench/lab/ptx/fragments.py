@@ -18,7 +18,7 @@ Places = tuple[Indices, Indices]
 WARP, WARPGROUP = 32, 128
 
 
-def _frozen(*arrays: Indices) -> tuple[Indices, ...]:
+def frozen(*arrays: Indices) -> tuple[Indices, ...]:
     """The arrays at their common shape, safe to keep: nobody can write to them."""
     kept = tuple(np.array(a, np.intp) for a in np.broadcast_arrays(*arrays))
     for array in kept:
@@ -62,7 +62,7 @@ def mma_a(m: int, k: int, itemsize: int) -> Places:
         )
     register, place, held = _words(m * k // WARP, itemsize)
     group, thread = _lanes() // 4, _lanes() % 4
-    rows, columns = _frozen(group + 8 * (register % 2), held * (thread + 4 * (register // 2)) + place)
+    rows, columns = frozen(group + 8 * (register % 2), held * (thread + 4 * (register // 2)) + place)
     return rows, columns
 
 
@@ -86,7 +86,7 @@ def mma_b(k: int, n: int, itemsize: int) -> Places:
             f"mma_b: 8 columns and a multiple of 16 bytes along k expected, got {k} x {n} of {itemsize} bytes"
         )
     register, place, held = _words(k * n // WARP, itemsize)
-    rows, columns = _frozen(held * (_lanes() % 4 + 4 * register) + place, _lanes() // 4)
+    rows, columns = frozen(held * (_lanes() % 4 + 4 * register) + place, _lanes() // 4)
     return rows, columns
 
 
@@ -107,7 +107,7 @@ def mma_c(m: int, n: int) -> Places:
     if (m, n) != (16, 8):
         raise ValueError(f"mma_c: 16 x 8 expected, got {m} x {n}")
     i = np.arange(4, dtype=np.intp)
-    rows, columns = _frozen(_lanes() // 4 + 8 * (i // 2), 2 * (_lanes() % 4) + i % 2)
+    rows, columns = frozen(_lanes() // 4 + 8 * (i // 2), 2 * (_lanes() % 4) + i % 2)
     return rows, columns
 
 
@@ -135,7 +135,7 @@ def mma_sp_metadata(k: int, selector: int) -> Places:
         raise ValueError(f"mma_sp_metadata: k 16 or 32 and a selector below 64 / k expected, got k {k}, {selector}")
     rows, quads = np.arange(16, dtype=np.intp)[:, None], np.arange(k // 4, dtype=np.intp)
     thread = selector * (k // 16) + quads // 4
-    lanes, bits = _frozen(4 * (rows % 8) + thread, 16 * (rows // 8) + 4 * (quads % 4))
+    lanes, bits = frozen(4 * (rows % 8) + thread, 16 * (rows // 8) + 4 * (quads % 4))
     return lanes, bits
 
 
@@ -162,7 +162,7 @@ def ldmatrix(count: int, transposed: bool) -> Places:
     row, column = _lanes() // 4, 2 * (_lanes() % 4) + place
     if transposed:
         row, column = column, row
-    givers, columns = _frozen(8 * matrix + row, column)
+    givers, columns = frozen(8 * matrix + row, column)
     return givers, columns
 
 
@@ -183,7 +183,7 @@ def wgmma_a(k: int, itemsize: int) -> Places:
     if k * itemsize != 32:
         raise ValueError(f"wgmma_a: 32 bytes along k expected, got {k} of {itemsize} bytes")
     rows, columns = mma_a(16, k, itemsize)
-    rows, columns = _frozen(np.tile(rows, (4, 1)) + _lanes(WARPGROUP) // WARP * 16, np.tile(columns, (4, 1)))
+    rows, columns = frozen(np.tile(rows, (4, 1)) + _lanes(WARPGROUP) // WARP * 16, np.tile(columns, (4, 1)))
     return rows, columns
 
 
@@ -205,5 +205,5 @@ def wgmma_d(n: int) -> Places:
     i = np.arange(n // 2, dtype=np.intp)
     lane = _lanes(WARPGROUP)
     row = 16 * (lane // WARP) + lane % WARP // 4 + 8 * (i // 2 % 2)
-    rows, columns = _frozen(row, 8 * (i // 4) + 2 * (lane % 4) + i % 2)
+    rows, columns = frozen(row, 8 * (i // 4) + 2 * (lane % 4) + i % 2)
     return rows, columns
