@@ -215,8 +215,15 @@ class _Driver:
 
 
 @contextmanager
-def _catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+def _catching(
+    arch: int, skip: Callable[[str, str], bool], instead: Callable[..., None] = lambda *launch: None
+) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
     """Within it a launch compiles for ``arch``, if ``skip`` of kernel and key is false, and runs nothing.
+
+    Args:
+        arch: Compute capability.
+        skip: Of a kernel's name and key.
+        instead: Called with what was compiled, the kernel, the grid, and the arguments of the launch.
 
     Yields:
         What was compiled, with the keyword arguments of the launch.
@@ -232,6 +239,7 @@ def _catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tupl
             kernel.device_caches.pop(driver)
             if compiled is not None:
                 caught.append((compiled, kwargs))
+                instead(compiled, kernel, grid, args, kwargs)
 
         return launch
 
