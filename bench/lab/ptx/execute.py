@@ -1,0 +1,127 @@
+"""Executes cases and judges their results: ``fpe lab execute``.
+
+On small integers every partial sum is exact, so that the result must be the twin's in float64, rounded once to the
+stored type, bit for bit. GELU and SiLU are approximations on the device and of tolerance here; so are the sums of
+normally distributed operands. The tolerances are derived, see :func:`tolerance`.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import product
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ....kernels.device import KNOWN
+from ...results import Results
+from ...table import Table
+from .cases import CASES, TYPES, Case, Problem, problem, runs_on
+from .harness import Change, executing
+from .machine import UnknownOpcode
+from .memory import Fault
+
+ARCHITECTURES = tuple(KNOWN)
+Row = dict[str, Any]
+
+
+def execute(case: Case, arch: int, change: Change = lambda kernel: kernel) -> Row:
+    """Executes one case.
+
+    Args:
+        case: What to run.
+        arch: Compute capability, as 80.
+        change: Done to every kernel before.
+
+    Returns:
+        A row: ``status`` is ``"exact"``, ``"within tolerance"``, or what is wrong, in words.
+    """
+    posed = problem(case)
+    start = time.perf_counter()
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = case.dtype == "tf32"
+    executed: Counter[str] = Counter()
+    launched: list[Any] = []
+    try:
+        with executing(arch, change) as launched:
+            got = posed.kernel(*posed.operands)
+        status = judge(case, posed, got)
+    except Fault as fault:
+        status = str(fault)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    for launch in launched:
+        executed += launch.executed
+    return {
+        "arch": arch,
+        "case": case.id,
+        "family": case.family,
+        "op": case.op,
+        "dtype": case.dtype,
+        "integers": case.integers,
+        "kernels": [launch.kernel for launch in launched],
+        "programs": sum(launch.ctas for launch in launched),
+        "instructions": sum(executed.values()),
+        "opcodes": sorted(executed),
+        "status": status,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def judge(case: Case, posed: Problem, got: Tensor) -> str:
+    """Compares a result with the twin's: ``"exact"``, ``"within tolerance"`` or what is wrong."""
+    sums = posed.twin(*(operand.double() for operand in posed.operands))
+    want = posed.finish(sums)
+    if tuple(got.shape) != tuple(want.shape) or got.dtype != TYPES[case.dtype]:
+        return f"wrong: {got.dtype} {list(got.shape)}, not {TYPES[case.dtype]} {list(want.shape)}"
+    approximate = case.activation in ("gelu", "silu")
+    if case.integers and not approximate:
+        wrong = got != want.to(got.dtype)
+        return f"wrong: {int(wrong.sum())} of {wrong.numel()} elements" if wrong.any() else "exact"
+    most = tolerance(case, posed, sums, want)
+    error = (got.double() - want).abs()
+    if not bool((error <= most).all()):
+        return f"wrong: {int((~(error <= most)).sum())} of {error.numel()} elements are not within tolerance"
+    return "within tolerance"
+
+
+def tolerance(case: Case, posed: Problem, sums: Tensor, want: Tensor) -> Tensor:
+    """How far each element may be from the twin's.
+
+    Half a unit of the stored type; for activations 2**-20 of what goes into them (their instructions are good to 2 units of
+    float32, erf and exp take a few); for operands that are no integers, a float32 rounding for every term of a sum,
+    relative to the sum of absolute values, TF32's cut of both operands to ten bits, and the rounding of the
+    MLP's hidden activations to the stored type.
+    """
+    unit = torch.finfo(TYPES[case.dtype]).eps
+    most = unit / 2 * want.abs() * (1 + unit) + torch.finfo(TYPES[case.dtype]).tiny
+    if case.activation in ("gelu", "silu"):
+        most = most + 2.0**-20 * (1 + sums.abs())
+    if not case.integers:
+        terms = posed.twin(*(operand.double().abs() for operand in posed.operands))
+        most = most + (posed.length + 16) * 2.0**-24 * terms
+        if case.dtype == "tf32":
+            most = most + 2.0**-9 * terms
+        if case.family == "mlp":
+            most = most + unit / 2 * terms
+    return most
+
+
+def good(row: Row) -> bool:
+    """Whether a row is as it should be."""
+    return row["status"] in ("exact", "within tolerance")
+
+
+def run(
+    cases: Iterable[Case] = CASES,
+    architectures: Iterable[int] = ARCHITECTURES,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda rows, total: rows,
+) -> Results:
+    """Executes cases on architectures, one row for each pair that an architecture runs."""
+    cases, architectures = tuple(cases), tuple(architectures)
+    pairs = [(case, arch) for arch, case in product(architectures, cases) if runs_on(case, arch)]
+    rows = [execute(case, arch) for case, arch in progress(pairs, len(pairs))]
+    settings = {"triton": triton.__version__, "architectures": list(architectures), "cases": len(cases)}
+    return Results("lab-execute", settings, rows)
