@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ....kernels.device import KNOWN
 from ...results import Results
-from ...table import Table
 from .cases import CASES, TYPES, Case, Problem, problem, runs_on
 from .harness import Change, executing
 from .machine import UnknownOpcode
@@ -50,6 +49,8 @@ def execute(case: Case, arch: int, change: Change = lambda kernel: kernel) -> Ro
         status = judge(case, posed, got)
     except Fault as fault:
         status = str(fault)
+    except UnknownOpcode as unknown:
+        status = f"not executed: no handler for {unknown}"
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     for launch in launched:
@@ -90,9 +91,9 @@ def judge(case: Case, posed: Problem, got: Tensor) -> str:
 def tolerance(case: Case, posed: Problem, sums: Tensor, want: Tensor) -> Tensor:
     """How far each element may be from the twin's.
 
-    Half a unit of the stored type; for activations 2**-20 of what goes into them (their instructions are good to 2 units of
-    float32, erf and exp take a few); for operands that are no integers, a float32 rounding for every term of a sum,
-    relative to the sum of absolute values, TF32's cut of both operands to ten bits, and the rounding of the
+    Half a unit of the stored type; for activations 2**-20 of what goes into them (their instructions are good to 2
+    units of float32, erf and exp take a few); for operands that are no integers, a float32 rounding for every term of
+    a sum, relative to the sum of absolute values, TF32's cut of both operands to ten bits, and the rounding of the
     MLP's hidden activations to the stored type.
     """
     unit = torch.finfo(TYPES[case.dtype]).eps

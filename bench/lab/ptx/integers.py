@@ -7,7 +7,7 @@ import numpy as np
 
 from .machine import DTYPES, Handler, Machine
 from .memory import Array
-from .parse import Instruction, Operand, Register
+from .parse import Immediate, Instruction, Operand, Register
 
 SIGNED, UNSIGNED = ("s16", "s32", "s64"), ("u16", "u32", "u64")
 INTEGERS = (*SIGNED, *UNSIGNED)
@@ -118,13 +118,21 @@ def _insert(a: Array, b: Array, position: Array, length: Array) -> Array:
     return (b & ~field) | (_left(a, position) & field)
 
 
-def _permute(a: Array, b: Array, selector: Array) -> Array:
+def _permute(state: Machine, instruction: Instruction, mask: Array | None) -> None:
     """``prmt``: each byte of the result is one of the operands' eight, or that one's sign."""
-    both = np.stack([a, b], -1).view(np.uint8)  # [..., 8]
-    nibbles = (selector[..., None] >> np.arange(0, 16, 4, dtype=np.uint32)) & 0xF
+    destination, a, b, selector = instruction.operands
+    nibbles = (state.read(selector, "u32")[..., None] >> np.arange(0, 16, 4, dtype=np.uint32)) & 0xF
+    # The compiler leaves an operand undefined of which no byte is taken.
+    taken = [not isinstance(selector, Immediate) or bool(((nibbles & 7) // 4 == i).any()) for i in (0, 1)]
+    words = [
+        state.read(o, "b32") if some else np.zeros(state.shape, np.uint32)
+        for o, some in zip((a, b), taken, strict=True)
+    ]
+    both = np.stack(words, -1).view(np.uint8)  # [..., 8]
     chosen = np.take_along_axis(both, (nibbles & 7).astype(np.intp), -1)
     signs = np.where(chosen & 0x80, np.uint8(0xFF), np.uint8(0))
-    return np.ascontiguousarray(np.where(nibbles & 8, signs, chosen)).view(np.uint32)[..., 0]
+    result = np.ascontiguousarray(np.where(nibbles & 8, signs, chosen)).view(np.uint32)[..., 0]
+    state.write(destination, result, mask)
 
 
 def _lookup(state: Machine, instruction: Instruction, mask: Array | None) -> None:
@@ -223,7 +231,7 @@ def _handlers() -> dict[str, Handler]:
     for side in "lr":
         for mode in ("wrap", "clamp"):
             table[f"shf.{side}.{mode}.b32"] = element_wise("b32", "b32 b32 u32", _funnel(side == "l", mode == "wrap"))
-    table["prmt.b32"] = element_wise("b32", "b32 b32 u32", _permute)
+    table["prmt.b32"] = _permute
     table["lop3.b32"] = _lookup
     table["popc.b32"] = element_wise("u32", "b32", lambda a: _count(a, np.add))
     return table

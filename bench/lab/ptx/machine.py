@@ -4,12 +4,12 @@ All threads of all programs (CTAs) of a launch run together: a register is an ar
 divides them, those that are at the smallest instruction run until the others are met again. So one order of the
 warps is executed; that no other order matters is what the checks of :mod:`.memory` say.
 
-A handler, ``handler(state, instruction, mask)``, does one instruction. ``mask`` is ``None`` where all threads take part,
-else bool ``[ctas, threads]``, never empty. What it needs of the state:
+A handler, ``handler(state, instruction, mask)``, does one instruction. ``mask`` is ``None`` where all threads take
+part, else bool ``[ctas, threads]``, never empty. What it needs of the state:
 
 - ``state.read(operand, kind)``: an operand as an array ``[ctas, threads]``, ``kind`` as in PTX: ``"u32"``, ``"s64"``,
-  ``"f32"``, ``"b16"``, ``"pred"``. Constants are broadcast, a register that is wider than ``kind`` is refused. Arrays that are read must not be
-  written to; results are new arrays.
+  ``"f32"``, ``"b16"``, ``"pred"``. Constants are broadcast, a register of another width than ``kind`` is refused.
+  Arrays that are read must not be written to; results are new arrays.
 - ``state.write(operand, values, mask)``: any type of the register's width. ``None`` (``_``) takes nothing.
 - ``state.address(operand, bits)``: an :class:`~.parse.Address` as uint64 ``[ctas, threads]``.
 - ``state.threads(mask)``: the threads as one-dimensional arrays, as ``state.shared`` and ``state.memory`` want them.
@@ -48,7 +48,7 @@ STORED = {1: np.dtype(np.bool_), 8: np.dtype("u1"), 16: np.dtype("u2"), 32: np.d
 Handler = Callable[["Machine", Instruction, Array | None], None]
 
 
-class UnknownOpcode(NotImplementedError):
+class UnknownOpcode(NotImplementedError):  # noqa: N818 - it names what is not known
     """An instruction that nobody has written a handler for."""
 
 
@@ -145,7 +145,7 @@ class Machine:
             raise TypeError(f"expected a register, got {operand}")
         name, dtype = operand.name, STORED[operand.bits]
         if values.dtype != dtype:
-            if values.dtype.itemsize != dtype.itemsize or (dtype == bool):
+            if values.dtype.itemsize != dtype.itemsize or operand.bits == 1:
                 raise TypeError(f"{name} has {operand.bits} bits, written with {values.dtype}")
             values = values.view(dtype)
         if self.held and name in self.held:

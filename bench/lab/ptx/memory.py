@@ -26,7 +26,7 @@ Array = np.ndarray
 """Of any type and shape."""
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818 - it is the kernel's, not ours
     """Something that a kernel must not do.
 
     Attributes:
@@ -146,7 +146,7 @@ class Shared:
         return _bytes(self.data.view(ELEMENT[width])[at], width)
 
     def check_read(self, cta: Array, warp: Array, at: Array, width: int) -> None:
-        """The checks of :meth:`load` on places of :meth:`place`; ``warp`` -1 is no warp, to which every write counts."""
+        """The checks of :meth:`load` on places of :meth:`place`. To ``warp`` -1, no warp, every write counts."""
         element = ELEMENT[width]
         writer = _bytes(self.writer.view(element)[at], width)
         if not writer.all():

@@ -10,5 +10,4 @@ def table(arch: int) -> dict[str, Handler]:
     """
     from . import floats, integers, matrix, movement
 
-    handlers = {**integers.HANDLERS, **floats.HANDLERS, **movement.HANDLERS, **matrix.HANDLERS}
-    return handlers
+    return {**integers.HANDLERS, **floats.HANDLERS, **movement.HANDLERS, **matrix.HANDLERS}
