@@ -86,12 +86,15 @@ class _Watch(TorchDispatchMode):
 
 
 @contextmanager
-def executing(arch: int, change: Change = lambda kernel: kernel) -> Iterator[list[Execution]]:
+def executing(
+    arch: int, change: Change = lambda kernel: kernel, asynchronous: str = "refuse"
+) -> Iterator[list[Execution]]:
     """Within it a launch is compiled to PTX for ``arch`` and executed.
 
     Args:
         arch: Compute capability, as 80.
         change: Done to every kernel before.
+        asynchronous: What becomes of operands that change while ``wgmma`` or ``tcgen05`` uses them, see :mod:`.hopper`.
 
     Yields:
         The list that launches join.
@@ -106,7 +109,9 @@ def executing(arch: int, change: Change = lambda kernel: kernel) -> Iterator[lis
         given = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
         names = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
         x, y, z = (*grid, 1, 1)[:3]
-        done.append(_execute(compiled, {name: given[name] for name in names}, (x, y, z), arch, storages, change))
+        done.append(
+            _execute(compiled, {name: given[name] for name in names}, (x, y, z), arch, storages, change, asynchronous)
+        )
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(triton.knobs.runtime, "add_stages_inspection_hook", _no_assembler))
@@ -139,6 +144,7 @@ def _execute(
     arch: int,
     storages: _Storages,
     change: Change,
+    asynchronous: str,
 ) -> Execution:
     kernel = change(parsed(compiled.asm["ptx"]))
     tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
@@ -149,6 +155,7 @@ def _execute(
     machine = Machine(
         kernel, grid, compiled.metadata.num_warps * WARP, values, memory, compiled.metadata.shared, table(arch)
     )
+    machine.extra["asynchronous"] = asynchronous
     machine.run()
     memory.write_back()
     return Execution(kernel.name, machine.ctas, machine.executed)

@@ -1,5 +1,6 @@
 """From full opcode to handler, for an architecture."""
 
+from . import floats, hopper, integers, matrix, movement
 from .machine import Handler
 
 
@@ -8,6 +9,9 @@ def table(arch: int) -> dict[str, Handler]:
 
     What is missing is not executed by guess: :class:`~.machine.UnknownOpcode` names it.
     """
-    from . import floats, integers, matrix, movement
-
-    return {**integers.HANDLERS, **floats.HANDLERS, **movement.HANDLERS, **matrix.HANDLERS}
+    handlers = {**integers.HANDLERS, **floats.HANDLERS, **movement.HANDLERS, **matrix.HANDLERS}
+    if arch >= 90:
+        handlers |= hopper.STMATRIX
+    if arch == 90:
+        handlers |= hopper.HANDLERS
+    return handlers
