@@ -18,7 +18,7 @@ from torch import Tensor
 from ....kernels.device import KNOWN
 from ...results import Results
 from .cases import CASES, TYPES, Case, Problem, problem, runs_on
-from .harness import Change, executing
+from .harness import Change, Execution, executing
 from .machine import UnknownOpcode
 from .memory import Fault
 
@@ -26,13 +26,16 @@ ARCHITECTURES = tuple(KNOWN)
 Row = dict[str, Any]
 
 
-def execute(case: Case, arch: int, change: Change = lambda kernel: kernel) -> Row:
+def execute(
+    case: Case, arch: int, change: Change = lambda kernel: kernel, launches: list[Execution] | None = None
+) -> Row:
     """Executes one case.
 
     Args:
         case: What to run.
         arch: Compute capability, as 80.
         change: Done to every kernel before.
+        launches: What was executed joins it.
 
     Returns:
         A row: ``status`` is ``"exact"``, ``"within tolerance"``, or what is wrong, in words.
@@ -42,9 +45,9 @@ def execute(case: Case, arch: int, change: Change = lambda kernel: kernel) -> Ro
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = case.dtype == "tf32"
     executed: Counter[str] = Counter()
-    launched: list[Any] = []
+    launched = [] if launches is None else launches
     try:
-        with executing(arch, change) as launched:
+        with executing(arch, launched, change):
             got = posed.kernel(*posed.operands)
         status = judge(case, posed, got)
     except Fault as fault:
@@ -62,7 +65,7 @@ def execute(case: Case, arch: int, change: Change = lambda kernel: kernel) -> Ro
         "op": case.op,
         "dtype": case.dtype,
         "integers": case.integers,
-        "kernels": [launch.kernel for launch in launched],
+        "kernels": [launch.kernel.name for launch in launched],
         "programs": sum(launch.ctas for launch in launched),
         "instructions": sum(executed.values()),
         "opcodes": sorted(executed),
