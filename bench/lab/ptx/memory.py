@@ -299,8 +299,12 @@ class Global:
         if (facts & READ).any():
             for theirs, read, size in self.loads:
                 self._unread(stamp, address, width, theirs, read, size)
-        if len(np.unique(at)) < len(at):
-            raise Fault("race", f"two threads store to one place of {self._name(address[0])}")
+        order = np.argsort(at, kind="stable")
+        twice = np.flatnonzero(at[order][1:] == at[order][:-1])
+        if len(twice):
+            one, other = order[twice[0]], order[twice[0] + 1]
+            who, also = _who(stamp[other]), _who(stamp[one])
+            raise Fault("race", f"{who} writes {self._name(address[one])}, and so does {also}")
         self.data.view(ELEMENT[width])[at] = _packed(values, width)
         self.facts.view(ELEMENT[width])[at] = _packed(facts | (WRITTEN | INITIALISED), width)
         self.stamp[self._each_byte(address, width)] = stamp[:, None]

@@ -7,7 +7,7 @@ import numpy as np
 from .integers import narrowed, widened
 from .machine import DTYPES, WARP, Handler, Machine
 from .memory import ELEMENT, Array, Fault
-from .parse import Address, Instruction, Operand, Symbol, Vector
+from .parse import Address, Instruction, Operand, Register, Symbol, Vector
 
 
 def parts(operand: Operand | None) -> tuple[Operand | None, ...]:
@@ -15,12 +15,19 @@ def parts(operand: Operand | None) -> tuple[Operand | None, ...]:
     return operand.parts if isinstance(operand, Vector) else (operand,)
 
 
+def _packed(state: Machine, part: Operand | None, kind: str) -> Array:
+    """A part of a vector. One that the compiler has left undefined, and whose lot is to be ignored, is all ones: NaN."""
+    if isinstance(part, Register) and part.name not in state.kernel.written:
+        return np.full(state.shape, -1).astype(DTYPES[kind])
+    return state.read(part, kind)
+
+
 def _move(kind: str) -> Handler:
     def handler(state: Machine, instruction: Instruction, mask: Array | None) -> None:
         destination, source = instruction.operands
         if isinstance(source, Vector):
             size = DTYPES[kind].itemsize // len(source.parts)
-            each = np.stack([state.read(part, f"u{size * 8}") for part in source.parts], -1)
+            each = np.stack([_packed(state, part, f"u{size * 8}") for part in source.parts], -1)
             state.write(destination, each.view(f"u{DTYPES[kind].itemsize}")[..., 0], mask)
         elif isinstance(destination, Vector):
             size = DTYPES[kind].itemsize // len(destination.parts)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 WIDTHS = {"pred": 1, **{f"{kind}{bits}": bits for kind in "busf" for bits in (8, 16, 32, 64)}}
 """Bits of a register or parameter by its declared type; a predicate's one is a bool."""
@@ -103,6 +104,13 @@ class Kernel:
     shared: dict[str, int] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def written(self) -> frozenset[str]:
+        """Names of the registers that some instruction may write."""
+        first = (i.operands[0] for i in self.instructions if i.operands)
+        parts = (part for operand in first for part in (operand.parts if isinstance(operand, Vector) else (operand,)))
+        return frozenset(part.name for part in parts if isinstance(part, Register))
 
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
