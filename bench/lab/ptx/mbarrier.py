@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .machine import WARP, Handler, Machine
+from .machine import WARP, Blocked, Handler, Machine
 from .memory import Array, Fault
 from .parse import Instruction, Vector
 
@@ -105,8 +105,8 @@ def _try_wait(state: Machine, instruction: Instruction, mask: Array | None) -> N
         for value in np.unique(parities[cta, waiting]):
             some = waiting & (parities[cta] == value)
             done = barrier_of(state, cta, where).complete(int(value))
-            if not done and (some == state.alive[cta]).all():
-                raise Fault("mbarrier", f"all threads wait at {where:#x} for a phase that nothing will complete")
+            if not done:
+                raise Blocked("mbarrier", f"threads wait at {where:#x} for a phase that nothing will complete")
             result[cta, some] = done
     state.write(destination, result, mask)
 
