@@ -145,12 +145,14 @@ def test_two_shapes_in_one_accumulator() -> None:
 def test_a_missing_wgmma_fence() -> None:
     assert kind(fence="") == "wgmma fence"
     assert kind(after_fence="mov.b32 %r32, 1;") == "wgmma fence"
-    assert kind(after_fence="mov.b32 %r14, %r13;") == "wgmma fence"
-    assert kind(after_fence="mov.b32 %r50, %r13;") == "none"
+    assert kind(after_fence="add.s32 %r14, %r13, 1;") == "wgmma fence"
+    assert kind(after_fence="add.s32 %r50, %r13, 1;") == "none"
+    # A copy of an older value is no new value: the assembler joins the two registers.
+    assert kind(zero="mov.b32 %r35, 0;", after_fence=STEPS["zero"].replace(" 0;", " %r35;")) == "none"
     # After a wait the accumulator may be continued as it is, but not written without another fence.
     again = STEPS["multiply"] + STEPS["commit"] + STEPS["wait"]
     np.testing.assert_array_equal(result(after_wait=again), 2 * truth())
-    assert kind(after_wait="mov.b32 %r31, 0;" + again) == "wgmma fence"
+    assert kind(after_wait="mov.b32 %r31, 7;" + again) == "wgmma fence"
 
 
 def test_a_missing_proxy_fence() -> None:

@@ -171,12 +171,14 @@ class Warpgroups:
 
     Attributes:
         committed: ``[ctas, warpgroups]``: groups that each has committed.
-        fenced: The registers' arrays at the last ``wgmma.fence``: where a register has another by now, it was written.
+        fenced: The arrays that registers had at the last ``wgmma.fence``, or got from ``wgmma`` since, by identity: any
+            other is a value that was made since. (A copy of an old value is none: the assembler keeps both in one
+            register. LLVM puts such copies behind the fence.)
         issued: What no wait has covered, in its order.
     """
 
     committed: Array
-    fenced: dict[str, Array] = field(default_factory=dict)
+    fenced: dict[int, Array] = field(default_factory=dict)
     issued: list[Issued] = field(default_factory=list)
 
 
@@ -277,8 +279,8 @@ def _find(
 
 def _check_fence(state: Machine, groups: Warpgroups, registers: tuple[Register, ...]) -> None:
     for register in registers:
-        if groups.fenced.get(register.name) is not state.registers.get(register.name):
-            raise Fault("wgmma fence", f"{register.name} was written and no wgmma.fence has followed")
+        if id(state.registers.get(register.name)) not in groups.fenced:
+            raise Fault("wgmma fence", f"{register.name} has a value that no wgmma.fence has followed")
 
 
 def _multiply(state: Machine, groups: Warpgroups, issued: Issued, rows: Array) -> None:
@@ -302,14 +304,14 @@ def _multiply(state: Machine, groups: Warpgroups, issued: Issued, rows: Array) -
         array = state.registers.get(register.name)
         array = np.zeros(state.shape, np.uint32) if array is None else array.copy()
         array[ctas, lanes] = result.astype(np.float32).view(np.uint32)
-        state.registers[register.name] = groups.fenced[register.name] = array
+        state.registers[register.name] = groups.fenced[id(array)] = array
         if register.name in state.undefined:
             state.undefined[register.name][ctas, lanes] = False
 
 
 def _fence(state: Machine, instruction: Instruction, mask: Array | None) -> None:
     _active(state, mask)
-    _warpgroups(state).fenced = dict(state.registers)
+    _warpgroups(state).fenced = {id(array): array for array in state.registers.values()}
 
 
 def _commit_group(state: Machine, instruction: Instruction, mask: Array | None) -> None:

@@ -16,7 +16,9 @@ part, else bool ``[ctas, threads]``, never empty. What it needs of the state:
 - ``state.spread(values, mask)``: the way back, one-dimensional values of these threads to ``[ctas, threads]``.
 - ``state.hold(registers, reason, writes_only)`` and ``state.release(registers)``: registers that an asynchronous
   operation still uses; who touches them faults.
-- ``state.extra``: a dictionary for what only some architectures have.
+- ``state.extra``: a dictionary for what only some architectures have; functions in its list ``"at_end"`` look at the
+  state when the launch is over.
+- :class:`Blocked`, for a handler whose threads wait for others.
 
 Mistakes of the kernel are a :class:`~.memory.Fault`. A module of handlers has a constant ``HANDLERS`` from full opcode
 to handler; :mod:`.table` joins them for an architecture.
@@ -46,6 +48,13 @@ STORED = {1: np.dtype(np.bool_), 8: np.dtype("u1"), 16: np.dtype("u2"), 32: np.d
 """Types of registers by their declared bits."""
 
 Handler = Callable[["Machine", Instruction, Array | None], None]
+
+
+class Blocked(Fault):
+    """What the threads of an instruction wait for has not come; a fault where no other thread can go on.
+
+    A handler raises it before it changes anything: it is called again.
+    """
 
 
 class UnknownOpcode(NotImplementedError):  # noqa: N818 - it names what is not known
@@ -253,11 +262,15 @@ class Machine:
         """
         with np.errstate(all="ignore"):
             self._run(limit)
+        for check in self.extra.get("at_end", ()):
+            check(self)
 
     def _run(self, limit: int) -> None:
         code, handlers = self.kernel.instructions, self.handlers
         here: Array | None = None
         waiting: list[tuple[int, Array]] = []
+        blocked: dict[int, Array] = {}
+        moved = False
         for _ in range(limit):
             instruction = code[self.at]
             mask = here if instruction.guard is None else self._guarded(instruction, here)
@@ -276,15 +289,20 @@ class Machine:
                     if handler is None:
                         raise UnknownOpcode(instruction.opcode)
                     handler(self, instruction, mask)
+                moved = True
             except Fault as fault:
-                fault.args = (f"{fault.args[0]}; {instruction.opcode} of {instruction.source}",)
-                raise
+                if not isinstance(fault, Blocked) or here is None or not (moved or self._free(waiting, blocked)):
+                    fault.args = (f"{fault.args[0]}; {instruction.opcode} of {instruction.source}",)
+                    raise
+                blocked[self.at], following = here, self.at
             if here is not None and not here.any():
                 if not waiting:
                     return
                 following, here = waiting.pop()
             if waiting:
-                following, here = self._next(following, here, waiting)
+                if not self._free([(following, here), *waiting], blocked):
+                    blocked, moved = {}, False  # something may have come since
+                following, here = self._next(following, here, waiting, blocked)
             self.at = following
         raise Fault("no end", f"{limit} instructions and no end")
 
@@ -314,14 +332,24 @@ class Machine:
             return self.at + 1, stay
         return self.at + 1, here
 
-    def _next(self, at: int, here: Array | None, waiting: list[tuple[int, Array]]) -> tuple[int, Array | None]:
-        """Of the groups of threads the one that is furthest behind, joined with all that are where it is."""
+    def _next(
+        self, at: int, here: Array | None, waiting: list[tuple[int, Array]], blocked: dict[int, Array]
+    ) -> tuple[int, Array | None]:
+        """Of the groups of threads that can go on the furthest behind, joined with all that are where it is."""
         assert here is not None
         groups = [(at, here), *waiting]
-        first = min(place for place, _ in groups)
+        first = min(self._free(groups, blocked))
         joined = np.logical_or.reduce([mask for place, mask in groups if place == first])
         waiting[:] = [group for group in groups if group[0] != first]
         return first, None if joined.all() else joined
+
+    def _free(self, groups: list[tuple[int, Array]], blocked: dict[int, Array]) -> set[int]:
+        """Where threads are that can go on: others than those that were blocked there."""
+        free = {place for place, _ in groups} - blocked.keys()
+        for place, before in blocked.items():
+            if any(place == other and (mask & ~before).any() for other, mask in groups):
+                free.add(place)
+        return free
 
     def _return(self, mask: Array | None, here: Array | None) -> Array:
         gone = self.alive if mask is None else mask
@@ -333,7 +361,7 @@ class Machine:
         """A barrier of all threads of each program that takes part.
 
         Raises:
-            Fault: Some of a program's threads are elsewhere.
+            Blocked: Some of a program's threads are elsewhere.
         """
         if mask is None:
             arrived = np.ones(self.ctas, bool)
@@ -341,7 +369,8 @@ class Machine:
             arrived = mask.any(1)
             apart = arrived & (mask != self.alive).any(1)
             if apart.any():
-                raise Fault("divergence", f"a barrier that not all threads of program {np.flatnonzero(apart)[0]} reach")
+                which = np.flatnonzero(apart)[0]
+                raise Blocked("divergence", f"a barrier that not all threads of program {which} reach")
         self.barriers[arrived] += 1
         self.shared.barrier(arrived)
 

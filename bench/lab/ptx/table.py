@@ -1,6 +1,6 @@
 """From full opcode to handler, for an architecture."""
 
-from . import floats, hopper, integers, matrix, movement
+from . import blackwell, floats, hopper, integers, matrix, movement
 from .machine import Handler
 
 
@@ -14,4 +14,6 @@ def table(arch: int) -> dict[str, Handler]:
         handlers |= hopper.STMATRIX
     if arch == 90:
         handlers |= hopper.HANDLERS
+    if arch == 100:
+        handlers |= blackwell.HANDLERS
     return handlers
