@@ -1,4 +1,4 @@
-"""Breaks the kernels on purpose: what would the checks have seen? ``fpe lab execute --mutate``.
+"""Breaks the kernels on purpose: what would the checks have seen? ``fpe lab mutate``.
 
 A mutant is a kernel with one instruction changed, drawn with a fixed seed from those that a case executes. It is killed
 where the execution faults or the result is wrong. What survives is a change that this case cannot see: the document
@@ -8,14 +8,15 @@ says of each class why.
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import triton
 
 from ...results import Results
+from ...table import Table
 from .cases import Case, runs_on
-from .execute import Row, execute
+from .execute import Row, execute, good, in_parallel
 from .parse import Address, Immediate, Instruction, Kernel, Operand, Register, Vector
 
 Mutation = Callable[[Instruction, random.Random, Kernel], Instruction | None]
@@ -200,7 +201,7 @@ def run_case(case: Case, arch: int, most: int, classes: Iterable[str] = tuple(CL
     """The mutants of a case's first kernel, one row for each."""
     launches: list[Any] = []
     whole = execute(case, arch, launches=launches)
-    if whole["status"] not in ("exact", "within tolerance"):
+    if not good(whole):
         raise ValueError(f"{case.id} on sm_{arch} is wrong before anything is changed: {whole['status']}")
     kernel, visited = launches[0].kernel, launches[0].visited
     rows = []
@@ -210,7 +211,7 @@ def run_case(case: Case, arch: int, most: int, classes: Iterable[str] = tuple(CL
             def change(given: Kernel, at: int = at, instruction: Instruction = instruction) -> Kernel:
                 return changed(given, at, instruction) if given is kernel else given
 
-            status = execute(case, arch, change)["status"]
+            row = execute(case, arch, change)
             rows.append(
                 {
                     "arch": arch,
@@ -220,8 +221,8 @@ def run_case(case: Case, arch: int, most: int, classes: Iterable[str] = tuple(CL
                     "source": kernel.instructions[at].source,
                     "before": words(kernel.instructions[at]),
                     "after": "" if instruction is NOTHING else words(instruction),
-                    "killed": status not in ("exact", "within tolerance"),
-                    "by": status.partition(":")[0],
+                    "killed": not good(row),
+                    "by": "" if good(row) else row["status"].partition(":")[0],
                 }
             )
     return rows
@@ -231,11 +232,27 @@ def run(
     cases: Iterable[Case] = CASES,
     architectures: Iterable[int] = (80, 90),
     most: int = 12,
+    jobs: int | None = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda rows, total: rows,
 ) -> Results:
-    """Mutants of every class and case, at most ``most`` of each."""
+    """Mutants of every class and case, at most ``most`` of each; the other arguments are those of ``execute.run``."""
     cases, architectures = tuple(cases), tuple(architectures)
-    pairs = [(case, arch) for arch, case in product(architectures, cases) if runs_on(case, arch)]
-    rows = [row for case, arch in progress(pairs, len(pairs)) for row in run_case(case, arch, most)]
+    todo = [(case, arch, most) for arch, case in product(architectures, cases) if runs_on(case, arch)]
+    rows = list(chain.from_iterable(progress(in_parallel(run_case, todo, jobs), len(todo))))
     settings = {"triton": triton.__version__, "architectures": list(architectures), "most": most}
     return Results("lab-mutation", settings, rows)
+
+
+def table(results: Results) -> Table:
+    """The kill rate of each class, over all cases and architectures."""
+    rows = []
+    for name in CLASSES:
+        own = [row for row in results.rows if row["class"] == name]
+        killed = [row for row in own if row["killed"]]
+        result = sum(row["by"] == "wrong" for row in killed)
+        if own:
+            share = f"{len(killed) / len(own):.0%}"
+            rows.append((name, *map(str, (len(own), len(killed) - result, result, len(own) - len(killed))), share))
+    architectures = " and ".join(f"sm_{arch}" for arch in results.settings["architectures"])
+    columns = ("class", "mutants", "killed by a check", "killed by the result", "survived", "killed")
+    return Table(f"Mutants of compiled kernels, {architectures}", columns, rows)
