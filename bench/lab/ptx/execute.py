@@ -129,6 +129,8 @@ def run(
 ) -> Results:
     """Executes cases on architectures, one row for each pair that an architecture runs.
 
+    A row has the number of its opcodes, the settings have every architecture's.
+
     Args:
         cases: What to run.
         architectures: Compute capabilities, as 80.
@@ -138,7 +140,16 @@ def run(
     cases, architectures = tuple(cases), tuple(architectures)
     pairs = [(case, arch) for arch, case in product(architectures, cases) if runs_on(case, arch)]
     rows = list(progress(in_parallel(execute, pairs, jobs), len(pairs)))
-    settings = {"triton": triton.__version__, "architectures": list(architectures), "cases": len(cases)}
+    known: dict[str, set[str]] = {str(arch): set() for arch in architectures}
+    for row in rows:
+        known[str(row["arch"])].update(row["opcodes"])
+        row["opcodes"] = len(row["opcodes"])
+    settings = {
+        "triton": triton.__version__,
+        "architectures": list(architectures),
+        "cases": len(cases),
+        "opcodes": {arch: sorted(names) for arch, names in known.items()},
+    }
     return Results("lab-execute", settings, rows)
 
 
@@ -175,7 +186,7 @@ def table(results: Results) -> Table:
                 str(status["exact"]),
                 str(status["within tolerance"]),
                 str(status["else"]),
-                str(len({opcode for row in own for opcode in row["opcodes"]})),
+                str(len(results.settings["opcodes"][str(arch)])),
                 f"{sum(row['instructions'] for row in own):,}",
             )
         )
