@@ -30,17 +30,15 @@ MOST_STATES = 100_000
 MOST_GROUPS = 64
 """Groups in flight after which they count as never waited for."""
 
-SINGLE = frozenset(
-    (
-        "BAR BMSK BREV CCTL ELECT F2F F2FP F2I FADD FCHK FFMA FLO FMNMX FMUL FRND FSEL FSET FSETP FSWZADD HADD2 HFMA2 "
-        "HMNMX2 HMUL2 HSET2 HSETP2 I2F I2FP IABS IADD IADD3 IMAD IMNMX ISETP LDGDEPBAR LDGSTS LEA LOP3 MOV MUFU P2R "
-        "PLOP3 POPC PRMT R2P R2UR REDUX S2R SEL SGXT SHF SHFL SYNCS UTMALDG VABSDIFF VIADD VIADDMNMX VIMNMX VIMNMX3 "
-        "VOTE"
-    ).split()  # noqa: SIM905
+SINGLE = re.compile(
+    "BAR|BMSK|BREV|CCTL|ELECT|F2F|F2FP|F2I|FADD|FCHK|FFMA|FLO|FMNMX|FMUL|FRND|FSEL|FSET|FSETP|FSWZADD|HADD2|HFMA2|"
+    "HMNMX2|HMUL2|HSET2|HSETP2|I2F|I2FP|IABS|IADD|IADD3|IMAD|IMNMX|ISETP|LDGDEPBAR|LDGSTS|LEA|LOP3|MOV|MUFU|P2R|PLOP3|"
+    "POPC|PRMT|R2P|R2UR|REDUX|S2R|SEL|SGXT|SHF|SHFL|SYNCS|UTMALDG|VABSDIFF|VIADD|VIADDMNMX|VIMNMX|VIMNMX3|VOTE"
 )
 """Opcodes whose register operands are single registers, or pairs that say so (``R2.64``)."""
 STORES = ("STS", "STG", "ST", "STL")
 LOADS = ("LDS", "LDG", "LD", "LDL", "LDC")
+WIDE = ("CS2R", "LDSM", "STSM", "HMMA", "LDTM", "STTM", "FFMA2", "FADD2", "FMUL2")
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ def registers(instruction: Instruction) -> frozenset[int] | None:
             count = 2 if match[2] else 1 if "[" in part else width
             found |= set(range(first, first + count))
     name = instruction.opcode.split(".")[0]
-    known = name in SINGLE or name in (*STORES, *LOADS, "CS2R", "LDSM", "STSM", "HMMA", "LDTM", "STTM")
-    return frozenset(found) if known or not found or name[0] == "D" or name.endswith("2") else None
+    known = SINGLE.fullmatch(name) or name[0] == "D" or name in (*STORES, *LOADS, *WIDE)
+    return frozenset(found) if known or not found else None
 
 
 def _widths(instruction: Instruction) -> Iterator[int]:
