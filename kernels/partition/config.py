@@ -83,13 +83,12 @@ def is_valid(problem: Problem, config: Config, device: Device) -> bool:
 
 
 def _is_direct(problem: Problem, config: Config) -> bool:
-    """Whether a direct kernel takes a configuration: its tiles are what four warps load, its sums fit their registers."""
-    loaded = ((16, 32), (256,)) if problem.transposed else ((64, 128), (128,))
-    if not problem.pairs or problem.op == "partition_grad" or config.num_warps != 4 or config.block_m not in (8, 16, 32, 64):
-        return False
-    outputs = 256 if problem.transposed else config.block_n
+    """Whether a direct kernel takes it: its tiles are what four warps load, and the sums fit their registers."""
+    rows, columns = ((16, 32), 256) if problem.transposed else ((64, 128), 128)
+    outputs = columns if problem.transposed else config.block_n
     sums = (1 if problem.op == "merge_matmul" else problem.alpha) * config.block_m * outputs // 128
-    return config.block_n in loaded[0] and config.block_k in loaded[1] and sums <= 128
+    takes = problem.pairs and problem.op != "partition_grad" and config.num_warps == 4 and config.block_m >= 8
+    return takes and config.block_n in rows and config.block_k == columns and sums <= 128
 
 
 def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
@@ -128,7 +127,7 @@ def _direct_rule(problem: Problem, device: Device) -> Config:
     # The transposed kernel loads 16 rows at a time, or 32 where the registers hold them beside the sums.
     block_n, block_k = (32 if sums <= 2 and problem.alpha <= 4 else 16, 256) if problem.transposed else (64, 128)
     out, inner = (block_k, block_n) if problem.transposed else (block_n, block_k)
-    most = max(min(power_below(8 * 128 * 64 // (sums * out * 16)), 32 if problem.alpha <= 4 else 16), 8)
+    most = min(8 * power_below(max(128 * 16 // (sums * out), 1)), 32 if problem.alpha <= 4 else 16)
     block_m = min(max(8, power_above(problem.m)), most)
     programs, steps = ceil(problem.m / block_m) * ceil(outputs / out), ceil(reduced / inner)
     partial, weights = problem.m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
@@ -144,6 +143,8 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     # The accumulators, and a merge's tiles of activations, share the registers and shared memory of a program: more
     # children leave room for fewer rows and a shorter step.
     most = (256 // alpha if merge or alpha == 2 else 128 // alpha) if narrow else 64 // alpha
+    if narrow and device.computed_right:
+        most = max(most, 64)  # the rows of activations must fill a warpgroup's matrix instruction
     if merge and device.arch not in (90, 100):
         most = min(most, 64)  # warp-wide matrix instructions keep both operands in registers
     block_m = min(max(16, power_above(m)), max(most, 16))

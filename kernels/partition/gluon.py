@@ -1,10 +1,10 @@
 """The partition products for few rows: weights go from memory to the tensor cores, through nothing in between.
 
-The order of a reduction is free, so a lane multiplies what it has loaded. With ``g = lane // 4`` and ``t = lane % 4``, the
-16 bytes that a lane loads are its registers of two ``mma.sync.m16n8k16``:
+The order of a reduction is free, so a lane multiplies what it has loaded. With ``g = lane // 4`` and ``t = lane % 4``,
+the 16 bytes that a lane loads are its registers of two ``mma.sync.m16n8k16``:
 
-- *On the weight as it is stored* it loads eight neighbouring weights of row ``g`` and of row ``g + 8``, and the same
-  columns of activation row ``g``. Words 0 and 1 belong to the first instruction, words 2 and 3 to the second.
+- *On the weight as it is stored* it loads eight neighbouring weights of row ``g`` and of row ``g + 8``, and the
+  same columns of activation row ``g``. Words 0 and 1 belong to the first instruction, words 2 and 3 to the second.
 - *On its transpose* the reduction runs over the rows, so a pair of weights must come from two of them. A lane loads eight
   columns of the rows ``4 t .. 4 t + 3``. One ``prmt`` takes the low or the high halves of two rows; the halves of word
   ``i`` are the outputs ``8 g + 2 i`` and ``8 g + 2 i + 1``.
@@ -26,7 +26,7 @@ STEPS = gl.constexpr(4)  # of 32 columns: what a lane's label word serves
 
 @gluon.constexpr_function
 def _multiply(kind, pairs, rows):
-    """``m16n8k16`` for each pair of registers of A and of B: new sums in 0-3, old ones in 4-7, A from 8, B from ``rows``."""
+    """``m16n8k16`` for pairs of registers of A and B: new sums in 0-3, old ones in 4-7, A from 8, B from ``rows``."""
     text = ""
     sums = "{$4, $5, $6, $7}"
     for pair in pairs:
@@ -44,30 +44,25 @@ def _constraints(operands):
 
 
 @gluon.constexpr_function
-def _shifted(name, operand, by):
-    return f"shl.b32 {name}, {operand}, {by}; " if by else f"mov.b32 {name}, {operand}; "
-
-
-@gluon.constexpr_function
 def _signs(step):
     """Masks of a lane's four words of one of the four steps, from its label word."""
-    text = "{ .reg .b32 a, b; " + _shifted("a", "$4", 7 - 2 * step) + _shifted("b", "$4", 6 - 2 * step)
-    text += "prmt.b32 $0, a, a, 0xAA88; prmt.b32 $1, a, a, 0xBB99; "
-    return text + "prmt.b32 $2, b, b, 0xAA88; prmt.b32 $3, b, b, 0xBB99; }"
+    text = f"shl.b32 $0, $4, {7 - 2 * step}; shl.b32 $2, $4, {6 - 2 * step}; "
+    text += "prmt.b32 $1, $0, $0, 0xBB99; prmt.b32 $0, $0, $0, 0xAA88; "
+    return text + "prmt.b32 $3, $2, $2, 0xBB99; prmt.b32 $2, $2, $2, 0xAA88;"
 
 
 @gluon.constexpr_function
 def _signs_of_two(high):
     """Masks of one half of the four words of two rows, from label words whose bytes have these bits on top."""
     even, odd = ("0xEEAA", "0xFFBB") if high else ("0xCC88", "0xDD99")
-    text = "{ .reg .b32 a, b; shl.b32 a, $4, 1; shl.b32 b, $8, 1; "
-    text += f"prmt.b32 $0, a, b, {even}; prmt.b32 $1, a, b, {odd}; "
-    return text + f"prmt.b32 $2, $4, $8, {even}; prmt.b32 $3, $4, $8, {odd}; }}"
+    text = f"shl.b32 $2, $4, 1; shl.b32 $3, $8, 1; prmt.b32 $0, $2, $3, {even}; prmt.b32 $1, $2, $3, {odd}; "
+    return text + f"prmt.b32 $2, $4, $8, {even}; prmt.b32 $3, $4, $8, {odd};"
 
 
 @gluon.jit
 def _masks(label, step: gl.constexpr):
-    return gl.inline_asm_elementwise(_signs(step), "=r,=r,=r,=r,r,r,r,r", [label], gl.int32, is_pure=True, pack=4)
+    constraints: gl.constexpr = "=&r,=&r,=&r,=&r,r,r,r,r"
+    return gl.inline_asm_elementwise(_signs(step), constraints, [label], gl.int32, is_pure=True, pack=4)
 
 
 @gluon.jit

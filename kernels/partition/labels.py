@@ -20,10 +20,10 @@ class PackedLabels(NamedTuple):
 
     One table serves both orientations of the weight: ``w.T`` goes with ``labels.T``, which copies nothing.
 
-    The bits of a row lie in groups of 128 edges, 16 bytes. Edge ``32 s + 8 t + 4 h + 2 l + p`` of a group (``s`` and ``t``
-    of 0 .. 3, the others of 0 and 1) is bit ``2 s + h`` of byte ``4 t + 2 p + l``. In the 32-bit word ``t`` the bits of
-    two neighbouring 16-bit weights so stand 16 bits apart, and one word serves the lane of a warp that holds the eight
-    edges ``t`` of every 32.
+    The bits of a row lie in groups of 128 edges, 16 bytes. Edge ``32 s + 8 t + 4 h + 2 l + p`` of a group (``s`` and
+    ``t`` of 0 .. 3, the others of 0 and 1) is bit ``2 s + h`` of byte ``4 t + 2 p + l``. In the 32-bit word ``t`` the
+    bits of two neighbouring 16-bit weights stand 16 bits apart, and one word serves the lane of a warp that holds the
+    eight edges ``t`` of every 32.
 
     An edge that nobody owns (a hole) has label 0 and a zero in one more plane. Only gradients read that plane: **in
     the forward a hole is a weight that is stored as zero.** FPE layers keep it so; who packs labels with holes for
@@ -108,7 +108,8 @@ def pack_planes(labels: Tensor, alpha: int) -> Tensor:
     planes = [(code >> digit) & 1 for digit in range(digits(alpha))]
     bits = torch.stack([*planes, owned.to(torch.uint8)])
     n, k = labels.shape
-    bits = pad(bits, (0, 8 * row_bytes(k) - k)).view(len(bits), n, row_bytes(k) // ROW_BYTES, 4, 4, 2, 2, 2)  # group, s, t, h, l, p
+    bits = pad(bits, (0, 8 * row_bytes(k) - k))
+    bits = bits.view(len(bits), n, row_bytes(k) // ROW_BYTES, 4, 4, 2, 2, 2)  # group, s, t, h, l, p
     bits = bits.permute(0, 1, 2, 4, 7, 6, 3, 5).reshape(len(bits), n, row_bytes(k), 8)
     return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
 
@@ -116,7 +117,8 @@ def pack_planes(labels: Tensor, alpha: int) -> Tensor:
 def unpack_planes(planes: Tensor, n: int, k: int, alpha: int, transposed: bool) -> Tensor:
     """Labels of packed planes: uint8 ``[n, k]``, or ``[k, n]`` where transposed."""
     bits = (planes[..., None] >> torch.arange(8, dtype=torch.uint8, device=planes.device)) & 1
-    bits = bits.view(len(planes), n, row_bytes(k) // ROW_BYTES, 4, 2, 2, 4, 2).permute(0, 1, 2, 6, 3, 7, 5, 4)  # back to group, s, t, h, l, p
+    bits = bits.view(len(planes), n, row_bytes(k) // ROW_BYTES, 4, 2, 2, 4, 2)  # group, t, p, l, s, h
+    bits = bits.permute(0, 1, 2, 6, 3, 7, 5, 4)
     bits = bits.reshape(len(planes), n, 8 * row_bytes(k))[:, :, :k]
     labels = bits.new_zeros(n, k)
     for digit in range(digits(alpha)):

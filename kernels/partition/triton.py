@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, interpreting, stored_dtype
-from ..epilogue import activate, in_groups, launch_options, launch_reduce, rows_contiguous
+from ..epilogue import activate, in_groups, launch_options, launch_reduce, multiply, rows_contiguous
 from .config import Config, Problem, choose
 from .direct import launch_direct
 from .eager import Labels, stored_like
@@ -27,28 +27,46 @@ from .labels import PackedLabels, digits, pack_planes, row_bytes
 
 
 @triton.jit
-def bit_masks(labels_ptr, rows, row_mask, first_k, SIZE_WORDS, BLOCK_K: tl.constexpr, PER_WORD: tl.constexpr):
+def bit_masks(
+    labels_ptr,
+    rows,
+    row_mask,
+    first_k,
+    SIZE_WORDS,
+    BLOCK_K: tl.constexpr,
+    PER_WORD: tl.constexpr,
+    JOINED: tl.constexpr,
+):
     """The bits of a tile of one plane, a word each, as masks: all ones where the bit is set.
 
     ``labels_ptr`` is to the plane's 32-bit words, of which a row has ``SIZE_WORDS``.
+
+    With ``JOINED`` those of eight edges are made one by one and joined. Through joins the compiler sees that they may
+    be made in the order in which matrix instructions take them: then the weights need not change threads once more.
+    On the transpose they must, and shifting all of them by a tensor is shorter.
     """
     WORDS: tl.constexpr = BLOCK_K // 32 if BLOCK_K > 128 else (4 if BLOCK_K >= 32 else BLOCK_K // 8)
     STEPS: tl.constexpr = 4 if BLOCK_K >= 128 else (BLOCK_K // 32 if BLOCK_K >= 32 else 1)
+    LANES: tl.constexpr = 4 if BLOCK_K >= 32 else WORDS
     first = first_k // 8  # of the groups of eight edges
     offs = first // 16 * 4 + first % 4 + tl.arange(0, WORDS)
     mask = row_mask[:, None] & (offs[None, :] < SIZE_WORDS)
     word = tl.load(labels_ptr + rows[:, None] + offs[None, :], mask=mask, other=0)  # [rows, words]
-    LANES: tl.constexpr = 4 if BLOCK_K >= 32 else WORDS
-    word = word.reshape(word.shape[0], WORDS // LANES, 1, LANES, 1)
-    step = first // 4 % 4 + tl.arange(0, STEPS)
-    pair = tl.arange(0, 4)
-    shift = step[:, None, None] * 2 + (pair // 2 + pair % 2 * 8)[None, None, :]  # [steps, 1, 4]
+    word = word.reshape(word.shape[0], WORDS // LANES, 1, LANES)
+    word = word >> ((first // 4 % 4 + tl.arange(0, STEPS)) * 2)[None, None, :, None]  # [rows, groups, steps, lanes]
     if PER_WORD == 2:
-        masks = ((word >> shift[None, None, :, :, :]) & 0x10001) * 0xFFFF
+        if JOINED:
+            even = tl.join((word & 0x10001) * 0xFFFF, ((word >> 1) & 0x10001) * 0xFFFF)
+            odd = tl.join(((word >> 8) & 0x10001) * 0xFFFF, ((word >> 9) & 0x10001) * 0xFFFF)
+            masks = tl.join(even, odd)
+        else:
+            pair = tl.arange(0, 4)
+            shift = (pair // 2 + pair % 2 * 8)[None, None, None, None, :]
+            masks = ((word[:, :, :, :, None] >> shift) & 0x10001) * 0xFFFF
     else:
         edge = tl.arange(0, 8)
-        shift = step[:, None, None] * 2 + (edge // 4 + edge // 2 % 2 * 8 + edge % 2 * 16)[None, None, :]
-        masks = -((word >> shift[None, None, :, :, :]) & 1)
+        shift = (edge // 4 + edge // 2 % 2 * 8 + edge % 2 * 16)[None, None, None, None, :]
+        masks = -((word[:, :, :, :, None] >> shift) & 1)
     return masks.reshape(masks.shape[0], BLOCK_K // PER_WORD)
 
 
@@ -91,6 +109,7 @@ def _partition_multiply(
     DIGITS: tl.constexpr,
     MERGE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    TURNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -108,6 +127,8 @@ def _partition_multiply(
     SIZE_OUT = K if TRANSPOSED else N
     SIZE_IN = N if TRANSPOSED else K
     SUMS: tl.constexpr = 1 if MERGE else ALPHA
+    # The axis that offsets along M lack; those along the inputs or outputs lack the other.
+    AXIS: tl.constexpr = 1 if TURNED else 0
 
     pid_split = tl.program_id(1)
     pid_m, pid_out = in_groups(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(SIZE_OUT, OUT), GROUP)
@@ -115,12 +136,13 @@ def _partition_multiply(
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = offs_m < M
     offs_in = tl.arange(0, IN)
-    x_rows = x_ptr + offs_m[None, :].to(tl.int64) * stride_xm
+    x_rows = x_ptr + tl.expand_dims(offs_m.to(tl.int64) * stride_xm, AXIS)
+    rows = tl.expand_dims(mask_m, AXIS)
     steps = tl.cdiv(SIZE_IN, IN)
 
     accs = ()
     for _ in tl.static_range(SUMS):
-        accs += (tl.zeros([OUT, BLOCK_M], dtype=tl.float32),)
+        accs += (tl.zeros([BLOCK_M, OUT] if TURNED else [OUT, BLOCK_M], dtype=tl.float32),)
     for step in range(steps * pid_split // SPLIT, steps * (pid_split + 1) // SPLIT):
         first_n = step * BLOCK_N if TRANSPOSED else pid_out * BLOCK_N
         first_k = pid_out * BLOCK_K if TRANSPOSED else step * BLOCK_K
@@ -135,41 +157,41 @@ def _partition_multiply(
         masks = ()
         for digit in tl.static_range(DIGITS):
             plane = planes_ptr + digit * stride_pp.to(tl.int64)
-            masks += (
-                bit_masks(plane, offs_n.to(tl.int64) * stride_pn, mask_n, first_k, SIZE_WORDS, BLOCK_K, PER_WORD),
-            )
+            at = offs_n.to(tl.int64) * stride_pn
+            masks += (bit_masks(plane, at, mask_n, first_k, SIZE_WORDS, BLOCK_K, PER_WORD, not TRANSPOSED),)
 
-        offs_x = step * IN + offs_in
-        mask_x = mask_m[None, :] if EVEN else mask_m[None, :] & (offs_x[:, None] < SIZE_IN)
-        x = tl.load(x_rows + offs_x[:, None], mask=mask_x, other=0.0)  # [IN, BLOCK_M]
+        offs_x = tl.expand_dims(step * IN + offs_in, 1 - AXIS)
+        mask_x = rows if EVEN else rows & (offs_x < SIZE_IN)
+        x = tl.load(x_rows + offs_x, mask=mask_x, other=0.0)  # [BLOCK_M, IN] if TURNED, else [IN, BLOCK_M]
         sums = ()
         for child in tl.static_range(ALPHA):
             w = child_share(words, masks, child, DIGITS, PER_WORD, DTYPE)  # [BLOCK_N, BLOCK_K]
             if TRANSPOSED:
                 w = tl.trans(w)
             if MERGE and child > 0:
-                x = tl.load(x_rows + child * stride_xa + offs_x[:, None], mask=mask_x, other=0.0)
+                x = tl.load(x_rows + child * stride_xa + offs_x, mask=mask_x, other=0.0)
             operand = x
             if UPCAST:
                 w, operand = w.to(tl.float32), x.to(tl.float32)
             if MERGE:
-                accs = (tl.dot(w, operand, accs[0], input_precision=PRECISION),)
+                accs = (multiply(w, operand, accs[0], TURNED, PRECISION),)
             else:
-                sums += (tl.dot(w, operand, accs[child], input_precision=PRECISION),)
+                sums += (multiply(w, operand, accs[child], TURNED, PRECISION),)
         if not MERGE:
             accs = sums
 
     offs_out = pid_out * OUT + tl.arange(0, OUT)
     mask_out = offs_out < SIZE_OUT
-    out_at = out_ptr + pid_split.to(tl.int64) * stride_os + offs_m[None, :].to(tl.int64) * stride_om + offs_out[:, None]
+    out_at = out_ptr + pid_split.to(tl.int64) * stride_os + tl.expand_dims(offs_m.to(tl.int64) * stride_om, AXIS)
+    out_at += tl.expand_dims(offs_out, 1 - AXIS)
     for child in tl.static_range(SUMS):
         acc = accs[child]
         if SPLIT == 1:
             if HAS_BIAS:
                 bias = tl.load(bias_ptr + child * SIZE_OUT + offs_out, mask=mask_out, other=0.0)
-                acc += bias.to(tl.float32)[:, None]
+                acc += tl.expand_dims(bias.to(tl.float32), 1 - AXIS)
             acc = activate(acc, ACTIVATION)
-        mask = mask_out[:, None] & mask_m[None, :]
+        mask = rows & tl.expand_dims(mask_out, 1 - AXIS)
         tl.store(out_at + child * stride_oa, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -243,7 +265,7 @@ def _partition_outer(
     masks = ()
     for digit in tl.static_range(DIGITS):
         plane = planes_ptr + digit * stride_pp.to(tl.int64)
-        masks += (bit_masks(plane, rows, mask_n, first_k, SIZE_WORDS, BLOCK_K, 1),)
+        masks += (bit_masks(plane, rows, mask_n, first_k, SIZE_WORDS, BLOCK_K, 1, False),)
     label = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
     for digit in tl.static_range(DIGITS):
         label |= masks[digit] & (1 << digit)
@@ -252,7 +274,7 @@ def _partition_outer(
         out = tl.where(label == child, accs[child], out)
     if HOLES:
         owned = bit_masks(
-            planes_ptr + DIGITS * stride_pp.to(tl.int64), rows, mask_n, first_k, SIZE_WORDS, BLOCK_K, 1
+            planes_ptr + DIGITS * stride_pp.to(tl.int64), rows, mask_n, first_k, SIZE_WORDS, BLOCK_K, 1, False
         )
         out = tl.where(owned != 0, out, 0.0)
     out_at = out_ptr + pid_split.to(tl.int64) * stride_os + offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
@@ -300,7 +322,7 @@ TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: 
 
 
 class StoredWeight(NamedTuple):
-    """A weight as the kernels read it: words of bits in stored order, beside the planes of its labels in 32-bit words."""
+    """A weight as the kernels read it: words of bits in stored order, beside its labels' planes in 32-bit words."""
 
     words: Tensor
     per_word: int
@@ -359,9 +381,9 @@ def _launch_multiply(
     weight = stored_weight(w, labels, alpha)
     (n, k), bias = weight.shape, None if bias is None else bias.contiguous()
     op = "merge_matmul" if merge else "split_matmul"
+    device = device_of(x)
     pairs = x.element_size() == 2 and weight.per_word == 2 and n * k < 2**32 and not interpreting()
-    problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs)
-    config = config or choose(problem, device_of(x))
+    config = config or choose(Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs), device)
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     if config.direct:
         launch_direct(x, weight, out, bias, activation, merge, alpha, config)
@@ -391,6 +413,7 @@ def _launch_multiply(
         PER_WORD=weight.per_word,
         MERGE=merge,
         TRANSPOSED=weight.transposed,
+        TURNED=device.computed_right,
         GROUP=config.group,
         EVEN=n % config.block_n == 0 and k % config.block_k == 0,
         ACTIVATION=activation,
