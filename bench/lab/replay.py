@@ -313,10 +313,11 @@ def _reduce(size: int, split: int, itemsize: int, block: int = 1024) -> Launch:
 
 
 def _planes(n: int, k: int, count: int, first_n: int, rows: int, first_k: int, config: PartitionConfig) -> list[Access]:
-    """The bits of a tile, plane by plane."""
-    pitch = row_bytes(k)
-    width = max(min(config.block_k // 8, pitch - first_k // 8), 0)
-    return [Access("planes", False, p * n + first_n, rows, first_k // 8, width, pitch) for p in range(count)]
+    """The words of labels of a tile, plane by plane: whole groups of 128 columns, or the part of one."""
+    pitch, first = row_bytes(k), first_k // 8
+    column = 4 * (first // 16 * 4 + first % 4)
+    width = max(min(max(config.block_k // 8, min(config.block_k // 2, 16)), pitch - column), 0)
+    return [Access("planes", False, p * n + first_n, rows, column, width, pitch) for p in range(count)]
 
 
 def _partition_multiply(problem: Problem, config: PartitionConfig) -> list[Launch]:
@@ -348,7 +349,8 @@ def _partition_multiply(problem: Problem, config: PartitionConfig) -> list[Launc
             for child in range(sums)
         )
 
-    launched = Launch("_partition_multiply", (tiles_m * tiles_out, split), program)
+    name = ("multiply_columns" if transposed else "multiply_rows") if config.direct else "_partition_multiply"
+    launched = Launch(name, (tiles_m * tiles_out, split), program)
     return [launched] if split == 1 else [launched, _reduce(m * sums * size_out, split, size)]
 
 

@@ -161,7 +161,8 @@ class PartitionLayer:
         name = "partition_grad" if what == "dW" else "split_matmul" if split else "merge_matmul"
         transposed = merged if what == "dW" else what == "dX"
         c = self.case
-        return partition.Problem(name, c.m, c.n, c.k, transposed, c.alpha, c.itemsize)
+        pairs = c.itemsize == 2 and c.k % 2 == 0
+        return partition.Problem(name, c.m, c.n, c.k, transposed, c.alpha, c.itemsize, pairs)
 
     def config(self, op: str, device: Device) -> partition.Config:
         """See :class:`Layer`."""

@@ -132,7 +132,7 @@ def _direct_rule(problem: Problem, device: Device) -> Config:
     programs, steps = ceil(problem.m / block_m) * ceil(outputs / out), ceil(reduced / inner)
     partial, weights = problem.m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
     split = split_reduction(programs, steps, device, partial, weights)
-    return Config(block_m, block_n, block_k, split, 1, 4, 1, direct=True)
+    return Config(block_m, block_n, block_k, split, 8, 4, 1, direct=True)
 
 
 def _matmul_rule(problem: Problem, device: Device) -> Config:
