@@ -391,8 +391,7 @@ def test_torch_sparse_is_called_with_what_it_wants(
     monkeypatch.setattr(torch, "_cslt_sparse_mm", cslt)
     monkeypatch.setattr(torch, "_sparse_semi_structured_mm", cutlass)
     monkeypatch.setattr(torch_backend, "_ALGORITHMS", {})
-    monkeypatch.setattr(torch_backend, "has_cusparselt", lambda: library == "cuSPARSELt")
-    monkeypatch.setattr(torch_backend, "_on_gpu", lambda values: True)
+    monkeypatch.setattr(torch_backend, "goes_to_cusparselt", lambda operand: library == "cuSPARSELt")
     layout, (w, x, dy) = case.layout(), (t.round() for t in case.tensors(torch.bfloat16))
     values = layout.from_dense(w)
     for _ in range(2):

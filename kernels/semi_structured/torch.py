@@ -37,7 +37,7 @@ def semi_structured_matmul_torch(x: Tensor, values: Tensor, layout: SemiStructur
 def semi_structured_matmul_t_torch(dy: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
     """The gradient dX; by the transposed weight where that is 2:4 and has a shape for it, else dense."""
     n, k = layout.shape
-    if layout.children == 1 or why_not_shape(k, 2 * n):
+    if layout.children == 1 or why_not_shape(dy, k, 2 * n):
         return semi_structured_matmul_t_eager(dy, values, layout)
     return _multiply(dy.transpose(1, 2).flatten(1), _compressed_transposed(values, layout.codes, k))
 
@@ -49,13 +49,18 @@ def semi_structured_grad_torch(dy: Tensor, x: Tensor, layout: SemiStructuredLayo
 
 @constant_to_compile
 def has_cusparselt() -> bool:
-    """Whether this build of PyTorch has cuSPARSELt and a device for it."""
+    """Whether this build of PyTorch contains cuSPARSELt; that does not mean that there is a GPU."""
     return torch.backends.cusparselt.is_available()
 
 
-def why_not_shape(outputs: int, inputs: int) -> str | None:
+def goes_to_cusparselt(operand: Tensor) -> bool:
+    """Whether a call with this operand is one of cuSPARSELt; every other is in the format of CUTLASS."""
+    return has_cusparselt() and operand.is_cuda
+
+
+def why_not_shape(operand: Tensor, outputs: int, inputs: int) -> str | None:
     """What keeps ``torch.sparse`` from a weight ``[outputs, inputs]``, in words; ``None`` where nothing does."""
-    name, (rows, columns) = ("cuSPARSELt", CUSPARSELT) if has_cusparselt() else ("CUTLASS", CUTLASS)
+    name, (rows, columns) = ("cuSPARSELt", CUSPARSELT) if goes_to_cusparselt(operand) else ("CUTLASS", CUTLASS)
     if not outputs or not inputs or outputs % rows or inputs % columns:
         return (
             f"{name} takes outputs (all children's) in multiples of {rows} and inputs in multiples of {columns}, got "
@@ -94,10 +99,6 @@ _ALGORITHMS: dict[tuple[Any, ...], int] = {}
 """Algorithms of cuSPARSELt by outputs, inputs, rows, dtype and device, searched when first met."""
 
 
-def _on_gpu(values: Tensor) -> bool:
-    return values.is_cuda
-
-
 # Conversions.
 
 
@@ -106,7 +107,8 @@ def to_sparse_semi_structured(values: Tensor, layout: SemiStructuredLayout) -> S
 
     Args:
         values: ``[children, N, 2 * quads]``, float16 or bfloat16.
-        layout: Their layout. ``children * N`` must be a multiple of 32 and ``K`` of 64 (16 and 16 with cuSPARSELt).
+        layout: Their layout. ``children * N`` must be a multiple of 32 and ``K`` of 64; on a GPU with cuSPARSELt, of
+            16 and 16.
 
     Returns:
         A ``SparseSemiStructuredTensorCUSPARSELT`` where PyTorch has cuSPARSELt and the values are on a GPU, else a
@@ -119,11 +121,11 @@ def to_sparse_semi_structured(values: Tensor, layout: SemiStructuredLayout) -> S
     if values.dtype not in (torch.float16, torch.bfloat16):
         raise TypeError(f"to_sparse_semi_structured: values must be float16 or bfloat16, got {values.dtype}")
     outputs, inputs = layout.children * layout.shape[0], layout.shape[1]
-    reason = why_not_shape(outputs, inputs)
+    reason = why_not_shape(values, outputs, inputs)
     if reason:
         raise ValueError(f"to_sparse_semi_structured: {reason}")
     shape, rest = torch.Size((outputs, inputs)), (None, None, None)
-    if has_cusparselt() and _on_gpu(values):
+    if goes_to_cusparselt(values):
         compressed = torch._cslt_compress(layout.to_dense(values).flatten(0, 1).contiguous())
         return SparseSemiStructuredTensorCUSPARSELT(shape, compressed, None, *rest)
     nibbles = layout.nibbles().flatten(0, 1)
