@@ -172,7 +172,7 @@ OPS = (
         lambda x, v, t: block_matmul(x, v, t.layout),
         lambda x, v, t: linear(x, t.layout.to_dense(v)),
         lambda x, v, t: kernels.block_matmul_eager(x, v, t.layout),
-        lambda x, v, t: (x, v, t.layout.tensors, None, None, *t.layout.shape, "eager"),
+        lambda x, v, t: (x, v, *t.layout.tensors, None, None, *t.layout.shape, "eager"),
         lambda c, t: ((*c.lead, c.k), t.layout.values_shape),
     ),
     Op(
@@ -180,7 +180,7 @@ OPS = (
         lambda dy, v, t: block_matmul_t(dy, v, t.layout),
         lambda dy, v, t: linear(dy, t.layout.to_dense(v).T),
         lambda dy, v, t: kernels.block_matmul_t_eager(dy, v, t.layout),
-        lambda dy, v, t: (dy, v, t.layout.tensors, *t.layout.shape, "eager"),
+        lambda dy, v, t: (dy, v, *t.layout.tensors, *t.layout.shape, "eager"),
         lambda c, t: ((*c.lead, c.n), t.layout.values_shape),
     ),
     Op(
@@ -188,7 +188,7 @@ OPS = (
         lambda dy, x, t: block_grad(dy, x, t.layout),
         lambda dy, x, t: t.layout.from_dense(_rows(dy, 1).T @ _rows(x, 1)),
         lambda dy, x, t: kernels.block_grad_eager(dy, x, t.layout),
-        lambda dy, x, t: (dy, x, t.layout.tensors, *t.layout.block, "eager"),
+        lambda dy, x, t: (dy, x, *t.layout.tensors, *t.layout.block, "eager"),
         lambda c, t: ((*c.lead, c.n), (*c.lead, c.k)),
     ),
 )

@@ -53,7 +53,7 @@ def block_matmul(
     check_tensor(op, "x", x, (k,), batched=True, like=values)
     fused, after = placed(activation, x, values, bias)
     chosen = choose_backend(op, backend, x, limit(layout.block))
-    y = ops.block_matmul(as_rows(x, 1), values, layout.tensors, bias, fused, n, k, chosen)
+    y = ops.block_matmul(as_rows(x, 1), values, *layout.tensors, bias, fused, n, k, chosen)
     y = y.view(*x.shape[:-1], n)
     return ACTIVATIONS[after](y) if after else y
 
@@ -83,7 +83,7 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
     dy, values = autocast(dy, values)
     check_tensor(op, "dy", dy, (n,), batched=True, like=values)
     dx = ops.block_matmul_t(
-        as_rows(dy, 1), values, layout.tensors, n, k, choose_backend(op, backend, dy, limit(layout.block))
+        as_rows(dy, 1), values, *layout.tensors, n, k, choose_backend(op, backend, dy, limit(layout.block))
     )
     return dx.view(*dy.shape[:-1], k)
 
@@ -114,7 +114,7 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
     dy, x = autocast(dy, x)
     check_tensor(op, "dy", dy, (*x.shape[:-1], n), like=x)
     chosen = choose_backend(op, backend, x, limit(layout.block))
-    return ops.block_grad(as_rows(dy, 1), as_rows(x, 1), layout.tensors, *layout.block, chosen)
+    return ops.block_grad(as_rows(dy, 1), as_rows(x, 1), *layout.tensors, *layout.block, chosen)
 
 
 def _check_layout(op: str, layout: object) -> tuple[int, int]:
