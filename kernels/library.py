@@ -130,7 +130,8 @@ class _Node(torch.autograd.Function):
 
 def _node(op: Run, name: str, backward: Callable[..., Any], save: Callable[..., None]) -> type[_Node]:
     def forward(ctx: Any, *args: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        # ``apply`` has switched gradients off, which the outer levels want still.
+        with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
             result = op(*args)
         save(ctx, args, result)
         return result

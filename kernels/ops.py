@@ -146,19 +146,19 @@ def _block_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 def _setup_semi_structured(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     first, second, codes, *_ = inputs
     _save(ctx, inputs, first, second, [codes])
-    ctx.k = inputs[3] if len(inputs) == 5 else second.shape[1]
+    ctx.k = second.shape[1] if len(inputs) == 4 else inputs[-2]
 
 
 def _semi_structured_matmul_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     values, x, codes = ctx.saved_tensors
     dx = None if values is None else semi_structured_matmul_t(dy, values, codes, ctx.k, ctx.backend)
     dvalues = None if x is None else semi_structured_grad(dy, x, codes, ctx.backend)
-    return dx, dvalues, None, None, None
+    return dx, dvalues, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None
 
 
 def _semi_structured_matmul_t_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     values, dy, codes = ctx.saved_tensors
-    ddy = None if values is None else semi_structured_matmul(g, values, codes, ctx.k, ctx.backend)
+    ddy = None if values is None else semi_structured_matmul(g, values, codes, None, ctx.k, ctx.backend)
     dvalues = None if dy is None else semi_structured_grad(dy, g, codes, ctx.backend)
     return ddy, dvalues, None, None, None
 
@@ -183,7 +183,7 @@ def _semi_structured_expand_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None
 
 def _semi_structured_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, dy, codes = ctx.saved_tensors
-    ddy = None if x is None else semi_structured_matmul(x, g, codes, ctx.k, ctx.backend)
+    ddy = None if x is None else semi_structured_matmul(x, g, codes, None, ctx.k, ctx.backend)
     dx = None if dy is None else semi_structured_matmul_t(dy, g, codes, ctx.k, ctx.backend)
     return ddy, dx, None, None
 
@@ -382,22 +382,24 @@ expanded_mlp = define(
 """``x[M, K], w1[H, K], w2[N, alpha * H] or w2[N, H] -> y[M, N]``. Where a gradient is wanted it is two operations."""
 
 
-def _run_semi_structured(op: str, backend: str, first: Tensor, second: Tensor, layout: Any) -> Tensor:
+def _run_semi_structured(
+    op: str, backend: str, first: Tensor, second: Tensor, layout: Any, *bias: Tensor | None
+) -> Tensor:
     """Runs a semi-structured operation; ``"auto"`` takes the backend that is fastest for so many rows."""
     if backend.startswith("auto"):
         from .dispatch import CONSTANT
         from .semi_structured.backends import fastest_here
 
         backend = fastest_here(op, first, layout, backend == CONSTANT)
-    return _implementation("semi_structured", op, backend)(first, second, layout)
+    return _implementation("semi_structured", op, backend)(first, second, layout, *bias)
 
 
 semi_structured_matmul = define(
-    "semi_structured_matmul(Tensor x, Tensor values, Tensor codes, SymInt k, str backend) -> Tensor",
-    lambda x, values, codes, k, backend: _run_semi_structured(
-        "semi_structured_matmul", backend, x, values, _semi_structured_layout(codes, k, values.shape[0])
+    "semi_structured_matmul(Tensor x, Tensor values, Tensor codes, Tensor? bias, SymInt k, str backend) -> Tensor",
+    lambda x, values, codes, bias, k, backend: _run_semi_structured(
+        "semi_structured_matmul", backend, x, values, _semi_structured_layout(codes, k, values.shape[0]), bias
     ),
-    lambda x, values, codes, k, backend: x.new_empty(x.shape[0], *values.shape[:2]),
+    lambda x, values, codes, bias, k, backend: x.new_empty(x.shape[0], *values.shape[:2]),
     _semi_structured_matmul_backward,
     _setup_semi_structured,
 )

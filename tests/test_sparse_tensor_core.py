@@ -196,7 +196,7 @@ def test_the_kernel_is_exact_on_small_integers(case: Case, children: int, dtype:
     weight = weight_of("random", case.n, case.k, children, dtype)
     x = integers(case.m, case.k, seed=4, dtype=dtype)
     with on_numpy():
-        y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, weight.values, weight.layout, case.config)
+        y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, weight.values, weight.layout, config=case.config)
     assert y.dtype == dtype
     want = semi_structured_matmul(x.double(), weight.values.double(), weight.layout)
     assert torch.equal(y, want.to(dtype))
@@ -228,7 +228,7 @@ def test_the_traffic_lab_replays_the_kernels_accesses(case: Case, children: int)
 
     with patch("gluon_numpy.Machine", Watched), on_numpy():
         sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(
-            integers(case.m, case.k, seed=4), weight.values, weight.layout, config
+            integers(case.m, case.k, seed=4), weight.values, weight.layout, config=config
         )
     launch, *_ = sparse_tensor_core_launches(case.m, (case.n, case.k), children, config)
     assert sorted(done) == list(product(*map(range, launch.grid)))

@@ -71,11 +71,9 @@ class BlockLinear(ExpandedLinear):
         """``y = x @ W.T + bias``, at the cost of the kept blocks."""
         if self.planes[1] > 1:
             x = self._pad_planes(x, -1, 1)
-        size, padded = self._plane(0)
-        if size == padded:
-            return block_matmul(x, self._kept_values(), self.layout, self.bias, backend=self.backend)
-        y = self._crop_planes(block_matmul(x, self._kept_values(), self.layout, backend=self.backend), -1, 0)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        bias = None if self.bias is None else self._pad_planes(self.bias, -1, 0)
+        y = block_matmul(x, self._kept_values(), self.layout, bias, backend=self.backend)
+        return self._crop_planes(y, -1, 0)
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[outputs, inputs]``."""

@@ -179,18 +179,17 @@ class SplitLinear(_LabelledLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
-        if self.codes is not None and (x.is_cuda or self.backend not in ("auto", "eager")):
-            y = self._multiply_quads(x, self.codes).flatten(-2)
-            return y if self.bias is None else y + self.bias.to(y.dtype)
         bias = None if self.bias is None else self.bias.view(self.alpha, -1)
+        if self.codes is not None and (x.is_cuda or self.backend not in ("auto", "eager")):
+            return self._multiply_quads(x, self.codes, bias).flatten(-2)
         return split_matmul(x, self.weight, self.packed, self.alpha, bias, backend=self.backend).flatten(-2)
 
-    def _multiply_quads(self, x: Tensor, codes: Tensor) -> Tensor:
+    def _multiply_quads(self, x: Tensor, codes: Tensor, bias: Tensor | None) -> Tensor:
         trains = torch.is_grad_enabled() and self.weight.requires_grad
         compress = _compress if trains or torch.compiler.is_compiling() else _compress_once
         values = compress(self.weight, codes, self.stored, self.backend)
         layout = SemiStructuredLayout((self.weight.shape[0], self.weight.shape[1]), codes, None, 2)
-        return semi_structured_matmul(x, values, layout, backend=self.backend)
+        return semi_structured_matmul(x, values, layout, bias, backend=self.backend)
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[alpha * parents, inputs]``."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..activations import ACTIVATIONS, check_activation, placed
+from ..activations import check_activation
 from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import choose_backend
 from .config import limit
@@ -51,11 +51,9 @@ def block_matmul(
         (bias,) = autocast(bias)
     x, values = autocast(x, values)
     check_tensor(op, "x", x, (k,), batched=True, like=values)
-    fused, after = placed(activation, x, values, bias)
     chosen = choose_backend(op, backend, x, limit(layout.block))
-    y = ops.block_matmul(as_rows(x, 1), values, *layout.tensors, bias, fused, n, k, chosen)
-    y = y.view(*x.shape[:-1], n)
-    return ACTIVATIONS[after](y) if after else y
+    y = ops.block_matmul(as_rows(x, 1), values, *layout.tensors, bias, activation, n, k, chosen)
+    return y.view(*x.shape[:-1], n)
 
 
 def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: str = "auto") -> Tensor:

@@ -65,7 +65,8 @@ def merge_matmul_interleaved(
     """
     run = getattr(import_module(f"..semi_structured.{backend}", __package__), f"semi_structured_matmul_{backend}")
     values, layout = _interleaved(w, labels, z.shape[1], transposed)
-    return finish(run(z.transpose(1, 2).flatten(1), values, layout).squeeze(1), bias, activation)
+    y = run(z.transpose(1, 2).flatten(1), values, layout, None if bias is None else bias[None])
+    return finish(y.squeeze(1), activation)
 
 
 @once_per_version

@@ -9,8 +9,15 @@ from .backends import choose_backend
 from .layout import SemiStructuredLayout
 
 
-def semi_structured_matmul(x: Tensor, values: Tensor, layout: SemiStructuredLayout, *, backend: str = "auto") -> Tensor:
-    """Multiplies by a 2:4 weight, or by those of a parent's two children: ``y[..., c, :] = x @ W[c].T``.
+def semi_structured_matmul(
+    x: Tensor,
+    values: Tensor,
+    layout: SemiStructuredLayout,
+    bias: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Multiplies by a 2:4 weight, or by those of a parent's two children: ``y[..., c, :] = x @ W[c].T + bias[c]``.
 
     Gradients: ``dx = semi_structured_matmul_t(dy, values, layout)`` and ``dvalues = semi_structured_grad(dy, x,
     layout)``.
@@ -20,6 +27,7 @@ def semi_structured_matmul(x: Tensor, values: Tensor, layout: SemiStructuredLayo
         values: Stored values ``[children, N, 2 * quads]``, same dtype and device. Those that stand for no edge
             (``layout.kept``) are read as zero.
         layout: Where the values lie.
+        bias: ``[children, N]``, or none.
         backend: ``"eager"`` (the definition), ``"triton"`` (weights expanded in registers, dense tensor cores),
             ``"sparse_tensor_core"`` (``mma.sp``; 16-bit), ``"torch"`` (``torch.sparse``: cuSPARSELt or CUTLASS;
             16-bit) or ``"auto"``.
@@ -34,13 +42,16 @@ def semi_structured_matmul(x: Tensor, values: Tensor, layout: SemiStructuredLayo
     op = "semi_structured_matmul"
     n, k = _check_values(op, values, layout)
     check_tensor(op, "x", x, (k,), batched=True, on=values)
+    if bias is not None:
+        check_tensor(op, "bias", bias, (layout.children, n), like=values)
+        (bias,) = autocast(bias)
     given = values
     x, values = autocast(x, values)
     check_tensor(op, "x", x, (k,), batched=True, like=values)
     rows = as_rows(x, 1)
     used = _kept(values, layout)
     chosen = dispatch.for_weights(choose_backend(op, backend, rows, layout), given, used)
-    y = ops.semi_structured_matmul(rows, used, layout.codes, k, chosen)
+    y = ops.semi_structured_matmul(rows, used, layout.codes, bias, k, chosen)
     return y.view(*x.shape[:-1], layout.children, n)
 
 

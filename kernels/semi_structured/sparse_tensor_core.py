@@ -19,10 +19,14 @@ from .triton import semi_structured_grad_triton, semi_structured_matmul_t_triton
 
 
 def semi_structured_matmul_sparse_tensor_core(
-    x: Tensor, values: Tensor, layout: SemiStructuredLayout, config: SparseConfig | None = None
+    x: Tensor,
+    values: Tensor,
+    layout: SemiStructuredLayout,
+    bias: Tensor | None = None,
+    config: SparseConfig | None = None,
 ) -> Tensor:
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`. ``config`` overrides the chosen one."""
-    return _multiply(x, _packed(values, layout.codes), layout.shape[0], config)
+    return _multiply(x, _packed(values, layout.codes), layout.shape[0], bias, config)
 
 
 def semi_structured_matmul_t_sparse_tensor_core(
@@ -35,7 +39,7 @@ def semi_structured_matmul_t_sparse_tensor_core(
     if layout.children == 1:
         return semi_structured_matmul_t_triton(dy, values, layout)
     fragments = _packed_transposed(values, layout.codes, layout.shape[1])
-    return _multiply(dy.transpose(1, 2).flatten(1), fragments, layout.shape[1], config)[:, 0]
+    return _multiply(dy.transpose(1, 2).flatten(1), fragments, layout.shape[1], None, config)[:, 0]
 
 
 def semi_structured_grad_sparse_tensor_core(dy: Tensor, x: Tensor, layout: SemiStructuredLayout) -> Tensor:
@@ -54,14 +58,18 @@ def _packed_transposed(values: Tensor, codes: Tensor, k: int) -> Fragments:
     return pack(values, layout.codes)
 
 
-def _multiply(x: Tensor, fragments: Fragments, n: int, config: SparseConfig | None) -> Tensor:
+def _multiply(
+    x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, config: SparseConfig | None
+) -> Tensor:
     from ..epilogue import summed
     from .gluon import multiply
 
     m, children = x.shape[0], fragments.weights.shape[0]
     steps = fragments.weights.shape[2] // 2
     config = config or choose_sparse(m, n, steps * STEP, children, device_of(x))
-    out = x.new_empty((config.split, m, children, n), dtype=torch.float32 if config.split > 1 else x.dtype)
+    # The reduction adds the bias before anything is rounded, so that with one there is float32 to reduce.
+    whole = config.split == 1 and bias is None
+    out = x.new_empty((config.split, m, children, n), dtype=x.dtype if whole else torch.float32)
     with torch.cuda.device_of(x):
         if out.numel():
             pairs = _aligned_rows(x, steps * STEP)
@@ -85,7 +93,7 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, config: SparseConfig | No
                 num_warps=config.num_warps,
                 maxnreg=255,  # left to itself the assembler stops at 64 and spills a few bytes
             )
-        return summed(out, x)
+        return summed(out, x, bias)
 
 
 def _aligned_rows(x: Tensor, width: int) -> Tensor:

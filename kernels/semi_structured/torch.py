@@ -28,10 +28,12 @@ ROWS = 8
 """Rows of activations are padded to a multiple of this."""
 
 
-def semi_structured_matmul_torch(x: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+def semi_structured_matmul_torch(
+    x: Tensor, values: Tensor, layout: SemiStructuredLayout, bias: Tensor | None = None
+) -> Tensor:
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`."""
     weight = _compressed(values, layout.codes, layout.shape[1])
-    return _multiply(x, weight).unflatten(-1, layout.values_shape[:2])
+    return _multiply(x, weight, None if bias is None else bias.flatten()).unflatten(-1, layout.values_shape[:2])
 
 
 def semi_structured_matmul_t_torch(dy: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
@@ -79,24 +81,29 @@ def _compressed_transposed(values: Tensor, codes: Tensor, k: int) -> SparseSemiS
     return to_sparse_semi_structured(*SemiStructuredLayout((codes.shape[0], k), codes, None, 2).transposed(values))
 
 
-def _multiply(x: Tensor, weight: Any) -> Tensor:
-    """``x @ weight.T`` for a compressed ``weight``."""
+def _multiply(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` for a compressed ``weight``; the bias is added before the result is rounded."""
     m = x.shape[0]
     if not m:
         return x.new_empty(0, weight.shape[0])
     columns = pad(x, (0, 0, 0, -m % ROWS)).t()
     if isinstance(weight, SparseSemiStructuredTensorCUTLASS):
         assert weight.packed is not None and weight.meta is not None
-        return torch._sparse_semi_structured_mm(weight.packed, weight.meta, columns).t()[:m].contiguous()
-    key = (*weight.shape, columns.shape[1], x.dtype, x.device)
+        if bias is None:
+            y = torch._sparse_semi_structured_mm(weight.packed, weight.meta, columns)
+        else:
+            y = torch._sparse_semi_structured_addmm(bias, weight.packed, weight.meta, columns)
+        return y.t()[:m].contiguous()
+    key = (*weight.shape, columns.shape[1], x.dtype, x.device, bias is None)
     algorithm = _ALGORITHMS.get(key)
     if algorithm is None:
-        algorithm = _ALGORITHMS[key] = torch._cslt_sparse_mm_search(weight.packed, columns, transpose_result=True)
-    return torch._cslt_sparse_mm(weight.packed, columns, transpose_result=True, alg_id=algorithm)[:m].contiguous()
+        algorithm = _ALGORITHMS[key] = torch._cslt_sparse_mm_search(weight.packed, columns, bias=bias, transpose_result=True)
+    y = torch._cslt_sparse_mm(weight.packed, columns, bias=bias, transpose_result=True, alg_id=algorithm)
+    return y[:m].contiguous()
 
 
 _ALGORITHMS: dict[tuple[Any, ...], int] = {}
-"""Algorithms of cuSPARSELt by outputs, inputs, rows, dtype and device, searched when first met."""
+"""Algorithms of cuSPARSELt by outputs, inputs, rows, dtype, device and bias or none, searched when first met."""
 
 
 # Conversions.
