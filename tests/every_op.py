@@ -4,7 +4,7 @@ Nothing of the package makes the right answers: masks are made here, and where v
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -15,7 +15,12 @@ from torch.nn.functional import gelu, pad, relu, silu
 from fpe import kernels
 from fpe.kernels import HOLE, BlockLayout, PackedLabels, SemiStructuredLayout
 
-ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda t: t, "relu": relu, "gelu": gelu, "silu": silu}
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda t: t,
+    "relu": relu,
+    "gelu": gelu,
+    "silu": silu,
+}
 OPS = (
     "split_matmul",
     "merge_matmul",
@@ -77,8 +82,8 @@ class Case:
 
     @property
     def id(self) -> str:
-        own = changed_fields(self).replace("torch.", "").removeprefix("op=")
-        return own.replace("backend=", "").replace("dtype=", "").replace("=True", "")
+        rest = changed_fields(replace(self, op="", backend="eager", dtype=torch.float64)).removeprefix("op=")
+        return f"{self.op}-{self.backend}-{readable_id(self.dtype)}{rest.replace('=True', '')}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,11 @@ def _shifted(t: Tensor) -> Tensor:
     return pad(t, (1, 1), value=float("nan"))[..., 1:-1]
 
 
+def _offset(t: Tensor) -> Tensor:
+    """All of it one element after where an aligned one would begin."""
+    return pad(t.flatten(), (1, 0), value=float("nan"))[1:].view(t.shape)
+
+
 def _repeated(t: Tensor) -> Tensor:
     """The first row everywhere, once in memory."""
     return t[:1].expand(t.shape) if t.dim() > 1 else t
@@ -116,6 +126,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "reversed": _reversed,
     "sliced": _sliced,
     "shifted": _shifted,
+    "offset": _offset,
     "repeated": _repeated,
 }
 
@@ -153,7 +164,8 @@ class Maker:
         return masks, ~gone, packed  # packed labels ask for zeros at holes
 
     def parent(self, stored: Tensor) -> Tensor:
-        return FORMS[self.case.form](self.numbers(*stored.shape) * stored)
+        weight = self.numbers(*stored.shape) * stored
+        return weight if self.case.form == "repeated" else FORMS[self.case.form](weight)
 
     def quads(self) -> tuple[Tensor, SemiStructuredLayout]:
         """Masks ``[children, n, k]``, two of every four inputs to each child, and their layout."""
@@ -315,7 +327,3 @@ def _rows(t: Tensor, features: int) -> Tensor:
 def _taken(t: Tensor, index: Tensor) -> Tensor:
     """Entries of a flattened tensor, zero where the index is -1."""
     return torch.cat([t.flatten(), t.new_zeros(1)])[index]
-
-
-def ids(case: object) -> str | None:
-    return readable_id(case)

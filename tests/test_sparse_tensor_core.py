@@ -196,7 +196,9 @@ def test_the_kernel_is_exact_on_small_integers(case: Case, children: int, dtype:
     weight = weight_of("random", case.n, case.k, children, dtype)
     x = integers(case.m, case.k, seed=4, dtype=dtype)
     with on_numpy():
-        y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, weight.values, weight.layout, config=case.config)
+        y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(
+            x, weight.values, weight.layout, config=case.config
+        )
     assert y.dtype == dtype
     want = semi_structured_matmul(x.double(), weight.values.double(), weight.layout)
     assert torch.equal(y, want.to(dtype))

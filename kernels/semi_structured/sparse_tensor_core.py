@@ -58,9 +58,7 @@ def _packed_transposed(values: Tensor, codes: Tensor, k: int) -> Fragments:
     return pack(values, layout.codes)
 
 
-def _multiply(
-    x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, config: SparseConfig | None
-) -> Tensor:
+def _multiply(x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, config: SparseConfig | None) -> Tensor:
     from ..epilogue import summed
     from .gluon import multiply
 

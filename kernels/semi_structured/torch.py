@@ -97,7 +97,9 @@ def _multiply(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
     key = (*weight.shape, columns.shape[1], x.dtype, x.device, bias is None)
     algorithm = _ALGORITHMS.get(key)
     if algorithm is None:
-        algorithm = _ALGORITHMS[key] = torch._cslt_sparse_mm_search(weight.packed, columns, bias=bias, transpose_result=True)
+        algorithm = _ALGORITHMS[key] = torch._cslt_sparse_mm_search(
+            weight.packed, columns, bias=bias, transpose_result=True
+        )
     y = torch._cslt_sparse_mm(weight.packed, columns, bias=bias, transpose_result=True, alg_id=algorithm)
     return y[:m].contiguous()
 

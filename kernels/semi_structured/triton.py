@@ -461,9 +461,7 @@ def _chosen(op: str, m: int, layout: SemiStructuredLayout, operand: Tensor) -> C
     return choose(op, m, *layout.shape, layout.children, operand.element_size(), device_of(operand))
 
 
-def _run(
-    launch: Any, shape: tuple[int, ...], config: Config, operand: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def _run(launch: Any, shape: tuple[int, ...], config: Config, operand: Tensor, bias: Tensor | None = None) -> Tensor:
     """Calls a launch with room for its result; adds partial sums in a fixed order, and then the bias."""
     dtype = torch.float32 if config.split > 1 else stored_dtype(operand)
     out = operand.new_empty((config.split, *shape), dtype=dtype)
@@ -495,5 +493,7 @@ def _shared_options(
 
 
 def _pairs(values: Tensor) -> Tensor:
-    """The values of a quad as one integer: int32 for 16-bit values, int64 for float32."""
-    return values.contiguous().view(torch.int32 if values.element_size() == 2 else torch.int64)
+    """The values of a quad as one integer, int32 for 16-bit values, int64 for float32; all in one dimension."""
+    flat = values.contiguous().view(-1)
+    whole = flat if flat.storage_offset() % 2 == 0 else flat.clone()
+    return whole.view(torch.int32 if values.element_size() == 2 else torch.int64)
