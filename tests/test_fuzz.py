@@ -87,7 +87,7 @@ def weights_like(tensors: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
 
 
 def derivatives(f: Function, operands: tuple[Tensor, ...]) -> dict[str, Tensor | None]:
-    """The result, its gradients, the gradients of a sum of these, and its tangent, for weights that follow from shapes."""
+    """The result, its gradients, the gradients of a sum of these, and its tangent."""
     leaves = tuple(t.detach().requires_grad_() for t in operands)
     y = f(*leaves)
     dy = weights_like((y,), 1)[0].requires_grad_()
