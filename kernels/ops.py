@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from . import flops
 from .library import define
 
 
@@ -453,3 +454,5 @@ semi_structured_expand = define(
     by_rows=False,
 )
 """``values[children, N, 2 * quads] -> w[N, K]``, the children's sum."""
+
+flops.register()

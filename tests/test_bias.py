@@ -1,13 +1,18 @@
 """A bias is added before a 16-bit result is rounded: every operation, backend and batch shape, with every activation."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from every_op import ACTIVATIONS, WITH_EPILOGUE, Case, Maker, Problem
 from support import assert_as_accurate, readable_id, seeded
 from torch import Tensor
+from torch.nn.functional import linear
+
+import fpe
 
 CASES = tuple(
     Case(op, backend, dtype, lead, n=n, k=k, alpha=alpha, block=(16, 32), bias=True, holes=0.2)
@@ -65,3 +70,23 @@ def test_the_gradient_of_a_bias(case: Case) -> None:
     leaves = [t.requires_grad_() for t in problem.operands]
     ours, dense = (torch.autograd.grad(f(*leaves).square().sum(), leaves[2])[0] for f in (problem.ours, problem.dense))
     torch.testing.assert_close(ours, dense)
+
+
+def _two_to_four() -> fpe.SplitLinear:
+    return fpe.SplitLinear(fpe.Partition.semi_structured(33, 64, generator=seeded()), backend="triton")
+
+
+def _ragged_planes() -> fpe.BlockLinear:
+    kept = torch.rand(66, 64, generator=seeded()) < 0.7
+    return fpe.BlockLinear(kept, (16, 16), planes=(2, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=readable_id)
+@pytest.mark.parametrize("make", [_two_to_four, _ragged_planes], ids=["2:4", "ragged-planes"])
+def test_layers_that_give_their_bias_to_an_operation(make: Callable[[], Any], dtype: torch.dtype) -> None:
+    layer = make().to(dtype)
+    torch.nn.init.normal_(layer.bias, std=5, generator=seeded(1))
+    x = torch.randn(7, 64, generator=seeded(2)).to(dtype)
+    weight, bias = layer.wide_weight().double(), layer.bias.double()
+    truth, sums = (linear(f(x.double()), f(weight), f(bias)) for f in (lambda t: t, torch.abs))
+    assert ((layer(x).double() - truth).abs() <= one_rounding(truth, sums, Case("", dtype=dtype, k=64))).all()
