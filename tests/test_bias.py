@@ -1,4 +1,4 @@
-"""A bias is added before a 16-bit result is rounded: every operation, backend and batch shape, with every activation."""
+"""A bias is added before a 16-bit result is rounded: every operation, backend, batch shape and activation."""
 
 from collections.abc import Callable
 from dataclasses import replace

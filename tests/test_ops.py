@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import pytest
@@ -512,62 +511,3 @@ BAD_CALLS = (
 def test_bad_calls_name_op_argument_expected_and_got(bad: BadCall) -> None:
     """An id begins with the name of the op."""
     bad.check(f"{bad.id.split('-')[0]}: ")
-
-
-# Block layouts
-
-
-@pytest.mark.parametrize(
-    ("shape", "block"), [((7, 11), (3, 4)), ((8, 12), (4, 4)), ((1, 1), (5, 5)), ((0, 4), (2, 2)), ((5, 3), (1, 1))]
-)
-@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-def test_layout_round_trips(shape: tuple[int, int], block: tuple[int, int], density: float) -> None:
-    mask = torch.rand(kernels.block.layout.grid(shape, block), generator=seeded(4)) < density
-    layout = BlockLayout.from_mask(mask, shape, block).validate()
-    dense = torch.randn(shape, generator=seeded(5))
-    wanted = dense * mask.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[: shape[0], : shape[1]]
-    values = layout.from_dense(dense)
-    assert torch.equal(layout.mask(), mask)
-    assert values.shape == layout.values_shape
-    assert torch.equal(layout.to_dense(values), wanted)
-    assert torch.equal(layout.from_dense(wanted), values)
-    assert all(index.dtype == torch.int32 for index in layout.tensors)
-
-
-def test_layout_orders_agree_with_the_mask() -> None:
-    mask = Topology.of(Case(n=13, k=17)).layout.mask()
-    layout = BlockLayout.from_mask(mask, (13, 17), (3, 4))
-    for r, c in product(range(mask.shape[0]), range(mask.shape[1])):
-        in_row = layout.cols[layout.row_ptr[r] : layout.row_ptr[r + 1]].tolist()
-        in_column = layout.rows[layout.col_order[layout.col_ptr[c] : layout.col_ptr[c + 1]].long()].tolist()
-        assert in_row == mask[r].nonzero().flatten().tolist()
-        assert in_column == mask[:, c].nonzero().flatten().tolist()
-
-
-@pytest.mark.parametrize("name", ["rows", "cols", "row_ptr", "col_ptr", "col_order"])
-@pytest.mark.parametrize(
-    "damage",
-    [lambda i: i + 1, lambda i: i - 1, lambda i: i + 100, lambda i: i.flip(0), lambda i: i[:-1], torch.zeros_like],
-    ids=["shifted", "negative", "out-of-range", "reversed", "truncated", "zeroed"],
-)
-def test_validate_catches_damage(name: str, damage: Callable[[Tensor], Tensor]) -> None:
-    mask = torch.tensor([[True, True, False], [False, True, True], [True, False, True]])
-    layout = BlockLayout.from_mask(mask, (6, 6), (2, 2)).validate()
-    damaged = damage(getattr(layout, name))
-    with pytest.raises(ValueError, match=r"BlockLayout\.validate"):
-        layout._replace(**{name: damaged}).validate()
-
-
-@pytest.mark.parametrize(
-    ("mask", "shape", "block", "error", "says"),
-    [
-        (torch.ones(2, 2), (4, 4), (2, 2), TypeError, ("bool", "float32")),
-        ([[True]], (1, 1), (1, 1), TypeError, ("bool", "list")),
-        (torch.ones(2, 3, dtype=torch.bool), (4, 4), (2, 2), ValueError, ("[2, 2]", "[2, 3]")),
-        (torch.ones(2, 2, dtype=torch.bool), (4, 4), (0, 2), ValueError, ("positive", "(0, 2)")),
-        (torch.ones(2, 2, dtype=torch.bool), (-4, 4), (2, 2), ValueError, ("negative", "(-4, 4)")),
-    ],
-    ids=["float-mask", "list-mask", "mask-shape", "zero-block", "negative-shape"],
-)
-def test_from_mask_refuses(mask: Any, shape: Any, block: Any, error: type[Exception], says: tuple[str, ...]) -> None:
-    BadCall("", lambda: BlockLayout.from_mask(mask, shape, block), error, says).check("BlockLayout.from_mask: ")

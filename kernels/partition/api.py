@@ -157,21 +157,23 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
     return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, transposed, chosen)
 
 
-def check_labels(op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor) -> tuple[Tensor, bool]:
+def check_labels(
+    op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor, name: str = "labels"
+) -> tuple[Tensor, bool]:
     """The table that an operation takes, and whether it is that of the transposed weight."""
     if not isinstance(labels, PackedLabels):
-        check_tensor(op, "labels", labels, shape, dtype=torch.uint8, on=on)
+        check_tensor(op, name, labels, shape, dtype=torch.uint8, on=on, is_index=True)
         assert isinstance(labels, Tensor)
         return labels, False
     if labels.alpha != alpha:
-        raise ValueError(f"{op}: labels must be packed for alpha = {alpha}, got labels of alpha = {labels.alpha}")
+        raise ValueError(f"{op}: {name} must be packed for alpha = {alpha}, got labels of alpha = {labels.alpha}")
     meant = shape[::-1] if labels.transposed else shape
     if tuple(labels.shape) != tuple(meant):
-        hint = " (they fit the transposed weight: use labels.T)" if tuple(labels.shape) == tuple(meant[::-1]) else ""
+        hint = f" (they fit the transposed weight: use {name}.T)" if tuple(labels.shape) == tuple(meant[::-1]) else ""
         stored = labels.shape[::-1] if labels.transposed else labels.shape
-        raise ValueError(f"{op}: labels must be packed for a weight {list(shape)}, got {list(stored)}{hint}")
+        raise ValueError(f"{op}: {name} must be packed for a weight {list(shape)}, got {list(stored)}{hint}")
     wanted = (digits(alpha) + labels.has_holes, meant[0], row_bytes(meant[1]))
-    check_tensor(op, "labels.planes", labels.planes, wanted, dtype=torch.uint8, on=on)
+    check_tensor(op, f"{name}.planes", labels.planes, wanted, dtype=torch.uint8, on=on, is_index=True)
     return labels.planes, labels.transposed
 
 
