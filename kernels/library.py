@@ -89,27 +89,24 @@ def _differentiated(
     def differentiated(*args: Any) -> Tensor:
         if activation is not None and args[activation] is not None:  # its gradient needs what it is applied to
             return ACTIVATIONS[args[activation]](op(*_replaced(args, activation, None)))
-        tangents: list[tuple[int, Tensor]] = []
-        primals = args
-        for i in (*range(operands), *(() if bias is None else (bias,))):
-            if args[i] is not None:
-                primal, tangent = forward_ad.unpack_dual(args[i])
-                if tangent is not None:
-                    primals = _replaced(primals, i, primal)
-                    tangents.append((i, tangent))
+        primals, tangents = args, {}
+        for i in (*range(operands), *([] if bias is None or args[bias] is None else [bias])):
+            primal, tangent = forward_ad.unpack_dual(args[i])
+            if tangent is not None:
+                primals, tangents[i] = _replaced(primals, i, primal), tangent
         if not tangents:
             return node.apply(*args)
-        y, result = op(*primals), None
-        for i, tangent in tangents:
-            if i == bias:
-                term = tangent.expand_as(y)
-            else:
-                if i == 1 and tangent_of_second is not None:
-                    tangent = tangent_of_second(tangent, *primals)
-                parts = _replaced(primals, i, tangent)
-                term = op(*(parts if bias is None else _replaced(parts, bias, None)))
-            result = term if result is None else result + term
-        return forward_ad.make_dual(y, result)
+        y = op(*primals)
+        return forward_ad.make_dual(y, sum(_term(y, primals, i, tangent) for i, tangent in tangents.items()))
+
+    def _term(y: Tensor, primals: tuple[Any, ...], i: int, tangent: Tensor) -> Tensor:
+        """What the tangent of one argument adds to that of the result."""
+        if i == bias:
+            return tangent.expand_as(y)
+        if i == 1 and tangent_of_second is not None:
+            tangent = tangent_of_second(tangent, *primals)
+        parts = _replaced(primals, i, tangent)
+        return op(*(parts if bias is None else _replaced(parts, bias, None)))
 
     return differentiated
 
@@ -148,10 +145,11 @@ def _batched(op: Run, by_rows: bool) -> Callable[..., tuple[Tensor, int]]:
             rows = args[0].movedim(in_dims[0], 0)
             y = op(rows.flatten(0, 1), *args[1:])
             return y.unflatten(0, rows.shape[:2]), 0
-        one_by_one = [
-            op(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        return torch.stack(one_by_one), 0
+        pairs = tuple(zip(args, in_dims, strict=True))
+        if not info.batch_size:  # one call that nobody keeps knows the shape
+            y = op(*(a if dim is None else a.new_zeros(a.shape[:dim] + a.shape[dim + 1 :]) for a, dim in pairs))
+            return y.new_empty(0, *y.shape), 0
+        each = [op(*(a if dim is None else a.select(dim, i) for a, dim in pairs)) for i in range(info.batch_size)]
+        return torch.stack(each), 0
 
     return rule

@@ -223,9 +223,7 @@ split_matmul = define(
     lambda x, w, labels, bias, activation, alpha, transposed, backend: x.new_empty(x.shape[0], alpha, w.shape[0]),
     _split_backward,
     _setup_partition,
-    tangent_of_second=lambda w, x, _, labels, bias, activation, alpha, transposed, backend: _at_edges(
-        w, labels, transposed, alpha
-    ),
+    tangent_of_second=lambda w, *args: _at_edges(w, labels=args[2], transposed=args[6], alpha=args[5]),
 )
 """``x[M, K], w[N, K], labels -> y[M, alpha, N]``. Its gradient is that of ``activation=None``.
 
@@ -260,9 +258,7 @@ merge_matmul = define(
     lambda z, w, labels, bias, activation, transposed, backend: z.new_empty(z.shape[0], w.shape[0]),
     _merge_backward,
     _setup_partition,
-    tangent_of_second=lambda w, z, _, labels, bias, activation, transposed, backend: _at_edges(
-        w, labels, transposed, z.shape[1]
-    ),
+    tangent_of_second=lambda w, z, *args: _at_edges(w, labels=args[1], transposed=args[4], alpha=z.shape[1]),
 )
 """``z[M, alpha, K], w[N, K], labels -> y[M, N]``. Its gradient is that of ``activation=None``."""
 

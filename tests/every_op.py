@@ -243,10 +243,11 @@ class Maker:
 
     def block_grad(self) -> Problem:
         case, (_, weight, layout) = self.case, self.blocks()
+        blocks = len(weight) // prod(case.block)
         return Problem(
             (self.operand(*case.lead, case.n), self.operand(*case.lead, case.k)),
             lambda dy, x: kernels.block_grad(dy, x, layout, backend=case.backend),
-            lambda dy, x: _taken(_rows(dy, 1).mT @ _rows(x, 1), weight).view(-1, *case.block),
+            lambda dy, x: _taken(_rows(dy, 1).mT @ _rows(x, 1), weight).unflatten(0, (blocks, *case.block)),
         )
 
     def semi_structured_matmul(self) -> Problem:

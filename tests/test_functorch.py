@@ -167,6 +167,16 @@ def test_a_transform_gives_what_it_gives_of_dense_weights(case: Case, transform:
         torch.testing.assert_close(mine, right)
 
 
+@pytest.mark.parametrize("which", [0, None], ids=["first", "all"])
+@each_case
+def test_a_batch_of_none(case: Case, which: int | None) -> None:
+    problem = problem_of(case)
+    tensors, dims = stacked(problem.operands, which)
+    none = tuple(t if dim is None else t.narrow(dim, 0, 0) for t, dim in zip(tensors, dims, strict=True))
+    ours, dense = (vmap(f, in_dims=dims)(*none) for f in (problem.ours, problem.dense))
+    assert ours.shape == dense.shape and ours.shape[0] == 0
+
+
 MODELS = (("random", "partition"), ("block", "input"), ("block", "block"), ("2:4", "magnitude"))
 
 
