@@ -122,7 +122,7 @@ class _Node(torch.autograd.Function):
     def apply(cls, *args: Any) -> Any:
         """Past ``Function.apply``, which would hand a call inside of a transform to all levels at once."""
         with enable_single_level_autograd_function():
-            return super(torch.autograd.Function, cls).apply(*args)
+            return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
 def _node(op: Run, name: str, backward: Callable[..., Any], save: Callable[..., None]) -> type[_Node]:

@@ -58,7 +58,8 @@ def _at_edges(w: Tensor, labels: Tensor, transposed: bool, alpha: int) -> Tensor
     if labels.shape[0] == digits(alpha):
         return w
     owned = unpack_bits(labels[-1], w.shape[0] if transposed else w.shape[1])
-    return torch.where((owned.T if transposed else owned) == 1, w, w.new_zeros(()))
+    edges = ((owned.T if transposed else owned) == 1).to(w.device)  # moved to the meta device alone
+    return torch.where(edges, w, w.new_zeros(()))
 
 
 # Autograd. Only the operands that a wanted gradient needs are saved.
