@@ -53,13 +53,11 @@ def _at_edges(w: Tensor, labels: Tensor, transposed: bool, alpha: int) -> Tensor
     """``w[N, K]`` with zeros where packed labels have a hole: the kernels take for granted that they are there."""
     if labels.dim() == 2:
         return w
-    from .partition.labels import digits, unpack_bits
-
-    if labels.shape[0] == digits(alpha):
+    packed = _labels(labels, transposed, w.shape[0], w.shape[1], alpha)
+    if not packed.has_holes:
         return w
-    owned = unpack_bits(labels[-1], w.shape[0] if transposed else w.shape[1])
-    edges = ((owned.T if transposed else owned) == 1).to(w.device)  # moved to the meta device alone
-    return torch.where(edges, w, w.new_zeros(()))
+    owned = (packed.unpack() < alpha).to(w.device)  # moved to the meta device alone
+    return torch.where(owned, w, w.new_zeros(()))
 
 
 # Autograd. Only the operands that a wanted gradient needs are saved.

@@ -395,7 +395,8 @@ def test_torch_sparse_is_called_with_what_it_wants(
     monkeypatch.setattr(torch, "_sparse_semi_structured_mm", cutlass)
     monkeypatch.setattr(torch, "_sparse_semi_structured_addmm", cutlass_with_bias)
     monkeypatch.setattr(torch_backend, "_ALGORITHMS", {})
-    monkeypatch.setattr(torch_backend, "goes_to_cusparselt", lambda operand: library == "cuSPARSELt")
+    monkeypatch.setattr(torch_backend, "has_cusparselt", lambda: library == "cuSPARSELt")
+    monkeypatch.setattr(torch_backend, "_on_gpu", lambda values: True)
     layout, (w, x, dy) = case.layout(), (t.round() for t in case.tensors(torch.bfloat16))
     values = layout.from_dense(w)
     for _ in range(2):

@@ -108,18 +108,13 @@ def pack_planes(labels: Tensor, alpha: int) -> Tensor:
 
 def unpack_planes(planes: Tensor, n: int, k: int, alpha: int, transposed: bool) -> Tensor:
     """Labels of packed planes: uint8 ``[n, k]``, or ``[k, n]`` where transposed."""
-    bits = unpack_bits(planes, k)
+    bits = ((planes[..., None, None] >> _positions(planes.device)) & 1).flatten(2)[:, :, :k]
     labels = bits.new_zeros(n, k)
     for digit in range(digits(alpha)):
         labels = labels | (bits[digit] << digit)
     if planes.shape[0] > digits(alpha):
         labels = torch.where(bits[-1] == 1, labels, labels.new_full((), HOLE))
     return labels.T if transposed else labels
-
-
-def unpack_bits(planes: Tensor, k: int) -> Tensor:
-    """Rows of bits ``[..., bytes]`` as numbers ``[..., k]``, uint8."""
-    return ((planes[..., None, None] >> _positions(planes.device)) & 1).flatten(-3)[..., :k]
 
 
 def _positions(device: torch.device) -> Tensor:

@@ -57,7 +57,7 @@ def has_cusparselt() -> bool:
 
 def goes_to_cusparselt(operand: Tensor) -> bool:
     """Whether a call with this operand is one of cuSPARSELt; every other is in the format of CUTLASS."""
-    return has_cusparselt() and operand.is_cuda
+    return has_cusparselt() and _on_gpu(operand)
 
 
 def why_not_shape(operand: Tensor, outputs: int, inputs: int) -> str | None:
@@ -108,6 +108,10 @@ _ALGORITHMS: dict[tuple[Any, ...], int] = {}
 """Algorithms of cuSPARSELt by outputs, inputs, rows, dtype, device and bias or none, searched when first met."""
 
 
+def _on_gpu(values: Tensor) -> bool:
+    return values.is_cuda
+
+
 # Conversions.
 
 
@@ -134,7 +138,7 @@ def to_sparse_semi_structured(values: Tensor, layout: SemiStructuredLayout) -> S
     if reason:
         raise ValueError(f"to_sparse_semi_structured: {reason}")
     shape, rest = torch.Size((outputs, inputs)), (None, None, None)
-    if goes_to_cusparselt(values):
+    if has_cusparselt() and _on_gpu(values):
         compressed = torch._cslt_compress(layout.to_dense(values).flatten(0, 1).contiguous())
         return SparseSemiStructuredTensorCUSPARSELT(shape, compressed, None, *rest)
     nibbles = layout.nibbles().flatten(0, 1)
