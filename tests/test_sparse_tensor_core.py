@@ -192,16 +192,18 @@ CASES = (
 @pytest.mark.parametrize("children", [1, 2])
 @pytest.mark.parametrize("case", CASES, ids=readable_id)
 def test_the_kernel_is_exact_on_small_integers(case: Case, children: int, dtype: torch.dtype) -> None:
-    """Copies, pipeline, fragments, split and epilogue; the instruction itself is the emulator's."""
+    """Copies, pipeline, fragments, split, epilogue, a bias that is rounded once; the instruction is the emulator's."""
     weight = weight_of("random", case.n, case.k, children, dtype)
     x = integers(case.m, case.k, seed=4, dtype=dtype)
-    with on_numpy():
-        y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(
-            x, weight.values, weight.layout, config=case.config
-        )
-    assert y.dtype == dtype
-    want = semi_structured_matmul(x.double(), weight.values.double(), weight.layout)
-    assert torch.equal(y, want.to(dtype))
+    for bias in (None, integers(children, case.n, seed=5, dtype=dtype) / 8):
+        with on_numpy():
+            y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(
+                x, weight.values, weight.layout, bias, case.config
+            )
+        assert y.dtype == dtype
+        exact = None if bias is None else bias.double()
+        want = semi_structured_matmul(x.double(), weight.values.double(), weight.layout, exact)
+        assert torch.equal(y, want.to(dtype))
 
 
 @pytest.mark.parametrize("children", [1, 2])
