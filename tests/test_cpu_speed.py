@@ -1,4 +1,4 @@
-"""The dense form of a layer on a CPU: that it is the layer, that it is never stale, who does without it, what it saves."""
+"""The dense form of a layer on a CPU: that it is the layer, is never stale, who does without it, what it saves."""
 
 import gc
 import pickle
