@@ -26,6 +26,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fpe
+from fpe.bench import whole
+from fpe.bench.results import COMMITTED, Results
 from fpe.layers import ExpandedLinear, dense_form
 
 KINDS = (  # every kind of layer, in both places of a pair
@@ -48,7 +50,7 @@ def linears(model: nn.Module) -> list[nn.Module]:
 
 def kept(model: nn.Module) -> list[bool]:
     """Whether a dense weight is kept, layer by layer."""
-    return [layer in dense_form._WEIGHTS._made for layer in expanded_layers(model)]
+    return [layer in dense_form._WEIGHTS for layer in expanded_layers(model)]
 
 
 def without(model: nn.Module) -> nn.Module:
@@ -204,6 +206,8 @@ def test_under_autocast(recipe: Recipe) -> None:
 
 
 def step(model: nn.Module, **options: bool) -> None:
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
     torch.optim.Adam(model.parameters(), lr=0.1, **options).step()
 
 
@@ -252,8 +256,6 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("recipe", KINDS[:3], ids=readable_id)
 def test_no_change_goes_unseen(recipe: Recipe, change: Callable[[nn.Module], object]) -> None:
     wide = recipe.expand(mlp(*SIZES)).eval()
-    for p in wide.parameters():
-        p.grad = torch.ones_like(p)
     x = batch()
     with torch.no_grad():
         before = wide(x)
@@ -263,6 +265,13 @@ def test_no_change_goes_unseen(recipe: Recipe, change: Callable[[nn.Module], obj
         after = wide(x)
         assert torch.equal(after, fpe.to_dense(wide)(x))
         assert torch.equal(before, after) == (change is CHANGES["cleared"] or (rewired_nothing(wide, change)))
+    wide.train()
+    torch.testing.assert_close(wide(x), after)
+    with torch.enable_grad():
+        wide(x).sum().backward()
+        wide.zero_grad()
+        change(wide)
+        torch.testing.assert_close(wide(x), fpe.to_dense(wide)(x))
 
 
 def rewired_nothing(model: nn.Module, change: object) -> bool:
@@ -347,13 +356,13 @@ def test_it_goes_with_its_layer_and_when_the_layer_moves() -> None:
     layer = expanded_layers(wide)[0]
     with torch.no_grad():
         wide(batch())
-    dense = weakref.ref(dense_form._WEIGHTS._made[layer].result)
+    dense = weakref.ref(dense_form._WEIGHTS[layer].result)
     layer.to("meta")
     assert dense() is None
     layer = expanded_layers(Recipe().expand(mlp(*SIZES)))[0]
     with torch.no_grad():
         layer(batch())
-    dense = weakref.ref(dense_form._WEIGHTS._made[layer].result)
+    dense = weakref.ref(dense_form._WEIGHTS[layer].result)
     del layer
     gc.collect()
     assert dense() is None
@@ -406,7 +415,7 @@ def test_it_can_be_turned_off(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -
     with torch.no_grad():
         torch.testing.assert_close(wide(batch()), fpe.to_dense(wide)(batch()))
     wide(batch()).sum().backward()
-    assert not any(kept(wide)) and not any(m in dense_form._MASKS._made for m in expanded_layers(wide))
+    assert not any(kept(wide)) and not any(m in dense_form._MASKS for m in expanded_layers(wide))
 
 
 def test_compiled_models_agree() -> None:
@@ -436,3 +445,22 @@ def test_large_blocks_are_multiplied_by_themselves_in_training() -> None:
     assert layer.masked_copy() is None and small.masked_copy() is not None
     x = torch.randn(2, 1024, generator=seeded())
     torch.testing.assert_close(layer(x), layer.to_linear()(x))
+
+
+# What it saves.
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_cpu_runs_the_readmes_model_in_about_its_dense_forms_time(rows: int) -> None:
+    """Half as much again as the bars, for other machines; without the dense form it is 5 times and more."""
+    case = whole.Case(whole.SIZES[0], "random auto", rows)
+    for row in whole.measure(case, seconds=0.4):
+        assert row["ratio"] <= 1.5 * whole.BARS[row["pass"]][rows], row
+
+
+def test_the_committed_ratios_are_within_the_bars() -> None:
+    rows = Results.read(COMMITTED / "cpu/latency-models.jsonl").rows
+    assert {(row["model"], row["expansion"], row["M"]) for row in rows} == {
+        ("-".join(map(str, case.sizes)), case.expansion, case.rows) for case in whole.cases()
+    }
+    assert not [row for row in rows if row["ratio"] > whole.BARS[row["pass"]][row["M"]]]
