@@ -149,7 +149,6 @@ def table(results: Results) -> Table:
         found = [ratios.get((model, expansion, name, m)) for name in PASSES for m in batches]
         body.append((model, expansion, *("-" if row is None else f"{row['ratio']:.2f}" for row in found)))
     columns = ("model", "expansion", *(f"{name}, M = {m}" for name in PASSES for m in batches))
-    threads = results.settings.get("threads", "-")
     alpha = ", ".join(sorted({f"alpha = {row['alpha']}" for row in rows}))
-    title = f"Time over that of to_dense(), {alpha}, {results.provenance['device']}, threads: {threads}"
+    title = f"Time over that of to_dense(), {alpha}, one thread, {results.provenance['device']}"
     return Table(title, columns, body)
