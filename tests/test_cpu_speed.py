@@ -292,6 +292,35 @@ def test_writing_a_few_entries_through_data_needs_to_be_told(recipe: Recipe) -> 
         assert torch.equal(layer(x), layer.to_linear()(x))
 
 
+def test_one_entry_or_a_buffer_is_enough() -> None:
+    """What the version counters and the identity of the tensors are for: the sample sees none of it."""
+    module = nn.Module()
+    weight = nn.Parameter(torch.zeros(100, 100))
+    module.register_buffer("labels", torch.zeros(100, 100, dtype=torch.uint8))
+    module.topology = torch.zeros(3)
+
+    def made() -> dense_form.Made:
+        return dense_form.Made.of(torch.zeros(1), weight, module, ("labels", "topology"))
+
+    def write_weight() -> None:
+        weight[5, 7] += 1
+
+    changes = (
+        write_weight,
+        lambda: module.labels[5, 7].fill_(1),
+        lambda: module.topology.add_(1),
+        lambda: setattr(module, "labels", module.labels.clone()),
+        lambda: setattr(module, "topology", None),
+    )
+    for change in changes:
+        before = made()
+        assert before.is_of(weight, module) and not before.is_of(nn.Parameter(weight.detach()), module)
+        with torch.no_grad():
+            change()
+        assert not before.is_of(weight, module)
+        assert made().is_of(weight, module)
+
+
 @each_kind
 def test_swapped_parameters_are_used_and_forgotten(recipe: Recipe) -> None:
     wide = recipe.expand(mlp(*SIZES))
@@ -313,6 +342,7 @@ def test_what_was_kept_without_gradients_serves_with_them(recipe: Recipe, made_i
     plain = fpe.to_dense(wide)
     with made_in():
         wide(batch())
+    assert all(kept(wide))
     ours, theirs = batch().requires_grad_(), batch().requires_grad_()
     for model, x in ((wide, ours), (plain, theirs)):
         model(x).square().sum().backward()

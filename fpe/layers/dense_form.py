@@ -9,9 +9,9 @@ dense weight once it has been trained. Neither is part of a state dict, a copy o
 on a layer or on :class:`fpe.layers.ExpandedLinear` for all of them, turns both off: every call then reads the labels or
 the blocks themselves, in the parent's memory and several times as long.
 
-Changes are seen by PyTorch's version counters. What is written through ``.data`` does not count there, so a sample of
-the entries is compared too: averaged weights that are swapped in are seen. After writing a few entries in that way,
-call :func:`forget`.
+Changes are seen by PyTorch's version counters. Fused optimizers and what is written through ``.data`` do not count
+there, so a sample of the entries is compared too, and a forward with gradients frees the dense weight. After writing a
+few entries through ``.data``, call :func:`forget`.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from torch.compiler import is_compiling
 if TYPE_CHECKING:
     from .base import ExpandedLinear
 
-SAMPLE = 8
+SAMPLE = 64
 """Entries of a tensor that are compared."""
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -50,7 +50,7 @@ class Made(NamedTuple):
     version: int
     pointer: int
     sample: Tensor
-    entries: list[int]
+    entries: Tensor
     others: list[tuple[str, Tensor | None, int]]
 
     @classmethod
@@ -60,7 +60,7 @@ class Made(NamedTuple):
         sample = flat[:: len(flat) // SAMPLE + 1]
         tensors = [(name, _own(layer, name)) for name in names]
         others = [(name, tensor, 0 if tensor is None else tensor._version) for name, tensor in tensors]
-        return cls(result, first, first._version, first.data_ptr(), sample, sample.tolist(), others)
+        return cls(result, first, first._version, first.data_ptr(), sample, sample.clone(), others)
 
     def is_of(self, first: object, layer: nn.Module) -> bool:
         """Whether it was made of this tensor and of what the layer has now, and none of them has changed."""
@@ -69,7 +69,7 @@ class Made(NamedTuple):
             first is not seen
             or seen._version != self.version
             or seen.data_ptr() != self.pointer
-            or self.sample.tolist() != self.entries
+            or not torch.equal(self.sample, self.entries)
         ):
             return False
         for name, tensor, version in self.others:
