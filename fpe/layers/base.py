@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .dense_form import forget
+
 FORMAT_VERSION = 2
 """Version of the state dict's layout; its first entry in every layer's header."""
 
@@ -18,7 +20,12 @@ class ExpandedLinear(nn.Module):
         in_features: Width of the input.
         out_features: Width of the output.
         backend: Which implementation runs: ``"auto"``, ``"triton"`` or ``"eager"``.
+        keeps_dense: Whether a CPU keeps the dense weight between calls, see :mod:`.dense_form`.
+        made_of: Names of the weight parameter and of the tensors that say where its entries lie.
     """
+
+    keeps_dense: bool = True
+    made_of: tuple[str, ...]
 
     def __init__(self, in_features: int, out_features: int, backend: str) -> None:
         super().__init__()
@@ -30,6 +37,10 @@ class ExpandedLinear(nn.Module):
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[out_features, in_features]``, differentiable."""
+        raise NotImplementedError
+
+    def masked_copy(self) -> Tensor | None:
+        """:meth:`wide_weight` by the quickest way on a CPU; none where the layer's operation is quicker still."""
         raise NotImplementedError
 
     def kept(self) -> Tensor:
@@ -87,6 +98,11 @@ class ExpandedLinear(nn.Module):
         raise NotImplementedError
 
     # The state dict. Every entry is a tensor, so that safetensors takes it too.
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ExpandedLinear":
+        """Moves or casts the layer; what a CPU kept of it is freed."""
+        forget(self)
+        return super()._apply(fn, recurse)
 
     def _header(self) -> list[int]:
         """What a state dict must agree with before it can be loaded, besides its tensors' shapes."""

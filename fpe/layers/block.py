@@ -5,12 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from ..kernels import BlockLayout, block_matmul
 from ..kernels.block.layout import tiles
 from ..partition import check_block
 from .base import ExpandedLinear, expect
+from .dense_form import dense_weight
+
+COPIED_IN_A_LOOP = 20_000
+"""Entries that a CPU copies in the time that it takes for a row or column of blocks; measured on x86."""
 
 
 class BlockLinear(ExpandedLinear):
@@ -38,6 +42,7 @@ class BlockLinear(ExpandedLinear):
     inside: Tensor | None
     rows: Tensor
     cols: Tensor
+    made_of = ("values", "rows", "cols", "inside")
 
     def __init__(
         self,
@@ -69,6 +74,9 @@ class BlockLinear(ExpandedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``y = x @ W.T + bias``, at the cost of the kept blocks."""
+        dense = dense_weight(self, x)
+        if dense is not None:
+            return linear(x, dense, self.bias)
         if self.planes[1] > 1:
             x = self._pad_planes(x, -1, 1)
         bias = None if self.bias is None else self._pad_planes(self.bias, -1, 0)
@@ -78,6 +86,13 @@ class BlockLinear(ExpandedLinear):
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[outputs, inputs]``."""
         return self._from_planes(self.layout.to_dense(self._kept_values()))
+
+    def masked_copy(self) -> Tensor | None:
+        """:meth:`wide_weight`, unless blocks are so large that a loop over their rows and columns is quicker."""
+        loops = sum(self.block_mask.shape)
+        if self.in_features * self.out_features > loops * COPIED_IN_A_LOOP:
+            return None
+        return self.wide_weight().contiguous()
 
     def kept(self) -> Tensor:
         """Which entries of :meth:`wide_weight` exist."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from .base import ExpandedLinear, expect
+from .dense_form import dense_weight, masked_copy
 
 
 class MaskedLinear(ExpandedLinear):
@@ -21,6 +22,7 @@ class MaskedLinear(ExpandedLinear):
     """
 
     mask: Tensor
+    made_of = ("weight", "mask")
 
     def __init__(
         self,
@@ -29,7 +31,7 @@ class MaskedLinear(ExpandedLinear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(mask.shape[1], mask.shape[0], "eager")
+        super().__init__(mask.shape[1], mask.shape[0], "auto")
         self.register_buffer("mask", mask.to(device=device, copy=True))
         self.weight = nn.Parameter(torch.empty(mask.shape, device=device, dtype=dtype))
         self.bias = self._make_bias(bias, device=device, dtype=dtype)
@@ -37,7 +39,12 @@ class MaskedLinear(ExpandedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``y = x @ (weight * mask).T + bias``."""
-        return linear(x, self.wide_weight(), self.bias)
+        weight = dense_weight(self, x)
+        return linear(x, self.wide_weight() if weight is None else weight, self.bias)
+
+    def masked_copy(self) -> Tensor:
+        """:meth:`wide_weight`, quicker."""
+        return masked_copy(self, 0, 1)
 
     def wide_weight(self) -> Tensor:
         """The masked weight, ``[outputs, inputs]``."""
