@@ -11,7 +11,6 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import conv2d
 
 from .expansion import expand_pair
-from .layers import ExpandedLinear
 from .partition import Partition
 from .resparsify import Policy
 
@@ -39,9 +38,10 @@ class PatchConv2d(nn.Module):
         bias = like.bias if form == "widened" else None
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
 
+    @property
     def weight(self) -> Tensor:
         """The weight of the equivalent dense convolution, ``[out_channels, in_channels, kh, kw]``."""
-        wide = self.edges.wide_weight() if isinstance(self.edges, ExpandedLinear) else self.edges.weight
+        wide = self.edges.weight
         assert isinstance(wide, Tensor)
         kh, kw = self.kernel_size
         if self.form == "split":
@@ -51,7 +51,7 @@ class PatchConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of ``[batch, in_channels, height, width]``."""
         bias = self.edges.bias if self.form == "split" else self.bias
-        return conv2d(x, self.weight(), bias, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
+        return conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """Form, kernel and stride."""

@@ -146,7 +146,7 @@ def _expanded(fc1: nn.Linear, chosen: Plan) -> ExpandedLinear:
         blocks.set_wide_weight(fc1.weight.repeat(partition.alpha, 1))
         return blocks
     layer = SplitLinear(partition, bias, **_like(fc1))
-    layer.weight.copy_(fc1.weight)
+    layer.set_edge_weight(fc1.weight)
     layer.clear_removed()
     return layer
 
@@ -164,13 +164,12 @@ def _successor(
         return dense
     if policy == "magnitude":
         masked = MaskedLinear(kept, bias, **_like(fc2))
-        masked.weight.copy_(wide)
-        masked.clear_removed()
+        masked.set_wide_weight(wide)
         return masked
     if policy == "partition" and chosen.first.structure != "block":
         owner = chosen.second.to(torch.uint8).argmax(1).to(torch.uint8)
         merge = MergeLinear(Partition(owner, alpha), bias, **_like(fc2))
-        merge.weight.copy_(fc2.weight)
+        merge.set_edge_weight(fc2.weight)
         return merge
     assert block is not None
     blocks = BlockLinear(kept, block, (1, alpha), bias, **_like(fc2))

@@ -74,7 +74,7 @@ class Rewiring:
         if not self.layers:
             raise ValueError(f"Rewiring: expected a model with FPE layers, got {type(model).__name__} without one")
         for name, layer in self.layers.items():
-            if id(_weight(layer)) not in held:
+            if id(layer.edge_weight) not in held:
                 raise ValueError(f"Rewiring: the optimizer does not hold the weight of '{name}'")
         if every < 1 or not 0 < fraction < 1 or (steps is not None and steps < 1):
             raise ValueError(
@@ -111,7 +111,7 @@ class Rewiring:
             if self.steps is not None:
                 share *= (1 + math.cos(math.pi * self.taken / self.steps)) / 2
             for name, layer in self.layers.items():
-                layer.rewire(self._moved(name, layer, share), *self._followers(_weight(layer)))
+                layer.rewire(self._moved(name, layer, share), *self._followers(layer.edge_weight))
             self._gradients.clear()
         return due
 
@@ -243,10 +243,6 @@ def _top(score: Tensor, among: Tensor, count: int) -> Tensor:
     best = score.double().masked_fill(~among, -torch.inf).flatten().topk(count).indices
     chosen.view(-1)[best] = True
     return chosen
-
-
-def _weight(layer: ExpandedLinear) -> nn.Parameter:
-    return layer.values if isinstance(layer, BlockLinear) else layer.weight  # type: ignore[return-value]
 
 
 def _planes(layer: ExpandedLinear) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from support import (
     readable_id,
     seeded,
     snapshot,
-    weight_parameter,
 )
 from torch import Tensor, nn
 
@@ -47,12 +46,12 @@ class Run:
         """Of each layer the mask, and the wide views of its weight and both moments."""
         shown = []
         for layer in expanded_layers(self.model):
-            weight = weight_parameter(layer)
+            weight = layer.edge_weight
             moments = self.optimizer.state[weight]
             wide = []
             for tensor in (weight, moments["exp_avg"], moments["exp_avg_sq"]):
                 copy = deepcopy(layer)
-                weight_parameter(copy).data.copy_(tensor)
+                copy.edge_weight.data.copy_(tensor)
                 wide.append(copy.wide_weight().detach())
             shown.append((layer.kept().clone(), wide))
         return shown
@@ -75,7 +74,7 @@ def test_a_move_keeps_counts_and_entries_and_begins_new_edges_at_zero(recipe: Re
         changed += int(grown.sum())
         for ours, theirs in zip(new_wide, old_wide, strict=True):
             assert torch.equal(ours, torch.where(new & old, theirs, 0))
-        stored = weight_parameter(layer)
+        stored = layer.edge_weight
         assert int((stored != 0).sum()) == int((new & old).sum())
     assert changed > 0
     run.step()
@@ -108,7 +107,7 @@ def _tile_counts(layer: fpe.layers.ExpandedLinear) -> Tensor:
     """How many tiles hold 0, 1, 2, ... edges; of the other layers, how many edges there are."""
     if not isinstance(layer, BlockLinear):
         return layer.kept().sum()
-    counts = tiles(layer._to_planes(layer.kept()), layer.block_shape).flatten(2).sum(-1)
+    counts = tiles(layer.grid.to_planes(layer.kept()), layer.block_shape).flatten(2).sum(-1)
     return counts.flatten().bincount(minlength=layer.block_shape[0] * layer.block_shape[1] + 1)
 
 
@@ -151,7 +150,7 @@ def test_the_smallest_edges_go_and_the_largest_gradients_come() -> None:
         optimizer.step()
         if seed == 1:
             rewiring.step()
-    old, weight = layer.kept().clone(), layer.weight.detach().abs()
+    old, weight = layer.kept().clone(), layer.edge_weight.detach().abs()
     rewiring.step()
     grown, dropped = layer.kept() & ~old, old & ~layer.kept()
     count = int(0.3 * int(old.sum()))
@@ -168,7 +167,7 @@ def test_an_edge_goes_to_the_child_that_wants_it_most() -> None:
     rewiring = Rewiring(layer, optimizer, every=1, regrow="gradient")
     x, dy = torch.randn(8, 12, generator=seeded(1)), torch.randn(8, 24, generator=seeded(2))
     layer(x).backward(dy)
-    old, weight = layer.partition.labels.clone(), layer.weight.detach().abs().clone()
+    old, weight = layer.partition.labels.clone(), layer.edge_weight.detach().abs().clone()
     rewiring.step()
     new = layer.partition.labels
     went = new != old
@@ -206,9 +205,9 @@ def test_what_is_stored_at_removed_places_is_cleared() -> None:
     kept[:2, :3] = True
     kept[0, 0] = False  # a block kept in part
     layer = BlockLinear(kept, (2, 3), bias=False)
-    layer.values.data.fill_(1.0)
+    layer.edge_weight.data.fill_(1.0)
     layer.rewire(kept)
-    assert int((layer.values != 0).sum()) == int(kept.sum()) == 5
+    assert int((layer.edge_weight != 0).sum()) == int(kept.sum()) == 5
 
 
 def test_a_full_mask_has_no_room() -> None:

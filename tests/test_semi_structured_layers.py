@@ -39,7 +39,7 @@ def test_a_2_to_4_layer_trains_as_the_eager_one(holes: bool) -> None:
             optimizer.step()
             losses[backend].append(loss.item())
         first = model[0]
-        assert (first.weight[first.labels == HOLE] == 0).all()
+        assert (first.edge_weight[first.labels == HOLE] == 0).all()
     torch.testing.assert_close(losses["triton"], losses["eager"], rtol=1e-5, atol=1e-6)
     assert losses["triton"][-1] < losses["triton"][0]
 
@@ -52,7 +52,7 @@ def test_serving_compresses_once_for_each_version_of_the_weight() -> None:
     ):
         before = [ours(x), ours(x)]
         assert compress.call_count == 1 and torch.equal(*before)
-        ours.weight.mul_(2)
+        ours.edge_weight.mul_(2)
         after = ours(x)
         assert compress.call_count == 2
     ours.backend = "eager"
@@ -84,7 +84,7 @@ def test_a_merged_layer_runs_as_2_to_4_whatever_its_labels(alpha: int, monkeypat
     labels[torch.rand(labels.shape, generator=seeded(2)) < 0.3] = HOLE
     merged = fpe.MergeLinear(Partition(labels, alpha))
     z = torch.randn(3, alpha * 9, generator=seeded(3)).requires_grad_()
-    parameters = [z, merged.weight, merged.bias]
+    parameters = [z, merged.edge_weight, merged.bias]
     want = merged(z)
     wanted = torch.autograd.grad(want.square().sum(), parameters)
     merged.backend = "sparse_tensor_core"
@@ -100,5 +100,5 @@ def test_a_merged_layer_runs_as_2_to_4_whatever_its_labels(alpha: int, monkeypat
     with torch.no_grad():
         served = merged(z)
         torch.testing.assert_close(served, want)
-        merged.weight.mul_(2)
+        merged.edge_weight.mul_(2)
         assert not torch.equal(merged(z), served)
