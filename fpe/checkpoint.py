@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .layers import ExpandedLinear
 from .layers.base import check_shape
-from .surgery import replace_modules, sequential_leaves, widened_between
+from .surgery import is_chain, replace_modules, sequential_leaves, widened_between
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -72,7 +72,7 @@ def restore(model: Model, state: Mapping[str, Any]) -> Model:
             if wide_layer is not None:
                 layers[name] = wide_layer
     replaced: dict[str, nn.Module] = dict(layers)
-    if isinstance(model, nn.Sequential):
+    if is_chain(model):
         linears = [(name, module) for name, module in sequential_leaves(model) if isinstance(module, nn.Linear)]
         for (first, dense), (second, _) in pairwise(linears):
             alpha = layers[first].out_features // dense.out_features if first in layers else 1

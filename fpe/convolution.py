@@ -12,6 +12,7 @@ from torch.nn.functional import conv2d
 
 from .expansion import expand_pair
 from .partition import Partition
+from .replaceable import check_replaceable
 from .resparsify import Policy
 
 Form = Literal["split", "widened"]
@@ -82,12 +83,11 @@ def expand_conv_pair(
 
     Raises:
         TypeError: A layer is no ``nn.Conv2d``.
-        ValueError: Channels do not chain, a convolution has groups or pads with other than zeros, or as in
-            :func:`fpe.expand_pair`.
+        ValueError: Channels do not chain, a convolution has groups, pads with other than zeros or holds what would be
+            lost, or as in :func:`fpe.expand_pair`.
     """
     for name, conv in (("conv1", conv1), ("conv2", conv2)):
-        if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"expand_conv_pair: {name} must be an nn.Conv2d, got {type(conv).__name__}")
+        check_replaceable("expand_conv_pair", name, conv, nn.Conv2d)
         if conv.groups != 1 or conv.padding_mode != "zeros":
             raise ValueError(
                 f"expand_conv_pair: {name} must have groups = 1 and pad with zeros, got groups = {conv.groups}, "

@@ -31,7 +31,8 @@ class ExpandedLinear(nn.Module):
         bias: ``[out_features]``, or ``None``.
         fingerprint: What the topology is known by, eight small numbers, a buffer that is not saved.
             ``DistributedDataParallel`` copies it from the first process, and the first forward after that raises where
-            processes were given different topologies.
+            processes were given different topologies. So does the first in eval mode after buffers of models whose
+            masks differ were averaged.
     """
 
     KIND: ClassVar[int]
@@ -47,7 +48,8 @@ class ExpandedLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.backend = backend
-        self._stamped: int | None = None
+        self._stamped: int | None = None  # version of the fingerprint that is known to be right; None: never ask
+        self._asked = False
         self._topology_device = torch.device("cpu")
 
     def _build(self, shape: tuple[int, ...], bias: bool, topology: Topology, **factory: Any) -> None:
@@ -207,7 +209,8 @@ class ExpandedLinear(nn.Module):
             setattr(self, name, of_constant_size(on(getattr(self, name), weight.device)))
         with torch.no_grad():
             self.fingerprint.copy_(self._own_fingerprint())
-        self._stamped = None if self.fingerprint.is_inference() else self.fingerprint._version  # None: do not ask
+        self._stamped = None if self.fingerprint.is_inference() else self.fingerprint._version
+        self._asked = False
 
     def _own_fingerprint(self) -> Tensor:
         """Numbers 0 .. 255: exact in every float type, so that a model's average with itself keeps them."""
@@ -222,13 +225,18 @@ class ExpandedLinear(nn.Module):
         return held if weight.device == self._topology_device else on(held, weight.device)
 
     def _check_replica(self) -> None:
-        """Raises where another process has written another topology's fingerprint here; asks once after a write."""
+        """Raises where another topology's fingerprint has been written here.
+
+        It is asked at the first forward after a write, and in eval mode after every write.
+        """
         weight, mark = self.edge_weight, self.fingerprint
         if type(weight) is nn.Parameter and weight.device != self._topology_device:
             self._follow_weight()  # FSDP2 moves parameters by itself
         if self._stamped is None or mark._version == self._stamped or mark.is_meta or type(mark) is not Tensor:
             return
-        self._stamped = None
+        if self.training and self._asked:  # DistributedDataParallel writes in every step; an answer waits for the GPU
+            return
+        self._stamped, self._asked = mark._version, True
         if bool((mark.cpu() - self._own_fingerprint()).abs().max() > 0.5):
             raise RuntimeError(
                 f"{type(self).__name__}: the buffers of a layer with other edges were written into this one: by "
