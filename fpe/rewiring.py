@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from .kernels.block.layout import tiles
 from .layers import BlockLinear, ExpandedLinear, MergeLinear, SplitLinear
+from .partition import check_generator
 
 Regrow = Literal["random", "gradient"]
 REGROW: tuple[Regrow, ...] = ("random", "gradient")
@@ -69,6 +70,7 @@ class Rewiring:
         regrow: Regrow = "random",
         generator: Generator | None = None,
     ) -> None:
+        check_generator("Rewiring", generator)
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, ExpandedLinear)}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not self.layers:
