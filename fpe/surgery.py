@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from .replaceable import check_settled, check_unshared, own_forward
+from .unshard import unshard_into
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -69,6 +70,7 @@ def tiled(module: nn.Module, alpha: int, **sizes: object) -> nn.Module:
 def replace_modules(model: Model, replaced: Mapping[str, nn.Module]) -> Model:
     """A deep copy of a model with some modules replaced by name; the originals are not copied."""
     memo: dict[int, object] = {id(model.get_submodule(name)): module for name, module in replaced.items()}
+    unshard_into(memo, model)
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
         _forgo_fast_path(module)

@@ -203,22 +203,28 @@ class ExpandedLinear(nn.Module):
     def _follow_weight(self) -> None:
         weight = self.edge_weight
         if weight.is_meta:
+            self._hold()
             return
         self._topology_device = weight.device
         for name in self.STORED:
             setattr(self, name, of_constant_size(on(getattr(self, name), weight.device)))
+        self._hold()
         with torch.no_grad():
             self.fingerprint.copy_(self._own_fingerprint())
         self._stamped = None if self.fingerprint.is_inference() else self.fingerprint._version
         self._asked = False
 
+    def _hold(self) -> None:
+        held = [t for name in self.STORED for t in tensors_of(getattr(self, name)).values()]
+        self._topology_tensors = tuple(held)
+
     def _own_fingerprint(self) -> Tensor:
         """Numbers 0 .. 255: exact in every float type, so that a model's average with itself keeps them."""
         return checksum(self._encoded).view(1).view(torch.uint8).float()
 
-    def topology_tensors(self) -> list[Tensor]:
-        """The tensors that the topology is held in, beside the weight."""
-        return [t for name in self.STORED for t in tensors_of(getattr(self, name)).values()]
+    def topology_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that the topology is held in: others whenever it changes or moves."""
+        return self._topology_tensors
 
     def _beside(self, weight: Tensor, held: Held) -> Held:
         """A stored form of the topology on the device of a weight."""
