@@ -25,6 +25,7 @@ from support import (
 )
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.func import functional_call
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -227,6 +228,18 @@ def test_a_state_may_be_assigned(recipe: Recipe) -> None:
     assert torch.equal(skeleton(batch()), wide(batch()))
 
 
+@one_of_each
+def test_entries_may_be_loaded_one_by_one(recipe: Recipe) -> None:
+    """As transformers fills a model on meta: each entry by the ``load_state_dict`` of its own module."""
+    wide = recipe.expand(mlp(*SIZES))
+    skeleton = deepcopy(wide).to("meta")
+    for name, tensor in wide.state_dict().items():
+        path, _, leaf = name.rpartition(".")
+        skeleton.get_submodule(path).load_state_dict({leaf: tensor}, strict=False, assign=True)
+    assert_unchanged(skeleton, snapshot(wide))
+    assert torch.equal(skeleton(batch()), wide(batch()))
+
+
 def test_a_state_that_misfits_deep_inside_changes_nothing() -> None:
     class Nested(nn.Module):
         def __init__(self) -> None:
@@ -346,6 +359,23 @@ def test_weights_may_be_parametrized(recipe: Recipe) -> None:
     layer.clear_removed()
     with pytest.raises(ValueError, match="'weight'"):  # the wide weight is no parameter
         parametrizations.weight_norm(wide[2] if len(expanded_layers(wide)) > 1 else layer)
+
+
+@one_of_each
+def test_weights_may_be_handed_in_from_another_device(recipe: Recipe) -> None:
+    """As ``functional_call``, replicas and offloading do; the topology is fetched and stays where it is."""
+    wide = recipe.expand(mlp(*SIZES))
+    elsewhere = {name: p.to("meta") for name, p in wide.named_parameters()}
+    assert functional_call(wide, elsewhere, (batch().to("meta"),)).shape == (4, SIZES[2])
+    assert {t.device.type for layer in expanded_layers(wide) for t in layer.topology_tensors()} == {"cpu"}
+    assert wide(batch()).isfinite().all()
+
+
+@one_of_each
+def test_models_are_exported(recipe: Recipe) -> None:
+    wide = recipe.expand(mlp(*SIZES)).eval()
+    exported = torch.export.export(wide, (batch(),), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    torch.testing.assert_close(exported.module()(batch()[:3]), wide(batch()[:3]))
 
 
 def test_a_subclass_is_its_base_in_a_state() -> None:

@@ -1,5 +1,7 @@
 """Moving masks, by invariants: counts and structure stay, new edges begin at zero, nothing moves off schedule."""
 
+import io
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -158,6 +160,42 @@ def test_the_smallest_edges_go_and_the_largest_gradients_come() -> None:
     assert weight[dropped].max() <= weight[old & layer.kept()].min()
     gradient = (dy.flatten(0, 1).T @ x.flatten(0, 1)).abs()
     assert gradient[grown].min() >= gradient[~old & ~grown].max()
+
+
+def test_growth_sums_the_passes_of_a_step_and_no_others() -> None:
+    """As with gradient accumulation: two halves of a batch are the batch."""
+    masks = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        layer = MaskedLinear(torch.rand(9, 20, generator=seeded()) < 0.5)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+        rewiring = Rewiring(layer, optimizer, every=2, regrow="gradient")
+        x, target = torch.randn(8, 20, generator=seeded(1)), torch.randn(8, 9, generator=seeded(2))
+        (-100 * layer(x)).square().sum().backward()  # of a step that does not move
+        rewiring.step()
+        for piece, wanted in zip(x.chunk(parts), target.chunk(parts), strict=True):
+            (layer(piece) - wanted).square().sum().backward()
+        rewiring.step()
+        masks.append(layer.kept())
+    assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda m: _through_file(m)], ids=["deepcopy", "torch.save"])
+def test_copies_of_a_watched_model_are_not_watched(copied: Callable[[nn.Module], nn.Module]) -> None:
+    run = Run(Recipe(), every=1, regrow="gradient")
+    twin = copied(run.model)
+    nn.functional.cross_entropy(twin(run.x), run.y).backward()
+    with pytest.raises(RuntimeError, match="no backward pass"):
+        run.rewiring.step()
+    run.step()
+    assert run.rewiring.step()
+
+
+def _through_file(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 def test_an_edge_goes_to_the_child_that_wants_it_most() -> None:
