@@ -84,9 +84,9 @@ def _why_not(
     for ours, theirs in zip(got, wanted, strict=True):
         if ours.is_meta or not theirs.is_floating_point():
             continue
-        error = (ours.double() - theirs.double()).norm()
-        if not bool(error <= torch.finfo(theirs.dtype).eps ** 0.5 * theirs.double().norm()):
-            return f"computes something else (off by {float(error / theirs.double().norm()):.2g} of the output)"
+        off, size = (ours.double() - theirs.double()).norm(), theirs.double().norm()
+        if not bool(off <= torch.finfo(theirs.dtype).eps ** 0.5 * size):
+            return f"computes something else (off by {float(off / size):.2g} of the output)"
     return None
 
 

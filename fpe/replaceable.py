@@ -75,7 +75,7 @@ def check_settled(op: str, name: str, module: nn.Module) -> None:
         raise ValueError(f"{op}: '{name}' is a {type(module).__name__} without sizes; run one forward first")
     if is_parametrized(module):
         raise ValueError(
-            f"{op}: '{name}' is parametrized ({', '.join(module.parametrizations)}); make it a plain layer first: "
+            f"{op}: '{name}' is parametrized ({', '.join(dict(module.parametrizations.items()))}); make it a plain layer first: "
             "torch.nn.utils.parametrize.remove_parametrizations"
         )
 

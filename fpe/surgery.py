@@ -122,7 +122,7 @@ def widened_between(model: nn.Module, first: str, second: str, alpha: int) -> di
             known = None
         if known in NORMS:
             widened[name] = widen_norm(module, alpha)
-        elif known is nn.PReLU and module.num_parameters > 1:
+        elif isinstance(module, nn.PReLU) and known is nn.PReLU and module.num_parameters > 1:
             widened[name] = tiled(module, alpha, num_parameters=alpha * module.num_parameters)
         elif known is None:
             raise ValueError(

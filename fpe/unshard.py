@@ -27,7 +27,7 @@ def unshard_into(memo: dict[int, object], model: nn.Module) -> None:
         memo.setdefault(id(parameter), nn.Parameter(whole(parameter).detach().clone(), parameter.requires_grad))
     plain: list[tuple[nn.Module, nn.Module]] = []
     for module in sharded:
-        kind = type(module).__bases__[-1]  # FSDP2 has made a subclass of itself and this
+        kind: Any = type(module).__bases__[-1]  # FSDP2 has made a subclass of itself and this
         shell = kind.__new__(kind)
         memo[id(module)] = shell
         plain.append((module, shell))

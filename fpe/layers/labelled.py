@@ -1,6 +1,6 @@
 """Layers stored as their parent's weight and the labels of its edges."""
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class _LabelledLinear(ExpandedLinear):
         ValueError: Its labels are on ``"meta"``.
     """
 
-    STORED = ("packed",)
+    STORED: ClassVar[tuple[str, ...]] = ("packed",)
     packed: PackedLabels
     """The labels as the operations take them."""
 
