@@ -74,8 +74,9 @@ def check_settled(op: str, name: str, module: nn.Module) -> None:
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         raise ValueError(f"{op}: '{name}' is a {type(module).__name__} without sizes; run one forward first")
     if is_parametrized(module):
+        what = ", ".join(what for what, _ in module.get_submodule("parametrizations").named_children())
         raise ValueError(
-            f"{op}: '{name}' is parametrized ({', '.join(dict(module.parametrizations.items()))}); make it a plain layer first: "
+            f"{op}: '{name}' is parametrized ({what}); make it a plain layer first: "
             "torch.nn.utils.parametrize.remove_parametrizations"
         )
 

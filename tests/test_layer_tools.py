@@ -422,7 +422,7 @@ def test_the_encoder_of_pytorch_runs_its_expanded_layers(policy: str) -> None:
         wanted = fpe.to_dense(model)
         with (
             torch.no_grad(),
-            patch.object(SplitLinear, "_multiply", autospec=True, side_effect=SplitLinear._multiply) as ran,
+            patch.object(SplitLinear, "forward", autospec=True, side_effect=SplitLinear.forward) as ran,
         ):
             got, masked = model(x), model(x, src_key_padding_mask=padding)
         assert ran.call_count == 4

@@ -401,7 +401,10 @@ def test_restore_refuses_another_architecture() -> None:
     [*(Recipe(resparsify=p) for p in POLICIES), PARTIAL, BLOCKS, Recipe("block", "partition")],
     ids=readable_id,
 )
-def test_compiles_whole(recipe: Recipe) -> None:
+def test_compiles_whole(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        fpe.layers.ExpandedLinear, "keeps_dense", False
+    )  # graphs hold the operations: compared with them
     wide = recipe.expand(mlp(*SIZES))
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")

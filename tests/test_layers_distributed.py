@@ -37,7 +37,7 @@ def assert_everywhere(*tensors: Tensor) -> None:
 def moves_are_the_same_in_every_process(rank: int) -> None:
     """Data and generators differ; masks, weights and moments may not."""
     for recipe in RECIPES:
-        for regrow in ("gradient", "random"):
+        for regrow in ("gradient", "random") if recipe is RECIPES[0] else ("gradient",):
             wide = recipe.expand(mlp(*SIZES))
             before = [layer.kept().clone() for layer in expanded_layers(wide)]
             model = DistributedDataParallel(wide)
@@ -88,8 +88,8 @@ def replicas_of_other_seeds_are_refused(rank: int) -> None:
 
 def sharded_models_train_save_and_load(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2,))
-    for recipe in RECIPES:
-        for at in ("layers", "root", "both"):
+    for recipe, places in zip(RECIPES, (("root", "layers"), ("both",), ("layers",), ("root",)), strict=True):
+        for at in places:
             plain = recipe.expand(mlp(*SIZES))
             wide = deepcopy(plain)
             for layer in expanded_layers(wide) if at != "root" else ():
@@ -179,7 +179,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(300)
     for process in processes:
         if process.is_alive():
             process.kill()

@@ -6,8 +6,10 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.utils.parametrize import is_parametrized
 
+from .dense_form import dense_weight, forget
 from .placement import of_constant_size, on, overwrite, tensors_of, whole
 from .state import Header, checksum, decode, encode, layer_entries
 
@@ -33,12 +35,14 @@ class ExpandedLinear(nn.Module):
             ``DistributedDataParallel`` copies it from the first process, and the first forward after that raises where
             processes were given different topologies. So does the first in eval mode after buffers of models whose
             masks differ were averaged.
+        keeps_dense: Whether a CPU keeps the dense weight between calls, see :mod:`.dense_form`.
     """
 
     KIND: ClassVar[int]
     """The layer's place in :data:`fpe.layers.KINDS`."""
     STORED: ClassVar[tuple[str, ...]]
     """The attributes that hold the topology: tensors or named tuples of them."""
+    keeps_dense: bool = True
     edge_weight: nn.Parameter
     bias: nn.Parameter | None
     fingerprint: Tensor
@@ -64,15 +68,27 @@ class ExpandedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x @ weight.T + bias`` by the kept edges, ``[..., in_features]`` to ``[..., out_features]``."""
+        stamped = self._stamped
+        if (
+            stamped is not None
+            and not torch.compiler.is_compiling()
+            and self._buffers["fingerprint"]._version != stamped
+        ):
+            self._check_replica()
+        dense = dense_weight(self, x)
+        if dense is not None:
+            return linear(x, dense, self.bias)
         if not isinstance(x, Tensor) or x.shape[-1:] != (self.in_features,):
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{type(self).__name__}: the input must have shape [..., {self.in_features}], got {got}")
-        if not torch.compiler.is_compiling():
-            self._check_replica()
         return self._multiply(x)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        """The forward of an input of the right width."""
+        """The layer's own operation, for an input of the right width."""
+        raise NotImplementedError
+
+    def masked_copy(self) -> Tensor | None:
+        """:meth:`wide_weight` by the quickest way on a CPU; none where the layer's operation is quicker still."""
         raise NotImplementedError
 
     @property
@@ -228,17 +244,19 @@ class ExpandedLinear(nn.Module):
 
     def _beside(self, weight: Tensor, held: Held) -> Held:
         """A stored form of the topology on the device of a weight."""
-        return held if weight.device == self._topology_device else on(held, weight.device)
+        if weight.device == self._topology_device:
+            return held
+        if type(weight) is nn.Parameter and not torch.compiler.is_compiling():
+            self._follow_weight()  # FSDP2 moves parameters by itself
+        return on(held, weight.device)
 
     def _check_replica(self) -> None:
         """Raises where another topology's fingerprint has been written here.
 
         It is asked at the first forward after a write, and in eval mode after every write.
         """
-        weight, mark = self.edge_weight, self.fingerprint
-        if type(weight) is nn.Parameter and weight.device != self._topology_device:
-            self._follow_weight()  # FSDP2 moves parameters by itself
-        if self._stamped is None or mark._version == self._stamped or mark.is_meta or type(mark) is not Tensor:
+        mark = self.fingerprint
+        if mark.is_meta or type(mark) is not Tensor:
             return
         if self.training and self._asked:  # DistributedDataParallel writes in every step; an answer waits for the GPU
             return
@@ -251,6 +269,7 @@ class ExpandedLinear(nn.Module):
             )
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        forget(self)
         super()._apply(fn, recurse)
         self._follow_weight()
         return self

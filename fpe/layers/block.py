@@ -13,6 +13,9 @@ from .grid import PlaneGrid
 from .placement import overwrite, whole
 from .state import Header, to_bits, to_words
 
+COPIED_IN_A_LOOP = 20_000
+"""Entries that a CPU copies in the time that it takes for a row or column of blocks; measured on x86."""
+
 
 class BlockLinear(ExpandedLinear):
     """A linear layer of which whole blocks are kept: an expanded layer or a successor.
@@ -84,6 +87,13 @@ class BlockLinear(ExpandedLinear):
         """The weight of the equivalent dense layer, ``[outputs, inputs]``."""
         values = self._kept_values(whole(self.edge_weight))
         return self.grid.from_planes(self._beside(values, self.layout).to_dense(values))
+
+    def masked_copy(self) -> Tensor | None:
+        """:meth:`wide_weight`, unless blocks are so large that a loop over their rows and columns is quicker."""
+        loops = sum(self.block_mask.shape)
+        if self.in_features * self.out_features > loops * COPIED_IN_A_LOOP:
+            return None
+        return self.wide_weight().contiguous()
 
     def kept(self) -> Tensor:
         """Which entries of :meth:`wide_weight` exist."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .base import ExpandedLinear, check_known
+from .dense_form import masked_copy
 from .placement import overwrite, whole
 from .state import Header, to_bits, to_words
 
@@ -39,11 +40,15 @@ class MaskedLinear(ExpandedLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         outputs, inputs = check_known("MaskedLinear", "mask", mask, torch.bool).shape
-        super().__init__(inputs, outputs, "eager")
+        super().__init__(inputs, outputs, "auto")
         self._build((outputs, inputs), bias, mask, device=device, dtype=dtype)
 
     def _multiply(self, x: Tensor) -> Tensor:
         return linear(x, self._masked(self.edge_weight), self.bias)
+
+    def masked_copy(self) -> Tensor:
+        """:meth:`wide_weight`, quicker."""
+        return masked_copy(self, 0, 1)
 
     def wide_weight(self) -> Tensor:
         """The masked weight, ``[outputs, inputs]``."""
