@@ -72,7 +72,7 @@ class ExpandedLinear(nn.Module):
         if (
             stamped is not None
             and not torch.compiler.is_compiling()
-            and self._buffers["fingerprint"]._version != stamped
+            and self._buffers["fingerprint"]._version != stamped  # type: ignore[union-attr]
         ):
             self._check_replica()
         dense = dense_weight(self, x)
