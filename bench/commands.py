@@ -7,7 +7,7 @@ import click
 import torch
 
 from .options import common, output_option
-from .output import NOTHING_WRITTEN, console, print_json, print_path, print_table, stopping
+from .output import NOTHING_WRITTEN, console, errors, print_json, print_path, print_table, stopping
 from .results import COMMITTED, Results
 
 
@@ -75,7 +75,8 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
         def measure(call: Callable) -> float:
             return do_bench(call, warmup=5, rep=20, return_mode="median")
 
-    entries = tune.run(todo, device, output, measure, budget, target, limit, console.print)
+    with stopping("The tables hold what has been tuned; the same command begins anew."):
+        entries = tune.run(todo, device, output, measure, budget, target, limit, errors.print)
     for family in dict.fromkeys(entry["family"] for entry in entries):
         print_path("Table", tune.table_path(output, family, device.arch))
 

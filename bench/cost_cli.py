@@ -178,7 +178,7 @@ def latency_command(
 
 def _time_models(rows: tuple[int, ...], alpha: int, seconds: float, as_json: bool, output: Path) -> None:
     cases = whole.cases(rows=rows, alpha=alpha)
-    found = Results("latency-models", {"threads": torch.get_num_threads(), "seconds": seconds}, [])
+    found = Results("latency-models", {"threads": 1, "seconds": seconds}, [])
     with stopping(NOTHING_WRITTEN):
         for case in progress(cases, "Timing", len(cases), quiet=as_json):
             found.rows.extend(whole.measure(case, seconds))

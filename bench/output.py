@@ -13,6 +13,7 @@ from .results import Results
 from .summary import Table
 
 console = Console()
+errors = Console(stderr=True)
 
 
 def finish(results: Results, path: Path, table: Table, as_json: bool) -> None:

@@ -1,11 +1,13 @@
 """Whole models on a CPU beside what ``fpe.to_dense`` makes of them: what an expanded model costs its user there.
 
-Calls are warm and in turns, many to a sample: a turn times both models one after the other, so that what else the
-machine does falls on both. The ratio is taken turn by turn, and its median and quantiles are kept.
+Everything is on one thread, and the clock is that thread's own, so that what else the machine does is not in it. Calls
+are warm and in turns: a turn times both models one after the other, a millisecond each, and the ratio is taken turn by
+turn. Its median and quantiles are kept.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +39,8 @@ PASSES = ("inference", "step")
 BARS = {"inference": {1: 1.5, 16: 1.25, 256: 1.1}, "step": dict.fromkeys(ROWS, 2.0)}
 """What a model may cost over its dense form at most, by pass and rows."""
 
-CALLS = 50
-"""Calls to a sample, at one row; fewer where they are longer."""
+SAMPLE = 1e-3
+"""Seconds of a sample, about: one call or many."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def cases(rows: Sequence[int] = ROWS, alpha: int = 2) -> list[Case]:
 
 
 def measure(case: Case, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
-    """Times both passes of a case, on as many threads as PyTorch has.
+    """Times both passes of a case.
 
     A step is that of the README: gradients to zero, forward, cross-entropy, backward, and Adam. Inference is in
     ``torch.inference_mode`` and ``eval``, with constant weights.
@@ -81,7 +83,7 @@ def measure(case: Case, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
     named = {"model": "-".join(map(str, case.sizes)), "expansion": case.expansion, "alpha": case.alpha, "M": case.rows}
     for name in PASSES:
         calls = {who: _call(model, name, x, y) for who, model in models.items()}
-        samples = in_turns(calls, seconds, max(3, CALLS // case.rows))
+        samples = in_turns(calls, seconds)
         ratios = samples["expanded"] / samples["dense"]
         low, ratio, high = (round(float(q), 4) for q in np.quantile(ratios, (0.2, 0.5, 0.8)))
         times = {f"{who}_us": round(float(np.median(taken)), 3) for who, taken in samples.items()}
@@ -103,24 +105,38 @@ def _call(model: nn.Module, name: str, x: torch.Tensor, y: torch.Tensor) -> Call
     return step
 
 
-def in_turns(calls: dict[str, Callable[[], object]], seconds: float, count: int) -> dict[str, np.ndarray]:
-    """Microseconds of a call, turn by turn, by name; who begins a turn changes."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread, as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-    def sample(call: Callable[[], object]) -> float:
-        start = time.perf_counter()
+
+def in_turns(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, np.ndarray]:
+    """Microseconds of a call on one thread, turn by turn, by name; who begins a turn changes."""
+
+    def sample(call: Callable[[], object], count: int) -> float:
+        start = time.thread_time()
         for _ in range(count):
             call()
-        return (time.perf_counter() - start) / count * 1e6
+        return (time.thread_time() - start) / count
 
-    for call in calls.values():
-        sample(call)
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    order, end = list(calls), time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken[order[0]]) < 5:
-        for name in order:
-            taken[name].append(sample(calls[name]))
-        order.reverse()
-    return {name: np.array(times) for name, times in taken.items()}
+    with one_thread():
+        for call in calls.values():
+            sample(call, 3)
+        count = max(1, round(SAMPLE / max(sample(call, 10) for call in calls.values())))
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        order, spent = list(calls), 0.0
+        while spent < seconds or len(taken[order[0]]) < 5:
+            for name in order:
+                taken[name].append(sample(calls[name], count))
+                spent += taken[name][-1] * count
+            order.reverse()
+    return {name: 1e6 * np.array(times) for name, times in taken.items()}
 
 
 def table(results: Results) -> Table:
@@ -133,7 +149,6 @@ def table(results: Results) -> Table:
         found = [ratios.get((model, expansion, name, m)) for name in PASSES for m in batches]
         body.append((model, expansion, *("-" if row is None else f"{row['ratio']:.2f}" for row in found)))
     columns = ("model", "expansion", *(f"{name}, M = {m}" for name in PASSES for m in batches))
-    threads = results.settings.get("threads", "-")
     alpha = ", ".join(sorted({f"alpha = {row['alpha']}" for row in rows}))
-    title = f"Time over that of to_dense(), {alpha}, {results.provenance['device']}, threads: {threads}"
+    title = f"Time over that of to_dense(), {alpha}, one thread, {results.provenance['device']}"
     return Table(title, columns, body)

@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from test_studies import fake_study
 
+from fpe.bench.__main__ import main
 from fpe.bench.cli import COMMANDS, cli
 from fpe.bench.options import MAX_SEED
 from fpe.bench.results import Results
@@ -282,6 +283,7 @@ def interrupted(*args: Any, **kwargs: Any) -> Any:
         (("study", "boolean"), "fpe.bench.studies.boolean.run_trials", "begins anew"),
         (("study", "vision", "--data", "digits"), "fpe.bench.studies.vision.run_trials", "begins anew"),
         (("report", "--quick"), "fpe.bench.studies.boolean.run_trials", "begins anew"),
+        (("tune", "--dry-run"), "fpe.bench.tune.run", "begins anew"),
         (("latency",), "fpe.bench.suite.measure", "begins anew"),
         (("latency", "--level", "model"), "fpe.bench.whole.measure", "begins anew"),
     ],
@@ -293,6 +295,16 @@ def test_ctrl_c_says_what_is_left(
     monkeypatch.setattr(breaks, interrupted)
     done = run(*arguments, "--output", tmp_path)
     assert done.exit_code == 130 and says in done.stderr and "Traceback" not in done.output
+
+
+def test_ctrl_c_in_a_gpu_run_says_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fpe.bench.device.cli.main", interrupted)
+    monkeypatch.setattr(sys, "argv", ["fpe", "gpu"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 130 and "goes on" in capsys.readouterr().err
 
 
 def test_bars_are_on_standard_error(tmp_path: Path) -> None:

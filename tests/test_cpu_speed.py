@@ -25,6 +25,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fpe
+from fpe.bench import whole
+from fpe.bench.results import COMMITTED, Results
 from fpe.layers import ExpandedLinear, dense_form
 
 KINDS = (  # every kind of layer, in both places of a pair
@@ -47,7 +49,7 @@ def linears(model: nn.Module) -> list[nn.Module]:
 
 def kept(model: nn.Module) -> list[bool]:
     """Whether a dense weight is kept, layer by layer."""
-    return [layer in dense_form._WEIGHTS._made for layer in expanded_layers(model)]
+    return [layer in dense_form._WEIGHTS for layer in expanded_layers(model)]
 
 
 def without(model: nn.Module) -> nn.Module:
@@ -203,6 +205,8 @@ def test_under_autocast(recipe: Recipe) -> None:
 
 
 def step(model: nn.Module, **options: bool) -> None:
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
     torch.optim.Adam(model.parameters(), lr=0.1, **options).step()
 
 
@@ -251,8 +255,6 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("recipe", KINDS[:3], ids=readable_id)
 def test_no_change_goes_unseen(recipe: Recipe, change: Callable[[nn.Module], object]) -> None:
     wide = recipe.expand(mlp(*SIZES)).eval()
-    for p in wide.parameters():
-        p.grad = torch.ones_like(p)
     x = batch()
     with torch.no_grad():
         before = wide(x)
@@ -262,6 +264,13 @@ def test_no_change_goes_unseen(recipe: Recipe, change: Callable[[nn.Module], obj
         after = wide(x)
         assert torch.equal(after, fpe.to_dense(wide)(x))
         assert torch.equal(before, after) == (change is CHANGES["cleared"] or (rewired_nothing(wide, change)))
+    wide.train()
+    torch.testing.assert_close(wide(x), after)
+    with torch.enable_grad():
+        wide(x).sum().backward()
+        wide.zero_grad()
+        change(wide)
+        torch.testing.assert_close(wide(x), fpe.to_dense(wide)(x))
 
 
 def rewired_nothing(model: nn.Module, change: object) -> bool:
@@ -280,6 +289,35 @@ def test_writing_a_few_entries_through_data_needs_to_be_told(recipe: Recipe) -> 
         weight.data.view(-1)[at] += 1
         dense_form.forget(layer)
         assert torch.equal(layer(x), layer.to_linear()(x))
+
+
+def test_one_entry_or_a_buffer_is_enough() -> None:
+    """What the version counters and the identity of the tensors are for: the sample sees none of it."""
+    module = nn.Module()
+    weight = nn.Parameter(torch.zeros(100, 100))
+    module.register_buffer("labels", torch.zeros(100, 100, dtype=torch.uint8))
+    module.topology = torch.zeros(3)
+
+    def made() -> dense_form.Made:
+        return dense_form.Made.of(torch.zeros(1), weight, module, ("labels", "topology"))
+
+    def write_weight() -> None:
+        weight[5, 7] += 1
+
+    changes = (
+        write_weight,
+        lambda: module.labels[5, 7].fill_(1),
+        lambda: module.topology.add_(1),
+        lambda: setattr(module, "labels", module.labels.clone()),
+        lambda: setattr(module, "topology", None),
+    )
+    for change in changes:
+        before = made()
+        assert before.is_of(weight, module) and not before.is_of(nn.Parameter(weight.detach()), module)
+        with torch.no_grad():
+            change()
+        assert not before.is_of(weight, module)
+        assert made().is_of(weight, module)
 
 
 @each_kind
@@ -303,6 +341,7 @@ def test_what_was_kept_without_gradients_serves_with_them(recipe: Recipe, made_i
     plain = fpe.to_dense(wide)
     with made_in():
         wide(batch())
+    assert all(kept(wide))
     ours, theirs = batch().requires_grad_(), batch().requires_grad_()
     for model, x in ((wide, ours), (plain, theirs)):
         model(x).square().sum().backward()
@@ -346,13 +385,13 @@ def test_it_goes_with_its_layer_and_when_the_layer_moves() -> None:
     layer = expanded_layers(wide)[0]
     with torch.no_grad():
         wide(batch())
-    dense = weakref.ref(dense_form._WEIGHTS._made[layer].result)
+    dense = weakref.ref(dense_form._WEIGHTS[layer].result)
     layer.to("meta")
     assert dense() is None
     layer = expanded_layers(Recipe().expand(mlp(*SIZES)))[0]
     with torch.no_grad():
         layer(batch())
-    dense = weakref.ref(dense_form._WEIGHTS._made[layer].result)
+    dense = weakref.ref(dense_form._WEIGHTS[layer].result)
     del layer
     gc.collect()
     assert dense() is None
@@ -405,7 +444,7 @@ def test_it_can_be_turned_off(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -
     with torch.no_grad():
         torch.testing.assert_close(wide(batch()), fpe.to_dense(wide)(batch()))
     wide(batch()).sum().backward()
-    assert not any(kept(wide)) and not any(m in dense_form._MASKS._made for m in expanded_layers(wide))
+    assert not any(kept(wide)) and not any(m in dense_form._MASKS for m in expanded_layers(wide))
 
 
 def test_compiled_models_agree() -> None:
@@ -435,3 +474,22 @@ def test_large_blocks_are_multiplied_by_themselves_in_training() -> None:
     assert layer.masked_copy() is None and small.masked_copy() is not None
     x = torch.randn(2, 1024, generator=seeded())
     torch.testing.assert_close(layer(x), layer.to_linear()(x))
+
+
+# What it saves.
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_cpu_runs_the_readmes_model_in_about_its_dense_forms_time(rows: int) -> None:
+    """Half as much again as the bars, for other machines; without the dense form it is 5 times and more."""
+    case = whole.Case(whole.SIZES[0], "random auto", rows)
+    for row in whole.measure(case, seconds=0.4):
+        assert row["ratio"] <= 1.5 * whole.BARS[row["pass"]][rows], row
+
+
+def test_the_committed_ratios_are_within_the_bars() -> None:
+    rows = Results.read(COMMITTED / "cpu/latency-models.jsonl").rows
+    assert {(row["model"], row["expansion"], row["M"]) for row in rows} == {
+        ("-".join(map(str, case.sizes)), case.expansion, case.rows) for case in whole.cases()
+    }
+    assert not [row for row in rows if row["ratio"] > whole.BARS[row["pass"]][row["M"]]]

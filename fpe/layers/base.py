@@ -36,6 +36,7 @@ class ExpandedLinear(nn.Module):
             processes were given different topologies. So does the first in eval mode after buffers of models whose
             masks differ were averaged.
         keeps_dense: Whether a CPU keeps the dense weight between calls, see :mod:`.dense_form`.
+        made_of: Names of the weight and of a tensor that is another one whenever the topology is another.
     """
 
     KIND: ClassVar[int]
@@ -43,6 +44,7 @@ class ExpandedLinear(nn.Module):
     STORED: ClassVar[tuple[str, ...]]
     """The attributes that hold the topology: tensors or named tuples of them."""
     keeps_dense: bool = True
+    made_of: ClassVar[tuple[str, ...]] = ("edge_weight", "_index")
     edge_weight: nn.Parameter
     bias: nn.Parameter | None
     fingerprint: Tensor
@@ -232,7 +234,7 @@ class ExpandedLinear(nn.Module):
 
     def _hold(self) -> None:
         held = [t for name in self.STORED for t in tensors_of(getattr(self, name)).values()]
-        self._topology_tensors = tuple(held)
+        self._topology_tensors, self._index = tuple(held), held[0]
 
     def _own_fingerprint(self) -> Tensor:
         """Numbers 0 .. 255: exact in every float type, so that a model's average with itself keeps them."""

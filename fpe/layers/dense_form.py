@@ -9,23 +9,23 @@ dense weight once it has been trained. Neither is part of a state dict, a copy o
 on a layer or on :class:`fpe.layers.ExpandedLinear` for all of them, turns both off: every call then reads the labels or
 the blocks themselves, in the parent's memory and several times as long.
 
-Changes are seen by PyTorch's version counters. What is written through ``.data`` does not count there, so a sample of
-the entries is compared too: averaged weights that are swapped in are seen. After writing a few entries in that way,
-call :func:`forget`.
+Changes are seen by PyTorch's version counters. Fused optimizers and what is written through ``.data`` do not count
+there, so a sample of the entries is compared too, and a forward with gradients frees the dense weight. After writing a
+few entries through ``.data``, call :func:`forget`.
 """
 
-from collections.abc import Callable
-from operator import is_
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 if TYPE_CHECKING:
     from .base import ExpandedLinear
 
-SAMPLE = 8
+SAMPLE = 64
 """Entries of a tensor that are compared."""
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -33,80 +33,82 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Made(NamedTuple):
-    """What was made of some tensors, and how they were then.
+    """What was made of a layer's tensors, and how they were then.
 
     Attributes:
         result: What was made.
-        sources: The tensors, held so that neither their identity nor their memory can become another's.
-        versions: Of PyTorch's counters.
-        pointer: Where the entries of the first one lay.
+        first: The first of the tensors. It is held, so that neither its identity nor its memory becomes another's.
+        version: Of its counter.
+        pointer: Where its entries lay.
         sample: Some of its entries, in its own memory.
         entries: What they were.
+        others: Names, tensors and versions of the others; a layer may do without one.
     """
 
     result: Tensor
-    sources: tuple[Tensor, ...]
-    versions: list[int]
+    first: Tensor
+    version: int
     pointer: int
     sample: Tensor
-    entries: list[int]
+    entries: Tensor
+    others: list[tuple[str, Tensor | None, int]]
 
     @classmethod
-    def of(cls, result: Tensor, sources: tuple[Tensor, ...]) -> "Made":
+    def of(cls, result: Tensor, first: Tensor, layer: nn.Module, names: Sequence[str]) -> "Made":
         """Notes how contiguous tensors on a CPU are."""
-        first = sources[0]
         flat = first.detach().view(INTEGERS[first.element_size()]).view(-1)
         sample = flat[:: len(flat) // SAMPLE + 1]
-        return cls(result, sources, [t._version for t in sources], first.data_ptr(), sample, sample.tolist())
+        tensors = [(name, _own(layer, name)) for name in names]
+        others = [(name, tensor, 0 if tensor is None else tensor._version) for name, tensor in tensors]
+        return cls(result, first, first._version, first.data_ptr(), sample, sample.clone(), others)
 
-    def of_these(self, sources: tuple[Tensor, ...]) -> bool:
-        """Whether it was made of these tensors, and they have not changed."""
-        return (
-            len(sources) == len(self.sources)
-            and all(map(is_, sources, self.sources))
-            and [t._version for t in sources] == self.versions
-            and sources[0].data_ptr() == self.pointer
-            and self.sample.tolist() == self.entries
-        )
-
-
-class Kept:
-    """The last result for each layer, for as long as the layer lives."""
-
-    def __init__(self) -> None:
-        self._made: WeakKeyDictionary[nn.Module, Made] = WeakKeyDictionary()
-
-    def get(self, layer: nn.Module, sources: tuple[Tensor, ...], make: Callable[[], Tensor]) -> Tensor:
-        """What ``make()`` returned when it was last called on these tensors, or returns now, without gradients."""
-        made = self._made.get(layer)
-        if made is not None and made.of_these(sources):
-            return made.result
-        self.drop(layer)
-        with torch.inference_mode(False), torch.no_grad():  # what is kept may meet gradients later
-            result = make().contiguous()
-            if all(map(_can_be_kept, (*sources, result))):
-                self._made[layer] = Made.of(result, sources)
-        return result
-
-    def drop(self, layer: nn.Module) -> None:
-        """Frees what is kept for a layer."""
-        self._made.pop(layer, None)
+    def is_of(self, first: object, layer: nn.Module) -> bool:
+        """Whether it was made of this tensor and of what the layer has now, and none of them has changed."""
+        seen = self.first
+        if (
+            first is not seen
+            or seen._version != self.version
+            or seen.data_ptr() != self.pointer
+            or not torch.equal(self.sample, self.entries)
+        ):
+            return False
+        for name, tensor, version in self.others:
+            if _own(layer, name) is not tensor or (tensor is not None and tensor._version != version):
+                return False
+        return True
 
 
-def _can_be_kept(tensor: Tensor) -> bool:
-    """Not so: subclasses, tensors of ``torch.inference_mode``, which have no version, and strided ones."""
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu
-    return plain and not tensor.is_inference() and tensor.is_contiguous()
-
-
-_WEIGHTS = Kept()
-_MASKS = Kept()
+_WEIGHTS: WeakKeyDictionary[nn.Module, Made] = WeakKeyDictionary()
+_MASKS: WeakKeyDictionary[nn.Module, Made] = WeakKeyDictionary()
 
 
 def forget(layer: nn.Module) -> None:
     """Frees what is kept for a layer; the next call makes it anew."""
-    _WEIGHTS.drop(layer)
-    _MASKS.drop(layer)
+    _WEIGHTS.pop(layer, None)
+    _MASKS.pop(layer, None)
+
+
+def _own(layer: nn.Module, name: str) -> Any:
+    """A layer's buffer or attribute: ``getattr`` of a buffer takes half a microsecond."""
+    own = layer.__dict__
+    return own[name] if name in own else own["_buffers"].get(name)
+
+
+def _keep(
+    place: WeakKeyDictionary[nn.Module, Made],
+    layer: nn.Module,
+    first: Tensor,
+    names: Sequence[str],
+    make: Callable[[], Tensor],
+) -> Tensor:
+    """Makes something of a layer's tensors and keeps it, unless one has no version or its memory is not its own."""
+    place.pop(layer, None)
+    with torch.inference_mode(False), torch.no_grad():  # what is kept may meet gradients later
+        result = make().contiguous()
+        tensors = [t for t in (first, result, *(_own(layer, name) for name in names)) if t is not None]
+        if all(type(t) in (Tensor, nn.Parameter) and t.is_contiguous() and not t.is_inference() for t in tensors):
+            place[layer] = Made.of(result, first, layer, names)
+    return result
 
 
 def dense_weight(layer: "ExpandedLinear", x: object) -> Tensor | None:
@@ -116,35 +118,46 @@ def dense_weight(layer: "ExpandedLinear", x: object) -> Tensor | None:
         The weight; or none where the layer's operation is to be called: on other devices, with a backend that was asked
         for, while a graph is traced or compiled, where it is faster, and for an ``x`` that it will refuse by name.
     """
-    if not (
-        isinstance(x, Tensor)
-        and x.is_cpu
-        and layer.keeps_dense
-        and layer.backend == "auto"
-        and x.dim()
-        and x.size(-1) == layer.in_features
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack())
+    if (
+        is_compiling()
+        or not isinstance(x, Tensor)
+        or not x.is_cpu
+        or not x.dim()
+        or x.size(-1) != layer.in_features
+        or not layer.keeps_dense
+        or layer.backend != "auto"
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
     ):
         return None
-    stored: Any = layer._parameters.get("edge_weight")
+    made = _WEIGHTS.get(layer)
+    name, *others = layer.made_of
+    stored: Any = layer._parameters.get(name)
+    if (
+        made is not None
+        and made.result.dtype is x.dtype
+        and not (torch.is_grad_enabled() and stored is not None and stored.requires_grad)
+        and made.is_of(stored, layer)
+    ):
+        return made.result
     own = type(stored) is nn.Parameter  # else a transform, a parametrization or a subclass has taken its place
-    weight = stored if own else layer.edge_weight
+    weight = stored if own else getattr(layer, name)
     same = x.dtype == weight.dtype or torch.is_autocast_enabled("cpu")
     if not same or not weight.is_cpu or type(weight) not in (Tensor, nn.Parameter):
         return None
     if not own or torch._C._are_functorch_transforms_active():
         return layer.wide_weight()
     if torch.is_grad_enabled() and weight.requires_grad:
-        _WEIGHTS.drop(layer)  # the next step makes it stale
+        _WEIGHTS.pop(layer, None)  # the next step makes it stale
         return layer.masked_copy()
-    return _WEIGHTS.get(layer, (weight, *layer.topology_tensors()), layer.wide_weight)
+    return _keep(_WEIGHTS, layer, weight, others, layer.wide_weight)
 
 
 def masked_copy(layer: "ExpandedLinear", along: int, children: int) -> Tensor:
     """The dense weight of a layer that is stored as its parent's weight, by a quick differentiable copy.
 
     Args:
-        layer: One whose ``edge_weight`` is the parent's weight.
+        layer: Of ``made_of = (its weight, what its mask is made of, ...)``.
         along: Dimension of the dense weight in which children lie side by side.
         children: How many.
     """
@@ -152,7 +165,11 @@ def masked_copy(layer: "ExpandedLinear", along: int, children: int) -> Tensor:
     def bits() -> Tensor:
         return layer.kept().unflatten(along, (children, -1)).to(torch.int8).neg_()
 
-    return _Masked.apply(layer.edge_weight, _MASKS.get(layer, layer.topology_tensors(), bits), along)
+    name, topology, *others = layer.made_of
+    first, made = _own(layer, topology), _MASKS.get(layer)
+    known = made is not None and made.is_of(first, layer)
+    mask = made.result if made is not None and known else _keep(_MASKS, layer, first, others, bits)
+    return _Masked.apply(getattr(layer, name), mask, along)
 
 
 class _Masked(torch.autograd.Function):
