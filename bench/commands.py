@@ -60,7 +60,7 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
     if dry_run:
         if not interpreting():
             raise click.ClickException("--dry-run needs TRITON_INTERPRET=1")
-        device, todo, target, limit = KNOWN[80], tune.small(tune.jobs()), "cpu", 3
+        device, todo, target, limit, workers = KNOWN[80], tune.small(tune.jobs()), "cpu", 3, 0
 
         def measure(call: Callable) -> float:
             call()
@@ -68,17 +68,13 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
     else:
         if not torch.cuda.is_available():
             raise click.ClickException("tuning needs a CUDA device, and PyTorch sees none; --dry-run walks the plan")
-        from triton.testing import do_bench
-
-        device, todo, target, limit = device_of(torch.empty(0, device="cuda")), tune.jobs(), "cuda", None
-
-        def measure(call: Callable) -> float:
-            return do_bench(call, warmup=5, rep=20, return_mode="median")
+        device, todo, target, limit, workers = device_of(torch.empty(0, device="cuda")), tune.jobs(), "cuda", None, None
+        measure = tune.device_milliseconds
 
     with stopping("The tables hold what has been tuned; the same command begins anew."):
-        entries = tune.run(todo, device, output, measure, budget, target, limit, errors.print)
+        entries = tune.run(todo, device, output, measure, budget, target, limit, errors.print, workers)
     for family in dict.fromkeys(entry["family"] for entry in entries):
-        print_path("Table", tune.table_path(output, family, device.arch))
+        print_path("Table", tune.table_path(output, family, device))
 
 
 @click.command()
