@@ -19,7 +19,6 @@ from support import (
     readable_id,
     removed_entries,
     seeded,
-    weight_parameter,
 )
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -84,15 +83,15 @@ def test_it_is_the_dense_model(recipe: Recipe, dtype: torch.dtype) -> None:
     assert_as_accurate(ours.grad, yardstick.grad, exact.grad)
     for layer, *others in zip(linears(wide), linears(plain), linears(truth), strict=True):
         if isinstance(layer, ExpandedLinear):
-            assert_as_accurate(weight_parameter(layer).grad, *(folded(layer, other.weight.grad) for other in others))
-            assert (weight_parameter(layer).grad[removed_entries(layer)] == 0).all()
+            assert_as_accurate(layer.edge_weight.grad, *(folded(layer, other.weight.grad) for other in others))
+            assert (layer.edge_weight.grad[removed_entries(layer)] == 0).all()
         assert_as_accurate(layer.bias.grad, *(other.bias.grad for other in others))
 
 
 def folded(layer: ExpandedLinear, grad: Tensor) -> Tensor:
     """The gradient of a layer's own weight for one of its dense weight."""
     twin = deepcopy(layer).to(grad.dtype)
-    return torch.autograd.grad(twin.wide_weight(), weight_parameter(twin), grad)[0]
+    return torch.autograd.grad(twin.wide_weight(), twin.edge_weight, grad)[0]
 
 
 @each_kind
@@ -160,7 +159,7 @@ def test_transforms_see_the_function(recipe: Recipe) -> None:
 def test_batched_gradients_of_the_weight() -> None:
     wide = Recipe(resparsify="partition").expand(mlp(*SIZES)).double()
     layer = expanded_layers(wide)[0]
-    y, weight = layer(batch(2).double()).flatten(), weight_parameter(layer)
+    y, weight = layer(batch(2).double()).flatten(), layer.edge_weight
     rows = torch.eye(len(y), dtype=y.dtype)
     (batched,) = torch.autograd.grad(y, weight, rows, is_grads_batched=True, retain_graph=True)
     for row, gradient in zip(rows, batched, strict=True):
@@ -174,7 +173,7 @@ def test_what_is_not_finite_stays_with_its_child(recipe: Recipe, value: float) -
     wide = recipe.expand(mlp(*SIZES))
     first = expanded_layers(wide)[0]
     plain = first.to_linear()
-    weight, removed = weight_parameter(first), removed_entries(first)
+    weight, removed = first.edge_weight, removed_entries(first)
     with torch.no_grad():
         weight[removed] = value
     x = torch.ones(2, SIZES[0])
@@ -283,7 +282,7 @@ def test_writing_a_few_entries_through_data_needs_to_be_told(recipe: Recipe) -> 
     wide = recipe.expand(mlp(784, 32, 10))
     x = torch.ones(1, 784)
     layer = expanded_layers(wide)[0]
-    weight = weight_parameter(layer)
+    weight = layer.edge_weight
     with torch.no_grad():
         layer(x)
         at = int((~removed_entries(layer)).view(-1).nonzero()[5])
