@@ -131,6 +131,7 @@ def test_a_wait_that_covers_too_little() -> None:
     both = {"after_commit": second, "wait": "wgmma.wait_group.sync.aligned 1;"}
     np.testing.assert_array_equal(result(**both), truth())
     assert kind(**both, store=STEPS["store"].replace("%r3", "%r4")) == "register in use"
+    assert kind(**both, after_wait=OVERWRITE) == "register in use"  # the second one reads it as well
 
 
 def test_two_shapes_in_one_accumulator() -> None:

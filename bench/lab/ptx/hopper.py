@@ -347,17 +347,20 @@ def _wait_group(state: Machine, instruction: Instruction, mask: Array | None) ->
 
 
 def fence_proxy(state: Machine, instruction: Instruction, mask: Array | None) -> None:
-    """Asynchronous reads see from here on what these warps wrote to shared memory, and what a barrier showed them."""
+    """Asynchronous reads see from here on what these warps wrote to shared memory, and what a barrier showed them.
+
+    An asynchronous copy is written when it is waited for: a fence before that is not of it.
+    """
     shared = state.shared
+    if mask is None:
+        shared.unfenced[:] = 0
+        return
     shape = (state.ctas, shared.pitch)
-    fenced = shared.pending.reshape(shape) == 0
-    if mask is not None:
-        warps = mask.reshape(state.ctas, -1, WARP).any(2)
-        own = np.concatenate([np.zeros((state.ctas, 1), bool), warps], 1)
-        mine = np.take_along_axis(own, shared.writer.reshape(shape).astype(np.intp), 1)
-        earlier = shared.written.reshape(shape) != shared.interval[:, None]
-        fenced &= mine | (earlier & warps.any(1)[:, None])
-    shared.unfenced.reshape(shape)[fenced] = 0
+    warps = mask.reshape(state.ctas, -1, WARP).any(2)
+    own = np.concatenate([np.zeros((state.ctas, 1), bool), warps], 1)
+    mine = np.take_along_axis(own, shared.writer.reshape(shape).astype(np.intp), 1)
+    earlier = shared.written.reshape(shape) != shared.interval[:, None]
+    shared.unfenced.reshape(shape)[mine | (earlier & warps.any(1)[:, None])] = 0
 
 
 def _stmatrix(state: Machine, instruction: Instruction, mask: Array | None, count: int, transposed: bool) -> None:
