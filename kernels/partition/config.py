@@ -104,6 +104,8 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     # The accumulators, and a merge's tiles of activations, share the registers and shared memory of a program: more
     # children leave room for fewer rows and a shorter step.
     most = (256 // alpha if merge or alpha == 2 else 128 // alpha) if narrow else 64 // alpha
+    if narrow and device.computed_right:
+        most = max(most, 64)  # the rows of activations must fill a warpgroup's matrix instruction
     if merge and device.arch not in (90, 100):
         most = min(most, 64)  # warp-wide matrix instructions keep both operands in registers
     block_m = min(max(16, power_above(m)), max(most, 16))

@@ -49,7 +49,8 @@ class Case:
         holes: Whether some edges belong to nobody.
         packed: Whether labels are packed, or a plain table.
         lying: How the activations, and the weight of a partition, lie: ``"plain"``, ``"strided"`` (rows apart),
-            ``"broadcast"`` (one row for all), ``"columns"`` (transposed) or ``"offset"`` (from an odd element on).
+            ``"padded"`` (rows apart and aligned), ``"broadcast"`` (one row for all), ``"columns"`` (transposed) or
+            ``"offset"`` (from an odd element on). Nobody may touch what lies between the rows.
         integers: Whether operands are small integers, of which sums are exact, or normally distributed.
         density: Chance that a block is kept.
         merged: Whether the second layer of the MLP has labels.
@@ -140,8 +141,8 @@ def _laid(values: Tensor, shape: tuple[int, ...], lying: str) -> Tensor:
         return values.expand(shape)
     if lying == "columns":
         return values.transpose(-1, -2).contiguous().transpose(-1, -2)
-    if lying in ("strided", "offset"):
-        apart = 6 if lying == "strided" else 7
+    if lying in ("strided", "padded", "offset"):
+        apart = {"strided": 6, "padded": 32 - shape[-1] % 16, "offset": 7}[lying]
         room = torch.zeros(*shape[:-1], shape[-1] + apart, dtype=values.dtype)
         view = room[..., (1 if lying == "offset" else 0) :][..., : shape[-1]]
         return view.copy_(values)

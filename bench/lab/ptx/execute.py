@@ -5,10 +5,13 @@ stored type, bit for bit. GELU and SiLU are approximations on the device and of 
 normally distributed operands. The tolerances are derived, see :func:`tolerance`.
 """
 
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product, starmap
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -17,8 +20,9 @@ from torch import Tensor
 
 from ....kernels.device import KNOWN
 from ...results import Results
+from ...table import Table
 from .cases import CASES, TYPES, Case, Problem, problem, runs_on
-from .harness import Change, executing
+from .harness import Change, Execution, executing
 from .machine import UnknownOpcode
 from .memory import Fault
 
@@ -26,13 +30,16 @@ ARCHITECTURES = tuple(KNOWN)
 Row = dict[str, Any]
 
 
-def execute(case: Case, arch: int, change: Change = lambda kernel: kernel) -> Row:
+def execute(
+    case: Case, arch: int, change: Change = lambda kernel: kernel, launches: list[Execution] | None = None
+) -> Row:
     """Executes one case.
 
     Args:
         case: What to run.
         arch: Compute capability, as 80.
         change: Done to every kernel before.
+        launches: What was executed joins it.
 
     Returns:
         A row: ``status`` is ``"exact"``, ``"within tolerance"``, or what is wrong, in words.
@@ -42,9 +49,9 @@ def execute(case: Case, arch: int, change: Change = lambda kernel: kernel) -> Ro
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = case.dtype == "tf32"
     executed: Counter[str] = Counter()
-    launched: list[Any] = []
+    launched = [] if launches is None else launches
     try:
-        with executing(arch, change) as launched:
+        with executing(arch, launched, change):
             got = posed.kernel(*posed.operands)
         status = judge(case, posed, got)
     except Fault as fault:
@@ -61,8 +68,7 @@ def execute(case: Case, arch: int, change: Change = lambda kernel: kernel) -> Ro
         "family": case.family,
         "op": case.op,
         "dtype": case.dtype,
-        "integers": case.integers,
-        "kernels": [launch.kernel for launch in launched],
+        "kernels": [launch.kernel.name for launch in launched],
         "programs": sum(launch.ctas for launch in launched),
         "instructions": sum(executed.values()),
         "opcodes": sorted(executed),
@@ -118,11 +124,86 @@ def good(row: Row) -> bool:
 def run(
     cases: Iterable[Case] = CASES,
     architectures: Iterable[int] = ARCHITECTURES,
+    jobs: int | None = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda rows, total: rows,
 ) -> Results:
-    """Executes cases on architectures, one row for each pair that an architecture runs."""
+    """Executes cases on architectures, one row for each pair that an architecture runs.
+
+    A row has the number of its opcodes, the settings have every architecture's.
+
+    Args:
+        cases: What to run.
+        architectures: Compute capabilities, as 80.
+        jobs: Processes; as many as cores when none is given.
+        progress: Wraps the rows as they come, for a bar.
+    """
     cases, architectures = tuple(cases), tuple(architectures)
     pairs = [(case, arch) for arch, case in product(architectures, cases) if runs_on(case, arch)]
-    rows = [execute(case, arch) for case, arch in progress(pairs, len(pairs))]
-    settings = {"triton": triton.__version__, "architectures": list(architectures), "cases": len(cases)}
+    rows = list(progress(in_parallel(execute, pairs, jobs), len(pairs)))
+    known: dict[str, set[str]] = {str(arch): set() for arch in architectures}
+    for row in rows:
+        known[str(row["arch"])].update(row["opcodes"])
+        row["opcodes"] = len(row["opcodes"])
+    settings = {
+        "triton": triton.__version__,
+        "architectures": list(architectures),
+        "cases": len(cases),
+        "opcodes": {arch: sorted(names) for arch, names in known.items()},
+    }
     return Results("lab-execute", settings, rows)
+
+
+def in_parallel(function: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: int | None) -> Iterator[Any]:
+    """The results of a function in the order of its arguments, from so many processes."""
+    if jobs == 1:
+        yield from starmap(function, arguments)
+        return
+    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(function, *zip(*arguments, strict=True))
+
+
+FAMILIES = {
+    "partition": "partition",
+    "block": "block",
+    "mlp": "fused MLP",
+    "semi_structured": "2:4, dense mma",
+    "sparse": "2:4, mma.sp",
+}
+
+
+def table(results: Results) -> Table:
+    """What was executed on each architecture."""
+    rows = []
+    for arch in results.settings["architectures"]:
+        own = [row for row in results.rows if row["arch"] == arch]
+        counts = Counter(row["family"] for row in own)
+        status = Counter(row["status"] if good(row) else "else" for row in own)
+        rows.append(
+            (
+                f"sm_{arch}",
+                *(str(counts[family]) if counts[family] else "-" for family in FAMILIES),
+                str(len(own)),
+                str(status["exact"]),
+                str(status["within tolerance"]),
+                str(status["else"]),
+                str(len(results.settings["opcodes"][str(arch)])),
+                f"{sum(row['instructions'] for row in own):,}",
+            )
+        )
+    columns = (
+        "architecture",
+        *FAMILIES.values(),
+        "cases",
+        "bit-exact",
+        "within tolerance",
+        "not as meant",
+        "full opcodes",
+        "instructions executed",
+    )
+    return Table(f"PTX of Triton {results.settings['triton']}, executed", columns, rows)
+
+
+def complaints(results: Results) -> Table:
+    """The cases that are not as they should be."""
+    rows = [(f"{row['case']}, sm_{row['arch']}", row["status"]) for row in results.rows if not good(row)]
+    return Table(f"{len(rows)} of {len(results.rows)} cases are not as meant", ("case", "what happened"), rows)

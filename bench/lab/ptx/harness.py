@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 from unittest.mock import patch
 
@@ -41,14 +40,16 @@ class Execution:
     """One launch that was executed.
 
     Attributes:
-        kernel: Its name.
+        kernel: Its code.
         ctas: Programs.
         executed: How often each full opcode was executed by all of them together.
+        visited: Of each instruction whether some thread executed it.
     """
 
-    kernel: str
+    kernel: Kernel
     ctas: int
     executed: Counter[str]
+    visited: Array
 
 
 @dataclass
@@ -87,22 +88,19 @@ class _Watch(TorchDispatchMode):
 
 @contextmanager
 def executing(
-    arch: int, change: Change = lambda kernel: kernel, asynchronous: str = "refuse"
-) -> Iterator[list[Execution]]:
+    arch: int, done: list[Execution], change: Change = lambda kernel: kernel, asynchronous: str = "refuse"
+) -> Iterator[None]:
     """Within it a launch is compiled to PTX for ``arch`` and executed.
 
     Args:
         arch: Compute capability, as 80.
+        done: The list that launches join.
         change: Done to every kernel before.
         asynchronous: What becomes of operands that change while ``wgmma`` or ``tcgen05`` uses them, see :mod:`.hopper`.
-
-    Yields:
-        The list that launches join.
 
     Raises:
         RuntimeError: Triton is interpreting.
     """
-    done: list[Execution] = []
     storages = _Storages()
 
     def run(compiled: Any, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -119,7 +117,7 @@ def executing(
         for module in (semi_structured_kernels, sparse_tensor_core):
             stack.enter_context(patch.object(module, "device_of", lambda tensor: KNOWN[arch]))
         stack.enter_context(_Watch(storages))
-        yield done
+        yield
 
 
 def _no_assembler(*given: Any) -> tuple[str, str] | None:
@@ -158,7 +156,7 @@ def _execute(
     machine.extra["asynchronous"] = asynchronous
     machine.run()
     memory.write_back()
-    return Execution(kernel.name, machine.ctas, machine.executed)
+    return Execution(kernel, machine.ctas, machine.executed, machine.visited)
 
 
 def _memory(tensors: dict[str, Tensor], storages: _Storages) -> tuple[Global, dict[str, int]]:
@@ -187,8 +185,3 @@ def _bytes_of(tensor: Tensor, plane: Array) -> Array:
     return np.lib.stride_tricks.as_strided(
         plane[tensor.storage_offset() * size :], (*tensor.shape, size), (*(s * size for s in tensor.stride()), 1)
     )
-
-
-def digest(ptx: str) -> str:
-    """A short name of a text."""
-    return sha256(ptx.encode()).hexdigest()[:12]

@@ -74,6 +74,7 @@ class Machine:
         alive: bool ``[ctas, threads]``: threads that have not returned.
         extra: State of an architecture's own units.
         executed: How often each full opcode was executed, whatever the number of threads.
+        visited: Of each instruction whether some thread executed it.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Machine:
         self.alive = np.ones(self.shape, bool)
         self.extra: dict[str, Any] = {}
         self.executed: Counter[str] = Counter()
+        self.visited = np.zeros(len(kernel.instructions), bool)
         self._constants: dict[tuple[int | str, str], Array] = {}
         self.at = 0
 
@@ -273,6 +275,7 @@ class Machine:
             instruction = code[self.at]
             mask = here if instruction.guard is None else self._guarded(instruction, here)
             self.executed[instruction.opcode] += 1
+            self.visited[self.at] |= mask is None or bool(mask.any())
             base = instruction.opcode.partition(".")[0]
             following = self.at + 1
             try:

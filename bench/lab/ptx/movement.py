@@ -16,7 +16,7 @@ def parts(operand: Operand | None) -> tuple[Operand | None, ...]:
 
 
 def _packed(state: Machine, part: Operand | None, kind: str) -> Array:
-    """A part of a vector. One that the compiler has left undefined, and whose lot is to be ignored, is all ones: NaN."""
+    """A part of a vector; one that the compiler has left undefined, to be ignored, is all ones: NaN."""
     if isinstance(part, Register) and part.name not in state.kernel.written:
         return np.full(state.shape, -1).astype(DTYPES[kind])
     return state.read(part, kind)
@@ -72,8 +72,6 @@ def _load(space: str, kind: str) -> Handler:
 
 
 def _store(space: str, kind: str) -> Handler:
-    dtype = DTYPES[kind]
-
     def handler(state: Machine, instruction: Instruction, mask: Array | None) -> None:
         destination, source = instruction.operands
         threads = state.threads(mask)
