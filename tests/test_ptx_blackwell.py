@@ -329,8 +329,8 @@ def test_what_is_not_known_raises_by_its_full_opcode() -> None:
         result(mma=MMA.replace("group::1", "group::2"))
     with pytest.raises(UnknownOpcode, match=r"tcgen05.ld.sync.aligned.16x64b.x8.b32"):
         result(ld=STEPS["ld"].replace("16x32bx2", "16x64b"))
-    with pytest.raises(ValueError, match="not emulated, or reserved bits"):
-        result(before_enter=f"mov.b32 %r9, {SHAPE | 4};")
+    assert "descriptor" in message(before_enter=f"mov.b32 %r9, {SHAPE | 4};")
+    assert "descriptor" in message(before_enter=f"mov.b64 %rd9, {COMMON | 1 << 14};")
 
 
 def test_elect_takes_the_first_of_each_warps_threads() -> None:

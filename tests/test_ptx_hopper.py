@@ -207,6 +207,7 @@ def test_a_part_of_a_warpgroup() -> None:
         (B_DESCRIPTOR + (1 << 16), "none"),  # a larger leading offset: other columns
         (B_DESCRIPTOR | 1 << 62, "none"),  # another swizzle
         (B_DESCRIPTOR | 0x3FFF, "bounds"),
+        (B_DESCRIPTOR | 1 << 14, "descriptor"),
         (B_DESCRIPTOR + 0x80, "uninitialised shared memory"),
     ],
 )
@@ -285,8 +286,9 @@ def test_stmatrix(count: int, trans: str) -> None:
 
 
 def test_programs_are_apart() -> None:
-    """Two programs and two warpgroups in each: waits, locks and descriptors are each one's own."""
-    body = changed(STEPS, address=STEPS["address"] + "\n\tand.b32 %r2, %r0, 127;")
+    """Two programs and two warpgroups in each: waits, locks, descriptors and the predicate are each one's own."""
+    first_adds = "mov.u32 %r4, %ctaid.x; setp.eq.b32 %p1, %r4, 0;"
+    body = changed(STEPS, zero=STEPS["zero"].replace(" 0;", " 0f3F800000;"), after_descriptors=first_adds)
     body = body.replace("mul.wide.u32 %rd3, %r0, 32", "and.b32 %r3, %r0, 127;\n\tmul.wide.u32 %rd3, %r3, 32")
     body = body.replace("mul.wide.u32 %rd5, %r0, 16", "mul.wide.u32 %rd5, %r3, 16")
     body = body.replace("shl.b32 %r1, %r0, 5", "shl.b32 %r1, %r3, 5")
@@ -299,5 +301,6 @@ def test_programs_are_apart() -> None:
     out = np.zeros((2, 2, 128, 4), np.float32)
     run(body, operands()[2], out, 90, threads=256, ctas=2)
     rows, columns = wgmma_d(8)
-    for part in out.reshape(4, 128, 4):
-        np.testing.assert_array_equal(part, truth()[rows, columns])
+    for program, parts in enumerate(out):
+        for part in parts:
+            np.testing.assert_array_equal(part, truth()[rows, columns] + (program == 0))

@@ -90,11 +90,16 @@ class SharedOperand:
             mn_major: From the instruction.
 
         Raises:
-            Fault: It was not written, is not fenced, not aligned, out of bounds, or written in the same interval.
+            Fault: The descriptor says what cannot be; or what it points to was not written, is not fenced, not aligned, out
+                of bounds, or written in the same interval.
         """
         itemsize = ITEMSIZES[kind]
         values, which = np.unique(descriptors, return_inverse=True)
-        offsets = np.stack([_chunks(int(d), read, *shape, itemsize, mn_major) for d in values])[which.reshape(-1)]
+        try:
+            places = [_chunks(int(descriptor), read, *shape, itemsize, mn_major) for descriptor in values]
+        except ValueError as wrong:
+            raise Fault("descriptor", str(wrong)) from wrong
+        offsets = np.stack(places)[which.reshape(-1)]
         each = np.repeat(ctas, offsets.shape[1])
         at = state.shared.place(each, offsets.reshape(-1), CHUNK)
         state.shared.check_read(each, np.full(len(each), -1), at, CHUNK)
