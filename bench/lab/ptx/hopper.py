@@ -90,7 +90,7 @@ class SharedOperand:
             mn_major: From the instruction.
 
         Raises:
-            Fault: The descriptor says what cannot be; or what it points to was not written, is not fenced, not aligned, out
+            Fault: The descriptor says what cannot be; or what it points to is not written, fenced, aligned, is out
                 of bounds, or written in the same interval.
         """
         itemsize = ITEMSIZES[kind]
