@@ -143,3 +143,49 @@ def semi_structured_command(architectures: tuple[int, ...], as_json: bool, outpu
     if bad:
         first = f"{bad[0]['case']} on sm_{bad[0]['arch']}: {'; '.join(bad[0]['complaints'])}"
         raise click.ClickException(f"{len(bad)} of {len(results.rows)} binaries are not as meant; the first: {first}")
+
+
+@lab.command("hazards")
+@click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability.  [default: 90 and 100]")
+@click.option("--op", "operations", type=click.Choice((*OPERATIONS, "2:4")), multiple=True, help="[default: all]")
+@click.option("--kernels", default="shipped", show_default=True, help="A name for the kernels, written to every row.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+def hazards_command(
+    architectures: tuple[int, ...],
+    operations: tuple[str, ...],
+    kernels: str,
+    jobs: int | None,
+    as_json: bool,
+    output: Path,
+) -> None:
+    """Search the machine code for races of asynchronous instructions.
+
+    An exit status of 1: registers that are touched while a matrix instruction may still use them, shared memory read
+    before its barrier or fence, tensor memory read before its wait, matrix instructions that the assembler serialised.
+    Every `fpe lab compile` makes the same search; this one prints what it finds by operation.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from ...kernels.device import KNOWN, interpreting
+    from ..output import finish
+    from . import survey
+
+    if interpreting():
+        raise click.ClickException("kernels are interpreted where TRITON_INTERPRET=1; unset it to compile them")
+    unknown = set(architectures) - set(KNOWN)
+    if unknown:
+        known = ", ".join(map(str, KNOWN))
+        raise click.BadParameter(f"expected some of {known}, got {min(unknown)}", param_hint="--arch")
+
+    def progress(rows: Iterable[Any], total: int) -> Iterable[Any]:
+        return track(rows, "Compiling", total, console=Console(stderr=True, quiet=as_json))
+
+    results = survey.run(architectures or survey.ARCHITECTURES, operations, kernels, jobs, progress)
+    finish(results, output / "hazards.jsonl", survey.table(results), as_json)
+    bad = [row for row in results.rows if row["hazards"]]
+    if bad:
+        first = f"{bad[0]['case']} on sm_{bad[0]['arch']}: {bad[0]['first_hazard']}"
+        raise click.ClickException(f"{len(bad)} of {len(results.rows)} binaries have hazards; the first: {first}")

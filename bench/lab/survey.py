@@ -1,0 +1,79 @@
+"""The shipped kernels searched for hazards (:mod:`fpe.bench.lab.hazards`), one row to a binary."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pandas as pd
+import triton
+
+from ..results import Results
+from ..table import Table
+from . import compile as compiler
+from . import semi_structured
+from .sass import Row
+
+ARCHITECTURES = (90, 100)
+"""Where matrix instructions run beside the program, or leave their sums in tensor memory."""
+KEPT = ("kernel", "arch", "case", "op", "alpha", "dtype", "tile", "split", "num_warps", "matrix", "registers")
+KEPT += ("shared", "programs_per_sm", "instructions_per_weight", "hazards", "first_hazard")
+
+
+def run(
+    architectures: Iterable[int] = ARCHITECTURES,
+    operations: Iterable[str] = (),
+    kernels: str = "shipped",
+    jobs: int | None = None,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda rows, total: rows,
+) -> Results:
+    """Compiles every shipped configuration that may use asynchronous matrix instructions, and searches its code.
+
+    Args:
+        architectures: Compute capabilities, as 90.
+        operations: Names in ``OPERATIONS`` of the compiler, and ``"2:4"`` for the 2:4 kernels; none: all.
+        kernels: A name for what is compiled, written to every row: rows of several trees may be put in one file.
+        jobs: Processes; as many as cores when none is given.
+        progress: Wraps the rows as they come, for a bar.
+
+    Returns:
+        One row for each binary that multiplies.
+    """
+    architectures, operations = tuple(architectures), tuple(operations)
+    cases = [case for case in compiler.CASES if case.op in (operations or (case.op,)) and case.dtype != "fp32"]
+    rows = compiler.run(cases, architectures, jobs, progress).rows if cases else []
+    if not operations or "2:4" in operations:
+        quads = [case for case in semi_structured.CASES if case.op in ("forward", "dx", "dw") and case.dtype != "fp32"]
+        rows = rows + semi_structured.run(quads, architectures, progress).rows
+    kept = [
+        {"kernels": kernels, "triton": triton.__version__, **{name: row[name] for name in KEPT if name in row}}
+        for row in rows
+        if row["matrix"]
+    ]
+    return Results("lab-hazards", {"architectures": list(architectures)}, kept)
+
+
+def table(results: Results) -> Table:
+    """Binaries with hazards: by kernels, version of Triton, architecture and operation."""
+    frame = pd.DataFrame(
+        {**{name: row[name] for name in ("kernels", "triton", "arch")}, "op": operation(row), **_flags(row)}
+        for row in results.rows
+    )
+    by = frame.groupby(["kernels", "triton", "arch", "op"], sort=False)
+    body = [
+        (f"{kernels}, Triton {version}, sm_{arch}, {op}", f"{len(group)}", *(f"{group[n].sum()}" for n in FLAGS))
+        for (kernels, version, arch, op), group in by
+    ]
+    return Table("Binaries with hazards, by operation", ("kernels, compiler, operation", "binaries", *FLAGS), body)
+
+
+FLAGS = ("asynchronous", "racing", "serialised")
+
+
+def _flags(row: Row) -> dict[str, bool]:
+    kinds = set(row["hazards"])
+    flies = any(name.startswith(("HGMMA", "UTC")) for name in row["matrix"])
+    return dict(zip(FLAGS, (flies, bool(kinds - {"serialised"}), "serialised" in kinds), strict=True))
+
+
+def operation(row: Row) -> str:
+    """A row's operation, told from that of another family with the same name."""
+    return f"2:4 {row['op']}" if row["kernel"] in ("sparse_tensor_core", *semi_structured.STREAMS) else row["op"]
