@@ -1,12 +1,21 @@
 """What sm_90 adds, on small programs written by hand: each class of mistakes caught, its legal neighbour passed."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ptx_text import changed, fault, run
 
 from fpe.bench.lab.ptx.descriptors import Matrix
 from fpe.bench.lab.ptx.fragments import wgmma_a, wgmma_d
+from fpe.bench.lab.ptx.hopper import MODES
 from fpe.bench.lab.ptx.machine import UnknownOpcode
+
+triton = pytest.importorskip("triton")
 
 A, B = Matrix(0, 128, 256, 0, 0), Matrix(2048, 128, 256, 0, 0)  # [64, 16] and [8, 16], not swizzled
 A_DESCRIPTOR, B_DESCRIPTOR = 128 // 16 << 16 | 256 // 16 << 32, 2048 // 16 | 128 // 16 << 16 | 256 // 16 << 32
@@ -304,3 +313,21 @@ def test_programs_are_apart() -> None:
     for program, parts in enumerate(out):
         for part in parts:
             np.testing.assert_array_equal(part, truth()[rows, columns] + (program == 0))
+
+
+SMALLEST = {"3.7.1": ("register in use", "right", "wrong"), "3.9.0": ("right", "right", "right")}
+"""How the smallest kernel that races ends in each mode, as each Triton compiles it."""
+
+
+def test_the_smallest_race_of_compiled_code_is_caught() -> None:
+    """A loop of ``tl.dot(a & mask, x)``: Triton 3.7 overwrites operand A in registers while ``wgmma`` may read it."""
+    if triton.__version__ not in SMALLEST:
+        pytest.skip(f"nobody has looked at what Triton {triton.__version__} makes of it")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("smallest_race_executed.py")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert tuple(found[mode].partition(":")[0] for mode in MODES) == SMALLEST[triton.__version__]
+    if triton.__version__ == "3.7.1":
+        assert "is written, but wgmma.mma_async" in found["refuse"] and "ldmatrix" in found["refuse"]
