@@ -1,4 +1,4 @@
-"""The PTX of the smallest kernel that races on compute capability 9.0, executed: a script, as Triton does not interpret.
+"""The PTX of the smallest kernel that races on compute capability 9.0, executed. A script: Triton interprets in tests.
 
 Prints, as JSON, how it ends in each mode: ``"right"``, ``"wrong"`` or a fault.
 """
