@@ -25,7 +25,7 @@ def run(
     jobs: int | None = None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda rows, total: rows,
 ) -> Results:
-    """Compiles every shipped configuration and searches its machine code.
+    """Compiles every shipped configuration that may use asynchronous matrix instructions, and searches its code.
 
     Args:
         architectures: Compute capabilities, as 90.
@@ -38,10 +38,11 @@ def run(
         One row for each binary that multiplies.
     """
     architectures, operations = tuple(architectures), tuple(operations)
-    cases = [case for case in compiler.CASES if case.op in (operations or (case.op,))]
+    cases = [case for case in compiler.CASES if case.op in (operations or (case.op,)) and case.dtype != "fp32"]
     rows = compiler.run(cases, architectures, jobs, progress).rows if cases else []
     if not operations or "2:4" in operations:
-        rows = rows + semi_structured.run(architectures=architectures, progress=progress).rows
+        quads = [case for case in semi_structured.CASES if case.op in ("forward", "dx", "dw") and case.dtype != "fp32"]
+        rows = rows + semi_structured.run(quads, architectures, progress).rows
     kept = [
         {"kernels": kernels, "triton": triton.__version__, **{name: row[name] for name in KEPT if name in row}}
         for row in rows
