@@ -61,7 +61,7 @@ from fpe.bench.lab.ptx.cases import Case
 from fpe.bench.lab.ptx.execute import execute
 
 split = Case("partition", "split", shape=(40, 1100), m=3, bias=True)
-grad = Case("partition", "grad", m=19)
+grad = Case("partition", "grad", m=64, shape=(128, 64))
 
 def without(kernel_name, opcode):
     def change(kernel):

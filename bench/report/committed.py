@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from .. import summary
 from ..lab import semi_structured, traffic
+from ..lab.ptx import execute, mutate
 from ..results import COMMITTED, Results
 from ..studies import boolean_sweep, catalogue, tables
 from ..studies.cli import STUDIES
@@ -53,6 +54,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),
     "semi-structured-traffic": lambda: traffic.table(_read("lab/traffic-semi-structured")),
     "semi-structured-rates": semi_structured.rates,
+    "executed": lambda: execute.table(_read("lab/execute")),
+    "mutation": lambda: mutate.table(_read("lab/mutation")),
 }
 FIGURES: dict[str, Callable[[], Figure]] = {
     "boolean-curves": lambda: figures.curves(_read("studies/boolean-curves")),

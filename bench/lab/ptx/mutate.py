@@ -231,7 +231,7 @@ def run_case(case: Case, arch: int, most: int, classes: Iterable[str] = tuple(CL
 def run(
     cases: Iterable[Case] = CASES,
     architectures: Iterable[int] = (80, 90),
-    most: int = 12,
+    most: int = 6,
     jobs: int | None = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda rows, total: rows,
 ) -> Results:
