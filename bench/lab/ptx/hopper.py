@@ -201,9 +201,10 @@ def _active(state: Machine, mask: Array | None) -> Array:
     if mask is None:
         return np.ones((state.ctas, state.size // WARPGROUP), bool)
     lanes = mask.reshape(state.ctas, -1, WARPGROUP)
-    if (lanes.any(2) != lanes.all(2)).any():
+    some, every = np.any(lanes, 2), np.all(lanes, 2)
+    if (some != every).any():
         raise Fault("divergence", "a warpgroup's instruction that not all of its threads execute")
-    return lanes.all(2)
+    return np.asarray(every)
 
 
 def _value(state: Machine, register: Register, ctas: Array, group: int) -> Array:
@@ -361,7 +362,7 @@ def fence_proxy(state: Machine, instruction: Instruction, mask: Array | None) ->
         shared.unfenced[:] = 0
         return
     shape = (state.ctas, shared.pitch)
-    warps = mask.reshape(state.ctas, -1, WARP).any(2)
+    warps = np.asarray(np.any(mask.reshape(state.ctas, -1, WARP), 2))
     own = np.concatenate([np.zeros((state.ctas, 1), bool), warps], 1)
     mine = np.take_along_axis(own, shared.writer.reshape(shape).astype(np.intp), 1)
     earlier = shared.written.reshape(shape) != shared.interval[:, None]
