@@ -26,14 +26,12 @@ NOTHING = Instruction("bar.warp.sync", (Immediate(-1),), None, False, "")
 """What stands in the place of an instruction that was removed."""
 
 CASES = (
-    Case("partition", "split", shape=(70, 656), m=19, lying="padded", bias=True, activation="relu"),
-    Case("partition", "merge_t", "fp16", shape=(330, 80), m=19, alpha=3, lying="padded"),
-    Case("partition", "grad", shape=(66, 80), m=270, alpha=3, holes=True, lying="padded"),
-    Case(
-        "block", "forward", block=(32, 32), shape=(70, 400), density=0.7, lying="padded", bias=True, activation="relu"
-    ),
-    Case("mlp", "mlp", shape=(13, 336), m=19, lying="padded", bias=True, activation="relu"),
-    Case("sparse", "forward", m=19, shape=(136, 328)),
+    Case("partition", "split", shape=(120, 656), m=31, lying="padded", bias=True, activation="relu"),
+    Case("partition", "merge_t", "fp16", shape=(330, 112), m=31, alpha=3, lying="padded"),
+    Case("partition", "grad", shape=(120, 112), m=310, alpha=3, holes=True, lying="padded"),
+    Case("block", "forward", block=(32, 32), shape=(120, 400), m=31, density=0.7, lying="padded", bias=True),
+    Case("mlp", "mlp", shape=(15, 336), m=31, lying="padded", bias=True, activation="relu", outputs=60),
+    Case("sparse", "forward", m=31, shape=(250, 328)),
 )
 """With tails, with reductions of several steps, and with rows apart: what a case does not show cannot be seen in it."""
 
