@@ -99,6 +99,11 @@ def test_accumulators_are_added_or_not() -> None:
     np.testing.assert_array_equal(result(zero=ones), once + 1)
 
 
+def test_an_accumulator_without_a_value_may_not_be_added() -> None:
+    np.testing.assert_array_equal(result(zero="", after_descriptors="mov.pred %p1, 0;"), truth())
+    assert kind(zero="") == "uninitialised register"
+
+
 OVERWRITE = "mov.b32 %r11, 0;"
 
 

@@ -284,8 +284,11 @@ def _find(
 
 
 def _check_fence(state: Machine, groups: Warpgroups, registers: tuple[Register, ...]) -> None:
+    if not groups.fenced:
+        raise Fault("wgmma fence", "no wgmma.fence stands before the first wgmma")
     for register in registers:
-        if id(state.registers.get(register.name)) not in groups.fenced:
+        value = state.registers.get(register.name)
+        if value is not None and id(value) not in groups.fenced:
             raise Fault("wgmma fence", f"{register.name} has a value that no wgmma.fence has followed")
 
 
