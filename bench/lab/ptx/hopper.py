@@ -365,11 +365,12 @@ def fence_proxy(state: Machine, instruction: Instruction, mask: Array | None) ->
         shared.unfenced[:] = 0
         return
     shape = (state.ctas, shared.pitch)
-    warps = np.asarray(np.any(mask.reshape(state.ctas, -1, WARP), 2))
+    warps = np.any(mask.reshape(state.ctas, -1, WARP), 2)
     own = np.concatenate([np.zeros((state.ctas, 1), bool), warps], 1)
     mine = np.take_along_axis(own, shared.writer.reshape(shape).astype(np.intp), 1)
     earlier = shared.written.reshape(shape) != shared.interval[:, None]
-    shared.unfenced.reshape(shape)[mine | (earlier & warps.any(1)[:, None])] = 0
+    some = np.any(own, 1, keepdims=True)
+    shared.unfenced.reshape(shape)[mine | (earlier & some)] = 0
 
 
 def _stmatrix(state: Machine, instruction: Instruction, mask: Array | None, count: int, transposed: bool) -> None:
