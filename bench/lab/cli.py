@@ -220,7 +220,7 @@ def execute_command(
 
 
 @lab.command("mutate")
-@click.option("--arch", "architectures", type=int, multiple=True, default=(80, 90), show_default=True)
+@click.option("--arch", "architectures", type=int, multiple=True, default=(80, 90, 100), show_default=True)
 @click.option("--most", type=click.IntRange(1), default=6, show_default=True, help="Mutants of a class and case.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")

@@ -127,6 +127,17 @@ def _other_offset(instruction: Instruction, random: random.Random, kernel: Kerne
     return _with(instruction, at, replace(address, offset=address.offset + random.choice((-16, 16))))
 
 
+def _other_descriptor(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
+    """A bit of a matrix descriptor: its start, its stride, its swizzle."""
+    if not instruction.opcode.startswith(("or.b64", "add.s64")):
+        return None
+    for at, operand in _sources(instruction):
+        if isinstance(operand, Immediate) and 0 < (operand.bits >> 32 & 0x3FFF) < 0x3FFF:
+            bit = random.choice((1, 4, 32, 33, 62, 63))
+            return _with(instruction, at, Immediate((operand.bits ^ 1 << bit) & 0xFFFF_FFFF_FFFF_FFFF))
+    return None
+
+
 EXCHANGED = {
     "add.s": "sub.s",
     "sub.s": "add.s",
@@ -156,8 +167,10 @@ CLASSES: dict[str, Mutation] = {
     "matrix transposed": _transposed,
     "barrier removed": _removed("bar.sync"),
     "fence removed": _removed("fence.proxy", "wgmma.fence"),
-    "commit removed": _removed("cp.async.commit", "wgmma.commit"),
+    "commit removed": _removed("cp.async.commit", "wgmma.commit", "tcgen05.commit"),
     "wait one group less": _waits_less,
+    "wait for tensor memory removed": _removed("tcgen05.wait"),
+    "descriptor changed": _other_descriptor,
     "predicate widened": _widened,
     "constant changed": _other_constant,
     "address moved": _other_offset,
@@ -228,7 +241,7 @@ def run_case(case: Case, arch: int, most: int, classes: Iterable[str] = tuple(CL
 
 def run(
     cases: Iterable[Case] = CASES,
-    architectures: Iterable[int] = (80, 90),
+    architectures: Iterable[int] = (80, 90, 100),
     most: int = 6,
     jobs: int | None = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda rows, total: rows,
