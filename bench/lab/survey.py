@@ -51,21 +51,61 @@ def run(
     return Results("lab-hazards", {"architectures": list(architectures)}, kept)
 
 
-def table(results: Results) -> Table:
-    """Binaries with hazards: by kernels, version of Triton, architecture and operation."""
-    frame = pd.DataFrame(
-        {**{name: row[name] for name in ("kernels", "triton", "arch")}, "op": operation(row), **_flags(row)}
-        for row in results.rows
-    )
-    by = frame.groupby(["kernels", "triton", "arch", "op"], sort=False)
+def table(results: Results, by: tuple[str, ...] = ("kernels", "triton", "arch", "operation")) -> Table:
+    """Binaries that multiply, those whose matrix instructions run beside the program, and those with hazards."""
+    frame = pd.DataFrame({**row, "operation": operation(row), **_flags(row)} for row in results.rows)
     body = [
-        (f"{kernels}, Triton {version}, sm_{arch}, {op}", f"{len(group)}", *(f"{group[n].sum()}" for n in FLAGS))
-        for (kernels, version, arch, op), group in by
+        (*map(str, key), f"{len(group)}", *(f"{group[name].sum()}" for name in FLAGS))
+        for key, group in frame.groupby(list(by), sort=False)
     ]
-    return Table("Binaries with hazards, by operation", ("kernels, compiler, operation", "binaries", *FLAGS), body)
+    return Table("Hazards found in machine code", (*by, "binaries", *FLAGS), body)
+
+
+SHOWN = (
+    "split-alpha2-bf16-m16",
+    "split-alpha2-bf16-m32",
+    "split-alpha2-bf16-m64",
+    "split-alpha2-bf16-m1024",
+    "split-alpha4-bf16-m16",
+    "split-alpha8-bf16-m16",
+    "merge-alpha2-bf16-m16",
+    "merge-alpha2-bf16-m1024",
+    "split_t-alpha2-bf16-m16",
+    "split_t-alpha2-bf16-m1024",
+    "mlp-alpha2-bf16-m1-relu",
+    "mlp-alpha2-bf16-m64-relu",
+    "forward-bf16-2-m1",
+    "forward-bf16-2-m64",
+)
+"""Cases of which :func:`compared` shows what they cost."""
+
+
+def compared(results: Results, version: str, kernels: tuple[str, str] = ("before", "after")) -> Table:
+    """What the kernels of two trees cost on compute capability 9.0, with one version of Triton."""
+    found = {
+        (row["kernels"], row["case"]): (
+            row["matrix"][0].split(".")[0],
+            f"{row['instructions_per_weight']:.1f}" if "instructions_per_weight" in row else "-",
+            f"{row['registers']}",
+            f"{row['shared']}",
+            f"{row['programs_per_sm']}",
+            ", ".join("racing" if kind == "in flight" else kind for kind in row["hazards"]) or "-",
+        )
+        for row in results.rows
+        if row["arch"] == 90 and row["triton"] == version
+    }
+    body = [
+        (case if tree == kernels[0] else "", tree, *found[tree, case])
+        for case in SHOWN
+        for tree in kernels
+        if (tree, case) in found
+    ]
+    columns = ("case", "kernels", "matrix", "instr./weight", "registers", "shared", "programs/SM", "hazard")
+    return Table(f"sm_90, Triton {version}", columns, body)
 
 
 FLAGS = ("asynchronous", "racing", "serialised")
+"""Whether matrix instructions run beside the program; any hazard but the last; instructions made to wait in turn."""
 
 
 def _flags(row: Row) -> dict[str, bool]:
