@@ -14,8 +14,11 @@ from .sass import Row
 
 ARCHITECTURES = (90, 100)
 """Where matrix instructions run beside the program, or leave their sums in tensor memory."""
-KEPT = ("kernel", "arch", "case", "op", "alpha", "dtype", "tile", "split", "num_warps", "matrix", "registers")
-KEPT += ("shared", "programs_per_sm", "instructions_per_weight", "hazards", "first_hazard")
+KEPT = (
+    *("kernel", "arch", "case", "op", "alpha", "dtype", "tile", "split", "num_warps", "matrix", "registers", "shared"),
+    *("programs_per_sm", "instructions_per_weight", "hazards", "first_hazard"),
+)
+"""What is kept of a compiler's row."""
 
 
 def run(
@@ -61,6 +64,24 @@ def table(results: Results, by: tuple[str, ...] = ("kernels", "triton", "arch", 
     return Table("Hazards found in machine code", (*by, "binaries", *FLAGS), body)
 
 
+def by_version(results: Results) -> Table:
+    """Asynchronous binaries with hazards, by operation and version of Triton; nothing where none was searched."""
+    frame = pd.DataFrame({**row, "operation": operation(row), **_flags(row)} for row in results.rows)
+    versions = sorted(frame["triton"].unique())
+    body = []
+    for (name, kernels), group in frame.groupby(["operation", "kernels"], sort=False):
+        sums = group.groupby("triton")[list(FLAGS)].sum()
+        cells = [
+            "{racing} / {unfenced} / {serialised} of {asynchronous}".format(**sums.loc[version])
+            if version in sums.index
+            else "-"
+            for version in versions
+        ]
+        body.append((str(name), str(kernels), *cells))
+    columns = ("operation", "kernels", *(f"Triton {version}" for version in versions))
+    return Table("Binaries on sm_90 that race / lack a fence / are serialised, of those with wgmma", columns, body)
+
+
 SHOWN = (
     "split-alpha2-bf16-m16",
     "split-alpha2-bf16-m32",
@@ -104,14 +125,16 @@ def compared(results: Results, version: str, kernels: tuple[str, str] = ("before
     return Table(f"sm_90, Triton {version}", columns, body)
 
 
-FLAGS = ("asynchronous", "racing", "serialised")
-"""Whether matrix instructions run beside the program; any hazard but the last; instructions made to wait in turn."""
+FLAGS = ("asynchronous", "racing", "unfenced", "serialised")
+"""Whether matrix instructions run beside the program; and the hazards: ``"racing"`` is any but the other two."""
 
 
 def _flags(row: Row) -> dict[str, bool]:
     kinds = set(row["hazards"])
     flies = any(name.startswith(("HGMMA", "UTC")) for name in row["matrix"])
-    return dict(zip(FLAGS, (flies, bool(kinds - {"serialised"}), "serialised" in kinds), strict=True))
+    return dict(
+        zip(FLAGS, (flies, bool(kinds - {"fence", "serialised"}), "fence" in kinds, "serialised" in kinds), strict=True)
+    )
 
 
 def operation(row: Row) -> str:

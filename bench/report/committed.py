@@ -48,7 +48,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "shares": lambda: costs.shares_table(costs.roof_shown(costs.measured())),
     "memory": lambda: costs.memory_table(),
     "ladder": lambda: summary.ladder(_read("lab/ladder")),
-    "hazards": lambda: survey.table(_read("lab/hazards"), ("kernels", "triton")),
+    "hazards": lambda: survey.by_version(_read("lab/hazards")),
     "hazards-compared": lambda: survey.compared(_read("lab/hazards"), "3.7.1"),
     "unpacking": lambda: summary.unpacking(_read("lab/compile")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
