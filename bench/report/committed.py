@@ -5,9 +5,8 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from .. import summary
-from ..lab import semi_structured, traffic
-from ..lab.ptx import execute, mutate
 from ..lab import semi_structured, survey, traffic
+from ..lab.ptx import execute, mutate
 from ..results import COMMITTED, Results
 from ..studies import boolean_sweep, catalogue, tables
 from ..studies.cli import STUDIES
