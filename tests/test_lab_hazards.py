@@ -64,6 +64,7 @@ EXIT
         "STS.128 [R0], R29",
         "LDG.E.128 R4, desc[UR4][R38.64]",
         "LDG.E.64 R87, desc[UR4][R2.64]",
+        "LDG.E R4, desc[UR4][R31.64]",
         "CS2R R31, SRZ",
         "FADD R3, R39.reuse, R4",
         "@P0 MOV R32, RZ",

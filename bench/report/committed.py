@@ -5,7 +5,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from .. import summary
-from ..lab import semi_structured, traffic
+from ..lab import semi_structured, survey, traffic
 from ..lab.ptx import execute, mutate
 from ..results import COMMITTED, Results
 from ..studies import boolean_sweep, catalogue, tables
@@ -49,6 +49,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     "shares": lambda: costs.shares_table(costs.roof_shown(costs.measured())),
     "memory": lambda: costs.memory_table(),
     "ladder": lambda: summary.ladder(_read("lab/ladder")),
+    "hazards": lambda: survey.by_version(_read("lab/hazards")),
+    "hazards-compared": lambda: survey.compared(_read("lab/hazards"), "3.7.1"),
     "unpacking": lambda: summary.unpacking(_read("lab/compile")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
     "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),
