@@ -18,6 +18,7 @@ DOCUMENTS = (
     "docs/benchmarks.md",
     "docs/boolean.md",
     "docs/kernels.md",
+    "docs/lab.md",
     "docs/semi_structured.md",
     "docs/studies.md",
 )

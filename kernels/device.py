@@ -26,6 +26,16 @@ class Device:
     l2: int
     name: str = ""
 
+    @property
+    def computed_right(self) -> bool:
+        """Whether a tile that a program computes must be the right operand of its product.
+
+        On compute capability 9.0 Triton hands a computed left operand to ``wgmma`` in registers. The assembler then
+        lets the next turn overwrite them in flight, or makes the matrix instructions wait for each other. The right
+        operand always lies in shared memory.
+        """
+        return self.arch == 90
+
 
 KNOWN = {
     80: Device(80, 108, 166_912, 40 << 20),  # A100

@@ -1,4 +1,4 @@
-"""What the launches of every family share: options, the order of the programs, activation, the sum of the parts."""
+"""What the launches of every family share: options, order of programs, products, activation, the sum of the parts."""
 
 from typing import Any
 
@@ -69,6 +69,20 @@ def _reduce(
     if HAS_BIAS:
         acc += tl.load(bias_ptr + offs % COLUMNS, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_ptr + offs, activate(acc, ACTIVATION).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def multiply(w, x, acc, TURNED: tl.constexpr, PRECISION: tl.constexpr):
+    """Adds the product of a computed weight ``w[OUT, IN]`` and activations to ``acc``.
+
+    The weight is the left operand: ``x[IN, BLOCK_M]``, ``acc[OUT, BLOCK_M]``. With ``TURNED`` it is the right one, and
+    both others are transposed (:attr:`Device.computed_right`).
+    """
+    if TURNED:
+        acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
+    else:
+        acc = tl.dot(w, x, acc, input_precision=PRECISION)
+    return acc
 
 
 def launch_reduce(partial: Tensor, result: Tensor, bias: Tensor | None = None, activation: str | None = None) -> None:

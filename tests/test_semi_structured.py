@@ -96,6 +96,17 @@ def test_the_triton_kernels_are_as_accurate(case: Case, dtype: torch.dtype, op: 
     assert_as_accurate(ours, eager, DENSE[op](*as_double(pair), layout))
 
 
+@pytest.mark.usefixtures("poisoned")
+@each_case
+def test_the_turned_product_is_as_accurate(case: Case) -> None:
+    """What runs where a computed weight must be the right operand."""
+    pair, layout = operands("forward", case, torch.float16), case.layout()
+    pair = tuple(_guarded(t) for t in pair)  # type: ignore[assignment]
+    with patch("fpe.kernels.semi_structured.triton.device_of", return_value=KNOWN[90]):
+        ours = OPS["forward"](*pair, layout, "triton")
+    assert_as_accurate(ours, OPS["forward"](*pair, layout, "eager"), DENSE["forward"](*as_double(pair), layout))
+
+
 def _guarded(t: Tensor) -> Tensor:
     """The same inside a buffer of NaN, where the last dimension stays contiguous."""
     buffer = t.new_full([size + 4 for size in t.shape], float("nan"))

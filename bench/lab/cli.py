@@ -41,16 +41,10 @@ def compile_command(
     from rich.console import Console
     from rich.progress import track
 
-    from ...kernels.device import interpreting
     from ..output import finish
     from . import compile as compiler
 
-    if interpreting():
-        raise click.ClickException("kernels are interpreted where TRITON_INTERPRET=1; unset it to compile them")
-    unknown = set(architectures) - set(compiler.ARCHITECTURES)
-    if unknown:
-        known = ", ".join(map(str, compiler.ARCHITECTURES))
-        raise click.BadParameter(f"expected some of {known}, got {min(unknown)}", param_hint="--arch")
+    _compilable(architectures)
     cases = [case for case in (compiler.QUICK if quick else compiler.CASES) if case.op in (operations or (case.op,))]
 
     def progress(rows: Iterable[dict], total: int) -> Iterable[dict]:
@@ -124,17 +118,12 @@ def semi_structured_command(architectures: tuple[int, ...], as_json: bool, outpu
     from rich.console import Console
     from rich.progress import track
 
-    from ...kernels.device import KNOWN, interpreting
+    from ...kernels.device import KNOWN
     from ..output import finish
     from ..summary import compiled
     from . import semi_structured
 
-    if interpreting():
-        raise click.ClickException("kernels are interpreted where TRITON_INTERPRET=1; unset it to compile them")
-    unknown = set(architectures) - set(KNOWN)
-    if unknown:
-        known = ", ".join(map(str, KNOWN))
-        raise click.BadParameter(f"expected some of {known}, got {min(unknown)}", param_hint="--arch")
+    _compilable(architectures)
 
     def progress(pairs: Iterable[Any], total: int) -> Iterable[Any]:
         return track(pairs, "Compiling", total, console=Console(stderr=True, quiet=as_json))
@@ -145,3 +134,124 @@ def semi_structured_command(architectures: tuple[int, ...], as_json: bool, outpu
     if bad:
         first = f"{bad[0]['case']} on sm_{bad[0]['arch']}: {'; '.join(bad[0]['complaints'])}"
         raise click.ClickException(f"{len(bad)} of {len(results.rows)} binaries are not as meant; the first: {first}")
+
+
+@lab.command("hazards")
+@click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability.  [default: 90 and 100]")
+@click.option("--op", "operations", type=click.Choice((*OPERATIONS, "2:4")), multiple=True, help="[default: all]")
+@click.option("--kernels", default="shipped", show_default=True, help="A name for the kernels, written to every row.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+def hazards_command(
+    architectures: tuple[int, ...],
+    operations: tuple[str, ...],
+    kernels: str,
+    jobs: int | None,
+    as_json: bool,
+    output: Path,
+) -> None:
+    """Search the machine code for races of asynchronous instructions.
+
+    An exit status of 1: registers that are touched while a matrix instruction may still use them, shared memory read
+    before its barrier or fence, tensor memory read before its wait, matrix instructions that the assembler serialised.
+    Every `fpe lab compile` makes the same search; this one prints what it finds by operation.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..output import finish
+    from . import survey
+
+    _compilable(architectures)
+
+    def progress(rows: Iterable[Any], total: int) -> Iterable[Any]:
+        return track(rows, "Compiling", total, console=Console(stderr=True, quiet=as_json))
+
+    results = survey.run(architectures or survey.ARCHITECTURES, operations, kernels, jobs, progress)
+    finish(results, output / "hazards.jsonl", survey.table(results), as_json)
+    bad = [row for row in results.rows if row["hazards"]]
+    if bad:
+        first = f"{bad[0]['case']} on sm_{bad[0]['arch']}: {bad[0]['first_hazard']}"
+        raise click.ClickException(f"{len(bad)} of {len(results.rows)} binaries have hazards; the first: {first}")
+
+
+EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse")
+
+
+@lab.command("execute")
+@click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability, as 90.  [default: all]")
+@click.option("--family", "families", type=click.Choice(EXECUTED_FAMILIES), multiple=True, help="[default: all]")
+@click.option("--quick", is_flag=True, help="A case of each kind.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+def execute_command(
+    architectures: tuple[int, ...],
+    families: tuple[str, ...],
+    quick: bool,
+    jobs: int | None,
+    as_json: bool,
+    output: Path,
+) -> None:
+    """Execute the compiled PTX in NumPy, on small operands, and compare it with the eager twins.
+
+    Memory, registers and asynchronous operations are checked while it runs. An exit status of 1: a fault, an
+    instruction that is not known, or a result that differs.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..output import finish, print_table
+    from .ptx import cases, execute
+
+    _compilable(architectures)
+    chosen = cases.QUICK if quick else cases.CASES
+    results = execute.run(
+        [case for case in chosen if case.family in (families or (case.family,))],
+        architectures or execute.ARCHITECTURES,
+        jobs,
+        lambda rows, total: track(rows, "Executing", total, console=Console(stderr=True, quiet=as_json)),
+    )
+    finish(results, output / "execute.jsonl", execute.table(results), as_json)
+    wrong = execute.complaints(results)
+    if wrong.rows:
+        if not as_json:
+            print_table(wrong)
+        raise click.ClickException(wrong.title)
+
+
+@lab.command("mutate")
+@click.option("--arch", "architectures", type=int, multiple=True, default=(80, 90, 100), show_default=True)
+@click.option("--most", type=click.IntRange(1), default=6, show_default=True, help="Mutants of a class and case.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+def mutate_command(architectures: tuple[int, ...], most: int, jobs: int | None, as_json: bool, output: Path) -> None:
+    """Break the compiled kernels on purpose and count what `fpe lab execute` would have seen."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..output import finish
+    from .ptx import mutate
+
+    _compilable(architectures)
+    results = mutate.run(
+        architectures=architectures,
+        most=most,
+        jobs=jobs,
+        progress=lambda rows, total: track(rows, "Mutating", total, console=Console(stderr=True, quiet=as_json)),
+    )
+    finish(results, output / "mutation.jsonl", mutate.table(results), as_json)
+
+
+def _compilable(architectures: Iterable[int]) -> None:
+    """Refuses architectures that are not known, and the interpreter."""
+    from ...kernels.device import KNOWN, interpreting
+
+    if interpreting():
+        raise click.ClickException("kernels are interpreted where TRITON_INTERPRET=1; unset it to compile them")
+    unknown = set(architectures) - set(KNOWN)
+    if unknown:
+        known = ", ".join(map(str, KNOWN))
+        raise click.BadParameter(f"expected some of {known}, got {min(unknown)}", param_hint="--arch")

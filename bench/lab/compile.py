@@ -44,8 +44,8 @@ from ...kernels.partition import triton as partition_kernels
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ..results import Results
 from ..table import Table
-from . import sass
-from .sass import LIMITS, Row, analyse, programs_per_sm
+from . import hazards, sass
+from .sass import LIMITS, Row, programs_per_sm
 
 ARCHITECTURES = tuple(KNOWN)
 BLOCK_OPERATIONS = ("forward", "dx", "dw")
@@ -99,7 +99,7 @@ CASES = (
         for op, alpha, m in product(PARTITION_OPERATIONS, (2, 3, 4, 8), (16, 32, 64, 1024, 8192))
     ),
     *(Case(op, t, m, alpha=2) for op, t, m in product(PARTITION_OPERATIONS, ("fp16", "fp32", "tf32"), (16, 64, 8192))),
-    *(Case(op, "bf16", m, alpha=2, activation="gelu") for op, m in product(("split", "merge"), (16, 8192))),
+    *(Case(op, "bf16", m, alpha=2, activation="gelu") for op, m in product(("split", "merge"), (16, 64, 8192))),
     *(
         Case("mlp", t, m, alpha=alpha, activation="relu")
         for t, m, alpha in product(("bf16", "fp16"), (1, 64), (2, 4, 8))
@@ -160,24 +160,32 @@ def _stream_lines(kernel: str) -> tuple[set[tuple[str, int]], bool]:
 
 
 def disassemble(cubin: bytes) -> tuple[str, str]:
-    """A binary's machine code and its resources, as ``nvdisasm -c -g`` and ``cuobjdump -res-usage`` print them."""
+    """A binary's machine code and its resources, as ``nvdisasm -c -g -hex`` and ``cuobjdump -res-usage`` print them."""
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         run = partial(subprocess.run, capture_output=True, text=True, check=True)
-        code = run([triton.knobs.nvidia.nvdisasm.path, "-c", "-g", file.name]).stdout
+        code = run([triton.knobs.nvidia.nvdisasm.path, "-c", "-g", "-hex", file.name]).stdout
         return code, run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]).stdout
 
 
-def _facts(kernel: str, cubin: bytes) -> Row:
+def read(cubin: bytes, ptx: str, streams: set[tuple[str, int]], multiplies: bool) -> Row:
+    """Facts of a binary (:func:`fpe.bench.lab.sass.analyse`), and its hazards: how many of each kind, and the first."""
+    code, resources = disassemble(cubin)
+    found = hazards.search(*sass.read_sass(code), ptx)
+    facts = sass.analyse(code, resources, streams, multiplies)
+    return {**facts, "hazards": hazards.counted(found), "first_hazard": found[0].said if found else ""}
+
+
+def _facts(kernel: str, cubin: bytes, ptx: str) -> Row:
     """Facts of a binary, from the cache or from the disassembler."""
     streams, multiplies = _stream_lines(kernel)
-    reader = getsource(sass) + repr(sorted(streams))
+    reader = getsource(sass) + getsource(hazards) + ptx + repr(sorted(streams))
     key = hashlib.sha256(cubin + reader.encode()).hexdigest()
     kept = Path(triton.knobs.cache.dir) / "fpe-lab" / f"{key}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
-    facts = analyse(*disassemble(cubin), streams, multiplies)
+    facts = read(cubin, ptx, streams, multiplies)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile("w", dir=kept.parent, delete=False) as part:
         json.dump(facts, part)
@@ -215,8 +223,15 @@ class _Driver:
 
 
 @contextmanager
-def catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+def catching(
+    arch: int, skip: Callable[[str, str], bool], instead: Callable[..., None] = lambda *launch: None
+) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
     """Within it a launch compiles for ``arch``, if ``skip`` of kernel and key is false, and runs nothing.
+
+    Args:
+        arch: Compute capability.
+        skip: Of a kernel's name and key.
+        instead: Called with what was compiled, the kernel, the grid, and the arguments of the launch.
 
     Yields:
         What was compiled, with the keyword arguments of the launch.
@@ -232,6 +247,7 @@ def catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tuple
             kernel.device_caches.pop(driver)
             if compiled is not None:
                 caught.append((compiled, kwargs))
+                instead(compiled, kernel, grid, args, kwargs)
 
         return launch
 
@@ -242,7 +258,7 @@ def catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tuple
         stack.enter_context(patch.object(triton.runtime.driver, "_active", driver))
         stack.enter_context(patch.object(triton.knobs.runtime, "jit_cache_hook", hook))
         stack.enter_context(patch.object(JITFunction, "__getitem__", launcher))
-        for module in (block_kernels, partition_kernels):
+        for module in (block_kernels, partition_kernels, mlp_kernels):
             stack.enter_context(patch.object(module, "device_of", lambda tensor: KNOWN[arch]))
         yield caught
 
@@ -340,16 +356,17 @@ def _tile(kernel: str, given: dict[str, Any], itemsize: int) -> tuple[int, int]:
         right = given["BLOCK_K"] * (1 if given["CHILDREN_LEFT"] else given["ALPHA"])
         return given["BLOCK_M"] * (left + right) * itemsize, given["BLOCK_N"]
     if kernel == "_expanded_mlp":
-        return given["BLOCK_H"] * given["BLOCK_K"] * itemsize, given["BLOCK_H"]
+        rows = given["BLOCK_M" if given["TURNED"] else "BLOCK_H"]
+        return given["BLOCK_H"] * given["BLOCK_K"] * itemsize, rows
     if kernel == "_partition_multiply":
-        rows = given["BLOCK_K" if given["TRANSPOSED"] else "BLOCK_N"]
+        rows = given["BLOCK_M" if given["TURNED"] else "BLOCK_K" if given["TRANSPOSED"] else "BLOCK_N"]
         return given["BLOCK_N"] * given["BLOCK_K"] * itemsize, rows
     return given["BLOCK_IN"] * given["BK" if given["TRANSPOSED"] else "BN"] * itemsize, given["BLOCK_M"]
 
 
 def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
     case, metadata = launch.case, compiled.metadata
-    facts = _facts(launch.kernel, compiled.asm["cubin"])
+    facts = _facts(launch.kernel, compiled.asm["cubin"], compiled.asm["ptx"])
     tensor = getattr(metadata, "tmem_size", None) or 0
     warps = metadata.num_warps
     held = programs_per_sm(launch.arch, warps, facts["registers"], metadata.shared, tensor)
@@ -396,6 +413,7 @@ def check(row: Row) -> list[str]:
         complaints.append(f"shared memory: {row['shared']} bytes of {limit}")
     if not row["programs_per_sm"]:
         complaints.append(f"does not fit a multiprocessor: {row['limited_by']}")
+    complaints += hazards.complaints(row)
     if not KERNELS[row["kernel"]].multiplies:
         return complaints
     meant = expected_matrix(row)

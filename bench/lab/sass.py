@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def programs_per_sm(arch: int, warps: int, registers: int, shared: int, tensor: 
     return held
 
 
-INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)([^;]*);")
+HIGH_WORD = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/\s*$")
 LINE = re.compile(r'//## File "([^"]*)", line (\d+)')
 LABEL = re.compile(r"^(\.L_\w+):")
 TARGET = re.compile(r"`\((\.L_\w+)\)")
@@ -70,12 +71,37 @@ MATRIX = re.compile(r"^(HMMA|[HQI]GMMA|UTC[A-Z]*MMA|IMMA|QMMA|OMMA|DMMA)\b")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction: its opcode with modifiers, and the file and line that it comes from."""
+    """One instruction.
+
+    Attributes:
+        opcode: With modifiers.
+        operands: As they are printed.
+        guard: The predicate under which it runs, as ``"!P0"``; empty where it always does.
+        source: File and line that it comes from.
+        control: How it is scheduled, the bits 105 to 125 of its encoding; 0 where that was not printed.
+    """
 
     opcode: str
     operands: str
-    predicated: bool
+    guard: str
     source: tuple[str, int]
+    control: int = 0
+
+    @property
+    def predicated(self) -> bool:
+        """Whether it runs under a predicate."""
+        return bool(self.guard)
+
+    @property
+    def waits(self) -> int:
+        """Scoreboards that it waits for, a bit each."""
+        return self.control >> 11 & 63
+
+    @property
+    def sets(self) -> int | None:
+        """The scoreboard that is set when its results have arrived."""
+        board = self.control >> 5 & 7
+        return None if board == 7 else board
 
     @property
     def width(self) -> int:
@@ -89,7 +115,7 @@ class Instruction:
 
 
 def read_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
-    """Reads what ``nvdisasm -c -g`` prints: instructions, and the position of each label among them."""
+    """Reads what ``nvdisasm -c -g -hex`` prints: instructions, and the position of each label among them."""
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     source = ("", 0)
@@ -99,7 +125,9 @@ def read_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
         elif found := LINE.search(line):
             source = (Path(found[1]).name, int(found[2]))
         elif found := INSTRUCTION.search(line):
-            instructions.append(Instruction(found[2], found[3], found[1] is not None, source))
+            instructions.append(Instruction(found[2], found[3], found[1] or "", source))
+        elif instructions and (found := HIGH_WORD.match(line)):
+            instructions[-1] = replace(instructions[-1], control=int(found[1], 16) >> 41 & 0x1FFFFF)
     return instructions, labels
 
 
@@ -128,7 +156,7 @@ def analyse(sass: str, resources: str, streams: set[tuple[str, int]], multiplies
     """Facts of one binary.
 
     Args:
-        sass: What ``nvdisasm -c -g`` prints.
+        sass: What ``nvdisasm -c -g -hex`` prints.
         resources: What ``cuobjdump -res-usage`` prints.
         streams: File names and lines of the loads of streamed operands.
         multiplies: Whether there is a main loop to look for.

@@ -23,8 +23,9 @@ from ...kernels.semi_structured import triton as dense_kernels
 from ...kernels.semi_structured.layout import SemiStructuredLayout
 from ..results import Results
 from ..table import Table
-from .compile import catching, disassemble
-from .sass import Row, analyse, programs_per_sm
+from . import hazards
+from .compile import catching, read
+from .sass import Row, programs_per_sm
 
 SHAPE = (14336, 4096)
 """``(N, K)`` of the parent: an LLM's."""
@@ -199,7 +200,8 @@ def compile_case(case: Case, arch: int) -> Row:
         _call(case)
     ((compiled, given),) = caught
     kernel = compiled.metadata.name
-    facts = analyse(*disassemble(compiled.asm["cubin"]), _lines(kernel), case.op in ("sparse", "forward", "dx", "dw"))
+    multiplies = case.op in ("sparse", "forward", "dx", "dw")
+    facts = read(compiled.asm["cubin"], compiled.asm["ptx"], _lines(kernel), multiplies)
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
     tensor = getattr(compiled.metadata, "tmem_size", None) or 0
     held = programs_per_sm(arch, warps, facts["registers"], shared, tensor)
@@ -230,6 +232,7 @@ def check(row: Row) -> list[str]:
         complaints.append(f"shared memory: {row['shared']} bytes of {limit}")
     if not row["programs_per_sm"]:
         complaints.append(f"does not fit a multiprocessor: {row['limited_by']}")
+    complaints += hazards.complaints(row)
     found = {name.removesuffix(".BF16").removesuffix(".F32") for name in row["matrix"]}
     if row["op"] == "sparse" and found != {"HMMA.SP.16832"}:
         complaints.append(f"matrix instruction: meant HMMA.SP.16832, got {', '.join(sorted(found)) or 'none'}")

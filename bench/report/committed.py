@@ -5,7 +5,8 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from .. import summary, whole
-from ..lab import semi_structured, traffic
+from ..lab import semi_structured, survey, traffic
+from ..lab.ptx import execute, mutate
 from ..results import COMMITTED, Results
 from ..studies import boolean_sweep, catalogue, tables
 from ..studies.cli import STUDIES
@@ -49,11 +50,15 @@ TABLES: dict[str, Callable[[], Table]] = {
     "shares": lambda: costs.shares_table(costs.roof_shown(costs.measured())),
     "memory": lambda: costs.memory_table(),
     "ladder": lambda: summary.ladder(_read("lab/ladder")),
+    "hazards": lambda: survey.by_version(_read("lab/hazards")),
+    "hazards-compared": lambda: survey.compared(_read("lab/hazards"), "3.7.1"),
     "unpacking": lambda: summary.unpacking(_read("lab/compile")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
     "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),
     "semi-structured-traffic": lambda: traffic.table(_read("lab/traffic-semi-structured")),
     "semi-structured-rates": semi_structured.rates,
+    "executed": lambda: execute.table(_read("lab/execute")),
+    "mutation": lambda: mutate.table(_read("lab/mutation")),
 }
 FIGURES: dict[str, Callable[[], Figure]] = {
     "boolean-curves": lambda: figures.curves(_read("studies/boolean-curves")),

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import input_precision, interpreting, stored_dtype
-from ..epilogue import activate, rows_contiguous
+from ..device import device_of, input_precision, interpreting, stored_dtype
+from ..epilogue import activate, multiply, rows_contiguous
 from ..partition.eager import Labels
 from ..partition.labels import digits, row_bytes
 from ..partition.triton import TYPES, bit_masks, child_share, stored_weight
@@ -45,6 +45,7 @@ def _expanded_mlp(
     PER_WORD1: tl.constexpr,
     PER_WORD2: tl.constexpr,
     MERGED: tl.constexpr,
+    TURNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -55,15 +56,17 @@ def _expanded_mlp(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
+    # The axis that offsets along M lack; those along the other axis of a tile lack the other.
+    AXIS: tl.constexpr = 1 if TURNED else 0
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_h = tl.arange(0, BLOCK_H)
     mask_m, mask_n, mask_h = offs_m < M, offs_n < N, offs_h < H
-    x_rows = x_ptr + offs_m[None, :].to(tl.int64) * stride_xm
+    x_rows, rows = x_ptr + tl.expand_dims(offs_m.to(tl.int64) * stride_xm, AXIS), tl.expand_dims(mask_m, AXIS)
 
     accs = ()
     for _ in tl.static_range(ALPHA):
-        accs += (tl.zeros([BLOCK_H, BLOCK_M], dtype=tl.float32),)
+        accs += (tl.zeros([BLOCK_M, BLOCK_H] if TURNED else [BLOCK_H, BLOCK_M], dtype=tl.float32),)
     for first_k in range(0, K, BLOCK_K):
         offs_w = first_k // PER_WORD1 + tl.arange(0, BLOCK_K // PER_WORD1)
         words_at = words1_ptr + offs_h[:, None] * stride_1h + offs_w[None, :]
@@ -71,9 +74,9 @@ def _expanded_mlp(
         masks = ()
         for digit in tl.static_range(DIGITS):
             plane = planes1_ptr + digit * stride_p1
-            masks += (bit_masks(plane, offs_h * BYTES1, mask_h, first_k // 8, BYTES1, BLOCK_K, PER_WORD1),)
-        offs_k = first_k + tl.arange(0, BLOCK_K)
-        x = tl.load(x_rows + offs_k[:, None], mask=mask_m[None, :] & (offs_k[:, None] < K), other=0.0)
+            masks += (bit_masks(plane, offs_h * BYTES1, mask_h, first_k // 8, BYTES1, BLOCK_K, PER_WORD1, True),)
+        offs_k = tl.expand_dims(first_k + tl.arange(0, BLOCK_K), 1 - AXIS)
+        x = tl.load(x_rows + offs_k, mask=rows & (offs_k < K), other=0.0)  # [BLOCK_M, BLOCK_K] if TURNED
         if UPCAST:
             x = x.to(tl.float32)
         sums = ()
@@ -81,7 +84,7 @@ def _expanded_mlp(
             w = child_share(words, masks, child, DIGITS, PER_WORD1, DTYPE)  # [BLOCK_H, BLOCK_K]
             if UPCAST:
                 w = w.to(tl.float32)
-            sums += (tl.dot(w, x, accs[child], input_precision=PRECISION),)
+            sums += (multiply(w, x, accs[child], TURNED, PRECISION),)
         accs = sums
 
     offs_w = tl.arange(0, BLOCK_H // PER_WORD2)
@@ -92,13 +95,14 @@ def _expanded_mlp(
         masks = ()
         for digit in tl.static_range(DIGITS):
             plane = planes2_ptr + digit * stride_p2
-            masks += (bit_masks(plane, offs_n.to(tl.int64) * BYTES2, mask_n, 0, BYTES2, BLOCK_H, PER_WORD2),)
-    acc = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
+            masks += (bit_masks(plane, offs_n.to(tl.int64) * BYTES2, mask_n, 0, BYTES2, BLOCK_H, PER_WORD2, True),)
+    acc = tl.zeros([BLOCK_M, BLOCK_N] if TURNED else [BLOCK_N, BLOCK_M], dtype=tl.float32)
     for child in tl.static_range(ALPHA):
         hidden = accs[child]
         if HAS_BIAS1:
-            hidden += tl.load(bias1_ptr + child * H + offs_h, mask=mask_h, other=0.0).to(tl.float32)[:, None]
-        hidden = activate(hidden, ACTIVATION)  # [BLOCK_H, BLOCK_M]
+            bias = tl.load(bias1_ptr + child * H + offs_h, mask=mask_h, other=0.0)
+            hidden += tl.expand_dims(bias.to(tl.float32), 1 - AXIS)
+        hidden = activate(hidden, ACTIVATION)  # [BLOCK_M, BLOCK_H] if TURNED
         if MERGED:
             w = child_share(words, masks, child, DIGITS, PER_WORD2, DTYPE)
         else:
@@ -107,11 +111,12 @@ def _expanded_mlp(
             w = w.to(tl.float32)
         else:
             hidden = hidden.to(DTYPE)
-        acc = tl.dot(w, hidden, acc, input_precision=PRECISION)
+        acc = multiply(w, hidden, acc, TURNED, PRECISION)
     if HAS_BIAS2:
-        acc += tl.load(bias2_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
-    out_at = out_ptr + offs_m[None, :].to(tl.int64) * N + offs_n[:, None]
-    tl.store(out_at, acc.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])
+        bias = tl.load(bias2_ptr + offs_n, mask=mask_n, other=0.0)
+        acc += tl.expand_dims(bias.to(tl.float32), 1 - AXIS)
+    out_at = out_ptr + tl.expand_dims(offs_m.to(tl.int64) * N, AXIS) + tl.expand_dims(offs_n, 1 - AXIS)
+    tl.store(out_at, acc.to(out_ptr.dtype.element_ty), mask=rows & tl.expand_dims(mask_n, 1 - AXIS))
 
 
 def expanded_mlp_triton(
@@ -177,6 +182,7 @@ def _launch(
         PER_WORD1=first.per_word,
         PER_WORD2=1 if second is None else second.per_word,
         MERGED=second is not None,
+        TURNED=device_of(x).computed_right,
         BLOCK_M=config.block_m,
         BLOCK_H=config.block_h,
         BLOCK_K=config.block_k,

@@ -104,10 +104,12 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     # The accumulators, and a merge's tiles of activations, share the registers and shared memory of a program: more
     # children leave room for fewer rows and a shorter step.
     most = (256 // alpha if merge or alpha == 2 else 128 // alpha) if narrow else 64 // alpha
+    if narrow and device.computed_right:
+        most = max(most, 64)  # the rows of activations must fill a warpgroup's matrix instruction
     if merge and device.arch not in (90, 100):
         most = min(most, 64)  # warp-wide matrix instructions keep both operands in registers
     block_m = min(max(16, power_above(m)), max(most, 16))
-    inner = (128 if alpha <= 2 and block_m <= 32 else 64 if alpha <= 4 else 32) if narrow else 32
+    inner = (128 if alpha <= 2 and block_m <= 16 else 64 if alpha <= 4 else 32) if narrow else 32
     warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 else 4
     block_n, block_k = (inner, outer) if problem.transposed else (outer, inner)
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)

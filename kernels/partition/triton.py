@@ -19,23 +19,42 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, stored_dtype
-from ..epilogue import activate, in_groups, launch_options, launch_reduce, rows_contiguous
+from ..epilogue import activate, in_groups, launch_options, launch_reduce, multiply, rows_contiguous
 from .config import Config, Problem, choose
 from .eager import Labels, stored_like
 from .labels import PackedLabels, digits, pack_planes, row_bytes
 
 
 @triton.jit
-def bit_masks(planes_ptr, rows, row_mask, first_byte, SIZE_BYTES, BLOCK_K: tl.constexpr, PER_WORD: tl.constexpr):
-    """The bits of a tile of one plane, a word each, as masks: all ones where the bit is set."""
+def bit_masks(
+    planes_ptr,
+    rows,
+    row_mask,
+    first_byte,
+    SIZE_BYTES,
+    BLOCK_K: tl.constexpr,
+    PER_WORD: tl.constexpr,
+    JOINED: tl.constexpr,
+):
+    """The bits of a tile of one plane, a word each, as masks: all ones where the bit is set.
+
+    With ``JOINED`` those of a byte are made one by one and joined. Through joins the compiler sees that they may be
+    made in the order in which matrix instructions take them: then the weights need not change threads once more. On
+    the transpose they must, and shifting all masks of a byte by a tensor is shorter.
+    """
     offs_b = first_byte + tl.arange(0, BLOCK_K // 8)
     mask = row_mask[:, None] & (offs_b[None, :] < SIZE_BYTES)
     byte = tl.load(planes_ptr + rows[:, None] + offs_b[None, :], mask=mask, other=0).to(tl.int32)  # [rows, BLOCK_K / 8]
     if PER_WORD == 2:
         # Even edges are the low four bits, odd edges the high four: bits i and 4 + i move to i and 16 + i.
         spread = byte | (byte << 12)
-        pair = tl.arange(0, 4)
-        masks = ((spread[:, :, None] >> pair[None, None, :]) & 0x10001) * 0xFFFF
+        if JOINED:
+            even = tl.join((spread & 0x10001) * 0xFFFF, ((spread >> 2) & 0x10001) * 0xFFFF)
+            odd = tl.join(((spread >> 1) & 0x10001) * 0xFFFF, ((spread >> 3) & 0x10001) * 0xFFFF)
+            masks = tl.join(even, odd)
+        else:
+            pair = tl.arange(0, 4)
+            masks = ((spread[:, :, None] >> pair[None, None, :]) & 0x10001) * 0xFFFF
     else:
         edge = tl.arange(0, 8)
         masks = -((byte[:, :, None] >> (edge // 2 + edge % 2 * 4)[None, None, :]) & 1)
@@ -81,6 +100,7 @@ def _partition_multiply(
     DIGITS: tl.constexpr,
     MERGE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    TURNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -98,6 +118,8 @@ def _partition_multiply(
     SIZE_OUT = K if TRANSPOSED else N
     SIZE_IN = N if TRANSPOSED else K
     SUMS: tl.constexpr = 1 if MERGE else ALPHA
+    # The axis that offsets along M lack; those along the inputs or outputs lack the other.
+    AXIS: tl.constexpr = 1 if TURNED else 0
 
     pid_split = tl.program_id(1)
     pid_m, pid_out = in_groups(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(SIZE_OUT, OUT), GROUP)
@@ -105,12 +127,13 @@ def _partition_multiply(
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = offs_m < M
     offs_in = tl.arange(0, IN)
-    x_rows = x_ptr + offs_m[None, :].to(tl.int64) * stride_xm
+    x_rows = x_ptr + tl.expand_dims(offs_m.to(tl.int64) * stride_xm, AXIS)
+    rows = tl.expand_dims(mask_m, AXIS)
     steps = tl.cdiv(SIZE_IN, IN)
 
     accs = ()
     for _ in tl.static_range(SUMS):
-        accs += (tl.zeros([OUT, BLOCK_M], dtype=tl.float32),)
+        accs += (tl.zeros([BLOCK_M, OUT] if TURNED else [OUT, BLOCK_M], dtype=tl.float32),)
     for step in range(steps * pid_split // SPLIT, steps * (pid_split + 1) // SPLIT):
         first_n = step * BLOCK_N if TRANSPOSED else pid_out * BLOCK_N
         first_k = pid_out * BLOCK_K if TRANSPOSED else step * BLOCK_K
@@ -125,41 +148,41 @@ def _partition_multiply(
         masks = ()
         for digit in tl.static_range(DIGITS):
             plane = planes_ptr + digit * stride_pp.to(tl.int64)
-            masks += (
-                bit_masks(plane, offs_n.to(tl.int64) * stride_pn, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, PER_WORD),
-            )
+            at = offs_n.to(tl.int64) * stride_pn
+            masks += (bit_masks(plane, at, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, PER_WORD, not TRANSPOSED),)
 
-        offs_x = step * IN + offs_in
-        mask_x = mask_m[None, :] if EVEN else mask_m[None, :] & (offs_x[:, None] < SIZE_IN)
-        x = tl.load(x_rows + offs_x[:, None], mask=mask_x, other=0.0)  # [IN, BLOCK_M]
+        offs_x = tl.expand_dims(step * IN + offs_in, 1 - AXIS)
+        mask_x = rows if EVEN else rows & (offs_x < SIZE_IN)
+        x = tl.load(x_rows + offs_x, mask=mask_x, other=0.0)  # [BLOCK_M, IN] if TURNED, else [IN, BLOCK_M]
         sums = ()
         for child in tl.static_range(ALPHA):
             w = child_share(words, masks, child, DIGITS, PER_WORD, DTYPE)  # [BLOCK_N, BLOCK_K]
             if TRANSPOSED:
                 w = tl.trans(w)
             if MERGE and child > 0:
-                x = tl.load(x_rows + child * stride_xa + offs_x[:, None], mask=mask_x, other=0.0)
+                x = tl.load(x_rows + child * stride_xa + offs_x, mask=mask_x, other=0.0)
             operand = x
             if UPCAST:
                 w, operand = w.to(tl.float32), x.to(tl.float32)
             if MERGE:
-                accs = (tl.dot(w, operand, accs[0], input_precision=PRECISION),)
+                accs = (multiply(w, operand, accs[0], TURNED, PRECISION),)
             else:
-                sums += (tl.dot(w, operand, accs[child], input_precision=PRECISION),)
+                sums += (multiply(w, operand, accs[child], TURNED, PRECISION),)
         if not MERGE:
             accs = sums
 
     offs_out = pid_out * OUT + tl.arange(0, OUT)
     mask_out = offs_out < SIZE_OUT
-    out_at = out_ptr + pid_split.to(tl.int64) * stride_os + offs_m[None, :].to(tl.int64) * stride_om + offs_out[:, None]
+    out_at = out_ptr + pid_split.to(tl.int64) * stride_os + tl.expand_dims(offs_m.to(tl.int64) * stride_om, AXIS)
+    out_at += tl.expand_dims(offs_out, 1 - AXIS)
     for child in tl.static_range(SUMS):
         acc = accs[child]
         if SPLIT == 1:
             if HAS_BIAS:
                 bias = tl.load(bias_ptr + child * SIZE_OUT + offs_out, mask=mask_out, other=0.0)
-                acc += bias.to(tl.float32)[:, None]
+                acc += tl.expand_dims(bias.to(tl.float32), 1 - AXIS)
             acc = activate(acc, ACTIVATION)
-        mask = mask_out[:, None] & mask_m[None, :]
+        mask = rows & tl.expand_dims(mask_out, 1 - AXIS)
         tl.store(out_at + child * stride_oa, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -233,7 +256,7 @@ def _partition_outer(
     masks = ()
     for digit in tl.static_range(DIGITS):
         plane = planes_ptr + digit * stride_pp.to(tl.int64)
-        masks += (bit_masks(plane, rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1),)
+        masks += (bit_masks(plane, rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1, False),)
     label = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
     for digit in tl.static_range(DIGITS):
         label |= masks[digit] & (1 << digit)
@@ -242,7 +265,7 @@ def _partition_outer(
         out = tl.where(label == child, accs[child], out)
     if HOLES:
         owned = bit_masks(
-            planes_ptr + DIGITS * stride_pp.to(tl.int64), rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1
+            planes_ptr + DIGITS * stride_pp.to(tl.int64), rows, mask_n, first_k // 8, SIZE_BYTES, BLOCK_K, 1, False
         )
         out = tl.where(owned != 0, out, 0.0)
     out_at = out_ptr + pid_split.to(tl.int64) * stride_os + offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
@@ -349,7 +372,8 @@ def _launch_multiply(
     weight = stored_weight(w, labels, alpha)
     (n, k), bias = weight.shape, None if bias is None else bias.contiguous()
     op = "merge_matmul" if merge else "split_matmul"
-    config = config or choose(Problem(op, m, n, k, weight.transposed, alpha, x.element_size()), device_of(x))
+    device = device_of(x)
+    config = config or choose(Problem(op, m, n, k, weight.transposed, alpha, x.element_size()), device)
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     tiles = triton.cdiv(k, config.block_k) if weight.transposed else triton.cdiv(n, config.block_n)
     _partition_multiply[(triton.cdiv(m, config.block_m) * tiles, config.split)](
@@ -374,6 +398,7 @@ def _launch_multiply(
         PER_WORD=weight.per_word,
         MERGE=merge,
         TRANSPOSED=weight.transposed,
+        TURNED=device.computed_right,
         GROUP=config.group,
         EVEN=n % config.block_n == 0 and k % config.block_k == 0,
         ACTIVATION=activation,

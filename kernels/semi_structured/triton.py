@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, stored_dtype
-from ..epilogue import in_groups, launch_options, rows_contiguous, summed
+from ..epilogue import in_groups, launch_options, multiply, rows_contiguous, summed
 from .config import Config, choose
 from .layout import SemiStructuredLayout
 
@@ -75,6 +75,7 @@ def _multiply(
     stride_vc,
     stride_os,
     CHILDREN: tl.constexpr,
+    TURNED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -94,38 +95,40 @@ def _multiply(
     mask_n = offs_n < N
     offs_k = tl.arange(0, BLOCK_K)
     offs_q = tl.arange(0, BLOCK_Q)
-    x_cols = x_ptr + offs_m[None, :].to(tl.int64) * stride_xm
+    # The axis that offsets along M lack; those along the other axis of a tile lack the other.
+    AXIS: tl.constexpr = 1 if TURNED else 0
+    x_rows, rows = x_ptr + tl.expand_dims(offs_m.to(tl.int64) * stride_xm, AXIS), tl.expand_dims(mask_m, AXIS)
     pair_rows = pair_ptr + offs_n[:, None].to(tl.int64) * QUADS
     dtype: tl.constexpr = x_ptr.dtype.element_ty
 
-    # The weight is the left operand: it comes from registers.
-    acc0 = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
-    acc1 = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
+    acc0 = tl.zeros([BLOCK_M, BLOCK_N] if TURNED else [BLOCK_N, BLOCK_M], dtype=tl.float32)
+    acc1 = tl.zeros([BLOCK_M, BLOCK_N] if TURNED else [BLOCK_N, BLOCK_M], dtype=tl.float32)
     steps = tl.cdiv(K, BLOCK_K)
     for step in range(steps * pid_split // SPLIT, steps * (pid_split + 1) // SPLIT):
         quad = step * BLOCK_Q
-        mask_x = mask_m[None, :]
+        mask_x = rows
         mask_q = mask_n[:, None]
+        offs_x = tl.expand_dims(step * BLOCK_K + offs_k, 1 - AXIS)
         if not EVEN_K:
-            mask_x = mask_x & (step * BLOCK_K + offs_k < K)[:, None]
+            mask_x = mask_x & (offs_x < K)
             mask_q = mask_q & (quad + offs_q < QUADS)[None, :]
-        x = tl.load(x_cols + step * BLOCK_K + offs_k[:, None], mask=mask_x, other=0.0)  # [BLOCK_K, BLOCK_M]
+        x = tl.load(x_rows + offs_x, mask=mask_x, other=0.0)  # [BLOCK_M, BLOCK_K] if TURNED
         if UPCAST:
             x = x.to(tl.float32)
         code = _load_codes(codes_ptr, offs_n, mask_n, quad, QUADS, stride_cn, BLOCK_N, BLOCK_Q)
         pair = tl.load(pair_rows + quad + offs_q[None, :], mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
-        acc0 = tl.dot(_expand(pair, code, dtype, UPCAST), x, acc0, input_precision=PRECISION)
+        acc0 = multiply(_expand(pair, code, dtype, UPCAST), x, acc0, TURNED, PRECISION)
         if CHILDREN == 2:
             pair = tl.load(pair_rows + stride_vc + quad + offs_q[None, :], mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
-            acc1 = tl.dot(_expand(pair, _complement(code), dtype, UPCAST), x, acc1, input_precision=PRECISION)
+            acc1 = multiply(_expand(pair, _complement(code), dtype, UPCAST), x, acc1, TURNED, PRECISION)
 
     if HAS_BIAS and SPLIT == 1:
-        acc0 += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
+        acc0 += tl.expand_dims(tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32), 1 - AXIS)
         if CHILDREN == 2:
-            acc1 += tl.load(bias_ptr + N + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
-    row = offs_m.to(tl.int64) * CHILDREN * N
-    out = out_ptr + pid_split.to(tl.int64) * stride_os + row[None, :] + offs_n[:, None]
-    mask = mask_n[:, None] & mask_m[None, :]
+            acc1 += tl.expand_dims(tl.load(bias_ptr + N + offs_n, mask=mask_n, other=0.0).to(tl.float32), 1 - AXIS)
+    row = tl.expand_dims(offs_m.to(tl.int64) * CHILDREN * N, AXIS)
+    out = out_ptr + pid_split.to(tl.int64) * stride_os + row + tl.expand_dims(offs_n, 1 - AXIS)
+    mask = rows & tl.expand_dims(mask_n, 1 - AXIS)
     tl.store(out, acc0.to(out_ptr.dtype.element_ty), mask=mask)
     if CHILDREN == 2:
         tl.store(out + N, acc1.to(out_ptr.dtype.element_ty), mask=mask)
@@ -358,6 +361,7 @@ def semi_structured_matmul_triton(
             bias,
             out,
             stride_xm=x.stride(0),
+            TURNED=device_of(x).computed_right,
             EVEN_K=k % config.block_k == 0,
             HAS_BIAS=bias is not None,
             **_shared_options(config, m, layout, x, out),

@@ -1,0 +1,181 @@
+"""The compiled PTX of the real launches, executed: a few cases in CI, the whole list as committed results."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from click.testing import CliRunner
+
+from fpe.bench.lab import cli
+from fpe.bench.lab.ptx import execute, mutate
+from fpe.bench.lab.ptx.cases import CASES, QUICK, TYPES, Case, _Draw, problem, runs_on
+from fpe.bench.results import COMMITTED, Results
+from fpe.kernels.device import KNOWN
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURES = (80, 90, 100, 120)
+
+
+def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process where Triton does not interpret."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_quick_set_is_right_on_four_architectures(tmp_path: Path) -> None:
+    chosen = [part for arch in ARCHITECTURES for part in ("--arch", str(arch))]
+    done = _python(
+        "-m", "fpe.bench", "lab", "execute", "--quick", "--json", "--jobs", "1", "--output", str(tmp_path), *chosen
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["case"], row["arch"], row["status"]) for row in rows if not execute.good(row)] == [], done.stderr
+    assert [(row["case"], row["arch"]) for row in rows] == [
+        (case.id, arch) for arch in ARCHITECTURES for case in QUICK if runs_on(case, arch)
+    ]
+    assert {row["case"] for row in rows if row["status"] != "exact"} == {c.id for c in QUICK if c.activation == "gelu"}
+    assert done.returncode == 0 and all(row["instructions"] > 500 for row in rows)
+    executed = Results.read(tmp_path / "execute.jsonl").settings["opcodes"]
+    for arch, name in (
+        (80, "mma.sync"),
+        (80, "mma.sp::"),
+        (90, "wgmma.mma_async"),
+        (100, "tcgen05.mma"),
+        (120, "mma.sp::"),
+    ):
+        assert any(opcode.startswith(name) for opcode in executed[str(arch)]), (arch, name)
+
+
+BROKEN = """
+import json
+from fpe.bench.lab.ptx import mutate
+from fpe.bench.lab.ptx.cases import Case
+from fpe.bench.lab.ptx.execute import execute
+
+split = Case("partition", "split", shape=(40, 1100), m=3, bias=True)
+grad = Case("partition", "grad", m=64, shape=(128, 64))
+
+def without(kernel_name, opcode):
+    def change(kernel):
+        if kernel.name != kernel_name:
+            return kernel
+        place = next(i for i, x in enumerate(kernel.instructions) if x.opcode.startswith(opcode))
+        return mutate.changed(kernel, place, mutate.NOTHING)
+    return change
+
+launches = []
+whole = execute(grad, 80, launches=launches)
+first, again = ([*mutate.mutants(launches[0].kernel, launches[0].visited, "constant changed", 5)] for _ in range(2))
+print(json.dumps({
+    "whole": whole["status"],
+    "a part is not written": execute(split, 80, without("_partition_multiply", "st.global"))["status"],
+    "the result is not written": execute(grad, 80, without("_partition_outer", "st.global"))["status"],
+    "no wait": execute(split, 80, without("_partition_multiply", "cp.async.wait_group"))["status"],
+    "mutants": mutate.run_case(grad, 80, 2, ("matrix transposed", "barrier removed", "registers swapped")),
+    "seeded": first == again and len(first) == 5,
+}))
+"""
+
+
+def test_broken_kernels_are_seen() -> None:
+    done = _python("-c", BROKEN)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["whole"] == "exact" and found["seeded"]
+    assert found["a part is not written"].startswith("uninitialised global memory: read of byte")
+    assert found["the result is not written"].startswith("wrong: ")
+    assert found["no wait"].startswith("asynchronous copy: ")
+    counts = Counter(row["class"] for row in found["mutants"])
+    assert counts["matrix transposed"] == 2 and counts["registers swapped"] == 2
+    assert all(row["killed"] for row in found["mutants"] if row["class"] != "barrier removed")
+    assert {row["before"] for row in found["mutants"]}.isdisjoint(row["after"] for row in found["mutants"])
+
+
+def test_interpreted_kernels_are_not_executed() -> None:
+    done = CliRunner().invoke(cli.lab, ["execute", "--quick"])
+    assert done.exit_code == 1 and "TRITON_INTERPRET" in done.output
+
+
+def test_unknown_architectures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    done = CliRunner().invoke(cli.lab, ["execute", "--arch", "75"])
+    assert done.exit_code == 2 and "expected some of 80, 86, 89, 90, 100, 120, got 75" in done.output
+
+
+# The cases, and the judge of their results.
+
+
+def test_there_are_enough_cases_with_readable_ids() -> None:
+    ids = [case.id for case in CASES]
+    assert len(set(ids)) == len(ids) and "partition-split-bf16-19x70x90-alpha2" in ids
+    assert {case.family for case in CASES} == {*cli.EXECUTED_FAMILIES} == {*execute.FAMILIES}
+    assert all(sum(runs_on(case, arch) for case in CASES) >= 130 for arch in KNOWN)
+
+
+@pytest.mark.parametrize(
+    "case", (QUICK[0], replace(QUICK[0], activation="gelu"), replace(QUICK[0], integers=False)), ids=lambda c: c.id
+)
+def test_the_judge_sees_a_unit_in_the_last_place(case: Case) -> None:
+    posed = problem(case)
+    want = posed.finish(posed.twin(*(operand.double() for operand in posed.operands)))
+    right = want.to(torch.bfloat16)
+    good = "exact" if case.integers and not case.activation else "within tolerance"
+    assert execute.judge(case, posed, right) == good
+    place = int(want.abs().argmax())
+    for change in (0x0001 if good == "exact" else 0x0002, 0x8000):
+        wrong = right.clone()
+        wrong.view(torch.int16).view(-1)[place] ^= change - 0x10000 if change == 0x8000 else change
+        assert execute.judge(case, posed, wrong).startswith("wrong: 1 of ")
+    wrong = right.clone()
+    wrong.view(-1)[place] = torch.nan
+    assert execute.judge(case, posed, wrong).startswith("wrong: 1 of ")
+    assert execute.judge(case, posed, right[1:]).startswith("wrong: torch.bfloat16 [")
+
+
+@pytest.mark.parametrize("lying", ("plain", "strided", "padded", "broadcast", "columns", "offset"))
+def test_operands_lie_as_they_are_meant_to(lying: str) -> None:
+    x, _ = problem(Case("partition", "split", lying=lying)).operands
+    plain = {"strided": (96, 1), "padded": (112, 1), "broadcast": (0, 1), "columns": (1, 19), "offset": (97, 1)}
+    assert x.stride() == plain.get(lying, (90, 1)) and x.storage_offset() == (lying == "offset")
+
+
+def test_sums_of_integers_are_exact_in_float32() -> None:
+    """Of the absolute values, so of every partial sum in any order; and the last bits of an operand count."""
+    for case in (case for case in CASES if case.integers and case.family != "mlp"):
+        posed, draw = problem(case), _Draw(case)
+        terms = posed.twin(*(operand.double().abs() for operand in posed.operands))
+        assert terms.max() < min(2**24 * draw.unit, torch.finfo(TYPES[case.dtype]).max), case.id
+        if case.m > 1:
+            assert max(float(o.abs().max()) for o in posed.operands) > draw.full * draw.unit / 2, case.id
+
+
+# What is committed.
+
+
+def test_committed_executions_are_all_as_meant() -> None:
+    results = Results.read(COMMITTED / "lab/execute.jsonl")
+    assert [(row["case"], row["arch"], row["status"]) for row in results.rows if not execute.good(row)] == []
+    assert {(row["case"], row["arch"]) for row in results.rows} == {
+        (case.id, arch) for case in CASES for arch in KNOWN if runs_on(case, arch)
+    }
+    approximate = {case.id for case in CASES if not case.integers or case.activation in ("gelu", "silu")}
+    assert {row["case"] for row in results.rows if row["status"] != "exact"} <= approximate
+
+
+def test_committed_mutants_were_killed() -> None:
+    """At least the share that is stated in the document; every class was tried on both architectures it exists on."""
+    rows = Results.read(COMMITTED / "lab/mutation.jsonl").rows
+    assert {row["class"] for row in rows} == {*mutate.CLASSES}
+    assert {row["case"] for row in rows} == {case.id for case in mutate.CASES}
+    killed = Counter(row["class"] for row in rows if row["killed"])
+    tried = Counter(row["class"] for row in rows)
+    assert all(killed[name] >= tried[name] / 2 for name in tried), (killed, tried)
+    assert sum(killed.values()) >= 0.8 * len(rows)
