@@ -5,8 +5,7 @@ fused MLP) may err twice as much as PyTorch in the same dtype. Memory that ``tor
 so that an element which no program writes is seen; every call is made twice and must give the same bits.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from .. import accuracy
 from ..lost import raise_if_lost
 from ..problems import DTYPES
 from ..suite import float32_as
+from ..truth import poisoned
 
 Cast = Callable[[Tensor], Tensor]
 """What a check does to its float64 operands before it computes with them."""
@@ -49,8 +49,8 @@ class Check:
     by_yardstick: bool = False
 
 
-def compare(check: Check, dtype: str, backend: str) -> dict[str, Any]:
-    """Runs a check and judges it.
+def compare(check: Check, dtype: str, backend: str, device: str = "cpu") -> dict[str, Any]:
+    """Runs a check on a device and judges it.
 
     Returns:
         A row: ``check``, ``family``, ``op``, ``dtype``, ``backend``; ``status``: ``"ok"``, ``"wrong"``, ``"absent"``
@@ -63,8 +63,8 @@ def compare(check: Check, dtype: str, backend: str) -> dict[str, Any]:
     row = {"check": check.name, "family": check.family, "op": check.op, "dtype": dtype, "backend": backend}
     with float32_as(dtype), poisoned():
         try:
-            ours, again = (check.run(lambda t: t.to(DTYPES[dtype]), backend) for _ in range(2))
-            worst = _worst(check, ours, dtype, backend)
+            ours, again = (check.run(lambda t: t.to(device, DTYPES[dtype]), backend) for _ in range(2))
+            worst = _worst(check, ours, dtype, backend, device)
             same = all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
         except Exception as error:
             raise_if_lost(error)
@@ -82,27 +82,19 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _worst(check: Check, ours: list[Tensor], dtype: str, backend: str) -> float:
+def _worst(check: Check, ours: list[Tensor], dtype: str, backend: str, device: str) -> float:
     """The largest of the results' errors over what each is allowed."""
-    stored = DTYPES[dtype]
-    truth = check.run(lambda t: t.to(stored).double(), "eager")
+
+    def stored(t: Tensor) -> Tensor:
+        return t.to(device, DTYPES[dtype])
+
+    truth = check.run(lambda t: stored(t).double(), "eager")
     if check.by_yardstick:
-        yardstick = check.run(lambda t: t.to(stored), "eager")
+        yardstick = check.run(stored, "eager")
         found = [accuracy.excess_of_triad(*three, dtype) for three in zip(ours, yardstick, truth, strict=True)]
         return max(found, default=0.0)
-    spread = [t.sqrt() for t in check.run(lambda t: t.to(stored).double().square(), "eager")]
-    terms = check.run(lambda t: (t != 0).double(), "eager")
+    spread = [t.sqrt() for t in check.run(lambda t: stored(t).double().square(), "eager")]
+    terms = check.run(lambda t: (stored(t) != 0).double(), "eager")
     by_torch = backend not in STRICT or not check.op  # a layer may add its bias to what was stored already
     every = zip(ours, truth, spread, terms, strict=True)
     return max((accuracy.excess(*four, dtype, by_torch) for four in every), default=0.0)
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Makes ``torch.empty`` return NaN, which PyTorch does in deterministic mode."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

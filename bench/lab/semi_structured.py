@@ -43,12 +43,14 @@ class Case:
         dtype: A name in ``TYPES``.
         children: 1 or 2.
         m: Rows of activations.
+        shape: ``(N, K)``.
     """
 
     op: str
     dtype: str
     children: int
     m: int
+    shape: tuple[int, int] = SHAPE
 
     @property
     def id(self) -> str:
@@ -131,14 +133,14 @@ def rates() -> Table:
 
 
 def _call(case: Case) -> None:
-    n, k = SHAPE
+    n, k = case.shape
     dtype = TYPES[case.dtype]
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     codes = torch.empty(n, k // 8, dtype=torch.uint8, device="meta")
-    layout = SemiStructuredLayout(SHAPE, codes, None, case.children)
+    layout = SemiStructuredLayout(case.shape, codes, None, case.children)
     x, dy, values = empty(case.m, k), empty(case.m, case.children, n), empty(*layout.values_shape)
     calls: dict[str, Callable[[], Tensor]] = {
         "sparse": lambda: sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, values, layout),
