@@ -7,9 +7,9 @@ exactly. Three things make it differ from the truth, and each is bounded for eve
 Operands
     Tensor cores read of a float32 operand in TF32 mode the upper 10 bits of its fraction and drop the others (Hopper's
     ``wgmma`` truncates; a unit or a library that rounds errs less). A product becomes smaller by a share between 0 and
-    ``2 * 2^-10``. Its mean, at most ``2^-10``, changes the sum by ``2^-10 |y|``; what is left has either sign, a standard
-    deviation of ``2^-10 / sqrt(6)`` (two uniform shares added), and adds up to ``2^-10 s / sqrt(6)``. Operands of the
-    other types are multiplied exactly in float32 (16-bit ones) or inside a fused multiply-add (float32).
+    ``2 * 2^-10``. Its mean, at most ``2^-10``, changes the sum by ``2^-10 |y|``; what is left has either sign and a
+    standard deviation of ``2^-10 / sqrt(6)`` (two uniform shares added): ``2^-10 s / sqrt(6)`` together. Operands of
+    the other types are multiplied exactly, 16-bit ones in float32 and float32 ones inside a fused multiply-add.
 Additions
     The partial sums of a chain in float32 wander to ``y`` and are of the size ``|y| + s``. Rounding errs by at most
     ``2^-24`` of each, either way, with a standard deviation of ``2^-24 / sqrt(3)``: ``sqrt(K / 3) * 2^-24 * (|y| + s)``

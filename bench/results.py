@@ -65,9 +65,13 @@ class Results:
         Raises:
             ValueError: The file has another schema, or a row is cut or no JSON.
         """
-        lines = path.read_text(errors="replace").splitlines()
+        return cls.parse(path.read_text(errors="replace"), str(path))
+
+    @classmethod
+    def parse(cls, text: str, path: str) -> "Results":
+        """Reads a file's text; see :meth:`read`."""
         parsed: list[Any] = []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(text.splitlines(), 1):
             try:
                 parsed.append(json.loads(line))
             except json.JSONDecodeError as error:

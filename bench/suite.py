@@ -1,8 +1,8 @@
 """The latency suite: every provider of a case, checked against float64 truth and then timed side by side.
 
-Levels: ``"op"`` is a layer without bias: forward, dX alone, dW alone, forward + backward. ``"merge"`` is the same of the
-layer's successor, back to ``K`` features, in which an edge reads one child. ``"layer"`` has a bias. ``"mlp"`` is the
-layer, an activation and its successor; ``"step"`` a training step of that with Adam.
+Levels: ``"op"`` is a layer without bias: forward, dX alone, dW alone, forward + backward. ``"merge"`` is the same of
+the layer's successor, back to ``K`` features, in which an edge reads one child. ``"layer"`` has a bias. ``"mlp"`` is
+the layer, an activation and its successor; ``"step"`` a training step of that with Adam.
 
 Whoever is wrong, refuses or fails in a pass gets a row that says so and no time in that pass; everyone else is timed.
 """
@@ -63,9 +63,9 @@ def measure(
         skip: See :data:`Skip`.
 
     Returns:
-        Rows with ``level``, ``pass``, ``provider``, the case's columns, those of :meth:`Timing.columns`, ``error`` (over
-        the error allowed) where the pass was checked, ``flops`` (useful: the parent's), ``bytes`` (compulsory) and
-        ``implementation`` where the model knows the provider, memory columns; or with ``status``: ``"absent"``,
+        Rows with ``level``, ``pass``, ``provider``, the case's columns, those of :meth:`Timing.columns`, ``error``
+        (over the error allowed) where the pass was checked, ``flops`` (useful: the parent's), ``bytes`` (compulsory)
+        and ``implementation`` where the model knows the provider, memory columns; or with ``status``: ``"absent"``,
         ``"wrong"``, ``"error"`` or ``"blocked"``, and a ``reason``, and no time.
 
     Raises:

@@ -37,7 +37,7 @@ class Truth:
 
     Args:
         problem: Of the case.
-        level: ``"op"`` and ``"layer"`` (the expanded layer, biases zero) or ``"merge"`` (its successor); others have none.
+        level: ``"op"``, ``"layer"`` (the expanded layer, biases zero) or ``"merge"`` (its successor); others have none.
     """
 
     def __init__(self, problem: Problem, level: str) -> None:

@@ -1,8 +1,8 @@
 """The correctness gate: every operation and layer on the device, against float64 truth.
 
-Products are held to the bound that :mod:`bench.accuracy` derives from their arithmetic; what is no single product (the
-fused MLP) may err twice as much as PyTorch in the same dtype. Memory that ``torch.empty`` hands out holds NaN meanwhile,
-so that an element which no program writes is seen; every call is made twice and must give the same bits.
+Products are held to the bound that ``accuracy.py`` derives from their arithmetic; what is no single product (the fused
+MLP) may err twice as much as PyTorch in the same dtype. Memory that ``torch.empty`` hands out holds NaN meanwhile, so
+that an element which no program writes is seen; every call is made twice and must give the same bits.
 """
 
 from collections.abc import Callable

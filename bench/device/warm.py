@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from fpe.kernels.device import KNOWN, Device
 
-from ..problems import DTYPES, Case
+from ..problems import Case
 from .steps import Rows
 
 MODULES = ("block.triton", "partition.triton", "semi_structured.triton", "semi_structured.sparse_tensor_core")
@@ -36,6 +36,11 @@ class Launch:
 
     lab: str
     case: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """As ``compile-split-bf16-16-2-(14336, 4096)``."""
+        return "-".join([self.lab, *(str(part) for part in self.case if part is not None)])
 
 
 def launches(case: Case, level: str, passes: Iterable[str]) -> Iterator[Launch]:
@@ -92,9 +97,7 @@ def offline(arch: int, device: Device, skip: Callable[[str, str], bool]) -> Iter
     with ExitStack() as stack:
         caught = stack.enter_context(_catching(arch, skip))
         for name in MODULES:
-            stack.enter_context(
-                patch.object(import_module(f"fpe.kernels.{name}"), "device_of", lambda tensor: device)
-            )
+            stack.enter_context(patch.object(import_module(f"fpe.kernels.{name}"), "device_of", lambda tensor: device))
         stack.enter_context(patch.object(dispatch, "why_not_triton", lambda *a: None))
         able = {"triton": lambda *a: None, "sparse_tensor_core": lambda *a: None}
         stack.enter_context(patch.dict(backends.WHY_NOT, able))
@@ -128,9 +131,7 @@ def binaries(todo: Iterable[Launch], arch: int, device: Device) -> dict[Binary, 
     return found
 
 
-def compile_all(
-    todo: Iterable[Launch], arch: int, device: Device | None = None, jobs: int | None = None
-) -> Rows:
+def compile_all(todo: Iterable[Launch], arch: int, device: Device | None = None, jobs: int | None = None) -> Rows:
     """Compiles launches by a pool of processes.
 
     Args:
@@ -163,9 +164,8 @@ def _compile(launch: Launch, wanted: list[Binary], arch: int, device: Device) ->
                 make(launch)
         except Exception as error:  # the device will say the same, and in which call
             status = {"status": "error", "reason": str(error).strip().partition("\n")[0]}
-        name = "-".join(str(part) for part in launch.case if part is not None)
         spent = _processor_seconds() - start
-        rows.append({"kernel": binary[0], "launch": name, "arch": arch, "compile_seconds": spent, **status})
+        rows.append({"kernel": binary[0], "launch": launch.name, "arch": arch, "compile_seconds": spent, **status})
     return rows
 
 
@@ -180,10 +180,8 @@ def compile_check(index: int, dtype: str, arch: int, device: Device) -> int:
         if backend == "torch":
             continue
         with float32_as(dtype), offline(arch, device, lambda *key: False) as caught:
-            try:
+            with suppress(Exception):  # it refuses, or will say why on the device
                 check.run(lambda t: t.to(DTYPES[dtype]), backend)
-            except Exception:  # noqa: S110 - it refuses, or will say why on the device
-                pass
             count += len(caught)
     return count
 
