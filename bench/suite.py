@@ -139,7 +139,8 @@ def _time(
                 able[who] = made
         except Exception as error:
             rows.append(_untimed(case, provider, level, error, name))
-    for who, t in interleaved(able, device, seconds, rounds).items():
+    timed = interleaved(able, device, seconds, rounds) if able else {}
+    for who, t in timed.items():
         provider, module = built[who]
         rows.append(
             {

@@ -25,7 +25,7 @@ def checks(few: bool = False, large: bool = False) -> Iterator[Check]:
 
     Args:
         few: Two of each family alone, for slow tools such as a sanitizer.
-        large: Also one with a result of more than 2^31 elements, on a device with 40 GB.
+        large: Also one with a result of more than 2^31 elements; where there is no room for it, it is absent.
     """
     families = (_layer_checks(), _partition_checks(), _block_checks(), _semi_structured_checks(), _mlp_checks())
     for turn in islice(zip_longest(*families), 2 if few else None):

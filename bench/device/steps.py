@@ -145,10 +145,10 @@ def run(step: Step, context: Context, budget: float) -> None:
         except Exception as error:  # a row and a red line, and the rest of the plan goes on
             rows, lost = [failed(error)], _lost(error)
         keep(context, results, unit.key, rows, context.clock() - start)
+        context.beat.unlink(missing_ok=True)
         ran += 1
         if lost:
             raise lost
-    context.beat.unlink(missing_ok=True)
     context.say(f"{step.name}: {ran} done, {len(done)} were there, {left} left for another run")
 
 

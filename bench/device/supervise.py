@@ -15,6 +15,8 @@ from .worker import LOST
 
 GRACE = 20.0
 """Seconds after the end of the time in which the unit at hand may end."""
+DEATHS = 2
+"""How often the process may end between two units."""
 POLL = 0.2
 """Seconds between two looks at the process."""
 
@@ -34,9 +36,9 @@ def supervise(
         while_waiting: Called at every look.
 
     Raises:
-        ValueError: It ended before it had begun anything; the message is its own.
+        ValueError: It ended between two units, :data:`DEATHS` times; the message is its own.
     """
-    errors = context.folder / ".errors.txt"
+    errors, deaths = context.folder / ".errors.txt", 0
     while True:
         context.beat.unlink(missing_ok=True)
         with errors.open("w") as stderr:
@@ -52,7 +54,10 @@ def supervise(
         now = _read(context.beat)
         said = (errors.read_text(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
         if now is None:
-            raise ValueError(f"the measuring process ended with {process.returncode}: {said}")
+            deaths += 1
+            if deaths < DEATHS:
+                continue
+            raise ValueError(f"the measuring process ended with {_status(process)}: {said}")
         spent = time.time() - now["began"]
         reason = f"it hangs: nothing after {spent:.0f} s" if hangs else f"its process died ({_status(process)}): {said}"
         row = {"status": "error", "reason": reason}

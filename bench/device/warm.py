@@ -57,7 +57,12 @@ def launches(case: Case, level: str, passes: Iterable[str]) -> Iterator[Launch]:
         for op in _named(wanted, "merge", "split_t", "grad_t"):
             yield Launch("compile", (op, dtype, m, None, alpha, None, (k, n)))
         if alpha in (2, 4) and dtype in ("bf16", "fp16") and "forward" in wanted:
+            yield from _self_check(dtype)
             yield Launch("semi_structured", ("sparse", dtype, 1, m, (k, alpha * n)))
+
+
+SELF_CHECK = (11, (136, 200))
+"""Rows and shape with which sparse tensor cores are tried before their first use."""
 
 
 def _expanded(case: Case, wanted: set[str]) -> Iterator[Launch]:
@@ -72,8 +77,14 @@ def _expanded(case: Case, wanted: set[str]) -> Iterator[Launch]:
         for op in ("compress", "expand", *_named(wanted, "forward", "dx", "dw")):
             yield Launch("semi_structured", (op, dtype, 2, m, (n, k)))
         if dtype != "fp32":
+            yield from _self_check(dtype)
             yield Launch("semi_structured", ("sparse", dtype, 2, m, (n, k)))
             yield Launch("semi_structured", ("sparse", dtype, 1, m, (k, 2 * n)))  # dX, by the transposed weight
+
+
+def _self_check(dtype: str) -> Iterator[Launch]:
+    for children in (1, 2):
+        yield Launch("semi_structured", ("sparse", dtype, children, *SELF_CHECK))
 
 
 def _named(wanted: set[str], *names: str) -> list[str]:
