@@ -24,6 +24,8 @@ The largest error may be :data:`TAIL` standard deviations of what has either sig
 elements one of them (and ``TAIL / sqrt(elements)`` more, as few elements scatter).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,6 +85,27 @@ def excess(
     largest = (error / bound(*arguments, TAIL)).max()
     typical = bound(*arguments, 1 + TAIL / truth.numel() ** 0.5)
     return float(torch.maximum(largest, error.square().mean().sqrt() / typical.square().mean().sqrt()))
+
+
+def expected(twin: partial) -> tuple[Tensor, Tensor, Tensor]:
+    """Truth, spread and terms of a product: its eager twin with its operands, their squares and ones, in float64.
+
+    Args:
+        twin: The twin with its operands; those that are no floating tensors are passed as they are.
+    """
+
+    def run(cast: Callable[[Tensor], Tensor]) -> Tensor:
+        floating = (isinstance(a, Tensor) and a.is_floating_point() for a in twin.args)
+        return twin.func(*(cast(a.double()) if f else a for a, f in zip(twin.args, floating, strict=True)))
+
+    return run(lambda t: t), run(torch.square).sqrt(), run(lambda t: (t != 0).double())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """What a type's products are computed in, as :func:`bound` takes it."""
+    if dtype == torch.float32:
+        return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
+    return {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
 
 
 LAST_BIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23, "tf32": 2.0**-10}

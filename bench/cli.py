@@ -155,7 +155,7 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
     if dry_run:
         if not interpreting():
             raise click.ClickException("--dry-run needs TRITON_INTERPRET=1")
-        device, todo, target, limit = KNOWN[80], tune.small(tune.jobs()), "cpu", 3
+        device, todo, target, limit, workers = KNOWN[80], tune.small(tune.jobs()), "cpu", 3, 0
 
         def measure(call: Callable) -> float:
             call()
@@ -163,16 +163,12 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
     else:
         if not torch.cuda.is_available():
             raise click.ClickException("tuning needs a CUDA device, and PyTorch sees none; --dry-run walks the plan")
-        from triton.testing import do_bench
+        device, todo, target, limit, workers = device_of(torch.empty(0, device="cuda")), tune.jobs(), "cuda", None, None
+        measure = tune.device_milliseconds
 
-        device, todo, target, limit = device_of(torch.empty(0, device="cuda")), tune.jobs(), "cuda", None
-
-        def measure(call: Callable) -> float:
-            return do_bench(call, warmup=5, rep=20, return_mode="median")
-
-    entries = tune.run(todo, device, output, measure, budget, target, limit, console.print)
+    entries = tune.run(todo, device, output, measure, budget, target, limit, console.print, workers)
     for family in dict.fromkeys(entry["family"] for entry in entries):
-        print_path("Table", tune.table_path(output, family, device.arch))
+        print_path("Table", tune.table_path(output, family, device))
 
 
 @cli.command()

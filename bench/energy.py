@@ -1,8 +1,8 @@
 """Joules of a call: from the counter that an NVIDIA GPU keeps of all the energy that it has taken.
 
-The counter moves a few times in a tenth of a second, so a call is repeated for a second, and the time counts from one
-of its moves to another. All of the device's power is in it, what it takes when idle too. Calls follow each other with no
-pause and no flush: what fits the L2 stays there.
+The counter moves a few times in a tenth of a second: a call is repeated for a second, and time counts from one of its
+moves to another. All of the device's power is in it, what it takes when idle too. Calls follow each other without a
+pause or a flush: what fits the L2 stays there.
 """
 
 import time

@@ -1,7 +1,7 @@
 """The command line, the studies' plumbing, result files, ledgers and documents; nothing here trains for long."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -289,7 +289,7 @@ def test_tuner_discards_what_is_wrong_and_keeps_the_fastest() -> None:
     entry, _ = tune.tune(job, KNOWN[80], lambda call: next(times), "cpu", 3)
     tried = [job.choose(job.setup("cpu")[2], KNOWN[80])]
     assert entry["milliseconds"] == 1.0 and entry["rule_milliseconds"] == 3.0
-    assert entry["config"] != tune.asdict(tried[0])
+    assert entry["config"] != asdict(tried[0])
     with patch.dict(tune.TOLERANCE, {torch.float32: -1.0}), pytest.raises(RuntimeError, match="agrees"):
         tune.tune(job, KNOWN[80], lambda call: 0.0, "cpu", 3)
 
@@ -302,12 +302,12 @@ def test_tuner_draws_what_it_has_no_time_for() -> None:
         launch, eager, problem = job.setup("cpu")
 
         def noting(config: tune.Config, launch=launch, tried=tried) -> torch.Tensor:
-            tried.append(tune.asdict(config))
+            tried.append(asdict(config))
             return launch(config=config)
 
         with patch.object(type(job), "setup", lambda *args, n=noting, e=eager, p=problem: (n, e, p)):
             tune.tune(job, KNOWN[80], lambda call: 0.0, "cpu", 6)
-    everything = [tune.asdict(c) for c in job.candidates(problem, KNOWN[80])]
+    everything = [asdict(c) for c in job.candidates(problem, KNOWN[80])]
     places = [everything.index(c) for c in seen[0][1:]]
     assert seen[0] == seen[1] and len(places) == 5 and max(places) > len(everything) / 2
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ import torch
 from fpe.kernels.device import KNOWN, Device, device_of, interpreting
 from fpe.kernels.model import PUBLISHED, Roof, roof_named
 
-from .. import shapes, suite, tune
-from ..problems import Case
+from .. import energy, shapes, suite, tune
+from ..ahead import Ahead
+from ..problems import AbsentError, Case, Problem
 from ..providers import PROVIDERS, Provider, find
 from . import child, warm
 from . import roof as roofs
@@ -213,37 +215,107 @@ def fit_shares(context: Context) -> None:
         write_roof(path, {**given, "shares": roofs.fit(rows, assumed)})
 
 
+ENERGY_ROWS = (1, 64, 1024, 8192)
+ENERGY_PROVIDERS = ("parent", "wide", "fpe/auto")
+
+
+def _energy(context: Context) -> Iterator[Unit]:
+    """Joules of a forward, in a second of them."""
+    providers = who_is_timed(context, ENERGY_PROVIDERS)
+    options: dict[str, Any] = {"shapes": shapes.SETS["headline"][:1], "rows": ENERGY_ROWS}
+    for case in _plan(context, **options, structures=("random", "block")):
+
+        def work(case: Case = case) -> Rows:
+            problem = Problem.make(case, context.device)
+            calls = {}
+            for provider in providers:
+                made = suite.call(problem, provider.build(problem, False), "forward")
+                assert made is not None
+                calls[provider.name] = made
+            try:
+                spent = energy.spent(calls, context.device)
+            except AbsentError as error:
+                return [{"status": "absent", "reason": str(error)}]
+            level = {"level": "op", "pass": "forward"}
+            return [{**level, "provider": name, **case.row(), **e.columns()} for name, e in spent.items()]
+
+        yield Unit(" ".join(str(value) for value in case.row().values()), work, 1.5 * len(providers) + 0.5)
+
+
+@contextmanager
+def _compilers(context: Context) -> Iterator[Callable[[], tuple[Device, Ahead]]]:
+    """The device and a pool that compiles ahead for it, made when they are first asked for."""
+    made: list[tuple[Device, Ahead]] = []
+
+    def ask() -> tuple[Device, Ahead]:
+        if not made:
+            device = KNOWN[80] if context.dry else device_here(context)
+            made.append((device, Ahead(device, 0 if context.dry else context.jobs)))
+        return made[0]
+
+    try:
+        yield ask
+    finally:
+        for _, ahead in made:
+            ahead.__exit__()
+
+
+def _needs_a_gpu(context: Context) -> str:
+    """Why a step of the tuner cannot be walked, in words."""
+    return "needs a GPU, or TRITON_INTERPRET=1 in a dry run" if context.dry and not interpreting() else ""
+
+
+def _neighbours(context: Context) -> Iterator[Unit]:
+    """The configurations that the rules choose for the headline, beside their five nearest neighbours."""
+    reason = _needs_a_gpu(context)
+    if reason:
+        yield Unit("neighbours", lambda: [{"status": "absent", "reason": reason}], 0.0)
+        return
+    todo, target = (tune.small(tune.headline_jobs())[:1], "cpu") if context.dry else (tune.headline_jobs(), "cuda")
+    with _compilers(context) as ask:
+        for job in todo:
+
+            def work(job: tune.Job = job) -> Rows:
+                device, ahead = ask()
+                return tune.nearest(job, device, target, ahead)
+
+            yield Unit(job.id, work, 1.5)
+
+
 TUNED = 24
 """Configurations tried for each entry of the table: each has to be compiled."""
+TUNED_SECONDS = 8.0
+"""After which no configuration of an entry is begun any more."""
 
 
 def _tune(context: Context) -> Iterator[Unit]:
     """The tuner's jobs; the tables are ready to be copied to ``kernels/configs/``."""
-    if context.dry and not interpreting():
-        absent = [{"status": "absent", "reason": "needs a GPU, or TRITON_INTERPRET=1 in a dry run"}]
-        yield Unit("tune", lambda: absent, 0.0)
+    reason = _needs_a_gpu(context)
+    if reason:
+        yield Unit("tune", lambda: [{"status": "absent", "reason": reason}], 0.0)
         return
-    jobs = tune.small(tune.jobs())[:1] if context.dry else tune.jobs()
+    todo = tune.small(tune.jobs())[:1] if context.dry else tune.jobs()
 
     def measured(call: Callable[[], Any]) -> float:
-        if context.dry:
-            call()
-            return 0.0
-        from triton.testing import do_bench
-
-        return do_bench(call, warmup=5, rep=20, return_mode="median")
+        if not context.dry:
+            return tune.device_milliseconds(call)
+        call()
+        return 0.0
 
     target, limit = ("cpu", 2) if context.dry else ("cuda", TUNED)
-    for job in jobs:
+    with _compilers(context) as ask:
+        for job, after in zip(todo, [*todo[1:], None], strict=True):
 
-        def work(job: tune.Job = job) -> Rows:
-            device = device_here(context)
-            entry, line = tune.tune(job, device, measured, target, limit)
-            context.say(f"  {line}")
-            tune.write(context.folder, device.arch, [*(r for r in context.rows("tune") if "config" in r), entry])
-            return [entry]
+            def work(job: tune.Job = job, after: tune.Job | None = after) -> Rows:
+                device, ahead = ask()
+                for coming in filter(None, (job, after)):
+                    ahead.begin(coming, tune.planned(coming, device, limit))
+                entry, line = tune.tune(job, device, measured, target, limit, ahead, TUNED_SECONDS)
+                context.say(f"  {line}")
+                tune.write(context.folder, device, [*(r for r in context.rows("tune") if "config" in r), entry])
+                return [entry]
 
-        yield Unit(job.id, work, 5.0)
+            yield Unit(job.id, work, 5.0)
 
 
 WATCHED_SECONDS = 120.0
@@ -298,8 +370,10 @@ STEPS = (
     Step("roof", _roof, "copy bandwidth, GEMM rates and launch time of the device"),
     Step("decode", _units(decode), "up to 64 rows over every shape of language models"),
     Step("training", _units(training), "layers, MLPs and Adam steps, with their memory"),
+    Step("energy", _energy, "joules of a forward, by the device's own counter"),
     Step("compile-gate", _compile_gate, "kernels of the next step"),
     Step("gate", _gate, "every operation, layer and backend against float64 truth"),
+    Step("neighbours", _neighbours, "the rules' choices beside their nearest neighbours"),
     Step("tune", _tune, "the fastest tiles of the block and partition kernels", share=0.3),
     Step("traffic", _traffic, "DRAM bytes by Nsight Compute"),
     Step("sanitize", _sanitize, "compute-sanitizer on small shapes"),

@@ -103,10 +103,10 @@ def offline(arch: int, device: Device, skip: Callable[[str, str], bool]) -> Iter
     from fpe.kernels import dispatch
     from fpe.kernels.semi_structured import backends
 
-    from ..lab.compile import _catching
+    from ..lab.compile import catching
 
     with ExitStack() as stack:
-        caught = stack.enter_context(_catching(arch, skip))
+        caught = stack.enter_context(catching(arch, skip))
         for name in MODULES:
             stack.enter_context(patch.object(import_module(f"fpe.kernels.{name}"), "device_of", lambda tensor: device))
         stack.enter_context(patch.object(dispatch, "why_not_triton", lambda *a: None))

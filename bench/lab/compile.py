@@ -218,7 +218,7 @@ class _Driver:
 
 
 @contextmanager
-def _catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+def catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
     """Within it a launch compiles for ``arch``, if ``skip`` of kernel and key is false, and runs nothing.
 
     Yields:
@@ -312,7 +312,7 @@ def launches(cases: Iterable[Case], architectures: Iterable[int]) -> dict[Launch
     users: dict[tuple[int, str, str], list[Case]] = {}
     for arch, case in product(architectures, cases):
         keys: list[tuple[str, str]] = []
-        with _catching(arch, partial(_note, keys)):
+        with catching(arch, partial(_note, keys)):
             _call(case)
         for key in keys:
             users.setdefault((arch, *key), []).append(case)
@@ -326,7 +326,7 @@ def _note(keys: list[tuple[str, str]], kernel: str, key: str) -> bool:
 
 def compile_launch(launch: Launch) -> Row:
     """Compiles one launch and returns its row: configuration, facts of the binary, occupancy."""
-    with _catching(launch.arch, lambda *key: key != (launch.kernel, launch.key)) as caught:
+    with catching(launch.arch, lambda *key: key != (launch.kernel, launch.key)) as caught:
         _call(launch.case)
     ((compiled, given),) = caught
     return _row(launch, compiled, given)

@@ -23,7 +23,7 @@ from ...kernels.semi_structured import triton as dense_kernels
 from ...kernels.semi_structured.layout import SemiStructuredLayout
 from ..results import Results
 from ..table import Table
-from .compile import _catching, disassemble
+from .compile import catching, disassemble
 from .sass import Row, analyse, programs_per_sm
 
 SHAPE = (14336, 4096)
@@ -167,7 +167,7 @@ def compile_case(case: Case, arch: int) -> Row:
         for module in (dense_kernels, sparse_tensor_core):
             stack.enter_context(patch.object(module, "device_of", lambda tensor: KNOWN[arch]))
         # The sum of a split reduction is every family's, and is compiled with the others.
-        caught = stack.enter_context(_catching(arch, lambda kernel, key: kernel.endswith("_reduce")))
+        caught = stack.enter_context(catching(arch, lambda kernel, key: kernel.endswith("_reduce")))
         _call(case)
     ((compiled, given),) = caught
     kernel = compiled.metadata.name
