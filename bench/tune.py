@@ -18,7 +18,6 @@ from math import inf, log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fpe.kernels.device import Device
@@ -32,6 +31,7 @@ from .timing import interleaved
 from .tune_jobs import Config, Job, headline_jobs, jobs, small
 
 __all__ = ["Config", "Job", "headline_jobs", "jobs", "nearest", "run", "small", "tune"]
+
 
 def run(
     todo: list[Job],

@@ -14,7 +14,6 @@ from ..problems import DTYPES
 from ..suite import float32_as
 from ..timing import interleaved
 
-
 COPIED = 1 << 30
 """Bytes of the copy on a GPU."""
 GEMM = 8192
