@@ -1,5 +1,6 @@
 """The operations on the 2:4 layout, on every backend that runs without a GPU, and how a backend is chosen."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -366,8 +367,9 @@ def test_an_explicit_backend_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("library", ["cuSPARSELt", "CUTLASS"])
 @pytest.mark.parametrize("children", [1, 2])
+@pytest.mark.parametrize("triton", [True, False], ids=["packed by Triton", "without Triton"])
 def test_torch_sparse_is_called_with_what_it_wants(
-    library: str, children: int, monkeypatch: pytest.MonkeyPatch
+    library: str, children: int, triton: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch's kernels are replaced by their definition: padded rows, orientation, one search for each shape."""
     case = Case(m=5, n=64, k=64, children=children)
@@ -393,6 +395,9 @@ def test_torch_sparse_is_called_with_what_it_wants(
     monkeypatch.setattr(torch_backend, "_ALGORITHMS", {})
     monkeypatch.setattr(torch_backend, "has_cusparselt", lambda: library == "cuSPARSELt")
     monkeypatch.setattr(torch_backend, "_on_gpu", lambda values: True)
+    if not triton:
+        monkeypatch.setattr(torch_backend, "why_not_triton", lambda values: "it is not installed")
+        monkeypatch.setitem(sys.modules, "fpe.kernels.semi_structured.pack", None)
     layout, (w, x, dy) = case.layout(), (t.round() for t in case.tensors(torch.bfloat16))
     values = layout.from_dense(w)
     for _ in range(2):
@@ -401,6 +406,11 @@ def test_torch_sparse_is_called_with_what_it_wants(
     assert torch.equal(y, OPS["forward"](x, values, layout, "eager"))
     assert torch.equal(dx, OPS["dx"](dy, values, layout, "eager"))
     assert len(searches) == (0 if library == "CUTLASS" else children)
+    labels = torch.randint(3, (64, 32), generator=seeded(5)).to(torch.uint8)
+    merged = SemiStructuredLayout.interleaved(labels)
+    parent = w[:, :32]
+    y = torch_backend.multiply_interleaved(x, parent, 2, merged)
+    assert torch.equal(y, x @ merged.to_dense(merged.from_parent(parent))[0].T)
 
 
 # Once for each version.

@@ -1,4 +1,4 @@
-"""The tuner: what cannot run is counted and left out, candidates compile ahead in processes, how far the rule is off."""
+"""The tuner: what cannot run is counted and left out, candidates compile ahead, how far the rule is from the best."""
 
 import json
 import os

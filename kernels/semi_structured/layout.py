@@ -170,9 +170,13 @@ class SemiStructuredLayout(NamedTuple):
         Returns:
             Its values ``[1, K, N]`` (the parent's weight, transposed; one column more where ``N`` is odd) and layout.
         """
-        second = self._replace(kept=None).mask()[1].to(torch.uint8)
         parent = self.to_dense(values).sum(0)
-        return pad(parent.T, (0, self.shape[0] % 2))[None].contiguous(), self.interleaved(second.T)
+        return pad(parent.T, (0, self.shape[0] % 2))[None].contiguous(), self.transpose()
+
+    def transpose(self) -> "SemiStructuredLayout":
+        """The layout of :meth:`transposed` alone: it does not depend on the values."""
+        second = self._replace(kept=None).mask()[1].to(torch.uint8)
+        return self.interleaved(second.T)
 
     def validate(self) -> "SemiStructuredLayout":
         """Reads the tensors and checks that they fit each other; returns the layout.

@@ -12,9 +12,10 @@ from torch.nn.functional import pad
 from ..device import device_of
 from .config import STEP, SparseConfig, choose_sparse
 from .eager import semi_structured_matmul_eager
-from .fragments import TILE_ROWS, Fragments, pack
+from .fragments import TILE_ROWS, Fragments, pack_weights
 from .layout import SemiStructuredLayout
-from .memo import constant_to_compile, once_per_version
+from .memo import constant_to_compile, metadata, once_per_version, transposed_layout
+from .pack import pack_parent, pack_transposed, pack_values
 from .triton import semi_structured_grad_triton, semi_structured_matmul_t_triton
 
 
@@ -43,15 +44,32 @@ def semi_structured_grad_sparse_tensor_core(dy: Tensor, x: Tensor, layout: SemiS
     return semi_structured_grad_triton(dy, x, layout)
 
 
+def multiply_interleaved(x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout) -> Tensor:
+    """``x[M, alpha * K]`` times a parent's weight that reads its children side by side: ``[M, N]``.
+
+    Args:
+        x: Activations, children side by side.
+        w: ``[N, K]``, of any strides.
+        alpha: 2 or 4.
+        layout: Of the weight; without ``kept`` all of ``w`` are edges or zero.
+    """
+    return _multiply(x, _packed_parent(w, alpha, layout.codes, layout.kept, layout.quads), w.shape[0], None)[:, 0]
+
+
 @once_per_version
 def _packed(values: Tensor, codes: Tensor) -> Fragments:
-    return pack(values, codes)
+    return Fragments(pack_values(values, "fragments"), metadata(codes, values.shape[2] // 2))
 
 
 @once_per_version
 def _packed_transposed(values: Tensor, codes: Tensor, k: int) -> Fragments:
-    values, layout = SemiStructuredLayout((codes.shape[0], k), codes, None, 2).transposed(values)
-    return pack(values, layout.codes)
+    layout = transposed_layout(codes, k)
+    return Fragments(pack_transposed(values, codes, k, "fragments"), metadata(layout.codes, layout.quads))
+
+
+@once_per_version
+def _packed_parent(w: Tensor, alpha: int, codes: Tensor, kept: Tensor | None, quads: int) -> Fragments:
+    return Fragments(pack_parent(w, alpha, kept, "fragments"), metadata(codes, quads))
 
 
 def _multiply(x: Tensor, fragments: Fragments, n: int, config: SparseConfig | None) -> Tensor:
@@ -121,7 +139,7 @@ def _is_sound(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def self_check(run: Run, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Compares a forward with the eager twin's on small integers, where both are exact.
+    """Compares a forward with the eager twin's on small integers, where both are exact, and what packs with the eager way.
 
     Args:
         run: The forward.
@@ -143,10 +161,27 @@ def self_check(run: Run, device: torch.device, dtype: torch.dtype) -> str | None
         values = layout.from_dense(weight.to(device, dtype))
         try:
             got = run(x, values, layout)
+            misplaced = _misplaced(values, layout)
         except Exception as error:  # a compiler's or a driver's: whatever it is, the kernel is of no use here
             return f"{type(error).__name__}: {error}"
         want = semi_structured_matmul_eager(x.double(), values.double(), layout)
         wrong = int((got.double() != want).sum())
         if wrong:
             return f"{wrong} of {want.numel()} results differ from the eager twin's, {layout.children} children"
+        if misplaced:
+            return f"{misplaced} are packed otherwise than by the eager packing"
     return None
+
+
+def _misplaced(values: Tensor, layout: SemiStructuredLayout) -> str | None:
+    """What a device packs otherwise than the eager packing does, in words; ``None`` where all bits are the same."""
+    parent = values[0]
+    packed = {
+        "values": (pack_values(values, "fragments"), values),
+        "a parent's rows": (pack_parent(parent, 2, None, "fragments"), parent[None]),
+        "a parent's columns": (pack_parent(parent.T, 2, None, "fragments"), parent.T[None]),
+    }
+    if layout.children == 2:
+        turned = pack_transposed(values, layout.codes, layout.shape[1], "fragments")
+        packed["values seen from their outputs"] = turned, layout.transposed(values)[0]
+    return next((name for name, (ours, plain) in packed.items() if not torch.equal(ours, pack_weights(plain))), None)

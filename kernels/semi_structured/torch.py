@@ -1,10 +1,12 @@
 """The semi-structured operations by PyTorch's own ``torch.sparse`` kernels: cuSPARSELt, or CUTLASS on Ampere.
 
-Compressed forms are made from the given positions, once for each version of the values; the algorithm of cuSPARSELt is
-searched once for each shape.
+Compressed forms are made from the given positions, once for each version of the values: for CUTLASS the values and the
+metadata in its order, for cuSPARSELt the plain weight, of which it makes a form of its own. Its algorithm is searched
+once for each shape.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,10 +17,14 @@ from torch.sparse import (
     SparseSemiStructuredTensorCUTLASS,
 )
 
+from ..dispatch import why_not_triton
 from .eager import semi_structured_grad_eager, semi_structured_matmul_t_eager
-from .fragments import pack
+from .fragments import pack_metadata
 from .layout import SemiStructuredLayout
-from .memo import constant_to_compile, once_per_version
+from .memo import constant_to_compile, once_per_version, transposed_layout
+
+if TYPE_CHECKING:
+    from .pack import Form
 
 CUSPARSELT = (16, 16)
 """Outputs (all children's) and inputs must be multiples of these for cuSPARSELt."""
@@ -64,6 +70,18 @@ def why_not_shape(outputs: int, inputs: int) -> str | None:
     return None
 
 
+def multiply_interleaved(x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout) -> Tensor:
+    """``x[M, alpha * K]`` times a parent's weight that reads its children side by side: ``[M, N]``.
+
+    Args:
+        x: Activations, children side by side.
+        w: ``[N, K]``, of any strides.
+        alpha: 2 or 4.
+        layout: Of the weight; without ``kept`` all of ``w`` are edges or zero.
+    """
+    return _multiply(x, _compressed_parent(w, alpha, layout.codes, layout.kept, layout.shape[1]))
+
+
 @once_per_version
 def _compressed(values: Tensor, codes: Tensor, k: int) -> SparseSemiStructuredTensor:
     return to_sparse_semi_structured(values, SemiStructuredLayout((codes.shape[0], k), codes, None, values.shape[0]))
@@ -71,7 +89,23 @@ def _compressed(values: Tensor, codes: Tensor, k: int) -> SparseSemiStructuredTe
 
 @once_per_version
 def _compressed_transposed(values: Tensor, codes: Tensor, k: int) -> SparseSemiStructuredTensor:
-    return to_sparse_semi_structured(*SemiStructuredLayout((codes.shape[0], k), codes, None, 2).transposed(values))
+    layout = transposed_layout(codes, k)
+    if why_not_triton(values):
+        plain, _ = SemiStructuredLayout((codes.shape[0], k), codes, None, 2).transposed(values)
+        return to_sparse_semi_structured(plain, layout)
+    from .pack import pack_transposed
+
+    return _tensor(lambda form: pack_transposed(values, codes, k, form, layout.codes), layout, values)
+
+
+@once_per_version
+def _compressed_parent(w: Tensor, alpha: int, codes: Tensor, kept: Tensor | None, k: int) -> SparseSemiStructuredTensor:
+    layout = SemiStructuredLayout((w.shape[0], k), codes, kept, 1)
+    if why_not_triton(w):
+        return to_sparse_semi_structured(layout.from_parent(w), layout)
+    from .pack import pack_parent
+
+    return _tensor(lambda form: pack_parent(w, alpha, kept, form, codes, k), layout, w)
 
 
 def _multiply(x: Tensor, weight: Any) -> Tensor:
@@ -122,16 +156,32 @@ def to_sparse_semi_structured(values: Tensor, layout: SemiStructuredLayout) -> S
     reason = why_not_shape(outputs, inputs)
     if reason:
         raise ValueError(f"to_sparse_semi_structured: {reason}")
+    if why_not_triton(values):
+        forms = {"rows": values.flatten(0, 1).contiguous, "dense": layout.to_dense(values).flatten(0, 1).contiguous}
+        return _tensor(lambda form: forms[form](), layout, values)
+    from .pack import pack_values
+
+    return _tensor(lambda form: pack_values(values, form, layout.codes, inputs), layout, values)
+
+
+def _tensor(make: "Callable[[Form], Tensor]", layout: SemiStructuredLayout, like: Tensor) -> SparseSemiStructuredTensor:
+    """PyTorch's own tensor from what makes the weight in a form: ``"dense"`` for cuSPARSELt, ``"rows"`` for CUTLASS."""
+    outputs, inputs = layout.children * layout.shape[0], layout.shape[1]
     shape, rest = torch.Size((outputs, inputs)), (None, None, None)
-    if has_cusparselt() and _on_gpu(values):
-        compressed = torch._cslt_compress(layout.to_dense(values).flatten(0, 1).contiguous())
-        return SparseSemiStructuredTensorCUSPARSELT(shape, compressed, None, *rest)
-    nibbles = layout.nibbles().flatten(0, 1)
-    codes = nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
-    packed = values.flatten(0, 1).contiguous()
-    metadata = pack(packed[None], codes).metadata[: outputs // 32, : inputs // 32]
-    metadata = metadata.transpose(0, 1).contiguous().view(torch.int16).view(outputs, inputs // 16)
-    return SparseSemiStructuredTensorCUTLASS(shape, packed, metadata, *rest)
+    if has_cusparselt() and _on_gpu(like):
+        return SparseSemiStructuredTensorCUSPARSELT(shape, torch._cslt_compress(make("dense")), None, *rest)
+    return SparseSemiStructuredTensorCUTLASS(
+        shape, make("rows"), _cutlass_metadata(layout.codes, layout.children, inputs), *rest
+    )
+
+
+@once_per_version
+def _cutlass_metadata(codes: Tensor, children: int, inputs: int) -> Tensor:
+    """Codes of all children's rows in the order in which CUTLASS takes them."""
+    layout = SemiStructuredLayout((codes.shape[0], inputs), codes, None, children)
+    outputs, nibbles = children * codes.shape[0], layout.nibbles().flatten(0, 1)
+    own = pack_metadata(nibbles[:, ::2] | (nibbles[:, 1::2] << 4), inputs // 4)[: outputs // 32, : inputs // 32]
+    return own.transpose(0, 1).contiguous().view(torch.int16).view(outputs, inputs // 16)
 
 
 def from_sparse_semi_structured(tensor: SparseSemiStructuredTensor) -> tuple[Tensor, SemiStructuredLayout]:
