@@ -48,11 +48,13 @@ LAUNCHERS = {
         "semi_structured_matmul_sparse_tensor_core",
         "semi_structured_matmul_t_sparse_tensor_core",
         "semi_structured_grad_sparse_tensor_core",
+        "multiply_interleaved",
     ),
     "semi_structured.torch": (
         "semi_structured_matmul_torch",
         "semi_structured_matmul_t_torch",
         "semi_structured_grad_torch",
+        "multiply_interleaved",
     ),
 }
 """What returns a device's results, by module of ``fpe.kernels``."""
@@ -173,11 +175,16 @@ def _refuses(device: FakeDevice, call: Callable[..., Any]) -> Callable[..., Any]
     return made
 
 
-def _launcher(device: FakeDevice, name: str, real: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _interleaved_eager(x: Tensor, w: Tensor, alpha: int, layout: Any) -> Tensor:
+    """The twin of ``multiply_interleaved``."""
+    return x @ layout.to_dense(layout.from_parent(w))[0].T
+
+
+def _launcher(device: FakeDevice, module: str, name: str, real: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A launcher that launches and then returns its eager twin's result, or what a fault makes of it."""
     op = name.removesuffix("_torch").removesuffix("_triton").removesuffix("_sparse_tensor_core")
-    family = next(module.partition(".")[0] for module, names in LAUNCHERS.items() if name in names)
-    twin = getattr(import_module(f"fpe.kernels.{family}.eager"), f"{op}_eager")
+    eager = import_module(f"fpe.kernels.{module.partition('.')[0]}.eager")
+    twin = _interleaved_eager if name == "multiply_interleaved" else getattr(eager, f"{op}_eager")
 
     @wraps(real)
     def launch(*args: Any, config: Any = None, **kwargs: Any) -> Tensor:
@@ -185,7 +192,7 @@ def _launcher(device: FakeDevice, name: str, real: Callable[..., Tensor]) -> Cal
             return real(*args, **({} if config is None else {"config": config}), **kwargs)
         if device.lost:
             raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
-        if not name.endswith("_torch"):
+        if not module.endswith("torch"):
             real(*args, **({} if config is None else {"config": config}), **kwargs)
         operand = args[0]
         floats = [t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in args]
@@ -334,7 +341,9 @@ def fake_device(**given: Any) -> Iterator[FakeDevice]:
         for module, names in LAUNCHERS.items():
             loaded = import_module(f"fpe.kernels.{module}")
             for name in names:
-                stack.enter_context(patch.object(loaded, name, _launcher(device, name, getattr(loaded, name))))
+                stack.enter_context(patch.object(loaded, name, _launcher(device, module, name, getattr(loaded, name))))
+        packed = import_module("fpe.kernels.semi_structured.sparse_tensor_core")
+        stack.enter_context(patch.object(packed, "_misplaced", lambda values, layout: None))  # nothing is packed here
         _forget()
         stack.callback(_forget)
         yield device

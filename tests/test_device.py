@@ -91,9 +91,7 @@ def test_the_gate_judges(change: Callable, status: str, reason: str) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.parametrize(
-    "words", ["CUDA error: illegal memory access", "Triton Error [CUDA]: illegal memory access"]
-)
+@pytest.mark.parametrize("words", ["CUDA error: illegal memory access", "Triton Error [CUDA]: illegal memory access"])
 def test_a_lost_device_is_no_result(words: str) -> None:
     def lose(y: Tensor) -> Tensor:
         raise RuntimeError(words)

@@ -58,6 +58,7 @@ def launches(case: Case, level: str, passes: Iterable[str]) -> Iterator[Launch]:
             yield Launch("compile", (op, dtype, m, None, alpha, None, (k, n)))
         if alpha in (2, 4) and dtype in ("bf16", "fp16") and "forward" in wanted:
             yield from _self_check(dtype)
+            yield from _packs(dtype, (k, n), "parent" if alpha == 2 else "parent of four")
             yield Launch("semi_structured", ("sparse", dtype, 1, m, (k, alpha * n)))
 
 
@@ -78,6 +79,7 @@ def _expanded(case: Case, wanted: set[str]) -> Iterator[Launch]:
             yield Launch("semi_structured", (op, dtype, 2, m, (n, k)))
         if dtype != "fp32":
             yield from _self_check(dtype)
+            yield from _packs(dtype, (n, k), "values", "transposed values")
             yield Launch("semi_structured", ("sparse", dtype, 2, m, (n, k)))
             yield Launch("semi_structured", ("sparse", dtype, 1, m, (k, 2 * n)))  # dX, by the transposed weight
 
@@ -85,6 +87,15 @@ def _expanded(case: Case, wanted: set[str]) -> Iterator[Launch]:
 def _self_check(dtype: str) -> Iterator[Launch]:
     for children in (1, 2):
         yield Launch("semi_structured", ("sparse", dtype, children, *SELF_CHECK))
+    yield from _packs(dtype, SELF_CHECK[1], "values", "parent", "parent.T", "transposed values", forms=("fragments",))
+
+
+def _packs(
+    dtype: str, shape: tuple[int, int], *sources: str, forms: tuple[str, ...] = ("fragments", "dense")
+) -> Iterator[Launch]:
+    for source in sources:
+        for form in forms:
+            yield Launch("semi_structured", (f"pack {source} into {form}", dtype, 2, 1, shape))
 
 
 def _named(wanted: set[str], *names: str) -> list[str]:

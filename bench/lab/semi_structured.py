@@ -162,7 +162,7 @@ def _call(case: Case) -> None:
 
 def _call_pack(case: Case) -> Tensor:
     """Calls a packer; codes of the result have a nibble for each quad of four inputs."""
-    (n, k), (source, _, form) = SHAPE, case.op.removeprefix("pack ").rpartition(" into ")
+    (n, k), (source, _, form) = case.shape, case.op.removeprefix("pack ").rpartition(" into ")
 
     def empty(*shape: int, dtype: torch.dtype = TYPES[case.dtype]) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -170,15 +170,18 @@ def _call_pack(case: Case) -> Tensor:
     def codes(rows: int, inputs: int) -> Tensor:
         return empty(rows, inputs // 8, dtype=torch.uint8)
 
+    def of_result(rows: int, inputs: int) -> tuple[Tensor, int] | tuple[()]:
+        return (codes(rows, inputs), inputs) if form == "dense" else ()
+
     if source == "values":
-        return pack.pack_values(empty(2, n, k // 2), form, codes(n, k), k)
+        return pack.pack_values(empty(2, n, k // 2), form, *of_result(n, k))
     if source == "transposed values":
-        return pack.pack_transposed(empty(2, n, k // 2), codes(n, k), k, form, codes(k, 2 * n))
+        return pack.pack_transposed(empty(2, n, k // 2), codes(n, k), k, form, *of_result(k, 2 * n)[:1])
     if source == "parent.T":
-        return pack.pack_parent(empty(n, k).T, 2, None, form, codes(k, 2 * n), 2 * n)
+        return pack.pack_parent(empty(n, k).T, 2, None, form, *of_result(k, 2 * n))
     alpha = 4 if source == "parent of four" else 2
     kept = None if source == "parent" else empty(1, n, k * alpha // 2, dtype=torch.bool)
-    return pack.pack_parent(empty(n, k), alpha, kept, form, codes(n, alpha * k), alpha * k)
+    return pack.pack_parent(empty(n, k), alpha, kept, form, *of_result(n, alpha * k))
 
 
 def _lines(kernel: str) -> set[tuple[str, int]]:
