@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None, worker: Sequence[str] = WORKER)
             return 0
         find(tuple(options.providers or ()))
         if options.plan:
-            print(plan_table(_planning(options), options.only or NAMES, 60 * options.minutes))
+            device = torch.cuda.get_device_name() if torch.cuda.is_available() else "NVIDIA H200"
+            context = planning(device, options.providers or (), options.jobs or CORES)
+            print(plan_table(context, options.only or NAMES, 60 * options.minutes))
             return 0
         if not options.dry_run and not torch.cuda.is_available():
             raise ValueError("it needs a CUDA device, and PyTorch sees none; --dry-run walks the plan on the CPU")
@@ -92,11 +94,9 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _planning(options: argparse.Namespace) -> Context:
-    """A context for a plan: the published H200 where there is no GPU."""
-    made = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "NVIDIA H200"}
-    jobs = options.jobs or CORES
-    return Context("cuda", Path(), 0.0, providers=tuple(options.providers or ()), provenance=made, arch=90, jobs=jobs)
+def planning(device: str = "NVIDIA H200", providers: Sequence[str] = (), jobs: int = CORES) -> Context:
+    """The context of a plan for a device, with the published roof of it."""
+    return Context("cuda", Path(), 0.0, providers=tuple(providers), provenance={"device": device}, arch=90, jobs=jobs)
 
 
 def _measure(options: argparse.Namespace, worker: Sequence[str]) -> list[str]:

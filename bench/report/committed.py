@@ -5,6 +5,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from .. import summary
+from ..device.cli import NAMES, plan_table, planning
 from ..lab import semi_structured, traffic
 from ..results import COMMITTED, Results
 from ..studies import boolean_sweep, catalogue, tables
@@ -44,6 +45,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "traffic": lambda: traffic.table(_read("lab/traffic")),
     "verdict": lambda: costs.verdict_summary(costs.measured()),
     "crossover": lambda: costs.crossover_table(),
+    "gpu-plan": lambda: plan_table(planning(), NAMES, 9 * 60),
     "roofs": lambda: costs.roofs_table(),
     "shares": lambda: costs.shares_table(costs.roof_shown(costs.measured())),
     "memory": lambda: costs.memory_table(),
