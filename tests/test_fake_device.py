@@ -56,7 +56,7 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
     latency, gate = rows(tmp_path, "latency"), rows(tmp_path, "gate")
     bad = [r for r in latency if r.get("status") in ("wrong", "error")]
     red = {(r["key"], r.get("provider"), r["status"]): r["reason"] for r in bad}
-    key = "op forward dX dW {} 96 128 2 {} {} bf16".format
+    key = "op forward dX dW forward+backward {} 96 128 2 {} {} bf16".format
     assert set(red) == {
         (key(3, "random", ""), "fpe/triton", "wrong"),
         (key(3, "random", ""), "fpe/auto", "wrong"),  # it runs the same kernel
@@ -74,7 +74,7 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
     timed = Counter((r["key"], r["provider"]) for r in latency if "milliseconds" in r)
     units = {r["key"] for r in latency}
     for unit in units - {key(5, "2:4", ""), key(5, "block", "64x64"), key(16, "2:4", "")}:
-        passes = 2 if unit.startswith("merge") else 3
+        passes = 2 if unit.startswith("merge") else 3 + ("forward+backward" in unit)
         for who in ("parent", "wide", "fpe/auto", "fpe/triton"):
             missing = unit == key(3, "random", "") and who.startswith("fpe/")
             assert timed[unit, who] == passes - missing, (unit, who)

@@ -61,7 +61,9 @@ def _plan(context: Context, **options: Any) -> list[Case]:
 def headline(context: Context) -> list[Part]:
     """Two layers, batches of 1 to 8192, both alphas, every backend by name, both directions."""
     cases, both = partial(_plan, context, shapes=shapes.SETS["headline"], rows=shapes.KEY_ROWS), ("random", "block")
-    layers = [(cases(alphas=(alpha,)), "op", ("forward", "dX", "dW"), ()) for alpha in (2, 4)]
+    passes = ("forward", "dX", "dW")
+    layers: list[Part] = [(cases(alphas=(2,)), "op", (*passes, "forward+backward"), ())]
+    layers.append((cases(alphas=(4,)), "op", passes, ()))
     return layers + [(cases(alphas=(a,), structures=both), "merge", ("forward", "dX"), ()) for a in (2, 4)]
 
 
@@ -73,10 +75,9 @@ def decode(context: Context) -> list[Part]:
 
 
 def training(context: Context) -> list[Part]:
-    """Layers forward and backward, networks and steps with Adam, with their memory."""
+    """Steps with Adam, networks and layers with their bias, and their memory."""
     cases = _plan(context, shapes=shapes.SETS["headline"][1:], rows=TRAINING_ROWS)
-    of_op: Part = (cases, "op", ("forward+backward",), ())
-    return [of_op, *((cases, level, (), ()) for level in ("step", "mlp", "layer"))]
+    return [(cases, level, (), ()) for level in ("step", "mlp", "layer")]
 
 
 def sweep(context: Context) -> list[Part]:
