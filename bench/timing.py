@@ -53,7 +53,7 @@ class Timing(NamedTuple):
 
     def columns(self) -> dict[str, Any]:
         """As a results file has them; a row of which samples are exposed is an upper bound, and says so."""
-        columns = {
+        columns: dict[str, Any] = {
             "milliseconds": self.median,
             "low": self.low,
             "high": self.high,

@@ -64,8 +64,9 @@ def run(
             if time.monotonic() > end:
                 report(f"time is up: {len(entries)} of {len(todo)} tuned")
                 break
-            for coming in filter(None, (job, after)):
-                ahead.begin(coming, planned(coming, device, limit))
+            for coming in (job, after):
+                if coming is not None:
+                    ahead.begin(coming, planned(coming, device, limit))
             try:
                 entry, line = tune(job, device, measure, target, limit, ahead, end - time.monotonic())
             except NoneCorrectError as error:

@@ -10,11 +10,12 @@ import torch
 from semi_structured_cases import Case as Parent
 from support import readable_id, seeded, strided
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpe.bench.lab import sanitize
 from fpe.bench.lab.trace import tracing
 from fpe.kernels import HOLE, SemiStructuredLayout, model
-from fpe.kernels.semi_structured import pack
+from fpe.kernels.semi_structured import pack, sparse_tensor_core
 from fpe.kernels.semi_structured import triton as triton_kernels
 from fpe.kernels.semi_structured.fragments import pack_weights
 
@@ -95,6 +96,14 @@ def test_it_is_the_eager_packing(case: Case, form: str, dtype: torch.dtype) -> N
     assert torch.equal(got, eager(form, values, layout)) and got.is_contiguous()
 
 
+def test_what_lies_past_the_inputs_is_no_weight_of_the_other_side() -> None:
+    layout = Parent(n=33, k=203).layout()
+    values = layout.from_dense(Case("values", 33, 203).weight(torch.bfloat16))
+    dirty = values.masked_fill(layout.positions() >= 203, 3.0)
+    got, want = (pack.pack_transposed(v, layout.codes, 203, "fragments") for v in (dirty, values))
+    assert not torch.equal(dirty, values) and torch.equal(got, want)
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if (c.n, c.k) in ((33, 203), (40, 72))], ids=readable_id)
 def test_no_access_leaves_a_tensor_and_no_programs_race(case: Case) -> None:
     make = case.made(torch.float16)[0]
@@ -119,6 +128,54 @@ def test_a_type_that_sparse_tensor_cores_do_not_take_is_refused() -> None:
 
 
 # What a packing moves, as the cost model charges it.
+
+
+class Operations(TorchDispatchMode):
+    """What PyTorch itself is asked to do, views and new memory aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.__name__.partition(".")[0]
+        if not func.is_view and name not in ("empty", "new_empty", "detach"):
+            self.names.append(name)
+        return result
+
+
+class Launch:
+    """Stands for a kernel: counts its launches."""
+
+    count = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: object, **kwargs: object) -> None:
+            self.count += 1
+
+        return launch
+
+
+def test_a_changed_weight_is_one_launch_and_nothing_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, labels = torch.ones(64, 128).bfloat16(), torch.randint(2, (64, 128), generator=seeded()).to(torch.uint8)
+    merged, layout = SemiStructuredLayout.interleaved(labels)._replace(kept=None), Parent(n=64, k=128).layout()
+    values = layout.from_dense(w)
+    backend, launch = sparse_tensor_core, Launch()
+    for name in ("_pack", "_pack_transposed"):
+        monkeypatch.setattr(pack, name, launch)
+    packings = (
+        lambda: backend._packed(values, layout.codes),
+        lambda: backend._packed_transposed(values, layout.codes, 128),
+        lambda: backend._packed_parent(w, 2, merged.codes, None, merged.quads),
+    )
+    for packing in packings:
+        packing()  # codes and metadata, once
+        w.mul_(2), values.mul_(2)
+        launch.count = 0
+        with Operations() as seen:
+            packing()
+        assert (launch.count, seen.names) == (1, [])
 
 
 def moved(run: Callable[[], object]) -> tuple[int, int]:

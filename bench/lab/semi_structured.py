@@ -34,7 +34,7 @@ SPARSE_ARCHITECTURES = (80, 86, 89, 90, 120)
 
 PACKED = ("values", "parent", "parent.T", "parent with holes", "parent of four", "transposed values")
 """What is packed: stored values, a parent's weight along its rows and across them, with a mask, children of four."""
-FORMS = ("fragments", "rows", "dense")
+FORMS: tuple[pack.Form, ...] = ("fragments", "rows", "dense")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ def _call(case: Case) -> None:
 
 def _call_pack(case: Case) -> Tensor:
     """Calls a packer; codes of the result have a nibble for each quad of four inputs."""
-    (n, k), (source, _, form) = case.shape, case.op.removeprefix("pack ").rpartition(" into ")
+    (n, k), source = case.shape, case.op.removeprefix("pack ").partition(" into ")[0]
+    form = next(form for form in FORMS if case.op.endswith(form))
 
     def empty(*shape: int, dtype: torch.dtype = TYPES[case.dtype]) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

@@ -139,7 +139,7 @@ def _is_sound(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def self_check(run: Run, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Compares a forward with the eager twin's on small integers, where both are exact, and what packs with the eager way.
+    """Compares a forward, and what packs for it, with the eager twins on small integers, where both are exact.
 
     Args:
         run: The forward.
