@@ -26,7 +26,6 @@ elements one of them (and ``TAIL / sqrt(elements)`` more, as few elements scatte
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,9 +80,9 @@ def excess(
     error = (ours.double() - truth).abs()
     if not bool(error.isfinite().all()):
         return float("inf")
-    arguments: tuple[Any, ...] = (truth, spread, terms, dtype, by_torch)
-    largest = (error / bound(*arguments, TAIL)).max()
-    typical = bound(*arguments, 1 + TAIL / truth.numel() ** 0.5)
+    allowed = partial(bound, truth, spread, terms, dtype, by_torch)
+    largest = (error / allowed(TAIL)).max()
+    typical = allowed(1 + TAIL / truth.numel() ** 0.5)
     return float(torch.maximum(largest, error.square().mean().sqrt() / typical.square().mean().sqrt()))
 
 

@@ -127,8 +127,8 @@ def _mlp_checks() -> Iterator[Check]:
                     reads: Tensor | None = reads if merged else None, alpha: int = alpha) -> list[Tensor]:  # fmt: skip
                 x, w1, w2, bias1, bias2 = map(cast, drawn)
                 more: dict[str, Any] = {"alpha": alpha, "bias1": bias1, "bias2": bias2, "activation": "gelu"}
-                tables = (t if t is None else t.to(x.device) for t in (labels, reads))
-                return [kernels.expanded_mlp(x, w1, next(tables), w2, next(tables), backend=backend, **more)]
+                second = None if reads is None else reads.to(x.device)
+                return [kernels.expanded_mlp(x, w1, labels.to(x.device), w2, second, backend=backend, **more)]
 
             name = f"expanded_mlp {m}x{k}-{hidden}-{n} alpha {alpha}{' merged' * merged}"
             yield Check(name, "mlp", "expanded_mlp", run, by_yardstick=True)

@@ -304,12 +304,13 @@ def _tune(context: Context) -> Iterator[Unit]:
         return 0.0
 
     target, limit = ("cpu", 2) if context.dry else ("cuda", TUNED)
+    following: list[tune.Job | None] = [*todo[1:], None]
     with _compilers(context) as ask:
-        for job, after in zip(todo, [*todo[1:], None], strict=True):
+        for job, after in zip(todo, following, strict=True):
 
             def work(job: tune.Job = job, after: tune.Job | None = after) -> Rows:
                 device, ahead = ask()
-                for coming in filter(None, (job, after)):
+                for coming in [job] if after is None else [job, after]:
                     ahead.begin(coming, tune.planned(coming, device, limit))
                 entry, line = tune.tune(job, device, measured, target, limit, ahead, TUNED_SECONDS)
                 context.say(f"  {line}")
