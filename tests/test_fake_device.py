@@ -80,7 +80,8 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
             assert timed[unit, who] == passes - missing, (unit, who)
     two_four = [r for r in latency if r["key"] == key(3, "2:4", "") and "milliseconds" in r]
     assert {"fpe/sparse_tensor_core", "fpe/torch", "fpe/triton"} <= {r["provider"] for r in two_four}
-    assert all(r["error"] <= 1 for r in two_four if r["provider"].startswith("fpe/"))
+    compared = [r for r in two_four if r["provider"].startswith("fpe/") and r["pass"] != "forward+backward"]
+    assert compared and all(r["error"] <= 1 for r in compared)
 
     # Another run tries again what was red, and nothing else; what is green then takes its place.
     before = {r["key"]: r["run"] for r in latency}
