@@ -191,7 +191,7 @@ def successor(problem: Problem, provider: Provider, bias: bool = True) -> nn.Mod
     structure: Structure = "block" if block else "random"
     partition = fpe.Partition(problem.partition.labels.T.contiguous(), case.alpha, structure, block)
     merged = fpe.MergeLinear(partition, bias, "eager", weight.device, weight.dtype)
-    merged.weight.data.copy_(weight.T)
+    merged.set_edge_weight(weight.T)
     if provider.name == "parent":
         dense = nn.utils.skip_init(nn.Linear, case.n, case.k, bias=bias, device=weight.device, dtype=weight.dtype)
         dense.weight.data.copy_(weight.T)

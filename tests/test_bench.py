@@ -242,10 +242,10 @@ def test_boolean_command_writes_rows_and_figures(cli_runner: CliRunner, tmp_path
     done = cli_runner.invoke(cli, ["study", "boolean", "--quick", "--json", "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output
     printed = [json.loads(line) for line in done.output.splitlines()]
-    assert printed == [{"study": "boolean", **row} for row in Results.read(tmp_path / "boolean.jsonl").rows]
+    assert printed == [{"study": "boolean", **row} for row in Results.read(tmp_path / "boolean-quick.jsonl").rows]
     assert len(printed) == 2 * 4
     for name in ("curves", "accuracy", "gram", "weights"):
-        assert (tmp_path / f"boolean-{name}.svg").stat().st_size > 1000
+        assert (tmp_path / f"boolean-{name}-quick.svg").stat().st_size > 1000
 
 
 def test_vision_command(cli_runner: CliRunner, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_report_is_one_self_contained_page(cli_runner: CliRunner, tmp_path: Path
     assert "report.html" in done.output and "random" in done.output
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 20 and "src=" not in page and "<link" not in page and "nan" not in page
-    rows = Results.read(tmp_path / "vision.jsonl")
+    rows = Results.read(tmp_path / "report-vision.jsonl")
     assert summary.vision(rows).rows[-1][1] in page
 
 

@@ -192,14 +192,19 @@ CASES = (
 @pytest.mark.parametrize("children", [1, 2])
 @pytest.mark.parametrize("case", CASES, ids=readable_id)
 def test_the_kernel_is_exact_on_small_integers(case: Case, children: int, dtype: torch.dtype) -> None:
-    """Copies, pipeline, fragments, split and epilogue; the instruction itself is the emulator's."""
+    """Copies, pipeline, fragments, split, epilogue, a bias that is rounded once; the instruction is the emulator's."""
     weight = weight_of("random", case.n, case.k, children, dtype)
     x = integers(case.m, case.k, seed=4, dtype=dtype)
-    with on_numpy():
-        y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, weight.values, weight.layout, case.config)
-    assert y.dtype == dtype
-    want = semi_structured_matmul(x.double(), weight.values.double(), weight.layout)
-    assert torch.equal(y, want.to(dtype))
+    for rows, bias in ((x, None), (33 * x, 5 * integers(children, case.n, seed=5, dtype=dtype))):
+        # The second sums have more bits than the type.
+        with on_numpy():
+            y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(
+                rows, weight.values, weight.layout, bias, case.config
+            )
+        assert y.dtype == dtype
+        exact = None if bias is None else bias.double()
+        want = semi_structured_matmul(rows.double(), weight.values.double(), weight.layout, exact)
+        assert torch.equal(y, want.to(dtype))
 
 
 @pytest.mark.parametrize("children", [1, 2])
@@ -228,7 +233,7 @@ def test_the_traffic_lab_replays_the_kernels_accesses(case: Case, children: int)
 
     with patch("gluon_numpy.Machine", Watched), on_numpy():
         sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(
-            integers(case.m, case.k, seed=4), weight.values, weight.layout, config
+            integers(case.m, case.k, seed=4), weight.values, weight.layout, config=config
         )
     launch, *_ = sparse_tensor_core_launches(case.m, (case.n, case.k), children, config)
     assert sorted(done) == list(product(*map(range, launch.grid)))

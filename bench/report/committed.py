@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from .. import summary
+from .. import summary, whole
 from ..device.cli import NAMES, plan_table, planning
 from ..lab import semi_structured, traffic
 from ..results import COMMITTED, Results
@@ -43,6 +43,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "cnn": lambda: _of_study("cnn", "studies/cnn-cifar10"),
     "formats": lambda: summary.formats(*LLM_LAYER),
     "traffic": lambda: traffic.table(_read("lab/traffic")),
+    "models-cpu": lambda: whole.table(_read("cpu/latency-models")),
     "verdict": lambda: costs.verdict_summary(costs.measured()),
     "crossover": lambda: costs.crossover_table(),
     "gpu-plan": lambda: plan_table(planning(), NAMES, 9 * 60),

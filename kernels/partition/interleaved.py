@@ -66,7 +66,7 @@ def merge_matmul_interleaved(
     """
     run = import_module(f"..semi_structured.{backend}", __package__).multiply_interleaved
     layout = _layout(labels, *w.shape, z.shape[1], transposed)
-    return finish(run(z.transpose(1, 2).flatten(1), w, z.shape[1], layout), bias, activation)
+    return finish(run(z.transpose(1, 2).flatten(1), w, z.shape[1], layout, bias), activation)
 
 
 @once_per_version

@@ -20,10 +20,14 @@ from .triton import semi_structured_grad_triton, semi_structured_matmul_t_triton
 
 
 def semi_structured_matmul_sparse_tensor_core(
-    x: Tensor, values: Tensor, layout: SemiStructuredLayout, config: SparseConfig | None = None
+    x: Tensor,
+    values: Tensor,
+    layout: SemiStructuredLayout,
+    bias: Tensor | None = None,
+    config: SparseConfig | None = None,
 ) -> Tensor:
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`. ``config`` overrides the chosen one."""
-    return _multiply(x, _packed(values, layout.codes), layout.shape[0], config)
+    return _multiply(x, _packed(values, layout.codes), layout.shape[0], bias, config)
 
 
 def semi_structured_matmul_t_sparse_tensor_core(
@@ -36,7 +40,7 @@ def semi_structured_matmul_t_sparse_tensor_core(
     if layout.children == 1:
         return semi_structured_matmul_t_triton(dy, values, layout)
     fragments = _packed_transposed(values, layout.codes, layout.shape[1])
-    return _multiply(dy.transpose(1, 2).flatten(1), fragments, layout.shape[1], config)[:, 0]
+    return _multiply(dy.transpose(1, 2).flatten(1), fragments, layout.shape[1], None, config)[:, 0]
 
 
 def semi_structured_grad_sparse_tensor_core(dy: Tensor, x: Tensor, layout: SemiStructuredLayout) -> Tensor:
@@ -44,7 +48,9 @@ def semi_structured_grad_sparse_tensor_core(dy: Tensor, x: Tensor, layout: SemiS
     return semi_structured_grad_triton(dy, x, layout)
 
 
-def multiply_interleaved(x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout) -> Tensor:
+def multiply_interleaved(
+    x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout, bias: Tensor | None = None
+) -> Tensor:
     """``x[M, alpha * K]`` times a parent's weight that reads its children side by side: ``[M, N]``.
 
     Args:
@@ -52,8 +58,10 @@ def multiply_interleaved(x: Tensor, w: Tensor, alpha: int, layout: SemiStructure
         w: ``[N, K]``, of any strides.
         alpha: 2 or 4.
         layout: Of the weight; without ``kept`` all of ``w`` are edges or zero.
+        bias: ``[N]``, or none.
     """
-    return _multiply(x, _packed_parent(w, alpha, layout.codes, layout.kept, layout.quads), w.shape[0], None)[:, 0]
+    fragments = _packed_parent(w, alpha, layout.codes, layout.kept, layout.quads)
+    return _multiply(x, fragments, w.shape[0], bias, None)[:, 0]
 
 
 @once_per_version
@@ -72,14 +80,16 @@ def _packed_parent(w: Tensor, alpha: int, codes: Tensor, kept: Tensor | None, qu
     return Fragments(pack_parent(w, alpha, kept, "fragments"), metadata(codes, quads))
 
 
-def _multiply(x: Tensor, fragments: Fragments, n: int, config: SparseConfig | None) -> Tensor:
+def _multiply(x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, config: SparseConfig | None) -> Tensor:
     from ..epilogue import summed
     from .gluon import multiply
 
     m, children = x.shape[0], fragments.weights.shape[0]
     steps = fragments.weights.shape[2] // 2
     config = config or choose_sparse(m, n, steps * STEP, children, device_of(x))
-    out = x.new_empty((config.split, m, children, n), dtype=torch.float32 if config.split > 1 else x.dtype)
+    # The reduction adds the bias before anything is rounded, so that with one there is float32 to reduce.
+    whole = config.split == 1 and bias is None
+    out = x.new_empty((config.split, m, children, n), dtype=x.dtype if whole else torch.float32)
     with torch.cuda.device_of(x):
         if out.numel():
             pairs = _aligned_rows(x, steps * STEP)
@@ -103,7 +113,7 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, config: SparseConfig | No
                 num_warps=config.num_warps,
                 maxnreg=255,  # left to itself the assembler stops at 64 and spills a few bytes
             )
-        return summed(out, x)
+        return summed(out, x, bias)
 
 
 def _aligned_rows(x: Tensor, width: int) -> Tensor:

@@ -34,16 +34,18 @@ ROWS = 8
 """Rows of activations are padded to a multiple of this."""
 
 
-def semi_structured_matmul_torch(x: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+def semi_structured_matmul_torch(
+    x: Tensor, values: Tensor, layout: SemiStructuredLayout, bias: Tensor | None = None
+) -> Tensor:
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`."""
     weight = _compressed(values, layout.codes, layout.shape[1])
-    return _multiply(x, weight).unflatten(-1, layout.values_shape[:2])
+    return _multiply(x, weight, None if bias is None else bias.flatten()).unflatten(-1, layout.values_shape[:2])
 
 
 def semi_structured_matmul_t_torch(dy: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
     """The gradient dX; by the transposed weight where that is 2:4 and has a shape for it, else dense."""
     n, k = layout.shape
-    if layout.children == 1 or why_not_shape(k, 2 * n):
+    if layout.children == 1 or why_not_shape(dy, k, 2 * n):
         return semi_structured_matmul_t_eager(dy, values, layout)
     return _multiply(dy.transpose(1, 2).flatten(1), _compressed_transposed(values, layout.codes, k))
 
@@ -55,13 +57,18 @@ def semi_structured_grad_torch(dy: Tensor, x: Tensor, layout: SemiStructuredLayo
 
 @constant_to_compile
 def has_cusparselt() -> bool:
-    """Whether this build of PyTorch has cuSPARSELt and a device for it."""
+    """Whether this build of PyTorch contains cuSPARSELt; that does not mean that there is a GPU."""
     return torch.backends.cusparselt.is_available()
 
 
-def why_not_shape(outputs: int, inputs: int) -> str | None:
+def goes_to_cusparselt(operand: Tensor) -> bool:
+    """Whether a call with this operand is one of cuSPARSELt; every other is in the format of CUTLASS."""
+    return has_cusparselt() and _on_gpu(operand)
+
+
+def why_not_shape(operand: Tensor, outputs: int, inputs: int) -> str | None:
     """What keeps ``torch.sparse`` from a weight ``[outputs, inputs]``, in words; ``None`` where nothing does."""
-    name, (rows, columns) = ("cuSPARSELt", CUSPARSELT) if has_cusparselt() else ("CUTLASS", CUTLASS)
+    name, (rows, columns) = ("cuSPARSELt", CUSPARSELT) if goes_to_cusparselt(operand) else ("CUTLASS", CUTLASS)
     if not outputs or not inputs or outputs % rows or inputs % columns:
         return (
             f"{name} takes outputs (all children's) in multiples of {rows} and inputs in multiples of {columns}, got "
@@ -70,7 +77,9 @@ def why_not_shape(outputs: int, inputs: int) -> str | None:
     return None
 
 
-def multiply_interleaved(x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout) -> Tensor:
+def multiply_interleaved(
+    x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout, bias: Tensor | None = None
+) -> Tensor:
     """``x[M, alpha * K]`` times a parent's weight that reads its children side by side: ``[M, N]``.
 
     Args:
@@ -78,8 +87,9 @@ def multiply_interleaved(x: Tensor, w: Tensor, alpha: int, layout: SemiStructure
         w: ``[N, K]``, of any strides.
         alpha: 2 or 4.
         layout: Of the weight; without ``kept`` all of ``w`` are edges or zero.
+        bias: ``[N]``, or none.
     """
-    return _multiply(x, _compressed_parent(w, alpha, layout.codes, layout.kept, layout.shape[1]))
+    return _multiply(x, _compressed_parent(w, alpha, layout.codes, layout.kept, layout.shape[1]), bias)
 
 
 @once_per_version
@@ -108,24 +118,31 @@ def _compressed_parent(w: Tensor, alpha: int, codes: Tensor, kept: Tensor | None
     return _tensor(lambda form: pack_parent(w, alpha, kept, form, codes, k), layout, w)
 
 
-def _multiply(x: Tensor, weight: Any) -> Tensor:
-    """``x @ weight.T`` for a compressed ``weight``."""
+def _multiply(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` for a compressed ``weight``; the bias is added before the result is rounded."""
     m = x.shape[0]
     if not m:
         return x.new_empty(0, weight.shape[0])
     columns = pad(x, (0, 0, 0, -m % ROWS)).t()
     if isinstance(weight, SparseSemiStructuredTensorCUTLASS):
         assert weight.packed is not None and weight.meta is not None
-        return torch._sparse_semi_structured_mm(weight.packed, weight.meta, columns).t()[:m].contiguous()
-    key = (*weight.shape, columns.shape[1], x.dtype, x.device)
+        if bias is None:
+            y = torch._sparse_semi_structured_mm(weight.packed, weight.meta, columns)
+        else:
+            y = torch._sparse_semi_structured_addmm(bias, weight.packed, weight.meta, columns)
+        return y.t()[:m].contiguous()
+    key = (*weight.shape, columns.shape[1], x.dtype, x.device, bias is None)
     algorithm = _ALGORITHMS.get(key)
     if algorithm is None:
-        algorithm = _ALGORITHMS[key] = torch._cslt_sparse_mm_search(weight.packed, columns, transpose_result=True)
-    return torch._cslt_sparse_mm(weight.packed, columns, transpose_result=True, alg_id=algorithm)[:m].contiguous()
+        algorithm = _ALGORITHMS[key] = torch._cslt_sparse_mm_search(
+            weight.packed, columns, bias=bias, transpose_result=True
+        )
+    y = torch._cslt_sparse_mm(weight.packed, columns, bias=bias, transpose_result=True, alg_id=algorithm)
+    return y[:m].contiguous()
 
 
 _ALGORITHMS: dict[tuple[Any, ...], int] = {}
-"""Algorithms of cuSPARSELt by outputs, inputs, rows, dtype and device, searched when first met."""
+"""Algorithms of cuSPARSELt by outputs, inputs, rows, dtype, device and bias or none, searched when first met."""
 
 
 def _on_gpu(values: Tensor) -> bool:
@@ -140,7 +157,8 @@ def to_sparse_semi_structured(values: Tensor, layout: SemiStructuredLayout) -> S
 
     Args:
         values: ``[children, N, 2 * quads]``, float16 or bfloat16.
-        layout: Their layout. ``children * N`` must be a multiple of 32 and ``K`` of 64 (16 and 16 with cuSPARSELt).
+        layout: Their layout. ``children * N`` must be a multiple of 32 and ``K`` of 64; on a GPU with cuSPARSELt, of
+            16 and 16.
 
     Returns:
         A ``SparseSemiStructuredTensorCUSPARSELT`` where PyTorch has cuSPARSELt and the values are on a GPU, else a
@@ -153,7 +171,7 @@ def to_sparse_semi_structured(values: Tensor, layout: SemiStructuredLayout) -> S
     if values.dtype not in (torch.float16, torch.bfloat16):
         raise TypeError(f"to_sparse_semi_structured: values must be float16 or bfloat16, got {values.dtype}")
     outputs, inputs = layout.children * layout.shape[0], layout.shape[1]
-    reason = why_not_shape(outputs, inputs)
+    reason = why_not_shape(values, outputs, inputs)
     if reason:
         raise ValueError(f"to_sparse_semi_structured: {reason}")
     if why_not_triton(values):
@@ -168,7 +186,7 @@ def _tensor(make: "Callable[[Form], Tensor]", layout: SemiStructuredLayout, like
     """PyTorch's own tensor from what makes the weight in a form: ``"dense"`` for cuSPARSELt, ``"rows"`` for CUTLASS."""
     outputs, inputs = layout.children * layout.shape[0], layout.shape[1]
     shape, rest = torch.Size((outputs, inputs)), (None, None, None)
-    if has_cusparselt() and _on_gpu(like):
+    if goes_to_cusparselt(like):
         return SparseSemiStructuredTensorCUSPARSELT(shape, torch._cslt_compress(make("dense")), None, *rest)
     return SparseSemiStructuredTensorCUTLASS(
         shape, make("rows"), _cutlass_metadata(layout.codes, layout.children, inputs), *rest
