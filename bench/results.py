@@ -71,11 +71,9 @@ class Results:
         """
         text = path.read_text(errors="replace")
         lines = text.splitlines()
-        if cut and len(lines) > 1 and not text.endswith("
-"):
+        if cut and len(lines) > 1 and not text.endswith("\n"):
             del lines[-1]
-        return cls.parse("
-".join(lines), str(path))
+        return cls.parse("\n".join(lines), str(path))
 
     @classmethod
     def parse(cls, text: str, path: str) -> "Results":

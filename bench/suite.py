@@ -202,7 +202,7 @@ def successor(problem: Problem, provider: Provider, bias: bool = True) -> nn.Mod
         return merged.to_linear()
     if provider.name == "masked":
         masked = fpe.MaskedLinear(merged.kept(), bias, weight.device, weight.dtype)
-        masked.weight.data.copy_(merged.wide_weight())
+        masked.set_wide_weight(merged.wide_weight())
         return masked
     if not provider.name.startswith(OURS):
         return merged

@@ -530,7 +530,7 @@ def test_a_damaged_file_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixt
     Results("gate", {"device": "CPU, dry run", "dry_run": True}, [{"key": "x", "status": "ok"}]).write(
         tmp_path / "gate.jsonl"
     )
-    (tmp_path / "gate.jsonl").open("a").write('{"key": "y", "sta')
+    (tmp_path / "gate.jsonl").open("a").write('{"key": "y", "sta\n')
     assert main(["--dry-run", "--only", "gate", "--output", str(tmp_path), "--rows", str(tmp_path)]) == 1
     assert "gate.jsonl: line 3 is cut" in capsys.readouterr().err
 

@@ -430,7 +430,7 @@ def test_appended_rows_are_whole_and_a_run_goes_on(tmp_path: Path) -> None:
 def test_damaged_results_are_named(tmp_path: Path, change, says: str) -> None:
     path = tmp_path / "r.jsonl"
     Results("s", {}, [{"x": 1}, {"x": 2}]).write(path)
-    path.write_text("\n".join(change(path.read_text().splitlines())))
+    path.write_text("\n".join([*change(path.read_text().splitlines()), ""]))
     for read in (Results.read, lambda p: Results.resume(p, "s", {})):
         with pytest.raises(ValueError, match=r"r\.jsonl") as caught:
             read(path)
