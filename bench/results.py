@@ -73,8 +73,13 @@ class Results:
         lines = text.splitlines()
         if cut and len(lines) > 1 and not text.endswith("\n"):
             del lines[-1]
+        return cls.parse("\n".join(lines), str(path))
+
+    @classmethod
+    def parse(cls, text: str, path: str) -> "Results":
+        """Reads a file's text; see :meth:`read`."""
         parsed: list[Any] = []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(text.splitlines(), 1):
             try:
                 parsed.append(json.loads(line))
             except json.JSONDecodeError as error:
@@ -90,14 +95,22 @@ class Results:
         return cls(header["study"], header["settings"], parsed[1:], header["provenance"])
 
     @classmethod
-    def resume(cls, path: Path, study: str, settings: Mapping[str, Any]) -> "Results":
+    def resume(
+        cls, path: Path, study: str, settings: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+    ) -> "Results":
         """The results so far of a run that appends, or a new file with a header alone.
+
+        Args:
+            path: Of the file.
+            study: What the rows are of.
+            settings: What they were made with.
+            provenance: Of a new file; asked of the machine if not given.
 
         Raises:
             ValueError: See :meth:`read`; or the file is of another study or other settings.
         """
         if not path.exists():
-            fresh = cls(study, settings, [])
+            fresh = cls(study, settings, [], **({} if provenance is None else {"provenance": provenance}))
             fresh.write(path)
             return fresh
         found = cls.read(path, cut=True)
@@ -119,13 +132,17 @@ class Results:
         self.rows.extend(json.loads(line) for line in lines)
 
 
-def provenance() -> dict[str, Any]:
-    """Device, versions and commit of this run; with a GPU its driver, CUDA and Triton too."""
+def provenance(commit: str | None = None) -> dict[str, Any]:
+    """Device, versions and commit of this run; with a GPU its driver, CUDA and Triton too.
+
+    Args:
+        commit: Of the code, where it runs outside its repository; else git is asked.
+    """
     found = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit or _commit(),
     }
     if torch.cuda.is_available():
         import triton

@@ -18,22 +18,19 @@ from math import inf, log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fpe.kernels.device import Device
 from fpe.kernels.tables import table_name
 
+from . import accuracy
 from .ahead import Ahead
-from .problems import is_lost
+from .lost import raise_if_lost
 from .results import provenance
 from .timing import interleaved
 from .tune_jobs import Config, Job, headline_jobs, jobs, small
 
 __all__ = ["Config", "Job", "headline_jobs", "jobs", "nearest", "run", "small", "tune"]
-
-TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 1e-2}
-"""Relative error in the Frobenius norm at which a candidate is wrong; float32 may run in TF32."""
 
 
 def run(
@@ -146,23 +143,22 @@ def trials(job: Job, configs: Iterable[Config], target: str, ahead: Ahead) -> It
     One that cannot run is a reason, not an error.
 
     Raises:
-        RuntimeError: The device is lost to this process.
+        LostError: The device no longer answers.
     """
     launch, eager, _ = job.setup(target)
-    truth = eager().float()
+    expected = accuracy.expected(eager)
     for config in configs:
         reason = ahead.why_not(job, config)
         if reason:
             yield Trial(config, None, reason)
             continue
         try:
-            error = (launch(config=config).float() - truth).norm() / truth.norm()
+            error = accuracy.excess(launch(config=config), *expected, accuracy.dtype_name(job.dtype))
         except Exception as failure:
-            if is_lost(failure):
-                raise
+            raise_if_lost(failure)
             yield Trial(config, None, f"it does not run: {type(failure).__name__}")
             continue
-        wrong = "" if error <= TOLERANCE[job.dtype] else "it is wrong"
+        wrong = "" if error <= 1 else "it is wrong"
         yield Trial(config, None if wrong else partial(launch, config=config), wrong)
 
 
@@ -188,7 +184,7 @@ def tune(
 
     Raises:
         NoneCorrectError: No candidate ran and was right; the message counts the reasons.
-        RuntimeError: The device is lost to this process.
+        LostError: The device no longer answers.
     """
     end, configs = time.monotonic() + seconds, planned(job, device, limit)
     best, times, skipped = configs[0], dict[Config, float](), Counter[str]()

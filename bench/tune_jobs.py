@@ -34,7 +34,7 @@ ROWS = (16, 64, 256, 1024, 8192)
 SHAPE = (4096, 4096)
 
 Config = block_config.Config | partition_config.Config
-Setup = tuple[Callable[..., Tensor], Callable[[], Tensor], Any]
+Setup = tuple[Callable[..., Tensor], partial[Tensor], Any]
 """A launcher and an eager twin on the same random data, and the problem that the chooser sees."""
 
 

@@ -18,6 +18,7 @@ from ..shapes import SETS
 from ..suite import call
 from ..timing import flusher
 from . import gate
+from .checks import checks
 
 MARKER = "linspace"
 """A kernel of this name is launched before each call that is watched."""
@@ -132,7 +133,7 @@ def read_traffic(output: str, calls: Iterable[dict[str, Any]]) -> list[dict[str,
 
 def run_gate() -> None:
     """A few checks of each family; prints those that are red and exits with 1 if there are any."""
-    rows = [gate.compare(check, dtype, "auto") for check in gate.checks("cuda", few=True) for dtype in ("bf16", "fp32")]
+    rows = [gate.compare(check, dtype, "auto", "cuda") for check in checks(few=True) for dtype in ("bf16", "fp32")]
     red = [row for row in rows if row["status"] in ("wrong", "error")]
     print(*red, f"{len(rows) - len(red)} of {len(rows)} checks are right", sep="\n")
     sys.exit(bool(red))

@@ -69,8 +69,9 @@ class Case:
         dtype: A name in ``TYPES``; ``"fp32"`` multiplies in full precision.
         m: Rows of activations.
         block: ``(bn, bk)`` of a block operation.
-        alpha: Children of a partition operation.
+        alpha: Children; of a block operation one block in so many is kept, every other one if not given.
         activation: Fused into a forward together with a bias, or none of both.
+        shape: ``(N, K)`` of the stored weight; of a block operation that of the wide one.
     """
 
     op: str
@@ -79,13 +80,15 @@ class Case:
     block: tuple[int, int] | None = None
     alpha: int | None = None
     activation: str | None = None
+    shape: tuple[int, int] = SHAPE
 
     @property
     def id(self) -> str:
         """As ``forward-64x128-bf16-m16`` or ``split-alpha2-bf16-m16``."""
         structure = f"{self.block[0]}x{self.block[1]}" if self.block else f"alpha{self.alpha}"
         end = f"-{self.activation}" if self.activation else ""
-        return f"{self.op}-{structure}-{self.dtype}-m{self.m}{end}"
+        size = "" if self.shape == SHAPE else f"-{self.shape[0]}x{self.shape[1]}"
+        return f"{self.op}-{structure}-{self.dtype}-m{self.m}{end}{size}"
 
 
 CASES = (
@@ -278,10 +281,10 @@ def _empty(case: Case, *shape: int) -> Tensor:
 
 
 def _call_block(case: Case, block: tuple[int, int]) -> None:
-    n, k = SHAPE
-    rows, columns = (torch.arange(size) for size in grid(SHAPE, block))
-    every_other = BlockLayout.from_mask((rows[:, None] + columns) % 2 == 0, SHAPE, block)
-    layout = BlockLayout(SHAPE, block, *(index.to("meta") for index in every_other.tensors))
+    n, k = case.shape
+    rows, columns = (torch.arange(size) for size in grid(case.shape, block))
+    shared_out = BlockLayout.from_mask((rows[:, None] + columns) % (case.alpha or 2) == 0, case.shape, block)
+    layout = BlockLayout(case.shape, block, *(index.to("meta") for index in shared_out.tensors))
     x, dy, values = _empty(case, case.m, k), _empty(case, case.m, n), _empty(case, *layout.values_shape)
     if case.op == "forward":
         bias = _empty(case, n) if case.activation else None
@@ -293,9 +296,9 @@ def _call_block(case: Case, block: tuple[int, int]) -> None:
 
 
 def _call_partition(case: Case, alpha: int) -> None:
-    n, k = SHAPE
+    n, k = case.shape
     planes = torch.empty(digits(alpha), n, row_bytes(k), dtype=torch.uint8, device="meta")
-    labels, w = PackedLabels(planes, SHAPE, alpha), _empty(case, n, k)
+    labels, w = PackedLabels(planes, case.shape, alpha), _empty(case, n, k)
     if case.op.endswith("_t"):
         labels, w, (n, k) = labels.T, w.T, (k, n)
     activation = case.activation

@@ -48,12 +48,14 @@ class Case:
         dtype: A name in ``TYPES``.
         children: 1 or 2.
         m: Rows of activations.
+        shape: ``(N, K)``.
     """
 
     op: str
     dtype: str
     children: int
     m: int
+    shape: tuple[int, int] = SHAPE
 
     @property
     def id(self) -> str:
@@ -139,14 +141,14 @@ def rates() -> Table:
 
 
 def _call(case: Case) -> None:
-    n, k = SHAPE
+    n, k = case.shape
     dtype = TYPES[case.dtype]
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     codes = torch.empty(n, k // 8, dtype=torch.uint8, device="meta")
-    layout = SemiStructuredLayout(SHAPE, codes, None, case.children)
+    layout = SemiStructuredLayout(case.shape, codes, None, case.children)
     x, dy, values = empty(case.m, k), empty(case.m, case.children, n), empty(*layout.values_shape)
     calls: dict[str, Callable[[], Tensor]] = {
         "sparse": lambda: sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, values, layout),
@@ -161,7 +163,7 @@ def _call(case: Case) -> None:
 
 def _call_pack(case: Case) -> Tensor:
     """Calls a packer; codes of the result have a nibble for each quad of four inputs."""
-    (n, k), source = SHAPE, case.op.removeprefix("pack ").partition(" into ")[0]
+    (n, k), source = case.shape, case.op.removeprefix("pack ").partition(" into ")[0]
     form = next(form for form in FORMS if case.op.endswith(form))
 
     def empty(*shape: int, dtype: torch.dtype = TYPES[case.dtype]) -> Tensor:
@@ -170,15 +172,18 @@ def _call_pack(case: Case) -> Tensor:
     def codes(rows: int, inputs: int) -> Tensor:
         return empty(rows, inputs // 8, dtype=torch.uint8)
 
+    def of_result(rows: int, inputs: int) -> tuple[Tensor, int] | tuple[()]:
+        return (codes(rows, inputs), inputs) if form == "dense" else ()
+
     if source == "values":
-        return pack.pack_values(empty(2, n, k // 2), form, codes(n, k), k)
+        return pack.pack_values(empty(2, n, k // 2), form, *of_result(n, k))
     if source == "transposed values":
-        return pack.pack_transposed(empty(2, n, k // 2), codes(n, k), k, form, codes(k, 2 * n))
+        return pack.pack_transposed(empty(2, n, k // 2), codes(n, k), k, form, *of_result(k, 2 * n)[:1])
     if source == "parent.T":
-        return pack.pack_parent(empty(n, k).T, 2, None, form, codes(k, 2 * n), 2 * n)
+        return pack.pack_parent(empty(n, k).T, 2, None, form, *of_result(k, 2 * n))
     alpha = 4 if source == "parent of four" else 2
     kept = None if source == "parent" else empty(1, n, k * alpha // 2, dtype=torch.bool)
-    return pack.pack_parent(empty(n, k), alpha, kept, form, codes(n, alpha * k), alpha * k)
+    return pack.pack_parent(empty(n, k), alpha, kept, form, *of_result(n, alpha * k))
 
 
 def _lines(kernel: str) -> set[tuple[str, int]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from .. import summary, whole
+from ..device.cli import NAMES, plan_table, planning
 from ..lab import semi_structured, survey, traffic
 from ..lab.ptx import execute, mutate
 from ..results import COMMITTED, Results
@@ -46,6 +47,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "models-cpu": lambda: whole.table(_read("cpu/latency-models")),
     "verdict": lambda: costs.verdict_summary(costs.measured()),
     "crossover": lambda: costs.crossover_table(),
+    "gpu-plan": lambda: plan_table(planning(), NAMES, 9 * 60),
     "roofs": lambda: costs.roofs_table(),
     "shares": lambda: costs.shares_table(costs.roof_shown(costs.measured())),
     "memory": lambda: costs.memory_table(),

@@ -26,13 +26,14 @@ def choose_backend(op: str, backend: str, w: Tensor, alpha: int) -> str:
     """As :func:`fpe.kernels.dispatch.choose_backend`, with two backends more.
 
     Raises:
-        ValueError: No such backend exists, or the one insisted on cannot run this call; the message says why.
+        ValueError: No such backend exists.
+        UnsupportedError: The one insisted on cannot run this call; the message says why.
     """
     if backend not in BACKENDS:
         return dispatch.choose_backend(op, backend, w, limit(alpha), by_cost=True, more=BACKENDS)
     reason = why_not(backend, w, w.shape[0], w.shape[1], alpha)
     if reason:
-        raise ValueError(f"{op}: backend {backend!r} cannot run here: {reason}")
+        raise dispatch.UnsupportedError(f"{op}: backend {backend!r} cannot run here: {reason}")
     return backend
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..device import arch_of
-from ..dispatch import TRITON_DTYPES, ranked_here, too_old, triton_installed, why_not_triton
+from ..dispatch import TRITON_DTYPES, UnsupportedError, ranked_here, too_old, triton_installed, why_not_triton
 from .layout import SemiStructuredLayout
 
 SPARSE_DTYPES = (torch.float16, torch.bfloat16)
@@ -27,7 +27,8 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
         layout: The weight's layout.
 
     Raises:
-        ValueError: No such backend exists, or the one insisted on cannot run this call; the message says why.
+        ValueError: No such backend exists.
+        UnsupportedError: The one insisted on cannot run this call; the message says why.
     """
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -37,7 +38,7 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
         return "auto"
     reason = WHY_NOT[backend](operand, layout.children * layout.shape[0], layout.shape[1])
     if reason:
-        raise ValueError(f"{op}: backend {backend!r} cannot run here: {reason}")
+        raise UnsupportedError(f"{op}: backend {backend!r} cannot run here: {reason}")
     return backend
 
 
