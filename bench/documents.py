@@ -41,6 +41,11 @@ def fill(text: str) -> str:
     return _PLACE.sub(replace, text)
 
 
+def in_checkout() -> bool:
+    """Whether there are documents: an installed package has none."""
+    return all((ROOT / name).is_file() for name in DOCUMENTS)
+
+
 def refresh() -> list[Path]:
     """Fills the documents and draws their figures; returns what was written."""
     written = []

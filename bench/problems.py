@@ -100,6 +100,11 @@ class AbsentError(Exception):
     """A provider cannot run a case; the message says why."""
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that the device answers this process no more; PyTorch and Triton say it differently."""
+    return "CUDA error" in str(error) or "Triton Error [CUDA]" in str(error)
+
+
 def dense_layer(weight: Tensor, bias: bool) -> nn.Linear:
     """A linear layer of a weight, its bias zero."""
     outputs, inputs = weight.shape

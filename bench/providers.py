@@ -62,7 +62,7 @@ def expanded(problem: Problem, bias: bool, backend: str) -> ExpandedLinear:
         layer.set_wide_weight(problem.wide)
     else:
         layer = fpe.SplitLinear(problem.partition, bias, backend, **placed)  # type: ignore[arg-type]
-        layer.weight.data.copy_(problem.weight)
+        layer.set_wide_weight(problem.wide)
     if layer.bias is not None:
         layer.bias.data.zero_()
     return layer
@@ -71,7 +71,7 @@ def expanded(problem: Problem, bias: bool, backend: str) -> ExpandedLinear:
 def _masked(problem: Problem, bias: bool) -> nn.Module:
     weight = problem.weight
     layer = fpe.MaskedLinear(problem.partition.masks().flatten(0, 1), bias, weight.device, weight.dtype)
-    layer.weight.data.copy_(problem.wide)
+    layer.set_wide_weight(problem.wide)
     if layer.bias is not None:
         layer.bias.data.zero_()
     return layer

@@ -59,13 +59,20 @@ class Results:
         return part.replace(path)
 
     @classmethod
-    def read(cls, path: Path) -> "Results":
+    def read(cls, path: Path, cut: bool = False) -> "Results":
         """Reads a file back.
+
+        Args:
+            path: The file.
+            cut: Whether its last row may be cut off, and is left out then: for a run that goes on.
 
         Raises:
             ValueError: The file has another schema, or a row is cut or no JSON.
         """
-        lines = path.read_text(errors="replace").splitlines()
+        text = path.read_text(errors="replace")
+        lines = text.splitlines()
+        if cut and len(lines) > 1 and not text.endswith("\n"):
+            del lines[-1]
         parsed: list[Any] = []
         for number, line in enumerate(lines, 1):
             try:
@@ -93,13 +100,15 @@ class Results:
             fresh = cls(study, settings, [])
             fresh.write(path)
             return fresh
-        found = cls.read(path)
+        found = cls.read(path, cut=True)
         settings = json.loads(_line(dict(settings)))
         if (found.study, found.settings) != (study, settings):
             raise ValueError(
                 f"{path}: expected rows of {study!r} with {settings} to go on with, got {found.study!r} with "
                 f"{found.settings}; move it away to begin anew"
             )
+        if not path.read_bytes().endswith(b"\n"):
+            found.write(path)  # a row that was cut is gone, and the next one begins on a line of its own
         return found
 
     def append(self, path: Path, *rows: dict[str, Any]) -> None:

@@ -180,7 +180,7 @@ def _mlp(problem: Problem, provider: Provider, first: nn.Module) -> nn.Module:
     structure: Structure = "block" if block else "random"
     partition = fpe.Partition(problem.partition.labels.T.contiguous(), case.alpha, structure, block)
     merged = fpe.MergeLinear(partition, True, "eager", weight.device, weight.dtype)
-    merged.weight.data.copy_(weight.T)
+    merged.set_edge_weight(weight.T)
     second: nn.Module = merged
     if provider.name == "parent":
         second = nn.Linear(case.n, case.k, device=weight.device, dtype=weight.dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .device import arch_of, interpreting
 from .model import PUBLISHED, Roof, candidates, roof_named
+from .tables import file_name
 
 BACKENDS = ("auto", "triton", "eager")
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -142,7 +143,7 @@ def roof_for(name: str, arch: int) -> Roof:
 
     Measured roofs are ``kernels/configs/roof_<name>.json``, as ``fpe gpu`` writes them.
     """
-    shipped = files(__package__) / "configs" / f"roof_{name.lower().replace(' ', '_')}.json"
+    shipped = files(__package__) / "configs" / file_name("roof", name)
     if shipped.is_file():
         return Roof.of(json.loads(shipped.read_text()), str(shipped))
     try:

@@ -268,7 +268,7 @@ def _tune(context: Context) -> Iterator[Unit]:
             entry, line = tune.tune(job, device, measured, target, limit)
             context.say(f"  {line}")
             earlier = [row for row in Results.read(context.path("tune")).rows if "config" in row]
-            tune.write(context.output, device.arch, [*earlier, entry])
+            tune.write(context.output, device, [*earlier, entry])
             return [entry]
 
         yield job.id, work

@@ -43,7 +43,7 @@ from ...kernels.mlp import triton as mlp_kernels
 from ...kernels.partition import triton as partition_kernels
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ..results import Results
-from ..summary import Table
+from ..table import Table
 from . import hazards, sass
 from .sass import LIMITS, Row, programs_per_sm
 
@@ -223,7 +223,7 @@ class _Driver:
 
 
 @contextmanager
-def _catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+def catching(arch: int, skip: Callable[[str, str], bool]) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
     """Within it a launch compiles for ``arch``, if ``skip`` of kernel and key is false, and runs nothing.
 
     Yields:
@@ -317,7 +317,7 @@ def launches(cases: Iterable[Case], architectures: Iterable[int]) -> dict[Launch
     users: dict[tuple[int, str, str], list[Case]] = {}
     for arch, case in product(architectures, cases):
         keys: list[tuple[str, str]] = []
-        with _catching(arch, partial(_note, keys)):
+        with catching(arch, partial(_note, keys)):
             _call(case)
         for key in keys:
             users.setdefault((arch, *key), []).append(case)
@@ -331,7 +331,7 @@ def _note(keys: list[tuple[str, str]], kernel: str, key: str) -> bool:
 
 def compile_launch(launch: Launch) -> Row:
     """Compiles one launch and returns its row: configuration, facts of the binary, occupancy."""
-    with _catching(launch.arch, lambda *key: key != (launch.kernel, launch.key)) as caught:
+    with catching(launch.arch, lambda *key: key != (launch.kernel, launch.key)) as caught:
         _call(launch.case)
     ((compiled, given),) = caught
     return _row(launch, compiled, given)

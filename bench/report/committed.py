@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from .. import summary
+from .. import summary, whole
 from ..lab import semi_structured, survey, traffic
 from ..results import COMMITTED, Results
 from ..studies import boolean_sweep, catalogue, tables
@@ -42,6 +42,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "cnn": lambda: _of_study("cnn", "studies/cnn-cifar10"),
     "formats": lambda: summary.formats(*LLM_LAYER),
     "traffic": lambda: traffic.table(_read("lab/traffic")),
+    "models-cpu": lambda: whole.table(_read("cpu/latency-models")),
     "verdict": lambda: costs.verdict_summary(costs.measured()),
     "crossover": lambda: costs.crossover_table(),
     "roofs": lambda: costs.roofs_table(),

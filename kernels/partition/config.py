@@ -90,7 +90,7 @@ def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
 
 def choose(problem: Problem, device: Device) -> Config:
     """The configuration of a launch: a tuned entry where there is one, else a rule."""
-    for entry in tuned("partition", device.arch, Config):
+    for entry in tuned("partition", device, Config):
         if entry.fits(problem) and is_valid(problem, entry.config, device):
             return entry.config
     return _grad_rule(problem, device) if problem.op == "partition_grad" else _matmul_rule(problem, device)

@@ -86,15 +86,15 @@ def _why_not_torch(operand: Tensor, outputs: int, inputs: int) -> str | None:
     reason = _why_not_device(operand, SPARSE_DTYPES)
     if reason:
         return reason
-    from .torch import has_cusparselt, why_not_shape
+    from .torch import goes_to_cusparselt, why_not_shape
 
     arch = arch_of(operand.device)
-    if not has_cusparselt() and arch not in CUTLASS_ARCHS:
+    if not goes_to_cusparselt(operand) and arch not in CUTLASS_ARCHS:
         return (
             "this build of PyTorch has no cuSPARSELt, and its CUTLASS kernels take compute capability 8.x only, got "
             f"{arch / 10}"
         )
-    return why_not_shape(outputs, inputs)
+    return why_not_shape(operand, outputs, inputs)
 
 
 def _why_not_device(operand: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
