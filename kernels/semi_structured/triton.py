@@ -123,9 +123,11 @@ def _multiply(
             acc1 = multiply(_expand(pair, _complement(code), dtype, UPCAST), x, acc1, TURNED, PRECISION)
 
     if HAS_BIAS and SPLIT == 1:
-        acc0 += tl.expand_dims(tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32), 1 - AXIS)
+        bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+        acc0 += tl.expand_dims(bias, 1 - AXIS)
         if CHILDREN == 2:
-            acc1 += tl.expand_dims(tl.load(bias_ptr + N + offs_n, mask=mask_n, other=0.0).to(tl.float32), 1 - AXIS)
+            bias = tl.load(bias_ptr + N + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+            acc1 += tl.expand_dims(bias, 1 - AXIS)
     row = tl.expand_dims(offs_m.to(tl.int64) * CHILDREN * N, AXIS)
     out = out_ptr + pid_split.to(tl.int64) * stride_os + row + tl.expand_dims(offs_n, 1 - AXIS)
     mask = rows & tl.expand_dims(mask_n, 1 - AXIS)
