@@ -6,16 +6,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := build/typecheck
 
-.PHONY: help report test lint docs figures clean
+.PHONY: help report test test-triton lint docs figures clean
 
 help:  ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 report: $(READY)  ## Run the case studies and write out/report.html (under five minutes on two cores)
 	$(BIN)/fpe report
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest tests -n auto
+
+test-triton: $(READY)  ## Imports, compilations and the dry run with another Triton: make test-triton VERSION=3.6.0
+	$(BIN)/python -m pip install --quiet --no-deps --target build/triton-$(VERSION) triton==$(VERSION)
+	PYTHONPATH=build/triton-$(VERSION) $(BIN)/python -m fpe.bench.device.compatible
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

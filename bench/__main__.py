@@ -8,7 +8,11 @@ def main() -> None:
     if sys.argv[1:2] == ["gpu"]:
         from .device.cli import main as gpu
 
-        sys.exit(gpu(sys.argv[2:]))
+        try:
+            sys.exit(gpu(sys.argv[2:]))
+        except KeyboardInterrupt:
+            print("\nfpe gpu: stopped. What is done is kept; the same command goes on from there.", file=sys.stderr)
+            sys.exit(130)
     try:
         from .cli import cli
     except ImportError as error:

@@ -9,8 +9,10 @@ import click
 import torch
 
 from ..kernels.model import ITEMSIZE, PASSES, STRUCTURES, Roof
-from . import shapes, suite, verdict
-from .output import console, finish, print_table
+from . import shapes, suite, verdict, whole
+from .options import output_option
+from .output import NOTHING_WRITTEN, console, finish, print_table, stopping
+from .progress import progress
 from .providers import PROVIDERS, find
 from .results import Results
 from .table import Table
@@ -109,7 +111,9 @@ COLUMNS = ("milliseconds", "low", "high", "over parent", "over wide", "host_mill
 @click.option("--m", "rows", type=click.IntRange(1), multiple=True, help="Rows of activations.  [default: 1, 64]")
 @click.option("--structure", "structures", type=click.Choice(STRUCTURES), multiple=True, help="[default: all]")
 @click.option("--provider", "who", multiple=True, help=f"Of {', '.join(PROVIDERS)}.  [default: all]")
-@click.option("--level", type=click.Choice(suite.LEVELS), default="op", show_default=True)
+@click.option(
+    "--level", type=click.Choice((*suite.LEVELS, "model")), default="op", show_default=True, help="What is timed."
+)
 @click.option("--pass", "passes", multiple=True, help="Of the level's.  [default: all]")
 @click.option("--alpha", type=click.IntRange(2), default=2, show_default=True, help="Children per parent.")
 @click.option("--dtype", type=click.Choice(list(ITEMSIZE)), help="[default: fp32; bf16 on CUDA]")
@@ -118,7 +122,7 @@ COLUMNS = ("milliseconds", "low", "high", "over parent", "over wide", "host_mill
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is one]")
 @click.option("--seconds", type=click.FloatRange(0), default=0.3, show_default=True, help="To spend on each pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="Folder.")
+@output_option()
 def latency_command(
     names: tuple[str, ...],
     rows: tuple[int, ...],
@@ -135,7 +139,16 @@ def latency_command(
     as_json: bool,
     output: Path,
 ) -> None:
-    """Time expanded layers beside the parent, the wide dense layer and peers, here and now."""
+    """Time expanded layers beside the parent, the wide dense layer and peers, here and now.
+
+    With --level model whole models on a CPU, beside what fpe.to_dense makes of them; of the other options it takes
+    --m, --alpha, --seconds, --json and --output.
+    """
+    if level == "model":
+        if names or structures or who or passes or dtype or columns or device == "cuda":
+            raise click.UsageError("--level model takes --m, --alpha, --seconds, --json and --output alone")
+        _time_models(rows or whole.ROWS, alpha, seconds, as_json, output)
+        return
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise click.BadParameter("PyTorch sees no CUDA device", param_hint="--device")
@@ -153,13 +166,23 @@ def latency_command(
     kinds = structures or STRUCTURES
     plan = suite.Plan(chosen, rows or (1, 64), kinds, (alpha,), (dtype or ("bf16" if gpu else "fp32"),), block)
     found = Results("latency", {"device": place, "level": level, "dry_run": not gpu}, [])
-    with console.status("Timing", spinner="dots"):
-        for case in plan.cases():
+    with stopping(NOTHING_WRITTEN):
+        cases = list(plan.cases())
+        for case in progress(cases, "Timing", len(cases), quiet=as_json):
             found.rows.extend(suite.measure(case, providers, place, level, passes, seconds))
     finish(found, output / "latency.jsonl", latency_table(found, columns or COLUMNS[:5]), as_json)
     if not as_json:
         for line in untimed(found):
             console.print(line, highlight=False)
+
+
+def _time_models(rows: tuple[int, ...], alpha: int, seconds: float, as_json: bool, output: Path) -> None:
+    cases = whole.cases(rows=rows, alpha=alpha)
+    found = Results("latency-models", {"threads": 1, "seconds": seconds}, [])
+    with stopping(NOTHING_WRITTEN):
+        for case in progress(cases, "Timing", len(cases), quiet=as_json):
+            found.rows.extend(whole.measure(case, seconds))
+    finish(found, output / "latency-models.jsonl", whole.table(found), as_json)
 
 
 def latency_table(results: Results, columns: tuple[str, ...] = COLUMNS[:5]) -> Table:
@@ -204,6 +227,3 @@ def untimed(results: Results) -> list[str]:
 
 def _case(row: dict[str, Any]) -> tuple:
     return tuple(row[name] for name in ("pass", "M", "N", "K", "alpha", "structure", "block", "dtype"))
-
-
-COMMANDS = (explain_command, verdict_command, latency_command, gpu_command)

@@ -18,6 +18,7 @@ DOCUMENTS = (
     "docs/benchmarks.md",
     "docs/boolean.md",
     "docs/kernels.md",
+    "docs/lab.md",
     "docs/semi_structured.md",
     "docs/studies.md",
 )
@@ -39,6 +40,11 @@ def fill(text: str) -> str:
         return f"{match.group(1)}{markdown(TABLES[name]())}{match.group(4)}"
 
     return _PLACE.sub(replace, text)
+
+
+def in_checkout() -> bool:
+    """Whether there are documents: an installed package has none."""
+    return all((ROOT / name).is_file() for name in DOCUMENTS)
 
 
 def refresh() -> list[Path]:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpe.layers import ExpandedLinear
+
 
 def columns(module: nn.Module, x: Tensor) -> dict[str, int | None]:
     """Bytes of a module in training on a batch.
@@ -23,7 +25,7 @@ def columns(module: nn.Module, x: Tensor) -> dict[str, int | None]:
     own = sum(p.numel() * p.element_size() for p in parameters)
     return {
         "parameter_bytes": own,
-        "index_bytes": sum(b.numel() * b.element_size() for b in module.buffers()),
+        "index_bytes": sum(t.numel() * t.element_size() for t in _index(module)),
         "gradient_bytes": own,
         "optimizer_bytes": 2 * own,
         "activation_bytes": saved_bytes(module, x),
@@ -31,9 +33,14 @@ def columns(module: nn.Module, x: Tensor) -> dict[str, int | None]:
     }
 
 
+def _index(module: nn.Module) -> list[Tensor]:
+    """What says where the weights lie."""
+    return [t for layer in module.modules() if isinstance(layer, ExpandedLinear) for t in layer.topology_tensors()]
+
+
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
     """Bytes of the distinct storages that a forward saves for its backward, the module's own tensors not counted."""
-    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *_index(module))}
     saved: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """What a command prints and writes: raw rows to a file, and a table or JSON to the terminal."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -11,6 +13,7 @@ from .results import Results
 from .summary import Table
 
 console = Console()
+errors = Console(stderr=True)
 
 
 def finish(results: Results, path: Path, table: Table, as_json: bool) -> None:
@@ -42,3 +45,17 @@ def print_table(table: Table) -> None:
 def print_path(what: str, path: Path) -> None:
     """Prints where something was written, on one line however long."""
     console.print(f"{what}: [bold]{path.resolve()}[/bold]", soft_wrap=True)
+
+
+@contextmanager
+def stopping(says: str) -> Iterator[None]:
+    """Ends the program on Ctrl-C with a word on what is left of the run, and the status that shells expect."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped. {says}", err=True)
+        raise SystemExit(130) from None
+
+
+NOTHING_WRITTEN = "Nothing was written; the same command begins anew."
+GOES_ON = "What is done is kept; the same command goes on from there."

@@ -5,22 +5,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from fpe.kernels.semi_structured.backends import WHY_NOT
+from fpe.kernels.semi_structured.torch import ROWS, has_cusparselt
 
 from .problems import AbsentError, Problem, dense_layer
 
 
 def semi_structured(problem: Problem, bias: bool) -> nn.Module:
-    """PyTorch's own 2:4 weight, cuSPARSELt's algorithm searched where the build has it."""
+    """PyTorch's own 2:4 weight at its best: cuSPARSELt's algorithm searched where the build has it.
+
+    The search needs what the layer will run with: rows padded as PyTorch pads them, and a result that comes out
+    transposed, which newer versions always ask for and older ones are told to.
+    """
     from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
 
-    if not problem.weight.is_cuda:
-        raise AbsentError("it needs a CUDA device")
-    has_cusparselt = torch.backends.cusparselt.is_available()
-    SparseSemiStructuredTensor._FORCE_CUTLASS = not has_cusparselt  # what PyTorch's own documentation has users set
+    reason = WHY_NOT["torch"](problem.x, problem.wide.shape[0], problem.wide.shape[1])
+    if reason:
+        raise AbsentError(reason)
+    SparseSemiStructuredTensor._FORCE_CUTLASS = not has_cusparselt()  # what PyTorch's own documentation has users set
     layer = dense_layer(problem.wide, bias)
     weight: Any = to_sparse_semi_structured(layer.weight.detach())
-    if has_cusparselt:
-        weight.alg_id_cusparselt = torch._cslt_sparse_mm_search(weight.packed, weight._pad_dense_input(problem.x).t())
+    if has_cusparselt():
+        weight.fuse_transpose_cusparselt = True
+        columns = pad(problem.x, (0, 0, 0, -problem.x.shape[0] % ROWS)).t()
+        weight.alg_id_cusparselt = torch._cslt_sparse_mm_search(weight.packed, columns, transpose_result=True)
     layer.weight = nn.Parameter(weight, requires_grad=False)
     return layer
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import fpe
 from fpe.kernels.dispatch import BACKENDS
+from fpe.kernels.partition.interleaved import BACKENDS as SPARSE
 from fpe.layers import ExpandedLinear
 
 from . import peers
@@ -22,6 +23,7 @@ class Provider:
         name: As in results files.
         build: Makes the layer of a problem; raises :class:`AbsentError`, or what the library raises.
         structures: Structures that it runs.
+        merges: Structures of the layer's successor that it runs.
         trains: Whether it has gradients.
         exact: Whether it computes the expanded layer's function; the parent does not.
         candidate: Name of the cost model's candidate, by structure.
@@ -30,6 +32,7 @@ class Provider:
     name: str
     build: Callable[[Problem, bool], nn.Module]
     structures: tuple[str, ...] = ("random", "2:4", "block")
+    merges: tuple[str, ...] = ("random", "2:4", "block")
     trains: bool = True
     exact: bool = True
     candidate: tuple[str, str, str] = ("", "", "")
@@ -62,7 +65,7 @@ def expanded(problem: Problem, bias: bool, backend: str) -> ExpandedLinear:
         layer.set_wide_weight(problem.wide)
     else:
         layer = fpe.SplitLinear(problem.partition, bias, backend, **placed)  # type: ignore[arg-type]
-        layer.weight.data.copy_(problem.weight)
+        layer.set_wide_weight(problem.wide)
     if layer.bias is not None:
         layer.bias.data.zero_()
     return layer
@@ -71,7 +74,7 @@ def expanded(problem: Problem, bias: bool, backend: str) -> ExpandedLinear:
 def _masked(problem: Problem, bias: bool) -> nn.Module:
     weight = problem.weight
     layer = fpe.MaskedLinear(problem.partition.masks().flatten(0, 1), bias, weight.device, weight.dtype)
-    layer.weight.data.copy_(problem.wide)
+    layer.set_wide_weight(problem.wide)
     if layer.bias is not None:
         layer.bias.data.zero_()
     return layer
@@ -92,12 +95,20 @@ PROVIDERS: dict[str, Provider] = {
         Provider("wide", lambda p, bias: dense_layer(p.wide, bias), candidate=("wide dense",) * 3),
         Provider("masked", _masked),
         *(
-            Provider(f"{OURS}{name}", partial(expanded, backend=name), candidate=_RUNS_AS.get(name, ("", "", "")))
-            for name in BACKENDS
+            Provider(
+                f"{OURS}{name}",
+                partial(expanded, backend=name),
+                ("random", "2:4", "block") if name in BACKENDS else ("2:4",),
+                ("random", "2:4", "block") if name in BACKENDS else ("random", "2:4"),
+                candidate=_RUNS_AS.get(name, ("", "", "")),
+            )
+            for name in (*BACKENDS, *SPARSE)
         ),
-        Provider("torch.sparse 2:4", peers.semi_structured, ("2:4",), trains=False, candidate=("", "torch.sparse", "")),
-        Provider("torch BSR", peers.bsr, ("block",), trains=False),
-        Provider("blksprs", peers.blksprs, ("block",), trains=False),
+        Provider(
+            "torch.sparse 2:4", peers.semi_structured, ("2:4",), (), trains=False, candidate=("", "torch.sparse", "")
+        ),
+        Provider("torch BSR", peers.bsr, ("block",), (), trains=False),
+        Provider("blksprs", peers.blksprs, ("block",), (), trains=False),
     )
 }
 """The parent and the wide dense layer are yardsticks; "masked" is what people do today; ours by backend; peers."""

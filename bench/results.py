@@ -59,15 +59,27 @@ class Results:
         return part.replace(path)
 
     @classmethod
-    def read(cls, path: Path) -> "Results":
+    def read(cls, path: Path, cut: bool = False) -> "Results":
         """Reads a file back.
+
+        Args:
+            path: The file.
+            cut: Whether its last row may be cut off, and is left out then: for a run that goes on.
 
         Raises:
             ValueError: The file has another schema, or a row is cut or no JSON.
         """
-        lines = path.read_text(errors="replace").splitlines()
+        text = path.read_text(errors="replace")
+        lines = text.splitlines()
+        if cut and len(lines) > 1 and not text.endswith("\n"):
+            del lines[-1]
+        return cls.parse("\n".join(lines), str(path))
+
+    @classmethod
+    def parse(cls, text: str, path: str) -> "Results":
+        """Reads a file's text; see :meth:`read`."""
         parsed: list[Any] = []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(text.splitlines(), 1):
             try:
                 parsed.append(json.loads(line))
             except json.JSONDecodeError as error:
@@ -83,23 +95,33 @@ class Results:
         return cls(header["study"], header["settings"], parsed[1:], header["provenance"])
 
     @classmethod
-    def resume(cls, path: Path, study: str, settings: Mapping[str, Any]) -> "Results":
+    def resume(
+        cls, path: Path, study: str, settings: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+    ) -> "Results":
         """The results so far of a run that appends, or a new file with a header alone.
+
+        Args:
+            path: Of the file.
+            study: What the rows are of.
+            settings: What they were made with.
+            provenance: Of a new file; asked of the machine if not given.
 
         Raises:
             ValueError: See :meth:`read`; or the file is of another study or other settings.
         """
         if not path.exists():
-            fresh = cls(study, settings, [])
+            fresh = cls(study, settings, [], **({} if provenance is None else {"provenance": provenance}))
             fresh.write(path)
             return fresh
-        found = cls.read(path)
+        found = cls.read(path, cut=True)
         settings = json.loads(_line(dict(settings)))
         if (found.study, found.settings) != (study, settings):
             raise ValueError(
                 f"{path}: expected rows of {study!r} with {settings} to go on with, got {found.study!r} with "
                 f"{found.settings}; move it away to begin anew"
             )
+        if not path.read_bytes().endswith(b"\n"):
+            found.write(path)  # a row that was cut is gone, and the next one begins on a line of its own
         return found
 
     def append(self, path: Path, *rows: dict[str, Any]) -> None:
@@ -110,13 +132,17 @@ class Results:
         self.rows.extend(json.loads(line) for line in lines)
 
 
-def provenance() -> dict[str, Any]:
-    """Device, versions and commit of this run; with a GPU its driver, CUDA and Triton too."""
+def provenance(commit: str | None = None) -> dict[str, Any]:
+    """Device, versions and commit of this run; with a GPU its driver, CUDA and Triton too.
+
+    Args:
+        commit: Of the code, where it runs outside its repository; else git is asked.
+    """
     found = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit or _commit(),
     }
     if torch.cuda.is_available():
         import triton

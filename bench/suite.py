@@ -1,10 +1,13 @@
 """The latency suite: every provider of a case, checked against float64 truth and then timed side by side.
 
-Levels: ``"op"`` is a layer without bias: forward, dX alone, dW alone, forward + backward. ``"layer"`` has a bias.
-``"mlp"`` is the layer, an activation and its successor; ``"step"`` a training step of that with Adam.
+Levels: ``"op"`` is a layer without bias: forward, dX alone, dW alone, forward + backward. ``"merge"`` is the same of
+the layer's successor, back to ``K`` features, in which an edge reads one child. ``"layer"`` has a bias. ``"mlp"`` is
+the layer, an activation and its successor; ``"step"`` a training step of that with Adam.
+
+Whoever is wrong, refuses or fails in a pass gets a row that says so and no time in that pass; everyone else is timed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,23 +16,26 @@ import torch
 from torch import Tensor, nn
 
 import fpe
-from fpe.kernels import model
+from fpe.kernels import UnsupportedError, model
 from fpe.partition import Structure
 
 from . import memory
+from .lost import raise_if_lost
 from .problems import AbsentError, Case, Problem
 from .providers import OURS, Provider
 from .timing import Call, interleaved
+from .truth import Truth, WrongResultError
 
 PASSES = {
     "op": ("forward", "dX", "dW", "forward+backward"),
+    "merge": ("forward", "dX", "dW"),
     "layer": ("forward", "forward+backward"),
     "mlp": ("forward", "forward+backward"),
     "step": ("step",),
 }
 LEVELS = tuple(PASSES)
-TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 1e-2, "bf16": 5e-2}
-"""Relative error in the Frobenius norm at which an implementation is wrong and its time is not printed."""
+Skip = Callable[[str, str], str]
+"""Says of a provider and a pass why it must not be timed, or nothing."""
 
 
 def measure(
@@ -41,6 +47,7 @@ def measure(
     seconds: float = 1.0,
     rounds: tuple[int, int] = (5, 100),
     seed: int = 0,
+    skip: Skip = lambda provider, pass_: "",
 ) -> list[dict[str, Any]]:
     """Rows of one case: each provider and pass, timed in turns.
 
@@ -48,27 +55,30 @@ def measure(
         case: Sizes.
         providers: Who takes part.
         device: ``"cuda"`` or ``"cpu"``.
-        level: ``"op"``, ``"layer"``, ``"mlp"`` or ``"step"``.
+        level: ``"op"``, ``"merge"``, ``"layer"``, ``"mlp"`` or ``"step"``.
         passes: Of those that the level has; all without one.
         seconds: To spend on each pass, roughly.
         rounds: At least and at most so many samples.
         seed: Of the data.
+        skip: See :data:`Skip`.
 
     Returns:
-        Rows with ``level``, ``pass``, ``provider``, the case's columns, and ``milliseconds``, ``low``, ``high``,
-        ``samples``, ``host_milliseconds``, ``flops`` (useful: the parent's), ``bytes`` (compulsory) and
-        ``implementation`` where the model knows the provider, memory columns; or with ``status``: ``"absent"``,
-        ``"wrong"`` or ``"error"``, and a ``reason``, and no time.
+        Rows with ``level``, ``pass``, ``provider``, the case's columns, those of :meth:`Timing.columns`, ``error``
+        (over the error allowed) where the pass was checked, ``flops`` (useful: the parent's), ``bytes`` (compulsory)
+        and ``implementation`` where the model knows the provider, memory columns; or with ``status``: ``"absent"``,
+        ``"wrong"``, ``"error"`` or ``"blocked"``, and a ``reason``, and no time.
 
     Raises:
         ValueError: The level or a pass is unknown.
+        LostError: The device no longer answers.
     """
     wanted = check_passes(level, passes)
     with float32_as(case.dtype):
         problem = Problem.make(case, device, seed)
         built, rows = _build_all(problem, providers, level)
+        truth = Truth(problem, level)
         for name in wanted:
-            rows += _time(problem, built, name, level, seconds, rounds)
+            rows += _time(problem, built, truth, name, seconds, rounds, skip)
     return rows
 
 
@@ -76,17 +86,14 @@ Built = dict[str, tuple[Provider, nn.Module]]
 
 
 def _build_all(problem: Problem, providers: Sequence[Provider], level: str) -> tuple[Built, list[dict[str, Any]]]:
-    """The providers' modules, checked, and a row for each that is absent or wrong."""
+    """The providers' modules, and a row for each that cannot be built."""
     built: Built = {}
     rows = []
     for provider in providers:
         try:
-            module = _build(problem, provider, level)
-            _check(problem, provider, module, level)
+            built[provider.name] = provider, _build(problem, provider, level)
         except Exception as error:
             rows.append(_untimed(problem.case, provider, level, error))
-        else:
-            built[provider.name] = provider, module
     return built, rows
 
 
@@ -94,11 +101,12 @@ def _untimed(case: Case, provider: Provider, level: str, error: Exception, name:
     """The row of a provider that gets no time: absent where it says so or is a peer's, else wrong or an error.
 
     Raises:
-        RuntimeError: The device is lost to this process.
+        LostError: The device no longer answers.
     """
-    if "CUDA error" in str(error):
-        raise RuntimeError(str(error)) from error
-    refuses = isinstance(error, (AbsentError, ImportError, NotImplementedError, ValueError, torch.OutOfMemoryError))
+    raise_if_lost(error)
+    refuses = isinstance(
+        error, (AbsentError, ImportError, NotImplementedError, UnsupportedError, torch.OutOfMemoryError)
+    )
     status = "absent" if refuses or not provider.name.startswith(OURS) else "error"
     status = "wrong" if isinstance(error, WrongResultError) else status
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -109,23 +117,30 @@ def _untimed(case: Case, provider: Provider, level: str, error: Exception, name:
 def _time(
     problem: Problem,
     built: Built,
+    truth: Truth,
     name: str,
-    level: str,
     seconds: float,
     rounds: tuple[int, int],
+    skip: Skip,
 ) -> list[dict[str, Any]]:
-    """Rows of one pass, its providers taking turns."""
-    case, device = problem.case, problem.x.device.type
-    able, rows = {}, []
+    """Rows of one pass: its providers are checked one by one, and then take turns."""
+    case, device, level = problem.case, problem.x.device.type, truth.level
+    able, errors, rows = {}, {}, []
     for who, (provider, module) in built.items():
+        reason = skip(who, name)
+        if reason:
+            row = {"level": level, "provider": who, **case.row(), "status": "blocked", "reason": reason}
+            rows.append({**row, "of_pass": name})
+            continue
         try:
-            made = call(problem, module, name, provider.trains)
+            made = call(problem, module, name, provider.trains, level)
             if made is not None:
-                made()
+                errors[who] = truth.check(provider, module, name, made)
                 able[who] = made
         except Exception as error:
             rows.append(_untimed(case, provider, level, error, name))
-    for who, t in interleaved(able, device, seconds, rounds).items():
+    timed = interleaved(able, device, seconds, rounds) if able else {}
+    for who, t in timed.items():
         provider, module = built[who]
         rows.append(
             {
@@ -133,21 +148,14 @@ def _time(
                 "pass": name,
                 "provider": who,
                 **case.row(),
-                "milliseconds": t.median,
-                "low": t.low,
-                "high": t.high,
-                "samples": t.samples,
-                "host_milliseconds": t.host,
+                **t.columns(),
+                **({} if errors[who] is None else {"error": errors[who]}),
                 "timer": "events" if device == "cuda" else "wall clock",
                 **costs(case, provider, name, level),
                 **(memory.columns(module, problem.x) if name in ("forward+backward", "step") else {}),
             }
         )
     return rows
-
-
-class WrongResultError(ValueError):
-    """A provider's result is not the layer's."""
 
 
 def check_passes(level: str, passes: Sequence[str] = ()) -> tuple[str, ...]:
@@ -165,55 +173,53 @@ def check_passes(level: str, passes: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def _build(problem: Problem, provider: Provider, level: str) -> nn.Module:
-    if problem.case.structure not in provider.structures:
-        raise AbsentError(f"it has no structure {problem.case.structure!r}")
-    if level in ("mlp", "step") and not provider.trains:
-        raise AbsentError("it has no gradients")
+    structure = problem.case.structure
+    if structure not in (provider.merges if level == "merge" else provider.structures):
+        raise AbsentError(f"it has no structure {structure!r}{' in a merge' if level == 'merge' else ''}")
+    if level in ("mlp", "step") and not (provider.trains and structure in provider.merges):
+        raise AbsentError("it has no gradients" if not provider.trains else "it has no successor of the layer")
+    if level == "merge":
+        return successor(problem, provider, False)
     module = provider.build(problem, level != "op")
-    return module if level in ("op", "layer") else _mlp(problem, provider, module)
+    return module if level in ("op", "layer") else nn.Sequential(module, nn.GELU(), successor(problem, provider))
 
 
-def _mlp(problem: Problem, provider: Provider, first: nn.Module) -> nn.Module:
-    """The layer, GELU, and its successor back to ``K`` features, in which an edge reads one child."""
+def successor(problem: Problem, provider: Provider, bias: bool = True) -> nn.Module:
+    """The layer after the expanded one, back to ``K`` features: every edge reads one child."""
     case, weight = problem.case, problem.weight
     block = case.block[::-1] if case.structure == "block" else None
     structure: Structure = "block" if block else "random"
     partition = fpe.Partition(problem.partition.labels.T.contiguous(), case.alpha, structure, block)
-    merged = fpe.MergeLinear(partition, True, "eager", weight.device, weight.dtype)
-    merged.weight.data.copy_(weight.T)
-    second: nn.Module = merged
+    merged = fpe.MergeLinear(partition, bias, "eager", weight.device, weight.dtype)
+    merged.set_edge_weight(weight.T)
     if provider.name == "parent":
-        second = nn.Linear(case.n, case.k, device=weight.device, dtype=weight.dtype)
-    elif provider.name == "wide":
-        second = merged.to_linear()
-    elif provider.name == "masked":
-        second = fpe.MaskedLinear(merged.kept(), True, weight.device, weight.dtype)
-    elif provider.name.startswith(OURS):
-        merged.backend = provider.name.removeprefix(OURS)
-        if block:
-            second = fpe.BlockLinear(
-                merged.kept(), block, (1, case.alpha), True, merged.backend, weight.device, weight.dtype
-            )
-    return nn.Sequential(first, nn.GELU(), second)
+        dense = nn.utils.skip_init(nn.Linear, case.n, case.k, bias=bias, device=weight.device, dtype=weight.dtype)
+        dense.weight.data.copy_(weight.T)
+        if bias:
+            dense.bias.data.zero_()
+        return dense
+    if provider.name == "wide":
+        return merged.to_linear()
+    if provider.name == "masked":
+        masked = fpe.MaskedLinear(merged.kept(), bias, weight.device, weight.dtype)
+        masked.set_wide_weight(merged.wide_weight())
+        return masked
+    if not provider.name.startswith(OURS):
+        return merged
+    merged.backend = provider.name.removeprefix(OURS)
+    if not block:
+        return merged
+    blocks = fpe.BlockLinear(merged.kept(), block, (1, case.alpha), bias, merged.backend, weight.device, weight.dtype)
+    blocks.set_wide_weight(merged.wide_weight())
+    return blocks
 
 
-def _check(problem: Problem, provider: Provider, module: nn.Module, level: str) -> None:
-    """Runs the forward once and compares a layer's with float64 truth on the first and last rows."""
-    with torch.no_grad():
-        result = module(problem.x)
-    if not provider.exact or level not in ("op", "layer"):
-        return
-    rows = sorted({*range(min(8, problem.case.m)), problem.case.m - 1})
-    truth = problem.x[rows].double() @ problem.wide.double().T
-    error = float((result[rows].double() - truth).norm() / truth.norm().clamp_min(1e-30))
-    allowed = TOLERANCE[problem.case.dtype]
-    if not error <= allowed:
-        raise WrongResultError(f"forward is off by {error:.1e} of the result, more than {allowed}")
-
-
-def call(problem: Problem, module: nn.Module, name: str, trains: bool = True) -> Call | None:
+def call(problem: Problem, module: nn.Module, name: str, trains: bool = True, level: str = "op") -> Call | None:
     """One pass of a module as a call without arguments; ``None`` where it has no such pass."""
-    x, parameters = problem.x, list(module.parameters())
+    x, dy = operands(problem, level)
+    parameters = list(module.parameters())
+    inputs = getattr(module, "in_features", x.shape[1])
+    x = x[:, :inputs].contiguous()  # a parent reads fewer
     if name == "forward":
 
         def forward() -> Tensor:
@@ -224,8 +230,7 @@ def call(problem: Problem, module: nn.Module, name: str, trains: bool = True) ->
     if not trains:
         return None
     outputs = module(x[:1]).shape[-1]
-    dy = problem.dy[:, :outputs] if outputs <= problem.dy.shape[1] else x
-    dy = dy.contiguous()
+    dy = (dy[:, :outputs] if outputs <= dy.shape[1] else x).contiguous()
     if name == "step":
         return _step(module, x, dy)
     leaf = x.detach().requires_grad_(name != "dW")
@@ -238,6 +243,11 @@ def call(problem: Problem, module: nn.Module, name: str, trains: bool = True) ->
         parameter.requires_grad_(True)
     wanted = parameters if name == "dW" else [leaf]
     return lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True)
+
+
+def operands(problem: Problem, level: str) -> tuple[Tensor, Tensor]:
+    """Activations and gradients of outputs; a successor reads what the layer gives."""
+    return (problem.dy, problem.x) if level == "merge" else (problem.x, problem.dy)
 
 
 def _step(module: nn.Module, x: Tensor, dy: Tensor) -> Call:

@@ -15,7 +15,7 @@ from fpe.bench import shapes
 from fpe.bench.problems import AbsentError, Case, Problem
 from fpe.bench.providers import PROVIDERS
 from fpe.bench.suite import PASSES, call
-from fpe.bench.timing import FLUSH
+from fpe.bench.timing import flusher
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -80,11 +80,5 @@ def test_latency(benchmark: Any, case: Case, pass_: str, name: str) -> None:
 
 
 def run(benchmark: Any, made: Callable[[], object]) -> None:
-    """Rounds of one call each, the cache overwritten before it."""
-    buffer = torch.empty(FLUSH if CUDA else 1 << 20, dtype=torch.int8, device=DEVICE)
-
-    def flush() -> None:
-        for _ in range(4 if CUDA else 1):
-            buffer.zero_()
-
-    benchmark.pedantic(made, setup=flush, rounds=30 if CUDA else 5, warmup_rounds=2)
+    """Rounds of one call each, from a cold cache."""
+    benchmark.pedantic(made, setup=flusher(DEVICE), rounds=30 if CUDA else 5, warmup_rounds=2)

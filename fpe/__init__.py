@@ -4,17 +4,47 @@ The method of *Expand Neurons, Not Parameters* (arXiv 2510.04500) as drop-in PyT
 
     wide = fpe.expand(trained, alpha=2)
     assert fpe.nonzeros(wide) == fpe.nonzeros(trained)
+
+A name is imported when it is first used, so that ``fpe --help`` need not wait for PyTorch. The operations stand under
+``torch.ops.fpe`` from then on; where PyTorch was imported before this package, at once.
 """
 
-from . import kernels, metrics, theory
-from .checkpoint import restore
-from .expansion import expand, expand_pair, nonzeros, to_dense
-from .fused import ExpandedMLP, fuse
-from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
-from .partition import Partition
-from .rewiring import Rewiring
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import checkpoint as checkpoint
+    from . import convolution as convolution
+    from . import expansion as expansion
+    from . import fused as fused
+    from . import kernels as kernels
+    from . import layers as layers
+    from . import metrics as metrics
+    from . import partition as partition
+    from . import resparsify as resparsify
+    from . import rewiring as rewiring
+    from . import surgery as surgery
+    from . import theory as theory
+    from .checkpoint import restore
+    from .expansion import expand, expand_pair, nonzeros, to_dense
+    from .fused import ExpandedMLP, fuse
+    from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
+    from .partition import Partition
+    from .rewiring import Rewiring
 
 __version__ = "0.1.0"
+
+_NAMES = {
+    "checkpoint": ("restore",),
+    "expansion": ("expand", "expand_pair", "nonzeros", "to_dense"),
+    "fused": ("ExpandedMLP", "fuse"),
+    "layers": ("BlockLinear", "MaskedLinear", "MergeLinear", "SplitLinear"),
+    "partition": ("Partition",),
+    "rewiring": ("Rewiring",),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = (*_NAMES, "convolution", "kernels", "metrics", "resparsify", "surgery", "theory")
 
 __all__ = [
     "BlockLinear",
@@ -24,6 +54,7 @@ __all__ = [
     "Partition",
     "Rewiring",
     "SplitLinear",
+    "convolution",
     "expand",
     "expand_pair",
     "fuse",
@@ -34,3 +65,20 @@ __all__ = [
     "theory",
     "to_dense",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})
+
+
+if "torch" in sys.modules:
+    import_module(".kernels", __name__)

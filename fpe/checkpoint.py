@@ -1,69 +1,70 @@
 """State dicts of expanded models: checked before anything is loaded, and rebuilt from the dense model."""
 
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from .layers import ExpandedLinear
-from .surgery import replace_modules, sequential_leaves, widened_between
+from .layers.base import check_shape
+from .surgery import is_chain, replace_modules, sequential_leaves, widened_between
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def guard_state_dict(model: Model) -> Model:
-    """Makes ``model.load_state_dict`` check a whole state before it changes anything; returns the model."""
+    """Makes ``model.load_state_dict`` refuse a state that does not fit before it changes anything; returns the model.
+
+    It looks at what the state holds. Missing and unexpected names are PyTorch's matter: they are reported, and with
+    ``strict=True`` refused after what fits has been loaded. Inside a larger model whose ``load_state_dict`` is called,
+    what stands before this part has been loaded by then.
+    """
     model.register_load_state_dict_pre_hook(_check_all)
     return model
 
 
-def _check_all(
-    module: nn.Module,
-    state: Mapping[str, Any],
-    prefix: str,
-    metadata: object,
-    strict: bool,
-    missing: list[str],
-    unexpected: list[str],
-    errors: list[str],
-) -> None:
+def _check_all(module: nn.Module, state: Mapping[str, Any], prefix: str, *rest: object) -> None:
     """Raises ``ValueError`` if a part of the state does not fit the module, as ``load_state_dict`` is entered."""
     expanded = {n: m for n, m in module.named_modules(prefix=prefix.rstrip(".")) if isinstance(m, ExpandedLinear)}
-    owned = tuple(f"{name}." for name in expanded)
-    for name, layer in expanded.items():
-        layer.check_state(state, f"{name}.")
-    own_state = module.state_dict(prefix=prefix)
-    for name, own in own_state.items():
-        if not name.startswith(owned) and isinstance(own, Tensor) and (strict or name in state):
-            value = state.get(name)
-            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            if got != list(own.shape):
-                raise ValueError(f"state dict: '{name}' should be {list(own.shape)}, got {got}")
-    foreign = [n for n in state if n.startswith(prefix) and n not in own_state and not n.endswith(".inside")]
-    if strict and foreign:
-        raise ValueError(f"state dict: expected the entries of the model, got '{foreign[0]}' besides")
+    owned = tuple(f"{name}." if name else "" for name in expanded)
+    for name, layer in zip(owned, expanded.values(), strict=True):
+        layer.check_state(state, name)
+    for name, own in module.state_dict(prefix=prefix).items():
+        if name in state and isinstance(own, Tensor) and not name.startswith(owned):
+            check_shape(name, state[name], own)
 
 
 def restore(model: Model, state: Mapping[str, Any]) -> Model:
     """Rebuilds an expanded model from the dense architecture it came from and a saved state.
 
     Which layers are expanded, and how, stands in the state; the dense model only says what lies around them,
-    and its weights do not matter::
+    and its weights do not matter: it may be on ``"meta"``, and then its tensors come to be where the state's are::
 
         torch.save(wide.state_dict(), path)
         wide = fpe.restore(make_model(), torch.load(path, weights_only=True))
 
     Args:
         model: The dense model; left as it is.
-        state: ``state_dict()`` of the expanded model.
+        state: ``state_dict()`` of the expanded model. Of tensors that the dense model shares, one name is enough, as
+            in files of safetensors.
 
     Returns:
         A new model with the state loaded.
 
     Raises:
+        TypeError: ``model`` is no module, or ``state`` no mapping.
         ValueError: The state is damaged, or belongs to another architecture.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"restore: model must be the dense nn.Module, got {type(model).__name__}")
+    if not isinstance(state, Mapping):
+        raise TypeError(f"restore: state must be a state dict, got {type(state).__name__}")
+    state = dict(state)
+    for names in _shared(model):
+        known = next((state[name] for name in names if name in state), None)
+        for name in names if known is not None else ():
+            state.setdefault(name, known)
     layers: dict[str, nn.Linear | ExpandedLinear] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -71,15 +72,60 @@ def restore(model: Model, state: Mapping[str, Any]) -> Model:
             if wide_layer is not None:
                 layers[name] = wide_layer
     replaced: dict[str, nn.Module] = dict(layers)
-    if isinstance(model, nn.Sequential):
+    if is_chain(model):
         linears = [(name, module) for name, module in sequential_leaves(model) if isinstance(module, nn.Linear)]
         for (first, dense), (second, _) in pairwise(linears):
             alpha = layers[first].out_features // dense.out_features if first in layers else 1
             if alpha > 1:
                 replaced.update(widened_between(model, first, second, alpha))
     wide = guard_state_dict(replace_modules(model, replaced))
-    wide.load_state_dict(dict(state))
+    _load(wide, state)
     return wide
+
+
+def _load(wide: nn.Module, state: dict[str, Any]) -> None:
+    """Loads a whole state into a new model, whose tensors may be on ``"meta"``."""
+    on_meta = any(t.is_meta for t in chain(wide.parameters(), wide.buffers()))
+    shared = _shared(wide) if on_meta else []
+    if on_meta:
+        state = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+    try:
+        missing, unexpected = wide.load_state_dict(state, strict=False, assign=on_meta)
+    except RuntimeError as error:
+        raise ValueError(f"state dict: {error}") from error
+    # A state of format 2 has its topology in entries of their own, which the layers have read.
+    if missing or unexpected:
+        raise ValueError(
+            f"state dict: expected the entries of the model, got no '{', '.join(missing)}'"
+            if missing
+            else f"state dict: expected the entries of the model, got '{', '.join(unexpected)}' besides"
+        )
+    for names in shared:  # assigning made a tensor of each name
+        _, first = _owner(wide, names[0])
+        for name in names[1:]:
+            module, _ = _owner(wide, name)
+            setattr(module, name.rpartition(".")[2], first)
+    left = [name for name, t in chain(wide.named_parameters(), wide.named_buffers()) if t.is_meta]
+    if left:
+        raise ValueError(
+            f"restore: '{', '.join(left)}' of the model on 'meta' stand in no state dict; build the model on a device"
+        )
+
+
+def _shared(model: nn.Module) -> list[list[str]]:
+    """The names of every tensor of a model that has several."""
+    named: dict[int, list[str]] = {}
+    everything = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    for name, tensor in chain(*everything):
+        named.setdefault(id(tensor), []).append(name)
+    return [names for names in named.values() if len(names) > 1]
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, Any]:
+    """The module that holds a tensor, and the tensor."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    return module, getattr(module, leaf)
 
 
 def _widened(name: str, linear: nn.Linear, state: Mapping[str, Any]) -> nn.Linear | ExpandedLinear | None:
@@ -90,8 +136,8 @@ def _widened(name: str, linear: nn.Linear, state: Mapping[str, Any]) -> nn.Linea
     if f"{prefix}_extra_state" in state:
         layer = ExpandedLinear.from_state(state, prefix)
     elif isinstance(weight, Tensor) and weight.dim() == 2 and weight.shape != linear.weight.shape:
-        factory = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        layer = nn.Linear(weight.shape[1], weight.shape[0], f"{prefix}bias" in state, **factory)
+        factory: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], f"{prefix}bias" in state, **factory)
     else:
         return None
     if layer.in_features % linear.in_features or layer.out_features % linear.out_features:

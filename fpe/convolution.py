@@ -11,8 +11,8 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import conv2d
 
 from .expansion import expand_pair
-from .layers import ExpandedLinear
 from .partition import Partition
+from .replaceable import check_replaceable
 from .resparsify import Policy
 
 Form = Literal["split", "widened"]
@@ -39,9 +39,10 @@ class PatchConv2d(nn.Module):
         bias = like.bias if form == "widened" else None
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
 
+    @property
     def weight(self) -> Tensor:
         """The weight of the equivalent dense convolution, ``[out_channels, in_channels, kh, kw]``."""
-        wide = self.edges.wide_weight() if isinstance(self.edges, ExpandedLinear) else self.edges.weight
+        wide = self.edges.weight
         assert isinstance(wide, Tensor)
         kh, kw = self.kernel_size
         if self.form == "split":
@@ -51,7 +52,7 @@ class PatchConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of ``[batch, in_channels, height, width]``."""
         bias = self.edges.bias if self.form == "split" else self.bias
-        return conv2d(x, self.weight(), bias, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
+        return conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """Form, kernel and stride."""
@@ -82,12 +83,11 @@ def expand_conv_pair(
 
     Raises:
         TypeError: A layer is no ``nn.Conv2d``.
-        ValueError: Channels do not chain, a convolution has groups or pads with other than zeros, or as in
-            :func:`fpe.expand_pair`.
+        ValueError: Channels do not chain, a convolution has groups, pads with other than zeros or holds what would be
+            lost, or as in :func:`fpe.expand_pair`.
     """
     for name, conv in (("conv1", conv1), ("conv2", conv2)):
-        if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"expand_conv_pair: {name} must be an nn.Conv2d, got {type(conv).__name__}")
+        check_replaceable("expand_conv_pair", name, conv, nn.Conv2d)
         if conv.groups != 1 or conv.padding_mode != "zeros":
             raise ValueError(
                 f"expand_conv_pair: {name} must have groups = 1 and pad with zeros, got groups = {conv.groups}, "

@@ -1,7 +1,7 @@
 """A trained model in, a wider model with as many non-zero weights out (paper, section 2.3)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -9,9 +9,11 @@ from torch import Generator, Tensor, nn
 from .checkpoint import guard_state_dict
 from .kernels import HOLE
 from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, SplitLinear
-from .partition import STRUCTURES, Partition, Structure, check_block
+from .partition import STRUCTURES, Partition, Structure, check_block, check_generator
+from .probe import check_pairs
+from .replaceable import check_replaceable, check_unshared
 from .resparsify import POLICIES, Plan, Policy, choose, plan
-from .surgery import replace_modules, sequential_leaves, widened_between
+from .surgery import is_chain, replace_modules, sequential_leaves, widened_between
 
 Split = Literal["random", "groups", "gram"]
 SPLITS: tuple[Split, ...] = ("random", "groups", "gram")
@@ -29,6 +31,7 @@ def expand(
     pairs: Iterable[tuple[str, str]] | None = None,
     groups: Groups | Mapping[str, Groups] | None = None,
     generator: Generator | None = None,
+    example_inputs: Any = None,
 ) -> Model:
     """Expands every pair of linear layers: more neurons, disjoint inputs, the same number of non-zeros.
 
@@ -54,6 +57,9 @@ def expand(
         groups: For ``split="groups"``, the group of each input; a mapping from the name of a pair's first
             layer where there are several pairs.
         generator: Source of randomness (CPU); the same seed gives the same model.
+        example_inputs: Positional arguments of one forward pass, or a single one. With them it is found out whether
+            the layers of each pair run in their order, and whether what the model computes between them treats every
+            neuron alike and on its own. Without them that is known of the layers in an ``nn.Sequential`` alone.
 
     Returns:
         A new model of the same class. Its ``load_state_dict`` refuses a state that does not fit before it
@@ -61,23 +67,30 @@ def expand(
 
     Raises:
         TypeError: ``model`` is no module, a named layer no ``nn.Linear``, or a weight is not floating point.
-        ValueError: An option is unknown or does not fit the model; the message says what was expected.
+        ValueError: An option is unknown or does not fit the model, a layer holds what its replacement would drop
+            (hooks, a forward of its own, a parametrization, shared parameters), or ``example_inputs`` show that a pair
+            is none; the message names the layer and says what was expected.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expand: model must be an nn.Module, got {type(model).__name__}")
     _check_options(split, structure, block, resparsify, groups)
+    check_generator("expand", generator)
     named = list(_sequential_pairs(model) if pairs is None else _named_pairs(model, pairs))
     group_of = _groups_by_name(groups, [first for first, _ in named])
     replaced: dict[str, nn.Module] = {}
-    for first, second in named:
-        fc1, fc2 = _linear(model, first), _linear(model, second)
-        _check_pair(first, fc1, second, fc2)
-        partition = _partition(fc1, alpha, split, structure, block, group_of.get(first), generator)
-        replaced[first], replaced[second] = expand_pair(
-            fc1, fc2, partition, resparsify, block=block, generator=generator
-        )
-        if isinstance(model, nn.Sequential):
-            replaced.update(widened_between(model, first, second, alpha))
+    between: dict[tuple[str, str], dict[str, nn.Module]] = {}
+    with torch.device("cpu"):  # masks are data, wherever the caller has new tensors made
+        for first, second in named:
+            fc1, fc2 = _linear(model, first), _linear(model, second)
+            _check_pair(first, fc1, second, fc2)
+            partition = _partition(fc1, alpha, split, structure, block, group_of.get(first), generator)
+            replaced[first], replaced[second] = expand_pair(
+                fc1, fc2, partition, resparsify, block=block, generator=generator
+            )
+            between[first, second] = widened_between(model, first, second, alpha) if is_chain(model) else {}
+            replaced.update(between[first, second])
+    if example_inputs is not None:
+        check_pairs(model, between, alpha, example_inputs)
     return guard_state_dict(replace_modules(model, replaced))
 
 
@@ -110,6 +123,9 @@ def expand_pair(
     if resparsify not in ("auto", *POLICIES):
         raise ValueError(f"expand_pair: resparsify must be one of {('auto', *POLICIES)}, got {resparsify!r}")
     _check_pair("fc1", fc1, "fc2", fc2)
+    check_generator("expand_pair", generator)
+    if not isinstance(partition, Partition):
+        raise TypeError(f"expand_pair: partition must be a fpe.Partition, got {type(partition).__name__}")
     if resparsify == "auto":
         resparsify = choose(fc2.out_features, fc1.in_features, partition.alpha)
     if partition.shape != tuple(fc1.weight.shape):
@@ -120,6 +136,11 @@ def expand_pair(
     if holes:
         raise ValueError(f"expand_pair: the partition must own every edge, {holes} are owned by nobody")
     alpha = partition.alpha
+    if resparsify != "partition" and fc1.weight.is_meta | fc2.weight.is_meta:
+        raise ValueError(
+            f"expand: resparsify={resparsify!r} ranks weights, and these are on 'meta'; load them first, or take "
+            "resparsify='partition'"
+        )
     chosen = plan(fc1.weight, fc2.weight, partition, resparsify, block=block, generator=generator)
     with torch.no_grad():
         first = _expanded(fc1, chosen)
@@ -146,7 +167,7 @@ def _expanded(fc1: nn.Linear, chosen: Plan) -> ExpandedLinear:
         blocks.set_wide_weight(fc1.weight.repeat(partition.alpha, 1))
         return blocks
     layer = SplitLinear(partition, bias, **_like(fc1))
-    layer.weight.copy_(fc1.weight)
+    layer.set_edge_weight(fc1.weight)
     layer.clear_removed()
     return layer
 
@@ -164,13 +185,12 @@ def _successor(
         return dense
     if policy == "magnitude":
         masked = MaskedLinear(kept, bias, **_like(fc2))
-        masked.weight.copy_(wide)
-        masked.clear_removed()
+        masked.set_wide_weight(wide)
         return masked
     if policy == "partition" and chosen.first.structure != "block":
         owner = chosen.second.to(torch.uint8).argmax(1).to(torch.uint8)
         merge = MergeLinear(Partition(owner, alpha), bias, **_like(fc2))
-        merge.weight.copy_(fc2.weight)
+        merge.set_edge_weight(fc2.weight)
         return merge
     assert block is not None
     blocks = BlockLinear(kept, block, (1, alpha), bias, **_like(fc2))
@@ -208,6 +228,8 @@ def _partition(
         partition = Partition.block(out_features, in_features, alpha, block=block, generator=generator)
     else:
         partition = Partition.random(out_features, in_features, alpha, generator=generator)
+    if fc1.weight.is_meta:
+        return partition
     labels = partition.labels.to(fc1.weight.device)
     return Partition(labels, alpha, partition.structure, partition.block_shape)
 
@@ -234,10 +256,11 @@ def _check_options(split: str, structure: str, block: object, resparsify: str, g
 
 
 def _sequential_pairs(model: nn.Module) -> list[tuple[str, str]]:
-    if not isinstance(model, nn.Sequential):
+    if not is_chain(model):
+        why = ", and this one has a forward of its own" if isinstance(model, nn.Sequential) else ""
         raise ValueError(
             f"expand: name the layers of a {type(model).__name__} with pairs=[('first', 'second')]; only "
-            "nn.Sequential is paired automatically"
+            f"nn.Sequential is paired automatically{why}"
         )
     leaves = sequential_leaves(model)
     for name, module in leaves:
@@ -261,7 +284,7 @@ def _named_pairs(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> list[tup
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"expand: '{name}' stands in pairs twice; a layer is split or widened, once")
-    if isinstance(model, nn.Sequential):
+    if is_chain(model):
         order = [name for name, module in sequential_leaves(model) if isinstance(module, nn.Linear)]
         for first, second in named:
             if order and first == order[-1]:
@@ -290,27 +313,22 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
         raise ValueError(f"expand: the model has no layer '{name}'") from error
     if isinstance(module, ExpandedLinear):
         raise ValueError(f"expand: '{name}' is expanded already ({type(module).__name__})")
-    if not isinstance(module, nn.Linear):
-        raise TypeError(f"expand: '{name}' must be an nn.Linear, got {type(module).__name__}")
-    users = [n for n, p in model.named_parameters(remove_duplicate=False) if p is module.weight]
-    if len(users) > 1:
-        raise ValueError(f"expand: the weight of '{name}' is shared ({', '.join(users)}) and cannot be replaced")
+    check_replaceable("expand", name, module, nn.Linear)
+    check_unshared("expand", model, name, module)
+    assert isinstance(module, nn.Linear)
     return module
 
 
 def _check_pair(first: str, fc1: nn.Linear, second: str, fc2: nn.Linear) -> None:
     for name, layer in ((first, fc1), (second, fc2)):
-        if not isinstance(layer, nn.Linear):
-            raise TypeError(f"expand: '{name}' must be an nn.Linear, got {type(layer).__name__}")
+        check_replaceable("expand", name, layer, nn.Linear)
     if fc2.in_features != fc1.out_features:
         raise ValueError(
             f"expand: '{second}' must read the {fc1.out_features} outputs of '{first}', got in_features = "
             f"{fc2.in_features}"
         )
     for name, layer in ((first, fc1), (second, fc2)):
-        if not layer.weight.is_floating_point():
-            raise TypeError(f"expand: the weight of '{name}' must be floating point, got {layer.weight.dtype}")
-        if not all(bool(p.isfinite().all()) for p in layer.parameters()):
+        if not all(p.is_meta or bool(p.isfinite().all()) for p in layer.parameters()):
             raise ValueError(f"expand: the weights of '{name}' must be finite, got NaN or infinity")
 
 
@@ -320,6 +338,8 @@ def nonzeros(model: nn.Module) -> int:
     Counts the kept edges of FPE layers, and every entry of the other parameters with two or more dimensions.
     Biases and norms are not counted (the paper counts weights alone); FPE copies them to every child.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"nonzeros: model must be an nn.Module, got {type(model).__name__}")
     count = 0
     for module in model.modules():
         if isinstance(module, ExpandedLinear):
@@ -330,7 +350,13 @@ def nonzeros(model: nn.Module) -> int:
 
 
 def to_dense(model: Model) -> Model:
-    """An equivalent model of plain ``nn.Linear`` layers at the wide size; the model is left as it is."""
+    """An equivalent model of plain ``nn.Linear`` layers at the wide size; the model is left as it is.
+
+    Raises:
+        TypeError: ``model`` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"to_dense: model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, ExpandedLinear):
         return model.to_linear()  # type: ignore[return-value]
     expanded = {n: m.to_linear() for n, m in model.named_modules() if isinstance(m, ExpandedLinear)}

@@ -42,13 +42,13 @@ class ExpandedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``second(activation(first(x)))``."""
         first, second = self.first, self.second
-        w2 = second.wide_weight() if isinstance(second, MaskedLinear) else second.weight
+        merges = isinstance(second, MergeLinear)
         return expanded_mlp(
             x,
-            first.weight,
+            first.edge_weight,
             first.packed,
-            w2,
-            second.packed if isinstance(second, MergeLinear) else None,
+            second.edge_weight if merges else second.weight,  # type: ignore[arg-type]
+            second.packed if merges else None,  # type: ignore[arg-type]
             alpha=first.alpha,
             bias1=None if first.bias is None else first.bias.view(first.alpha, -1),
             bias2=second.bias,

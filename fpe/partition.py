@@ -93,7 +93,7 @@ class Partition:
             TypeError: ``groups`` are no integers.
             ValueError: ``groups`` is not one-dimensional, or has fewer groups than ``alpha``.
         """
-        groups = torch.as_tensor(groups).cpu()
+        groups = groups.cpu() if isinstance(groups, Tensor) else torch.as_tensor(groups, device="cpu")
         if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
             raise TypeError(f"from_groups: groups must be integers, got {groups.dtype}")
         if groups.dim() != 1 or not len(groups):
@@ -129,6 +129,8 @@ class Partition:
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             got = getattr(weight, "dtype", type(weight).__name__)
             raise TypeError(f"from_gram: weight must be a floating-point tensor, got {got}")
+        if weight.is_meta:
+            raise ValueError("from_gram: weight is on 'meta' and has no values to cluster")
         if weight.dim() != 2 or not bool(weight.isfinite().all()):
             raise ValueError(f"from_gram: weight must be a finite matrix, got shape {list(weight.shape)}")
         out_features, in_features = weight.shape
@@ -266,6 +268,19 @@ def check_block(op: str, block: object) -> tuple[int, int]:
     return block[0], block[1]
 
 
+def check_generator(op: str, generator: object) -> None:
+    """Raises unless ``generator`` is a source of randomness on the CPU, or ``None``."""
+    if generator is None:
+        return
+    if not isinstance(generator, Generator):
+        raise TypeError(
+            f"{op}: generator must be a torch.Generator or None, got {type(generator).__name__}; of a seed make one by "
+            "torch.Generator().manual_seed(seed)"
+        )
+    if generator.device.type != "cpu":
+        raise ValueError(f"{op}: generator must be on the CPU, got {generator.device}")
+
+
 def _check_alpha(alpha: object) -> None:
     if not isinstance(alpha, int) or isinstance(alpha, bool) or not 2 <= alpha < HOLE:
         raise ValueError(f"Partition: alpha must be an integer from 2 to {HOLE - 1}, got {alpha!r}")
@@ -284,11 +299,12 @@ def deal(rows: int, cards: int, alpha: int, generator: Generator | None) -> Tens
 
     Hands differ by at most one card; the hands that get one more are drawn anew in every row.
     """
-    labels = torch.empty(rows, cards, dtype=torch.uint8)
+    check_generator("Partition", generator)
+    labels = torch.empty(rows, cards, dtype=torch.uint8, device="cpu")
     step = max(1, _CHUNK // max(cards, 1))
     for part in labels.split(step):
-        order = torch.rand(part.shape, generator=generator).argsort(dim=1)
-        hands = torch.rand(len(part), alpha, generator=generator).argsort(dim=1).to(torch.uint8)
+        order = torch.rand(part.shape, generator=generator, device="cpu").argsort(dim=1)
+        hands = torch.rand(len(part), alpha, generator=generator, device="cpu").argsort(dim=1).to(torch.uint8)
         dealt = hands.repeat(1, -(-cards // alpha))[:, :cards]
         part.scatter_(1, order, dealt)
     return labels
@@ -301,6 +317,7 @@ def _cluster(weight: Tensor, clusters: int, generator: Generator | None) -> Tens
         raise ImportError(
             "the Gram split clusters with scikit-learn: pip install 'fixed-parameter-expansion[bench]'"
         ) from error
-    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    check_generator("from_gram", generator)
+    seed = int(torch.randint(2**31 - 1, (), generator=generator, device="cpu"))
     gram = (weight.mT @ weight).numpy()
     return torch.from_numpy(KMeans(clusters, n_init=4, random_state=seed).fit_predict(gram))

@@ -15,15 +15,19 @@ layer                        what moves
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from .kernels.block.layout import tiles
 from .layers import BlockLinear, ExpandedLinear, MergeLinear, SplitLinear
+from .partition import check_generator
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Regrow = Literal["random", "gradient"]
 REGROW: tuple[Regrow, ...] = ("random", "gradient")
@@ -44,17 +48,25 @@ class Rewiring:
     New edges begin at exactly zero, and so does the optimizer's state for them (moments, momentum). Dropped edges
     do not come back in the same move. With ``steps`` the moved share falls along RigL's cosine and ends at zero.
 
+    **Several processes.** Where ``torch.distributed`` is initialised, the processes of ``group`` move the same edges:
+    gradients are summed over them, and the first one's masks are sent to all. Call :meth:`step` in each, after the same
+    steps. An average of models (EMA, SWA) is none while masks move: begin it after the last move.
+
     Args:
         model: A model with FPE layers.
         optimizer: The optimizer that trains it; it must hold the weights of those layers.
         every: Steps between moves (RigL's default).
         fraction: Share of a layer's edges that move, at most (RigL's default).
         steps: Steps after which nothing moves any more; ``None`` for no end, at a constant fraction.
-        regrow: ``"random"`` (the paper's) or ``"gradient"`` (RigL's: where an edge's gradient in the last backward
-            pass is largest). The latter reads the inputs and gradients of the layers on the steps that move.
+        regrow: ``"random"`` (the paper's) or ``"gradient"`` (RigL's: where an edge's gradient is largest). The latter
+            reads the inputs and gradients of the layers before the steps that move. It sums all backward passes since
+            the last :meth:`step`, as the optimizer does where several make one step.
         generator: Source of randomness (CPU).
+        group: The processes that train replicas of the model; without it all, where ``torch.distributed`` is
+            initialised.
 
     Raises:
+        TypeError: ``generator`` is none.
         ValueError: The model has no FPE layer, the optimizer lacks one's weight, or a number is out of range.
     """
 
@@ -68,13 +80,15 @@ class Rewiring:
         steps: int | None = None,
         regrow: Regrow = "random",
         generator: Generator | None = None,
+        group: "ProcessGroup | None" = None,
     ) -> None:
+        check_generator("Rewiring", generator)
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, ExpandedLinear)}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not self.layers:
             raise ValueError(f"Rewiring: expected a model with FPE layers, got {type(model).__name__} without one")
         for name, layer in self.layers.items():
-            if id(_weight(layer)) not in held:
+            if id(layer.edge_weight) not in held:
                 raise ValueError(f"Rewiring: the optimizer does not hold the weight of '{name}'")
         if every < 1 or not 0 < fraction < 1 or (steps is not None and steps < 1):
             raise ValueError(
@@ -85,12 +99,12 @@ class Rewiring:
             raise ValueError(f"Rewiring: regrow must be one of {REGROW}, got {regrow!r}")
         self.optimizer = optimizer
         self.every, self.fraction, self.steps, self.regrow = every, fraction, steps, regrow
-        self.generator = generator
+        self.generator, self.group = generator, group
         self.taken = 0
         self._gradients: dict[str, Tensor] = {}
         if regrow == "gradient":
             for name, layer in self.layers.items():
-                layer.register_forward_hook(self._watch(name))
+                layer.register_forward_hook(_Watch(self, name))
 
     @property
     def due(self) -> bool:
@@ -111,8 +125,9 @@ class Rewiring:
             if self.steps is not None:
                 share *= (1 + math.cos(math.pi * self.taken / self.steps)) / 2
             for name, layer in self.layers.items():
-                layer.rewire(self._moved(name, layer, share), *self._followers(_weight(layer)))
-            self._gradients.clear()
+                kept = self._agreed(self._moved(name, layer, share))
+                layer.rewire(kept, *self._followers(layer.edge_weight))
+        self._gradients.clear()
         return due
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,9 +146,12 @@ class Rewiring:
         if self.regrow == "gradient":
             if name not in self._gradients:
                 raise RuntimeError(f"Rewiring: '{name}' has seen no backward pass since the last move")
-            growth = self._gradients[name].abs()
+            growth = self._gradients[name]
+            if self._replicated:
+                distributed.all_reduce(growth, group=self.group)
+            growth = growth.abs()
         else:
-            growth = torch.rand(kept.shape, generator=self.generator).to(kept.device)
+            growth = torch.rand(kept.shape, generator=self.generator, device="cpu").to(kept.device)
         planes = _planes(layer)
         size, kept, growth = (_to_planes(t, planes) for t in (size, kept, growth))
         if isinstance(layer, SplitLinear) and layer.structure == "2:4":
@@ -148,21 +166,42 @@ class Rewiring:
         found = [t for t in state if isinstance(t, Tensor) and t.shape == weight.shape]
         return found if weight.grad is None else [*found, weight.grad]
 
-    def _watch(self, name: str) -> Callable:
-        """A forward hook that has the gradient of the layer's whole wide weight summed up when a move is due."""
+    @property
+    def _replicated(self) -> bool:
+        return distributed.is_available() and distributed.is_initialized()
 
-        def watch(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if not self.due or not output.requires_grad:
-                return
-            x = inputs[0].detach().flatten(0, -2)
+    def _agreed(self, kept: Tensor) -> Tensor:
+        """The mask of the first process of the group."""
+        if not self._replicated:
+            return kept
+        sent = kept.to(torch.uint8)
+        distributed.broadcast(sent, group=self.group, group_src=0)
+        return sent.bool()
 
-            def collect(dy: Tensor) -> None:
-                gradient = dy.detach().flatten(0, -2).mT.float() @ x.float()
-                self._gradients[name] = self._gradients.get(name, 0) + gradient
+    def _collect(self, name: str, x: Tensor, dy: Tensor) -> None:
+        """Adds a backward pass's gradient of a layer's whole wide weight."""
+        gradient = dy.detach().flatten(0, -2).mT.float() @ x.flatten(0, -2).float()
+        self._gradients[name] = self._gradients.get(name, 0) + gradient
 
-            output.register_hook(collect)
 
-        return watch
+class _Watch:
+    """A forward hook that collects the gradient of a layer's wide weight when a move is due.
+
+    It belongs to one layer of one model: in a copy of the model, or in a file, it does nothing.
+    """
+
+    def __init__(self, rewiring: Rewiring | None = None, name: str = "") -> None:
+        self.rewiring, self.name = rewiring, name
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Runs after the layer's forward."""
+        rewiring = self.rewiring
+        if rewiring is not None and rewiring.due and output.requires_grad:
+            output.register_hook(partial(rewiring._collect, self.name, inputs[0].detach()))
+
+    def __reduce__(self) -> tuple[type["_Watch"], tuple[()]]:
+        """Of which a copy is made: a hook of no rewiring."""
+        return _Watch, ()
 
 
 def moved(
@@ -243,10 +282,6 @@ def _top(score: Tensor, among: Tensor, count: int) -> Tensor:
     best = score.double().masked_fill(~among, -torch.inf).flatten().topk(count).indices
     chosen.view(-1)[best] = True
     return chosen
-
-
-def _weight(layer: ExpandedLinear) -> nn.Parameter:
-    return layer.values if isinstance(layer, BlockLinear) else layer.weight  # type: ignore[return-value]
 
 
 def _planes(layer: ExpandedLinear) -> tuple[int, int]:

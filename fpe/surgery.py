@@ -6,6 +6,9 @@ from typing import TypeVar
 
 from torch import nn
 
+from .replaceable import check_settled, check_unshared, own_forward
+from .unshard import unshard_into
+
 Model = TypeVar("Model", bound=nn.Module)
 
 # What may stand between the layers of a pair: element-wise modules stay, norms over the features are widened.
@@ -67,14 +70,36 @@ def tiled(module: nn.Module, alpha: int, **sizes: object) -> nn.Module:
 def replace_modules(model: Model, replaced: Mapping[str, nn.Module]) -> Model:
     """A deep copy of a model with some modules replaced by name; the originals are not copied."""
     memo: dict[int, object] = {id(model.get_submodule(name)): module for name, module in replaced.items()}
-    return copy.deepcopy(model, memo)
+    unshard_into(memo, model)
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        _forgo_fast_path(module)
+    return copied
+
+
+def _forgo_fast_path(module: nn.Module) -> None:
+    """Has PyTorch's transformer encoder call its layers.
+
+    In eval mode it hands all weights to one kernel instead, which knows dense layers alone. Both flags are its own, set
+    where it was built for an activation or in a form that the kernel does not know.
+    """
+    if any(not isinstance(m, nn.Linear) and hasattr(m, "edge_weight") for m in module.modules()):
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
+def is_chain(module: nn.Module) -> bool:
+    """Whether a module runs its children one after the other and nothing else: an ``nn.Sequential`` as it comes."""
+    return isinstance(module, nn.Sequential) and not own_forward(module, nn.Sequential)
 
 
 def sequential_leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     """The layers of a Sequential, nested ones unrolled, in the order in which they run."""
     leaves: list[tuple[str, nn.Module]] = []
     for name, child in model._modules.items():  # unlike named_children, keeps a module used twice
-        if type(child) is nn.Sequential:
+        if child is not None and is_chain(child):
             leaves += sequential_leaves(child, f"{prefix}{name}.")
         elif child is not None:
             leaves.append((prefix + name, child))
@@ -88,13 +113,18 @@ def widened_between(model: nn.Module, first: str, second: str, alpha: int) -> di
     between = leaves[names.index(first) + 1 : names.index(second)]
     widened: dict[str, nn.Module] = {}
     for name, module in between:
+        check_settled("expand", name, module)
         if next(module.parameters(), None) is not None and sum(leaf is module for _, leaf in leaves) > 1:
             raise ValueError(f"expand: '{name}' ({type(module).__name__}) is used twice and cannot be replaced")
-        if isinstance(module, NORMS):
+        check_unshared("expand", model, name, module)
+        known = next((kind for kind in (*NORMS, *ELEMENTWISE, nn.PReLU) if isinstance(module, kind)), None)
+        if known is not None and own_forward(module, known):
+            known = None
+        if known in NORMS:
             widened[name] = widen_norm(module, alpha)
-        elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
+        elif isinstance(module, nn.PReLU) and known is nn.PReLU and module.num_parameters > 1:
             widened[name] = tiled(module, alpha, num_parameters=alpha * module.num_parameters)
-        elif not isinstance(module, (*ELEMENTWISE, nn.PReLU)):
+        elif known is None:
             raise ValueError(
                 f"expand: '{name}' ({type(module).__name__}) between '{first}' and '{second}' is neither "
                 "element-wise nor a norm over the features; it cannot be widened"

@@ -39,6 +39,7 @@ from .block import (
     block_matmul_t,
     block_matmul_t_eager,
 )
+from .dispatch import UnsupportedError
 from .mlp import expanded_mlp, expanded_mlp_eager
 from .partition import (
     HOLE,
@@ -67,6 +68,7 @@ __all__ = [
     "BlockLayout",
     "PackedLabels",
     "SemiStructuredLayout",
+    "UnsupportedError",
     "block_grad",
     "block_grad_eager",
     "block_matmul",

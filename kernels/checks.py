@@ -18,6 +18,8 @@ def check_tensor(
     dtype: torch.dtype | None = None,
     like: Tensor | None = None,
     on: Tensor | None = None,
+    is_index: bool = False,
+    any_dtype: bool = False,
 ) -> None:
     """Raises unless ``value`` is a tensor of the given shape, dtype and device.
 
@@ -30,27 +32,48 @@ def check_tensor(
         dtype: The required dtype; without it, any floating dtype, or that of ``like``.
         like: A tensor whose device and (without ``dtype``) dtype are required.
         on: A tensor whose device alone is required.
+        is_index: Whether ``value`` says where weights are. Beside operands on the meta device, which have none, it may
+            lie anywhere: nothing reads it.
+        any_dtype: Whether the dtype is of no matter.
 
     Raises:
-        TypeError: ``value`` is no tensor, or has the wrong dtype.
+        TypeError: ``value`` is no dense tensor, or has the wrong dtype.
         ValueError: Its shape or device is wrong.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested or value.is_quantized:
+        kind = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)
+        raise TypeError(f"{op}: {name} must be a dense tensor, got one that is {kind.removeprefix('torch.')}")
     got = tuple(value.shape)
     tail = got[max(len(got) - len(shape), 0) :] if batched else got
     if len(tail) != len(shape) or any(w is not None and w != g for w, g in zip(shape, tail, strict=True)):
         wanted = ["..."] * batched + ["*" if size is None else str(size) for size in shape]
         raise ValueError(f"{op}: {name} must have shape [{', '.join(wanted)}], got {list(got)}")
-    if dtype is None and like is not None:
-        dtype = like.dtype
+    if dtype is None and (like is not None or any_dtype):
+        dtype = value.dtype if like is None else like.dtype
     if dtype is None and value.dtype not in FLOATING:
         raise TypeError(f"{op}: {name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
     if dtype is not None and value.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {dtype}, got {value.dtype}")
     beside = like if like is not None else on
-    if beside is not None and value.device != beside.device:
+    if beside is not None and value.device != beside.device and not (is_index and beside.is_meta):
         raise ValueError(f"{op}: {name} must be on {beside.device}, got {value.device}")
+
+
+def check_readable(op: str, name: str, value: Tensor) -> None:
+    """Raises unless a tensor has values, which one on the meta device has not."""
+    if value.is_meta:
+        raise ValueError(f"{op}: {name} must hold values, got a tensor on the meta device")
+
+
+def check_pair(op: str, name: str, value: object, least: int) -> tuple[int, int]:
+    """Returns a pair of integers, each at least 0 or 1, or raises ``ValueError``."""
+    sizes = list(value) if isinstance(value, tuple | list) else []
+    if len(sizes) != 2 or any(not isinstance(s, int) or isinstance(s, bool) or s < least for s in sizes):
+        kind = "positive integers" if least else "integers that are not negative"
+        raise ValueError(f"{op}: {name} must be a pair of {kind}, got {value!r}")
+    return sizes[0], sizes[1]
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -17,12 +17,14 @@ class Device:
         sms: Streaming multiprocessors.
         shared: Bytes of shared memory that one program may use.
         l2: Bytes of L2.
+        name: As the driver has it; empty where it stands for its kind.
     """
 
     arch: int
     sms: int
     shared: int
     l2: int
+    name: str = ""
 
     @property
     def computed_right(self) -> bool:
@@ -69,7 +71,7 @@ def _query(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
     shared = driver.active.utils.get_device_properties(index)["max_shared_mem"]
     arch = properties.major * 10 + properties.minor
-    return Device(arch, properties.multi_processor_count, shared, properties.L2_cache_size)
+    return Device(arch, properties.multi_processor_count, shared, properties.L2_cache_size, properties.name)
 
 
 def input_precision(x: Tensor) -> str:

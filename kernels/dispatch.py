@@ -15,10 +15,15 @@ from torch import Tensor
 
 from .device import arch_of, interpreting
 from .model import PUBLISHED, Roof, candidates, roof_named
+from .tables import file_name
 
 BACKENDS = ("auto", "triton", "eager")
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MIN_ARCH = 80
+
+
+class UnsupportedError(ValueError):
+    """A backend that was insisted on does not take this call: its device, dtype, sizes or structure; it says why."""
 
 
 def choose_backend(
@@ -41,7 +46,8 @@ def choose_backend(
         by_cost: Whether ``"auto"`` stays open where both can run, to be decided by :func:`ranked`.
 
     Raises:
-        ValueError: No such backend exists, or the one insisted on cannot run this call; the message says why.
+        ValueError: No such backend exists.
+        UnsupportedError: The one insisted on cannot run this call; the message says why.
     """
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend must be one of {', '.join((*BACKENDS, *more))}, got {backend!r}")
@@ -49,7 +55,7 @@ def choose_backend(
         return "eager"
     reason = why_not_triton(operand, limit)
     if reason and backend == "triton":
-        raise ValueError(f"{op}: backend 'triton' cannot run here: {reason}")
+        raise UnsupportedError(f"{op}: backend 'triton' cannot run here: {reason}")
     if reason:
         return "eager"
     return "auto" if by_cost and backend == "auto" else "triton"
@@ -142,7 +148,7 @@ def roof_for(name: str, arch: int) -> Roof:
 
     Measured roofs are ``kernels/configs/roof_<name>.json``, as ``fpe gpu`` writes them.
     """
-    shipped = files(__package__) / "configs" / f"roof_{name.lower().replace(' ', '_')}.json"
+    shipped = files(__package__) / "configs" / file_name("roof", name)
     if shipped.is_file():
         return Roof.of(json.loads(shipped.read_text()), str(shipped))
     try:

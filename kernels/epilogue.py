@@ -109,13 +109,13 @@ def launch_reduce(partial: Tensor, result: Tensor, bias: Tensor | None = None, a
     )
 
 
-def summed(parts: Tensor, like: Tensor) -> Tensor:
-    """The parts ``[split, ...]`` of a split reduction added in their order, in the dtype of ``like``."""
-    if parts.shape[0] == 1:
+def summed(parts: Tensor, like: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The float32 parts ``[split, ...]`` of a reduction and a bias added in their order, in the dtype of ``like``."""
+    if parts.shape[0] == 1 and bias is None:
         return parts[0].to(like.dtype)
     result = parts.new_empty(parts.shape[1:], dtype=stored_dtype(like))
     if result.numel():
-        launch_reduce(parts, result)
+        launch_reduce(parts, result, None if bias is None else bias.contiguous())
     return result.to(like.dtype)
 
 

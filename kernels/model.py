@@ -56,8 +56,6 @@ ASSUMED_WARP_MMA = {90: 0.65, 100: 0.35}
 ASSUMED_UNPACKING = {"packed labels": 1.75, "sparse tensor cores": 0.5}
 """Integer instructions for each weight and child, done again for every tile of rows: half of the seven instructions of
 all kinds that a compiled sketch needs for a weight and its two children, as twice the integer rate can be issued."""
-ASSUMED_COMPRESSING = 8.0
-"""Bytes that move for each byte of the parent's weights when a compressed form is made anew: four passes."""
 ASSUMED_TILE_ROWS = 128
 ASSUMED_LAUNCH = 2.5e-6
 """Seconds from one kernel's end to the next one's first useful work."""
@@ -337,14 +335,44 @@ def candidates(
     rate = 2 * ASSUMED_WARP_MMA.get(roof.arch, 1.0)
     # A merge's activations are laid side by side first, by a copy; weights that have changed are compressed anew.
     more, launches = (2.0 * size * m * alpha * k, 2) if op == "merge_matmul" else (0.0, 1)
-    if not constant:
-        more, launches = more + ASSUMED_COMPRESSING * parent, launches + 4
-    found.append(costs("sparse tensor cores", stored, alpha * useful, launches, rate, why, more))
+
+    def anew(name: str) -> tuple[float, int]:
+        return (0.0, 0) if constant else repacking(name, op, structure, n * k, alpha, size)
+
+    moved, packs = anew("sparse tensor cores")
+    found.append(costs("sparse tensor cores", stored, alpha * useful, launches + packs, rate, why, more + moved))
     why = why or ("it takes alpha = 2" if alpha != 2 else "")
     why = why or (f"it takes sizes in multiples of 16, got {n} x {k}" if n % 16 or k % 16 else "")
     two_four = formats.get("2:4", formats["partition labels"]) + activations
-    found.append(costs("torch.sparse", two_four, alpha * useful, launches, 2.0, why, more))
+    moved, packs = anew("torch.sparse")
+    found.append(costs("torch.sparse", two_four, alpha * useful, launches + packs, 2.0, why, more + moved))
     return found
+
+
+def repacking(name: str, op: str, structure: str, weights: int, alpha: int, size: int) -> tuple[float, int]:
+    """Bytes that move, and launches, until weights that have changed lie as an implementation takes them.
+
+    What the kernels of ``semi_structured.pack`` read and write, once each. A split takes its children's values first,
+    which its dX starts from; every other merge starts from the parent. cuSPARSELt is given the plain wide weight and
+    makes a form of its own, values and two bits for each; where PyTorch runs CUTLASS instead, less moves.
+
+    Args:
+        name: ``"sparse tensor cores"`` or ``"torch.sparse"``.
+        op: ``"split_matmul"`` or ``"merge_matmul"``.
+        structure: Of the labels.
+        weights: Of the parent.
+        alpha: Children.
+        size: Bytes of a weight.
+    """
+    parent, codes = weights * size, weights / 8  # a nibble for each quad of a child's inputs, the second's not stored
+    values = parent * max(alpha // 2, 1)  # four children: a zero beside each value
+    wide, index = alpha * parent, alpha * codes
+    moved, launches = (2 * parent + codes, 1) if op == "split_matmul" else (0.0, 0)
+    moved += parent + (codes if op == "merge_matmul" and structure == "2:4" else 0.0)
+    moved += 2 * weights if alpha == 4 else 0.0  # which of each pair is the zero
+    if name == "sparse tensor cores":
+        return moved + values, launches + 1
+    return moved + index + wide + wide + values + index, launches + 2
 
 
 def best(found: Sequence[Candidate]) -> Candidate:

@@ -11,7 +11,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-NOTES = ("family", "max_m", "config", "milliseconds", "rule_milliseconds")
+from .device import Device
+
+NOTES = ("family", "max_m", "config", "milliseconds", "rule_milliseconds", "tried", "skipped")
 """What an entry holds besides its conditions."""
 
 
@@ -49,8 +51,18 @@ def parse(table: Mapping[str, Any], config: type) -> tuple[Entry, ...]:
     return tuple(sorted(read, key=lambda entry: entry.max_m))
 
 
+def file_name(kind: str, device: str) -> str:
+    """What was measured on a device and is shipped lies under its name, as ``"partition_nvidia_h200.json"``."""
+    return f"{kind}_{device.lower().replace(' ', '_')}.json"
+
+
+def table_name(family: str, device: Device) -> str:
+    """The file of a family's tuned configurations: the device's own, as what is fastest differs within a kind."""
+    return file_name(family, device.name or f"sm{device.arch}")
+
+
 @cache
-def tuned(family: str, arch: int, config: type) -> tuple[Entry, ...]:
-    """Entries shipped for a family of kernels on an architecture; none where nothing was measured."""
-    file = files(__package__) / "configs" / f"{family}_sm{arch}.json"
+def tuned(family: str, device: Device, config: type) -> tuple[Entry, ...]:
+    """Entries shipped for a family of kernels on a device; none where nothing was measured."""
+    file = files(__package__) / "configs" / table_name(family, device)
     return parse(json.loads(file.read_text()), config) if file.is_file() else ()

@@ -22,6 +22,14 @@ settings.register_profile(
 settings.load_profile("fpe")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of ``test_fuzz.py``."""
+    parser.addoption(
+        "--fuzz", type=int, default=8, metavar="N", help="random calls of each operation in Triton, 4 N eager"
+    )
+    parser.addoption("--fuzz-seed", type=int, default=0, metavar="S", help="other random calls")
+
+
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """New tensors hold NaN, so that an element that no program writes is seen."""

@@ -200,14 +200,9 @@ def true_nonzeros(dense: nn.Module) -> int:
 def removed_entries(layer: fpe.layers.ExpandedLinear) -> Tensor:
     """Which entries of the layer's weight parameter stand for no edge."""
     ones = deepcopy(layer)
-    weight = weight_parameter(ones)
-    weight.data.fill_(1)
+    ones.edge_weight.data.fill_(1)
     ones.clear_removed()
-    return weight == 0
-
-
-def weight_parameter(layer: fpe.layers.ExpandedLinear) -> nn.Parameter:
-    return layer.values if isinstance(layer, fpe.BlockLinear) else layer.weight
+    return ones.edge_weight == 0
 
 
 def expanded_layers(model: nn.Module) -> list[fpe.layers.ExpandedLinear]:

@@ -208,9 +208,9 @@ def test_opcheck(op: str) -> None:
     layout, values, x, dy, bias = operands(CASES[1])
     x, dy, v = (t.float().requires_grad_() for t in (x, dy, values.unflatten(1, (16, 32))))
     arguments = {
-        "block_matmul": (x, v, layout.tensors, bias.float(), None, *layout.shape, "triton"),
-        "block_matmul_t": (dy, v, layout.tensors, *layout.shape, "triton"),
-        "block_grad": (dy, x, layout.tensors, *layout.block, "triton"),
+        "block_matmul": (x, v, *layout.tensors, bias.float(), None, *layout.shape, "triton"),
+        "block_matmul_t": (dy, v, *layout.tensors, *layout.shape, "triton"),
+        "block_grad": (dy, x, *layout.tensors, *layout.block, "triton"),
     }[op]
     torch.library.opcheck(getattr(torch.ops.fpe, op).default, arguments)
 

@@ -41,10 +41,10 @@ def test_expanded_convolutions_are_masked_wide_ones(make: object, policy: str) -
     hidden = first(x)
     owned = partition.masks().view(alpha * 5, 4, 3, 3)
     weight = conv1.weight.repeat(alpha, 1, 1, 1)
-    kept = first.weight() != 0
+    kept = first.weight != 0
     assert not (kept & ~owned).any()
     torch.testing.assert_close(hidden, conv2d(x, weight * kept, conv1.bias.repeat(alpha), stride=2, padding=1))
-    kept = second.weight() != 0
+    kept = second.weight != 0
     assert kept.shape == (conv2.out_channels, alpha * 5, *conv2.kernel_size)
     wide = conv2.weight.repeat(1, alpha, 1, 1) * kept
     settings = {"padding": conv2.padding, "dilation": conv2.dilation}
@@ -54,7 +54,7 @@ def test_expanded_convolutions_are_masked_wide_ones(make: object, policy: str) -
 def test_removed_taps_stay_zero_in_training_and_the_dense_model_agrees() -> None:
     first, second = expand_conv_pair(*convolutions(), PARTITIONS["random"](), generator=seeded())
     model = nn.Sequential(first, nn.ReLU(), second)
-    before = [(part.weight() != 0) for part in (first, second)]
+    before = [(part.weight != 0) for part in (first, second)]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     x = integers(2, 4, 9, 8)
     for _ in range(3):
@@ -62,7 +62,7 @@ def test_removed_taps_stay_zero_in_training_and_the_dense_model_agrees() -> None
         model(x).square().mean().backward()
         optimizer.step()
     for part, kept in zip((first, second), before, strict=True):
-        assert torch.equal(part.weight() != 0, kept)
+        assert torch.equal(part.weight != 0, kept)
     dense = fpe.to_dense(model)
     assert not any(isinstance(m, fpe.layers.ExpandedLinear) for m in dense.modules())
     torch.testing.assert_close(dense(x), model(x))

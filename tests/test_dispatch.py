@@ -6,13 +6,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from gluon_numpy import on_numpy
 from support import seeded
 from torch import Tensor
 
 from fpe.kernels import PackedLabels, dispatch, merge_matmul, ops, split_matmul
 from fpe.kernels.dispatch import CONSTANT, IMPLEMENTATIONS, choose_backend, ranked, roof_for
 from fpe.kernels.model import PUBLISHED, candidates
-from fpe.kernels.semi_structured import semi_structured_matmul_eager
 from fpe.kernels.semi_structured.backends import WHY_NOT
 
 SHAPES = [(m, n, k) for m in (1, 16, 64, 256, 2048, 16384) for n, k in ((14336, 4096), (4096, 4096), (64, 512))]
@@ -42,7 +42,7 @@ def test_a_large_batch_of_merged_children_runs_on_sparse_tensor_cores() -> None:
     assert "sparse_tensor_core" not in ranked("merge_matmul", 8192, 14336, 4096, 8, "bf16", PUBLISHED["4090"])
 
 
-@pytest.mark.parametrize(("m", "wanted"), [(256, "triton"), (8192, "sparse_tensor_core")])
+@pytest.mark.parametrize(("m", "wanted"), [(128, "triton"), (8192, "sparse_tensor_core")])
 def test_weights_that_change_are_compressed_for_large_batches_alone(m: int, wanted: str) -> None:
     sizes = ("merge_matmul", m, 14336, 4096, 2, "bf16", PUBLISHED["4090"])
     assert ranked(*sizes)[0] == "sparse_tensor_core"
@@ -110,30 +110,30 @@ def test_an_open_choice_is_made_when_the_operation_runs(chosen: str) -> None:
 def test_a_merge_runs_as_2_to_4_where_that_comes_first_and_can_run(
     alpha: int, packed: bool, transposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the eager twin of the 2:4 matmul in place of sparse tensor cores."""
+    """On small integers, where sums are exact."""
     labels = torch.randint(alpha + 1, (7, 9), generator=seeded(1), dtype=torch.uint8)  # some edges are nobody's
-    z, w = torch.randn(3, alpha, 9, generator=seeded(2)), torch.randn(7, 9, generator=seeded(3))
-    bias = torch.randn(7, generator=seeded(4))
+    shapes = ((3, alpha, 9), (7, 9), (7,))
+    z, w, bias = (torch.randint(-4, 5, shape, generator=seeded(2)).bfloat16() for shape in shapes)
     owners = PackedLabels.pack(labels.T.contiguous(), alpha).T if transposed else PackedLabels.pack(labels, alpha)
     table = owners.planes if packed else labels
     weight = w.T.contiguous().T if transposed else w
     arguments = (z, weight, table, bias, "relu", packed and transposed)
     monkeypatch.setattr(dispatch, "ranked_here", lambda *sizes, **more: ("sparse_tensor_core", "eager"))
-    monkeypatch.setattr(
-        "fpe.kernels.semi_structured.sparse_tensor_core.semi_structured_matmul_sparse_tensor_core",
-        semi_structured_matmul_eager,
-    )
     ran = []
     for reason in (None, "it is broken"):
         monkeypatch.setitem(WHY_NOT, "sparse_tensor_core", lambda *call, why=reason: ran.append(call[1:]) or why)
-        y = ops.merge_matmul(*arguments, "auto")
-        torch.testing.assert_close(y, merge_matmul(z, w, labels, bias, "relu", backend="eager"))
+        with on_numpy():
+            y = ops.merge_matmul(*arguments, "auto")
+        assert torch.equal(y, merge_matmul(z, w, labels, bias, "relu", backend="eager"))
     assert ran == [(7, alpha * 9)] * 2
 
 
 def test_gradients_of_a_merge_on_sparse_tensor_cores_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WHY_NOT, "torch", lambda *call: None)
-    monkeypatch.setattr("fpe.kernels.semi_structured.torch.semi_structured_matmul_torch", semi_structured_matmul_eager)
+    monkeypatch.setattr(
+        "fpe.kernels.semi_structured.torch.multiply_interleaved",
+        lambda x, w, alpha, layout: x @ layout.to_dense(layout.from_parent(w))[0].T,
+    )
     labels = torch.randint(2, (7, 9), generator=seeded(1), dtype=torch.uint8)
     z, w = torch.randn(3, 2, 9, generator=seeded(2)), torch.randn(7, 9, generator=seeded(3))
     gradients = []

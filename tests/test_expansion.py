@@ -27,7 +27,6 @@ from support import (
     seeded,
     snapshot,
     true_nonzeros,
-    weight_parameter,
 )
 from torch import nn
 from torch.nn.functional import linear
@@ -149,7 +148,7 @@ def test_removed_edges_stay_zero(recipe: Recipe, optimizer: str) -> None:
         wide(x).square().sum().backward()
         step.step()
         for layer, gone in zip(layers, removed, strict=True):
-            weight = weight_parameter(layer)
+            weight = layer.edge_weight
             assert (weight.grad[gone] == 0).all()
             assert (weight[gone] == 0).all()
     assert true_nonzeros(fpe.to_dense(wide)) == fpe.nonzeros(wide) == fpe.nonzeros(dense)
@@ -432,7 +431,7 @@ def test_expand_pair_takes_a_partition_of_your_own() -> None:
     first, second = fpe.expand_pair(fc1, fc2, fpe.Partition(labels, 3), "partition", generator=seeded())
     assert torch.equal(first.labels, labels)
     assert first.nonzeros + second.nonzeros == 6 * 8 + 3 * 6
-    assert torch.equal(first.weight, fc1.weight)
+    assert torch.equal(first.edge_weight, fc1.weight)
 
 
 # Bad input: the right error, a message that says expected and got, and the model as it was

@@ -67,6 +67,8 @@ GOOD = {
     "multiply_adds": 0,
     "load_bits": 128,
     "tile_bytes": 8192,
+    "hazards": {},
+    "first_hazard": "",
 }
 
 
@@ -177,6 +179,7 @@ def test_limits_know_every_architecture() -> None:
         ({"arch": 90, "rows": 64}, "meant HGMMA, got HMMA"),
         ({"arch": 100, "rows": 128}, "meant UTCHMMA, got HMMA"),
         ({"dtype": "fp32"}, "meant FFMA, got HMMA"),
+        ({"hazards": {"in flight": 8}, "first_hazard": "LDSM R4, line 3"}, "hazards: 8 x in flight; LDSM R4"),
         ({"kernel": "_partition_multiply", "alpha": 2, "tile": "16x64x128", "instructions_per_weight": 14.1}, "14.1"),
     ],
 )
@@ -210,8 +213,15 @@ def test_expected_matrix(change: dict, meant: str) -> None:
         ("_block_multiply", {"BLOCK_IN": 32, "BN": 64, "BK": 128, "TRANSPOSED": False, "BLOCK_M": 16}, (4096, 16)),
         ("_block_multiply", {"BLOCK_IN": 32, "BN": 64, "BK": 128, "TRANSPOSED": True, "BLOCK_M": 16}, (8192, 16)),
         ("_block_outer", {"BLOCK_M": 32, "BN": 64, "BK": 128}, (12288, 64)),
-        ("_partition_multiply", {"BLOCK_N": 32, "BLOCK_K": 128, "TRANSPOSED": False}, (8192, 32)),
-        ("_partition_multiply", {"BLOCK_N": 32, "BLOCK_K": 128, "TRANSPOSED": True}, (8192, 128)),
+        ("_partition_multiply", {"BLOCK_N": 32, "BLOCK_K": 128, "TRANSPOSED": False, "TURNED": False}, (8192, 32)),
+        ("_partition_multiply", {"BLOCK_N": 32, "BLOCK_K": 128, "TRANSPOSED": True, "TURNED": False}, (8192, 128)),
+        (
+            "_partition_multiply",
+            {"BLOCK_N": 32, "BLOCK_K": 128, "TRANSPOSED": True, "TURNED": True, "BLOCK_M": 16},
+            (8192, 16),
+        ),
+        ("_expanded_mlp", {"BLOCK_H": 64, "BLOCK_K": 32, "TURNED": False, "BLOCK_M": 16}, (4096, 64)),
+        ("_expanded_mlp", {"BLOCK_H": 64, "BLOCK_K": 32, "TURNED": True, "BLOCK_M": 16}, (4096, 16)),
         (
             "_partition_outer",
             {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "ALPHA": 4, "CHILDREN_LEFT": True},

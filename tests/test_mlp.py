@@ -3,6 +3,7 @@
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import fpe
 from fpe.kernels import PackedLabels, expanded_mlp
+from fpe.kernels.device import KNOWN
 from fpe.kernels.mlp.config import MAX_ACCUMULATORS, choose, limit
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -87,6 +89,16 @@ def truth(case: Case, dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("case", CASES, ids=readable_id)
 def test_triad(case: Case, dtype: torch.dtype) -> None:
     assert_as_accurate(compute(case, dtype, "triton"), compute(case, dtype, "eager"), truth(case, dtype))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("case", CASES, ids=readable_id)
+def test_the_turned_product_is_as_accurate(case: Case) -> None:
+    """What runs where a computed weight must be the right operand."""
+    dtype = torch.float16
+    with patch("fpe.kernels.mlp.triton.device_of", return_value=KNOWN[90]):
+        ours = compute(case, dtype, "triton")
+    assert_as_accurate(ours, compute(case, dtype, "eager"), truth(case, dtype))
 
 
 def test_with_a_gradient_it_is_its_two_operations() -> None:

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from support import DTYPES, FORMS, BadCall, assert_as_accurate, changed_fields, convert, readable_id, seeded, strided
+from support import DTYPES, FORMS, assert_as_accurate, changed_fields, convert, readable_id, seeded, strided
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
@@ -172,7 +171,7 @@ OPS = (
         lambda x, v, t: block_matmul(x, v, t.layout),
         lambda x, v, t: linear(x, t.layout.to_dense(v)),
         lambda x, v, t: kernels.block_matmul_eager(x, v, t.layout),
-        lambda x, v, t: (x, v, t.layout.tensors, None, None, *t.layout.shape, "eager"),
+        lambda x, v, t: (x, v, *t.layout.tensors, None, None, *t.layout.shape, "eager"),
         lambda c, t: ((*c.lead, c.k), t.layout.values_shape),
     ),
     Op(
@@ -180,7 +179,7 @@ OPS = (
         lambda dy, v, t: block_matmul_t(dy, v, t.layout),
         lambda dy, v, t: linear(dy, t.layout.to_dense(v).T),
         lambda dy, v, t: kernels.block_matmul_t_eager(dy, v, t.layout),
-        lambda dy, v, t: (dy, v, t.layout.tensors, *t.layout.shape, "eager"),
+        lambda dy, v, t: (dy, v, *t.layout.tensors, *t.layout.shape, "eager"),
         lambda c, t: ((*c.lead, c.n), t.layout.values_shape),
     ),
     Op(
@@ -188,7 +187,7 @@ OPS = (
         lambda dy, x, t: block_grad(dy, x, t.layout),
         lambda dy, x, t: t.layout.from_dense(_rows(dy, 1).T @ _rows(x, 1)),
         lambda dy, x, t: kernels.block_grad_eager(dy, x, t.layout),
-        lambda dy, x, t: (dy, x, t.layout.tensors, *t.layout.block, "eager"),
+        lambda dy, x, t: (dy, x, *t.layout.tensors, *t.layout.block, "eager"),
         lambda c, t: ((*c.lead, c.n), (*c.lead, c.k)),
     ),
 )
@@ -381,193 +380,3 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_operands(op
     for mine, right in zip(grads, low_grads, strict=True):
         assert mine.dtype == torch.float32
         assert torch.equal(mine, right.float())
-
-
-# Bad input
-
-
-X, Z, W, DY = torch.ones(5, 4), torch.ones(5, 2, 4), torch.ones(3, 4), torch.ones(5, 2, 3)
-LABELS = torch.zeros(3, 4, dtype=torch.uint8)
-LAYOUT = BlockLayout.from_mask(torch.tensor([[True, False], [True, True]]), (3, 4), (2, 2))
-VALUES, FLAT_DY = torch.ones(3, 2, 2), torch.ones(5, 3)
-LONG, META = LABELS.long(), "meta"
-EMPTY_LAYOUT = LAYOUT._replace(rows=LAYOUT.rows.long())
-
-BAD_CALLS = (
-    BadCall(
-        "split_matmul-x-width", lambda: split_matmul(X[:, :3], W, LABELS, 2), ValueError, ("x", "[..., 4]", "[5, 3]")
-    ),
-    BadCall("split_matmul-x-scalar", lambda: split_matmul(X.sum(), W, LABELS, 2), ValueError, ("x", "[..., 4]", "[]")),
-    BadCall("split_matmul-x-list", lambda: split_matmul([1.0], W, LABELS, 2), TypeError, ("x", "tensor", "list")),
-    BadCall("split_matmul-x-int", lambda: split_matmul(X.long(), W, LABELS, 2), TypeError, ("x", "float", "int64")),
-    BadCall(
-        "split_matmul-x-complex", lambda: split_matmul(X.cfloat(), W, LABELS, 2), TypeError, ("x", "float", "complex64")
-    ),
-    BadCall(
-        "split_matmul-x-dtype", lambda: split_matmul(X.half(), W, LABELS, 2), TypeError, ("x", "float32", "float16")
-    ),
-    BadCall("split_matmul-x-device", lambda: split_matmul(X.to(META), W, LABELS, 2), ValueError, ("x", "cpu", "meta")),
-    BadCall("split_matmul-w-dims", lambda: split_matmul(X, W[0], LABELS, 2), ValueError, ("w", "[*, *]", "[4]")),
-    BadCall("split_matmul-w-int", lambda: split_matmul(X, W.int(), LABELS, 2), TypeError, ("w", "float", "int32")),
-    BadCall(
-        "split_matmul-labels-shape", lambda: split_matmul(X, W, LABELS.T, 2), ValueError, ("labels", "[3, 4]", "[4, 3]")
-    ),
-    BadCall("split_matmul-labels-dtype", lambda: split_matmul(X, W, LONG, 2), TypeError, ("labels", "uint8", "int64")),
-    BadCall(
-        "split_matmul-labels-none", lambda: split_matmul(X, W, None, 2), TypeError, ("labels", "tensor", "NoneType")
-    ),
-    BadCall(
-        "split_matmul-labels-device",
-        lambda: split_matmul(X, W, LABELS.to(META), 2),
-        ValueError,
-        ("labels", "cpu", "meta"),
-    ),
-    *(
-        BadCall(
-            f"split_matmul-alpha-{alpha}",
-            lambda alpha=alpha: split_matmul(X, W, LABELS, alpha),
-            ValueError,
-            ("alpha", "254", repr(alpha)),
-        )
-        for alpha in (0, -1, 255, 2.0, "2", None, True)
-    ),
-    BadCall(
-        "merge_matmul-z-width",
-        lambda: merge_matmul(Z[..., :3], W, LABELS),
-        ValueError,
-        ("z", "[..., *, 4]", "[5, 2, 3]"),
-    ),
-    BadCall("merge_matmul-z-dims", lambda: merge_matmul(X[0], W, LABELS), ValueError, ("z", "[..., *, 4]", "[4]")),
-    BadCall(
-        "merge_matmul-z-dtype", lambda: merge_matmul(Z.double(), W, LABELS), TypeError, ("z", "float32", "float64")
-    ),
-    BadCall("merge_matmul-no-child", lambda: merge_matmul(Z[:, :0], W, LABELS), ValueError, ("alpha", "1 to 254", "0")),
-    BadCall("merge_matmul-labels", lambda: merge_matmul(Z, W, LABELS[:2]), ValueError, ("labels", "[3, 4]", "[2, 4]")),
-    BadCall("partition_grad-labels", lambda: partition_grad(DY, X, LABELS[0]), ValueError, ("labels", "[*, *]", "[4]")),
-    BadCall(
-        "partition_grad-labels-dtype", lambda: partition_grad(DY, X, LONG), TypeError, ("labels", "uint8", "int64")
-    ),
-    BadCall("partition_grad-x", lambda: partition_grad(DY, X.T, LABELS), ValueError, ("x", "[..., 4]", "[4, 5]")),
-    BadCall(
-        "partition_grad-dy-rows",
-        lambda: partition_grad(DY[:4], X, LABELS),
-        ValueError,
-        ("dy", "[5, *, 3]", "[4, 2, 3]"),
-    ),
-    BadCall("partition_grad-dy-list", lambda: partition_grad([DY], X, LABELS), TypeError, ("dy", "tensor", "list")),
-    BadCall(
-        "partition_grad-dy-dtype", lambda: partition_grad(DY.half(), X, LABELS), TypeError, ("dy", "float32", "float16")
-    ),
-    BadCall(
-        "partition_grad-no-child", lambda: partition_grad(DY[:, :0], X, LABELS), ValueError, ("alpha", "1 to 254", "0")
-    ),
-    BadCall("block_matmul-x", lambda: block_matmul(FLAT_DY, VALUES, LAYOUT), ValueError, ("x", "[..., 4]", "[5, 3]")),
-    BadCall(
-        "block_matmul-x-dtype", lambda: block_matmul(X.half(), VALUES, LAYOUT), TypeError, ("x", "float32", "float16")
-    ),
-    BadCall(
-        "block_matmul-values",
-        lambda: block_matmul(X, VALUES[:2], LAYOUT),
-        ValueError,
-        ("values", "[3, 2, 2]", "[2, 2, 2]"),
-    ),
-    BadCall(
-        "block_matmul-values-list", lambda: block_matmul(X, [VALUES], LAYOUT), TypeError, ("values", "tensor", "list")
-    ),
-    BadCall(
-        "block_matmul-values-int",
-        lambda: block_matmul(X, VALUES.int(), LAYOUT),
-        TypeError,
-        ("values", "float", "int32"),
-    ),
-    BadCall("block_matmul-index", lambda: block_matmul(X, VALUES, EMPTY_LAYOUT), TypeError, ("rows", "int32", "int64")),
-    BadCall(
-        "block_matmul-layout", lambda: block_matmul(X, VALUES, None), TypeError, ("layout", "BlockLayout", "NoneType")
-    ),
-    BadCall("block_matmul_t-dy", lambda: block_matmul_t(X, VALUES, LAYOUT), ValueError, ("dy", "[..., 3]", "[5, 4]")),
-    BadCall(
-        "block_matmul_t-layout", lambda: block_matmul_t(FLAT_DY, VALUES, 3), TypeError, ("layout", "BlockLayout", "int")
-    ),
-    BadCall("block_grad-x", lambda: block_grad(FLAT_DY, FLAT_DY, LAYOUT), ValueError, ("x", "[..., 4]", "[5, 3]")),
-    BadCall("block_grad-dy", lambda: block_grad(FLAT_DY[:4], X, LAYOUT), ValueError, ("dy", "[5, 3]", "[4, 3]")),
-    BadCall("block_grad-dy-none", lambda: block_grad(None, X, LAYOUT), TypeError, ("dy", "tensor", "NoneType")),
-    BadCall(
-        "block_grad-layout", lambda: block_grad(FLAT_DY, X, VALUES), TypeError, ("layout", "BlockLayout", "Tensor")
-    ),
-    *(
-        BadCall(f"{name}-backend", call, ValueError, ("backend", "auto", "eager", "'cuda'"))
-        for name, call in (
-            ("split_matmul", lambda: split_matmul(X, W, LABELS, 2, backend="cuda")),
-            ("merge_matmul", lambda: merge_matmul(Z, W, LABELS, backend="cuda")),
-            ("partition_grad", lambda: partition_grad(DY, X, LABELS, backend="cuda")),
-            ("block_matmul", lambda: block_matmul(X, VALUES, LAYOUT, backend="cuda")),
-            ("block_matmul_t", lambda: block_matmul_t(FLAT_DY, VALUES, LAYOUT, backend="cuda")),
-            ("block_grad", lambda: block_grad(FLAT_DY, X, LAYOUT, backend="cuda")),
-        )
-    ),
-)
-
-
-@pytest.mark.parametrize("bad", BAD_CALLS, ids=readable_id)
-def test_bad_calls_name_op_argument_expected_and_got(bad: BadCall) -> None:
-    """An id begins with the name of the op."""
-    bad.check(f"{bad.id.split('-')[0]}: ")
-
-
-# Block layouts
-
-
-@pytest.mark.parametrize(
-    ("shape", "block"), [((7, 11), (3, 4)), ((8, 12), (4, 4)), ((1, 1), (5, 5)), ((0, 4), (2, 2)), ((5, 3), (1, 1))]
-)
-@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-def test_layout_round_trips(shape: tuple[int, int], block: tuple[int, int], density: float) -> None:
-    mask = torch.rand(kernels.block.layout.grid(shape, block), generator=seeded(4)) < density
-    layout = BlockLayout.from_mask(mask, shape, block).validate()
-    dense = torch.randn(shape, generator=seeded(5))
-    wanted = dense * mask.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[: shape[0], : shape[1]]
-    values = layout.from_dense(dense)
-    assert torch.equal(layout.mask(), mask)
-    assert values.shape == layout.values_shape
-    assert torch.equal(layout.to_dense(values), wanted)
-    assert torch.equal(layout.from_dense(wanted), values)
-    assert all(index.dtype == torch.int32 for index in layout.tensors)
-
-
-def test_layout_orders_agree_with_the_mask() -> None:
-    mask = Topology.of(Case(n=13, k=17)).layout.mask()
-    layout = BlockLayout.from_mask(mask, (13, 17), (3, 4))
-    for r, c in product(range(mask.shape[0]), range(mask.shape[1])):
-        in_row = layout.cols[layout.row_ptr[r] : layout.row_ptr[r + 1]].tolist()
-        in_column = layout.rows[layout.col_order[layout.col_ptr[c] : layout.col_ptr[c + 1]].long()].tolist()
-        assert in_row == mask[r].nonzero().flatten().tolist()
-        assert in_column == mask[:, c].nonzero().flatten().tolist()
-
-
-@pytest.mark.parametrize("name", ["rows", "cols", "row_ptr", "col_ptr", "col_order"])
-@pytest.mark.parametrize(
-    "damage",
-    [lambda i: i + 1, lambda i: i - 1, lambda i: i + 100, lambda i: i.flip(0), lambda i: i[:-1], torch.zeros_like],
-    ids=["shifted", "negative", "out-of-range", "reversed", "truncated", "zeroed"],
-)
-def test_validate_catches_damage(name: str, damage: Callable[[Tensor], Tensor]) -> None:
-    mask = torch.tensor([[True, True, False], [False, True, True], [True, False, True]])
-    layout = BlockLayout.from_mask(mask, (6, 6), (2, 2)).validate()
-    damaged = damage(getattr(layout, name))
-    with pytest.raises(ValueError, match=r"BlockLayout\.validate"):
-        layout._replace(**{name: damaged}).validate()
-
-
-@pytest.mark.parametrize(
-    ("mask", "shape", "block", "error", "says"),
-    [
-        (torch.ones(2, 2), (4, 4), (2, 2), TypeError, ("bool", "float32")),
-        ([[True]], (1, 1), (1, 1), TypeError, ("bool", "list")),
-        (torch.ones(2, 3, dtype=torch.bool), (4, 4), (2, 2), ValueError, ("[2, 2]", "[2, 3]")),
-        (torch.ones(2, 2, dtype=torch.bool), (4, 4), (0, 2), ValueError, ("positive", "(0, 2)")),
-        (torch.ones(2, 2, dtype=torch.bool), (-4, 4), (2, 2), ValueError, ("negative", "(-4, 4)")),
-    ],
-    ids=["float-mask", "list-mask", "mask-shape", "zero-block", "negative-shape"],
-)
-def test_from_mask_refuses(mask: Any, shape: Any, block: Any, error: type[Exception], says: tuple[str, ...]) -> None:
-    BadCall("", lambda: BlockLayout.from_mask(mask, shape, block), error, says).check("BlockLayout.from_mask: ")

@@ -1,13 +1,18 @@
 """The package as it is installed: what importing it needs, who imports whom, what the wheel holds, the README."""
 
 import ast
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import ROOT
@@ -108,19 +113,38 @@ def test_no_room_is_imported_by_its_folder_name() -> None:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of the sources, because building writes into the tree."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__", ".*", "results")
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
     for name in ROOMS:
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source)
     build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     python(*build, "--wheel-dir", str(folder), str(source), cwd=folder)
-    return zipfile.ZipFile(next(folder.glob("*.whl")))
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def wheel(wheel_file: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(wheel_file)
+
+
+@pytest.fixture(scope="session")
+def installed(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel in it and nothing of the checkout; other packages are this interpreter's."""
+    home = tmp_path_factory.mktemp("environment")
+    venv.create(home, with_pip=False, symlinks=True)
+    own = sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)})
+    others = [p for p in sys.path if Path(p).name == "site-packages"]  # on a .pth: their own .pth files are not read
+    (Path(own) / "others.pth").write_text("\n".join(others))
+    interpreter = home / "bin/python"
+    install = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    python("-m", "pip", "--python", str(interpreter), "install", *install, str(wheel_file), cwd=home)
+    return home
 
 
 def test_the_wheel_holds_one_top_level_package(wheel: zipfile.ZipFile) -> None:
@@ -138,6 +162,54 @@ def test_the_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
     assert "fpe/py.typed" in wheel.namelist()
 
 
+def test_the_wheel_holds_every_file_that_the_program_reads(wheel: zipfile.ZipFile) -> None:
+    """Whatever lies in the rooms beside the modules: committed results, templates, tables."""
+    tracked = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    wanted = set()
+    for name in tracked.split() or [str(p.relative_to(ROOT)) for room in ROOMS for p in (ROOT / room).rglob("*.jsonl")]:
+        room, _, rest = name.partition("/")
+        wanted.add(f"{ROOMS[room].replace('.', '/')}/{rest}")
+    assert any(name.endswith(".jsonl") for name in wanted)
+    assert wanted <= set(wheel.namelist())
+
+
+ELSEWHERE = """
+import json, sys
+from pathlib import Path
+from click.testing import CliRunner
+import fpe, fpe.bench.results as results
+assert Path(fpe.__file__).is_relative_to(sys.prefix), fpe.__file__
+from fpe.bench.cli import cli
+def run(*arguments, status=0):
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == status, (arguments, done.output, done.exception)
+    return done.output
+listed = run("results").replace("\\n", "")
+assert listed.count(".jsonl") >= 10
+assert "accuracy" in run("results", str(results.COMMITTED / "studies/boolean.jsonl"))
+assert json.loads(run("verdict", "--gpu", "4090", "--json").splitlines()[0])["gpu"]
+assert "predicted" in run("explain", "--gpu", "4090")
+assert "checkout" in run("docs", status=1)
+"""
+
+
+def test_the_main_commands_run_outside_a_checkout(installed: Path, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "fpe, version" in run(str(installed / "bin/fpe"), "--version")
+    run(str(installed / "bin/python"), "-c", ELSEWHERE)
+    run(str(installed / "bin/fpe"), "report", "--quick", "--output", "out")
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("<svg") == 20 and "nan" not in page
+
+
 def test_the_wheels_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = wheel.read(next(n for n in wheel.namelist() if n.endswith("METADATA"))).decode()
     assert "\nName: fixed-parameter-expansion\n" in metadata
@@ -147,17 +219,62 @@ def test_the_wheels_metadata(wheel: zipfile.ZipFile) -> None:
     assert "fpe = fpe.bench.__main__:main" in entry_points
 
 
-# The README
+# What the documents show
+
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
 
-def readme_examples() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def snippets(language: str) -> list[Any]:
+    """Every fenced block of a language, named by its document and its first line."""
+    found = []
+    for path in DOCUMENTS:
+        for text in re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+            found.append(pytest.param(text, id=f"{path.stem}: {text.strip().splitlines()[0]}"))
+    return found
 
 
-def test_the_readme_has_examples() -> None:
-    assert readme_examples()
+def test_every_fenced_block_is_of_a_language_that_is_tried() -> None:
+    opened = [line for path in DOCUMENTS for line in path.read_text().splitlines() if re.match("```.", line)]
+    assert set(opened) <= {"```python", "```sh", "```text"}
+    assert len(snippets("python")) >= 2 and len(snippets("sh")) >= 2
 
 
-@pytest.mark.parametrize("example", readme_examples(), ids=lambda e: e.strip().splitlines()[0])
-def test_the_readmes_examples_run(example: str, tmp_path: Path) -> None:
-    python("-c", example, cwd=tmp_path)
+@pytest.mark.parametrize("text", snippets("python"))
+def test_a_snippet_runs(text: str, tmp_path: Path) -> None:
+    python("-c", text, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("text", snippets("sh"))
+def test_a_shell_snippet_names_what_there_is(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets of make, and commands with options that parse; none is run."""
+    from fpe.bench.cli import cli
+
+    monkeypatch.chdir(tmp_path)
+    for name in re.findall(r"[\w/-]+\.jsonl", text):
+        Path(name).touch()
+    targets = set(re.findall(r"^(\w+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in filter(None, (line.partition("#")[0].strip() for line in text.splitlines())):
+        program, *arguments = shlex.split(line)
+        if program == "make":
+            assert set(arguments) <= targets, line
+        elif program == "fpe":
+            parse(cli, arguments)
+        else:
+            assert program in ("python", "pytest", "pip"), line
+
+
+def parse(command: Any, arguments: list[str]) -> None:
+    """Reads a command line down to the last command; raises where an option or a command does not exist."""
+    context = command.make_context("fpe", list(arguments), resilient_parsing=False)
+    if hasattr(command, "resolve_command"):
+        name, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert inner is not None, name
+        parse(inner, rest)
+
+
+def test_the_readmes_names_exist() -> None:
+    """What the README calls by its full name in the running text."""
+    text = (ROOT / "README.md").read_text()
+    names = sorted(set(re.findall(r"`(fpe(?:\.\w+)+)", text)))
+    assert "fpe.convolution.expand_conv_pair" in names
+    python("-c", f"import fpe\nfor name in {names}: eval(name)", cwd=ROOT.parent)

@@ -131,6 +131,24 @@ def test_triad(case: Case, op: str, dtype: torch.dtype) -> None:
         assert not ours[holes.T if op == "grad_t" else holes].any()
 
 
+@pytest.mark.parametrize("op", ["split", "merge", "split_t", "merge_t"])
+@pytest.mark.parametrize("case", CASES, ids=readable_id)
+def test_the_turned_product_is_as_accurate(case: Case, op: str) -> None:
+    """What runs where a computed weight must be the right operand."""
+    dtype, activation = torch.float16, None if op.endswith("_t") else "silu"
+    with patch("fpe.kernels.partition.triton.device_of", return_value=KNOWN[90]):
+        ours = compute(op, case, dtype, "triton", activation)
+    assert_as_accurate(ours, compute(op, case, dtype, "eager", activation), truth(op, case, dtype, activation))
+
+
+def test_a_computed_weight_is_the_right_operand_where_the_left_one_may_race() -> None:
+    assert {arch for arch, device in KNOWN.items() if device.computed_right} == {90}
+    for alpha, transposed in product(range(2, MAX_ALPHA + 1), (False, True)):
+        for op in ("split_matmul", "merge_matmul"):
+            config = choose(Problem(op, 8192, 14336, 4096, transposed, alpha, 2), KNOWN[90])
+            assert config.block_m >= 64, "large batches fill a warpgroup's matrix instruction"
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 @pytest.mark.parametrize("op", ["split", "merge"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=readable_id)

@@ -6,6 +6,7 @@ from ptx_text import changed, fault, run
 
 from fpe.bench.lab.ptx.descriptors import Matrix
 from fpe.bench.lab.ptx.machine import UnknownOpcode
+from fpe.bench.lab.ptx.memory import Fault
 
 A, B = Matrix(0, 128, 256, 0, 0), Matrix(2048, 128, 256, 0, 0)  # [64, 16] and [16, 16], not swizzled
 COMMON = 1 << 46 | 256 // 16 << 32 | 128 // 16 << 16
@@ -92,6 +93,13 @@ def result(asynchronous: str = "refuse", **changes: str) -> np.ndarray:
     return out.transpose(0, 2, 1, 3).reshape(64, 16)
 
 
+def message(**changes: str) -> str:
+    """What a changed program ends with, in words."""
+    with pytest.raises(Fault) as found:
+        result(**changes)
+    return str(found.value)
+
+
 def kind(**changes: str) -> str:
     return fault(changed(STEPS, **changes), operands()[2], np.zeros((128, 8), np.float32), 100)
 
@@ -155,7 +163,7 @@ def test_a_load_used_before_its_wait() -> None:
 
 
 def test_cells_loaded_and_stored_without_a_wait() -> None:
-    assert kind(wait_st="") == "tensor memory"  # a product accumulates onto a running store
+    assert "accumulated while a store" in message(wait_st="")
     assert kind(before_wait_ld=STEPS["st"]) == "tensor memory"
     assert kind(after_wait_ld=STEPS["st"] + STEPS["wait_st"]) == "none"
     assert kind(before_wait_st=STEPS["ld"] + STEPS["wait_ld"]) == "tensor memory"
@@ -174,23 +182,74 @@ def test_shared_memory_of_a_product() -> None:
     assert kind(proxy="", after_barrier=STEPS["proxy"]) == "none"
     assert kind(before_parity=STEPS["fill"]) == "asynchronous copy"
     assert kind(after_wait=STEPS["fill"]) == "none"
+    assert kind(before_parity="@%p2 st.shared.b32 [0], %r0;") == "asynchronous copy"  # operand A
+    assert kind(before_parity="@%p2 st.shared.b32 [2048], %r0;") == "asynchronous copy"  # operand B
     spoil = STEPS["fill"].replace("st.shared.v4.b32 [%r1], {%r31", "st.shared.v4.b32 [%r1], {%r0")
     np.testing.assert_array_equal(result("keep", before_parity=spoil), truth())
     assert (result("late", before_parity=spoil) != truth()).any()
 
 
 def test_allocation() -> None:
-    assert kind(dealloc="") == "tensor memory"
-    assert kind(dealloc=STEPS["dealloc"].replace("32;", "64;")) == "tensor memory"
-    assert kind(alloc=STEPS["alloc"].replace("32;", "48;")) == "tensor memory"
-    assert kind(after_relinquish="bar.sync 0;" + STEPS["alloc"]) == "tensor memory"
-    assert kind(lanes="shl.b32 %r5, %r4, 21; add.s32 %r6, %r3, %r5; add.s32 %r6, %r6, 24;") == "tensor memory"
-    assert kind(lanes="mov.b32 %r6, %r3;") == "tensor memory"  # all warps at the first one's lanes
-    assert kind(st="", wait_st="") == "tensor memory"  # accumulates onto what nobody has written
+    assert "has not given back all columns" in message(dealloc="")
+    assert "were not allocated so" in message(dealloc=STEPS["dealloc"].replace("32;", "64;"))
+    odd = {step: STEPS[step].replace("32;", "48;") for step in ("alloc", "dealloc")}
+    assert "no power of 2" in message(**odd)
+    assert "can never be had" in message(after_relinquish="bar.sync 0;" + STEPS["alloc"])
+    outside = "add.s32 %r51, %r6, 24;" + STEPS["st"].replace("%r6", "%r51") + STEPS["wait_st"]
+    assert "columns 24 to 39 are not all allocated" in message(after_wait_ld=outside)
+
+
+def test_cells_of_others_or_of_nobody() -> None:
+    assert "may begin" in message(lanes="mov.b32 %r6, %r3;")  # all warps at the first one's lanes
+    assert "nobody has written" in message(st="", wait_st="")  # accumulates onto it
     assert kind(st="", wait_st="", before_enter="mov.pred %p5, 0;") == "none"
+    beside = "add.s32 %r51, %r6, 16;" + STEPS["ld"].replace("%r6", "%r51")
+    assert "nobody has written" in message(after_wait_ld=beside)
     some = "setp.lt.u32 %p6, %r0, 16;\n@%p6 "
     assert kind(ld=some + STEPS["ld"]) == "divergence"
+    assert kind(ld=STEPS["ld"].replace("%r6", "%r0")) == "divergence"
     assert kind(mma=MMA.replace("@%p4 ", "")) == "divergence"
+
+
+def test_two_warps_at_the_same_lanes() -> None:
+    """Warp 4 reaches what warp 0 does: between a store of one and a load of the other stands a barrier."""
+    body = f"""
+	mov.b32 %r2, 0;
+	shr.u32 %r4, %r0, 5;
+	setp.eq.b32 %p1, %r4, 0;
+	setp.eq.b32 %p2, %r4, 4;
+	@%p1 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r2], 32;
+	bar.sync 0;
+	ld.shared.b32 %r3, [0];
+	@%p2 tcgen05.st.sync.aligned.16x32bx2.x8.b32 [%r3], 8, {{%r0, %r0, %r0, %r0, %r0, %r0, %r0, %r0}};
+	@%p2 tcgen05.wait::st.sync.aligned;
+	BETWEEN
+	@%p1 tcgen05.ld.sync.aligned.16x32bx2.x8.b32 {D}, [%r3], 8;
+	@%p1 tcgen05.wait::ld.sync.aligned;
+	@%p1 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r3, 32;"""
+    given, out = np.zeros(4, np.uint8), np.zeros(4, np.uint8)
+    assert fault(body.replace("BETWEEN", ""), given, out, 100, threads=256) == "race"
+    assert fault(body.replace("BETWEEN", "bar.sync 0;"), given, out, 100, threads=256) == "none"
+
+
+def test_threads_that_wait_for_each_other() -> None:
+    """Those that wait stand aside till the others have come; where nobody can go on, it ends."""
+    first = f"""
+	@%p1 bra ISSUE;
+	WAIT:
+	{STEPS["wait"]}
+	bra.uni DONE;
+	ISSUE:
+	elect.sync %r8|%p4, -1;
+	{MMA}
+	{COMMIT}
+	bra.uni WAIT;
+	DONE:"""
+    moved = dict.fromkeys(("enter", "mma", "commit", "leave", "wait"), "")
+    np.testing.assert_array_equal(result(**moved | {"wait": "mov.b32 %r10, 0;" + first}), truth())
+    apart = "@%p1 bra OTHERS;\n" + STEPS["wait"] + "\nOTHERS:\nbar.sync 0;"
+    assert kind(commit="", wait=apart) in ("mbarrier", "divergence")
+    assert kind(wait=apart) == "none"
 
 
 @pytest.mark.parametrize(
@@ -270,8 +329,8 @@ def test_what_is_not_known_raises_by_its_full_opcode() -> None:
         result(mma=MMA.replace("group::1", "group::2"))
     with pytest.raises(UnknownOpcode, match=r"tcgen05.ld.sync.aligned.16x64b.x8.b32"):
         result(ld=STEPS["ld"].replace("16x32bx2", "16x64b"))
-    with pytest.raises(ValueError, match="not emulated, or reserved bits"):
-        result(before_enter=f"mov.b32 %r9, {SHAPE | 4};")
+    assert "descriptor" in message(before_enter=f"mov.b32 %r9, {SHAPE | 4};")
+    assert "descriptor" in message(before_enter=f"mov.b64 %rd9, {COMMON | 1 << 14};")
 
 
 def test_elect_takes_the_first_of_each_warps_threads() -> None:

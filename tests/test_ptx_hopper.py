@@ -1,12 +1,21 @@
 """What sm_90 adds, on small programs written by hand: each class of mistakes caught, its legal neighbour passed."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ptx_text import changed, fault, run
 
 from fpe.bench.lab.ptx.descriptors import Matrix
 from fpe.bench.lab.ptx.fragments import wgmma_a, wgmma_d
+from fpe.bench.lab.ptx.hopper import MODES
 from fpe.bench.lab.ptx.machine import UnknownOpcode
+
+triton = pytest.importorskip("triton")
 
 A, B = Matrix(0, 128, 256, 0, 0), Matrix(2048, 128, 256, 0, 0)  # [64, 16] and [8, 16], not swizzled
 A_DESCRIPTOR, B_DESCRIPTOR = 128 // 16 << 16 | 256 // 16 << 32, 2048 // 16 | 128 // 16 << 16 | 256 // 16 << 32
@@ -90,6 +99,11 @@ def test_accumulators_are_added_or_not() -> None:
     np.testing.assert_array_equal(result(zero=ones), once + 1)
 
 
+def test_an_accumulator_without_a_value_may_not_be_added() -> None:
+    np.testing.assert_array_equal(result(zero="", after_descriptors="mov.pred %p1, 0;"), truth())
+    assert kind(zero="") == "uninitialised register"
+
+
 OVERWRITE = "mov.b32 %r11, 0;"
 
 
@@ -131,6 +145,7 @@ def test_a_wait_that_covers_too_little() -> None:
     both = {"after_commit": second, "wait": "wgmma.wait_group.sync.aligned 1;"}
     np.testing.assert_array_equal(result(**both), truth())
     assert kind(**both, store=STEPS["store"].replace("%r3", "%r4")) == "register in use"
+    assert kind(**both, after_wait=OVERWRITE) == "register in use"  # the second one reads it as well
 
 
 def test_two_shapes_in_one_accumulator() -> None:
@@ -206,6 +221,7 @@ def test_a_part_of_a_warpgroup() -> None:
         (B_DESCRIPTOR + (1 << 16), "none"),  # a larger leading offset: other columns
         (B_DESCRIPTOR | 1 << 62, "none"),  # another swizzle
         (B_DESCRIPTOR | 0x3FFF, "bounds"),
+        (B_DESCRIPTOR | 1 << 14, "descriptor"),
         (B_DESCRIPTOR + 0x80, "uninitialised shared memory"),
     ],
 )
@@ -284,8 +300,9 @@ def test_stmatrix(count: int, trans: str) -> None:
 
 
 def test_programs_are_apart() -> None:
-    """Two programs and two warpgroups in each: waits, locks and descriptors are each one's own."""
-    body = changed(STEPS, address=STEPS["address"] + "\n\tand.b32 %r2, %r0, 127;")
+    """Two programs and two warpgroups in each: waits, locks, descriptors and the predicate are each one's own."""
+    first_adds = "mov.u32 %r4, %ctaid.x; setp.eq.b32 %p1, %r4, 0;"
+    body = changed(STEPS, zero=STEPS["zero"].replace(" 0;", " 0f3F800000;"), after_descriptors=first_adds)
     body = body.replace("mul.wide.u32 %rd3, %r0, 32", "and.b32 %r3, %r0, 127;\n\tmul.wide.u32 %rd3, %r3, 32")
     body = body.replace("mul.wide.u32 %rd5, %r0, 16", "mul.wide.u32 %rd5, %r3, 16")
     body = body.replace("shl.b32 %r1, %r0, 5", "shl.b32 %r1, %r3, 5")
@@ -298,5 +315,24 @@ def test_programs_are_apart() -> None:
     out = np.zeros((2, 2, 128, 4), np.float32)
     run(body, operands()[2], out, 90, threads=256, ctas=2)
     rows, columns = wgmma_d(8)
-    for part in out.reshape(4, 128, 4):
-        np.testing.assert_array_equal(part, truth()[rows, columns])
+    for program, parts in enumerate(out):
+        for part in parts:
+            np.testing.assert_array_equal(part, truth()[rows, columns] + (program == 0))
+
+
+SMALLEST = {"3.7.1": ("register in use", "right", "wrong"), "3.9.0": ("right", "right", "right")}
+"""How the smallest kernel that races ends in each mode, as each Triton compiles it."""
+
+
+def test_the_smallest_race_of_compiled_code_is_caught() -> None:
+    """A loop of ``tl.dot(a & mask, x)``: Triton 3.7 overwrites operand A in registers while ``wgmma`` may read it."""
+    if triton.__version__ not in SMALLEST:
+        pytest.skip(f"nobody has looked at what Triton {triton.__version__} makes of it")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("smallest_race_executed.py")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert tuple(found[mode].partition(":")[0] for mode in MODES) == SMALLEST[triton.__version__]
+    if triton.__version__ == "3.7.1":
+        assert "is written, but wgmma.mma_async" in found["refuse"] and "ldmatrix" in found["refuse"]

@@ -1,5 +1,7 @@
 """Moving masks, by invariants: counts and structure stay, new edges begin at zero, nothing moves off schedule."""
 
+import io
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -15,7 +17,6 @@ from support import (
     readable_id,
     seeded,
     snapshot,
-    weight_parameter,
 )
 from torch import Tensor, nn
 
@@ -47,12 +48,12 @@ class Run:
         """Of each layer the mask, and the wide views of its weight and both moments."""
         shown = []
         for layer in expanded_layers(self.model):
-            weight = weight_parameter(layer)
+            weight = layer.edge_weight
             moments = self.optimizer.state[weight]
             wide = []
             for tensor in (weight, moments["exp_avg"], moments["exp_avg_sq"]):
                 copy = deepcopy(layer)
-                weight_parameter(copy).data.copy_(tensor)
+                copy.edge_weight.data.copy_(tensor)
                 wide.append(copy.wide_weight().detach())
             shown.append((layer.kept().clone(), wide))
         return shown
@@ -75,7 +76,7 @@ def test_a_move_keeps_counts_and_entries_and_begins_new_edges_at_zero(recipe: Re
         changed += int(grown.sum())
         for ours, theirs in zip(new_wide, old_wide, strict=True):
             assert torch.equal(ours, torch.where(new & old, theirs, 0))
-        stored = weight_parameter(layer)
+        stored = layer.edge_weight
         assert int((stored != 0).sum()) == int((new & old).sum())
     assert changed > 0
     run.step()
@@ -108,7 +109,7 @@ def _tile_counts(layer: fpe.layers.ExpandedLinear) -> Tensor:
     """How many tiles hold 0, 1, 2, ... edges; of the other layers, how many edges there are."""
     if not isinstance(layer, BlockLinear):
         return layer.kept().sum()
-    counts = tiles(layer._to_planes(layer.kept()), layer.block_shape).flatten(2).sum(-1)
+    counts = tiles(layer.grid.to_planes(layer.kept()), layer.block_shape).flatten(2).sum(-1)
     return counts.flatten().bincount(minlength=layer.block_shape[0] * layer.block_shape[1] + 1)
 
 
@@ -151,7 +152,7 @@ def test_the_smallest_edges_go_and_the_largest_gradients_come() -> None:
         optimizer.step()
         if seed == 1:
             rewiring.step()
-    old, weight = layer.kept().clone(), layer.weight.detach().abs()
+    old, weight = layer.kept().clone(), layer.edge_weight.detach().abs()
     rewiring.step()
     grown, dropped = layer.kept() & ~old, old & ~layer.kept()
     count = int(0.3 * int(old.sum()))
@@ -161,6 +162,42 @@ def test_the_smallest_edges_go_and_the_largest_gradients_come() -> None:
     assert gradient[grown].min() >= gradient[~old & ~grown].max()
 
 
+def test_growth_sums_the_passes_of_a_step_and_no_others() -> None:
+    """As with gradient accumulation: two halves of a batch are the batch."""
+    masks = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        layer = MaskedLinear(torch.rand(9, 20, generator=seeded()) < 0.5)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+        rewiring = Rewiring(layer, optimizer, every=2, regrow="gradient")
+        x, target = torch.randn(8, 20, generator=seeded(1)), torch.randn(8, 9, generator=seeded(2))
+        (-100 * layer(x)).square().sum().backward()  # of a step that does not move
+        rewiring.step()
+        for piece, wanted in zip(x.chunk(parts), target.chunk(parts), strict=True):
+            (layer(piece) - wanted).square().sum().backward()
+        rewiring.step()
+        masks.append(layer.kept())
+    assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda m: _through_file(m)], ids=["deepcopy", "torch.save"])
+def test_copies_of_a_watched_model_are_not_watched(copied: Callable[[nn.Module], nn.Module]) -> None:
+    run = Run(Recipe(), every=1, regrow="gradient")
+    twin = copied(run.model)
+    nn.functional.cross_entropy(twin(run.x), run.y).backward()
+    with pytest.raises(RuntimeError, match="no backward pass"):
+        run.rewiring.step()
+    run.step()
+    assert run.rewiring.step()
+
+
+def _through_file(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
 def test_an_edge_goes_to_the_child_that_wants_it_most() -> None:
     partition = Partition.random(6, 12, 4, generator=seeded())
     layer = SplitLinear(partition)
@@ -168,7 +205,7 @@ def test_an_edge_goes_to_the_child_that_wants_it_most() -> None:
     rewiring = Rewiring(layer, optimizer, every=1, regrow="gradient")
     x, dy = torch.randn(8, 12, generator=seeded(1)), torch.randn(8, 24, generator=seeded(2))
     layer(x).backward(dy)
-    old, weight = layer.partition.labels.clone(), layer.weight.detach().abs().clone()
+    old, weight = layer.partition.labels.clone(), layer.edge_weight.detach().abs().clone()
     rewiring.step()
     new = layer.partition.labels
     went = new != old
@@ -206,9 +243,9 @@ def test_what_is_stored_at_removed_places_is_cleared() -> None:
     kept[:2, :3] = True
     kept[0, 0] = False  # a block kept in part
     layer = BlockLinear(kept, (2, 3), bias=False)
-    layer.values.data.fill_(1.0)
+    layer.edge_weight.data.fill_(1.0)
     layer.rewire(kept)
-    assert int((layer.values != 0).sum()) == int(kept.sum()) == 5
+    assert int((layer.edge_weight != 0).sum()) == int(kept.sum()) == 5
 
 
 def test_a_full_mask_has_no_room() -> None:

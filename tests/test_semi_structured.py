@@ -1,5 +1,6 @@
 """The operations on the 2:4 layout, on every backend that runs without a GPU, and how a backend is chosen."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -95,6 +96,17 @@ def test_the_triton_kernels_are_as_accurate(case: Case, dtype: torch.dtype, op: 
     assert_as_accurate(ours, eager, DENSE[op](*as_double(pair), layout))
 
 
+@pytest.mark.usefixtures("poisoned")
+@each_case
+def test_the_turned_product_is_as_accurate(case: Case) -> None:
+    """What runs where a computed weight must be the right operand."""
+    pair, layout = operands("forward", case, torch.float16), case.layout()
+    pair = tuple(_guarded(t) for t in pair)  # type: ignore[assignment]
+    with patch("fpe.kernels.semi_structured.triton.device_of", return_value=KNOWN[90]):
+        ours = OPS["forward"](*pair, layout, "triton")
+    assert_as_accurate(ours, OPS["forward"](*pair, layout, "eager"), DENSE["forward"](*as_double(pair), layout))
+
+
 def _guarded(t: Tensor) -> Tensor:
     """The same inside a buffer of NaN, where the last dimension stays contiguous."""
     buffer = t.new_full([size + 4 for size in t.shape], float("nan"))
@@ -168,7 +180,7 @@ def test_opcheck(children: int, backend: str) -> None:
     layout, (w, x, dy) = case.layout(), (t.float().requires_grad_() for t in case.tensors())
     values = layout.from_dense(w).detach().requires_grad_()
     calls = {
-        "semi_structured_matmul": (x, values, layout.codes, 27, backend),
+        "semi_structured_matmul": (x, values, layout.codes, torch.ones(children, 7), 27, backend),
         "semi_structured_matmul_t": (dy, values, layout.codes, 27, backend),
         "semi_structured_grad": (dy, x, layout.codes, backend),
         "semi_structured_compress": (w, layout.codes, children, backend),
@@ -366,41 +378,57 @@ def test_an_explicit_backend_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("library", ["cuSPARSELt", "CUTLASS"])
 @pytest.mark.parametrize("children", [1, 2])
+@pytest.mark.parametrize("triton", [True, False], ids=["packed by Triton", "without Triton"])
 def test_torch_sparse_is_called_with_what_it_wants(
-    library: str, children: int, monkeypatch: pytest.MonkeyPatch
+    library: str, children: int, triton: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch's kernels are replaced by their definition: padded rows, orientation, one search for each shape."""
     case = Case(m=5, n=64, k=64, children=children)
     searches = []
 
-    def search(packed: Tensor, columns: Tensor, transpose_result: bool) -> int:
+    def search(packed: Tensor, columns: Tensor, bias: Tensor | None, transpose_result: bool) -> int:
         searches.append(columns.shape)
         return 3
 
-    def cslt(packed: Tensor, columns: Tensor, transpose_result: bool, alg_id: int) -> Tensor:
+    def cslt(packed: Tensor, columns: Tensor, bias: Tensor | None, transpose_result: bool, alg_id: int) -> Tensor:
         assert alg_id == 3 and transpose_result and columns.shape[1] % 8 == 0 and columns.stride(0) == 1
-        return (packed @ columns).t()
+        return linear(columns.t(), packed, bias)
 
     def cutlass(packed: Tensor, metadata: Tensor, columns: Tensor) -> Tensor:
         assert columns.shape[1] % 8 == 0
         dense = torch.sparse._semi_structured_conversions.sparse_semi_structured_to_dense_cutlass(packed, metadata)
         return dense @ columns
 
+    def cutlass_with_bias(bias: Tensor, packed: Tensor, metadata: Tensor, columns: Tensor) -> Tensor:
+        return cutlass(packed, metadata, columns) + bias[:, None]
+
     monkeypatch.setattr(torch, "_cslt_compress", lambda dense: dense)
     monkeypatch.setattr(torch, "_cslt_sparse_mm_search", search)
     monkeypatch.setattr(torch, "_cslt_sparse_mm", cslt)
     monkeypatch.setattr(torch, "_sparse_semi_structured_mm", cutlass)
+    monkeypatch.setattr(torch, "_sparse_semi_structured_addmm", cutlass_with_bias)
     monkeypatch.setattr(torch_backend, "_ALGORITHMS", {})
     monkeypatch.setattr(torch_backend, "has_cusparselt", lambda: library == "cuSPARSELt")
     monkeypatch.setattr(torch_backend, "_on_gpu", lambda values: True)
+    if not triton:
+        monkeypatch.setattr(torch_backend, "why_not_triton", lambda values: "it is not installed")
+        monkeypatch.setitem(sys.modules, "fpe.kernels.semi_structured.pack", None)
     layout, (w, x, dy) = case.layout(), (t.round() for t in case.tensors(torch.bfloat16))
     values = layout.from_dense(w)
     for _ in range(2):
         y = torch_backend.semi_structured_matmul_torch(x, values, layout)
         dx = torch_backend.semi_structured_matmul_t_torch(dy, values, layout)
+    bias = torch.arange(children * 64.0).view(children, 64).bfloat16()
+    with_bias = torch_backend.semi_structured_matmul_torch(x, values, layout, bias)
+    assert torch.equal(with_bias, semi_structured_matmul(x, values, layout, bias))
     assert torch.equal(y, OPS["forward"](x, values, layout, "eager"))
     assert torch.equal(dx, OPS["dx"](dy, values, layout, "eager"))
-    assert len(searches) == (0 if library == "CUTLASS" else children)
+    assert len(searches) == (0 if library == "CUTLASS" else children + 1)  # with a bias once more
+    labels = torch.randint(3, (64, 32), generator=seeded(5)).to(torch.uint8)
+    merged = SemiStructuredLayout.interleaved(labels)
+    parent, shift = w[:, :32], torch.arange(64.0).bfloat16()
+    y = torch_backend.multiply_interleaved(x, parent, 2, merged, shift)
+    assert torch.equal(y, linear(x, merged.to_dense(merged.from_parent(parent))[0], shift))
 
 
 # Once for each version.

@@ -16,6 +16,12 @@ from fpe.kernels.semi_structured import torch as torch_backend
 from fpe.kernels.semi_structured.layout import CODES, complement
 
 
+@pytest.fixture(params=[True, False], ids=["cusparselt", "no-cusparselt"])
+def any_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both builds of PyTorch: with cuSPARSELt in it, where CPU values are none of its business, and without."""
+    monkeypatch.setattr(torch_backend, "has_cusparselt", lambda: request.param)
+
+
 def test_the_complement_of_each_of_the_six_codes() -> None:
     for first, second in combinations(range(4), 2):
         third, fourth = (i for i in range(4) if i not in (first, second))
@@ -83,6 +89,7 @@ def test_the_transposed_weight_of_two_children_is_2_to_4(case: Case) -> None:
     assert torch.equal(layout_t.validate().to_dense(values_t)[0], wide.permute(2, 1, 0).flatten(1))
 
 
+@pytest.mark.usefixtures("any_build")
 @pytest.mark.parametrize("children", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=readable_id)
 @pytest.mark.parametrize(("n", "k"), [(32, 64), (96, 192)])
@@ -148,6 +155,7 @@ BAD_LAYOUTS = (
 )
 
 
+@pytest.mark.usefixtures("any_build")
 @pytest.mark.parametrize("case", BAD_LAYOUTS, ids=readable_id)
 def test_bad_layouts(case: BadCall) -> None:
     case.check()

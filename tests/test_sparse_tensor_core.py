@@ -192,14 +192,19 @@ CASES = (
 @pytest.mark.parametrize("children", [1, 2])
 @pytest.mark.parametrize("case", CASES, ids=readable_id)
 def test_the_kernel_is_exact_on_small_integers(case: Case, children: int, dtype: torch.dtype) -> None:
-    """Copies, pipeline, fragments, split and epilogue; the instruction itself is the emulator's."""
+    """Copies, pipeline, fragments, split, epilogue, a bias that is rounded once; the instruction is the emulator's."""
     weight = weight_of("random", case.n, case.k, children, dtype)
     x = integers(case.m, case.k, seed=4, dtype=dtype)
-    with on_numpy():
-        y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, weight.values, weight.layout, case.config)
-    assert y.dtype == dtype
-    want = semi_structured_matmul(x.double(), weight.values.double(), weight.layout)
-    assert torch.equal(y, want.to(dtype))
+    for rows, bias in ((x, None), (33 * x, 5 * integers(children, case.n, seed=5, dtype=dtype))):
+        # The second sums have more bits than the type.
+        with on_numpy():
+            y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(
+                rows, weight.values, weight.layout, bias, case.config
+            )
+        assert y.dtype == dtype
+        exact = None if bias is None else bias.double()
+        want = semi_structured_matmul(rows.double(), weight.values.double(), weight.layout, exact)
+        assert torch.equal(y, want.to(dtype))
 
 
 @pytest.mark.parametrize("children", [1, 2])
@@ -228,7 +233,7 @@ def test_the_traffic_lab_replays_the_kernels_accesses(case: Case, children: int)
 
     with patch("gluon_numpy.Machine", Watched), on_numpy():
         sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(
-            integers(case.m, case.k, seed=4), weight.values, weight.layout, config
+            integers(case.m, case.k, seed=4), weight.values, weight.layout, config=config
         )
     launch, *_ = sparse_tensor_core_launches(case.m, (case.n, case.k), children, config)
     assert sorted(done) == list(product(*map(range, launch.grid)))
@@ -282,7 +287,7 @@ def test_a_pipeline_that_reads_too_early_would_be_seen() -> None:
 def test_a_weight_is_packed_once_for_each_version() -> None:
     weight, x = weight_of("random", 9, 64), integers(3, 64)
     run = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core
-    with patch.object(sparse_tensor_core, "pack", wraps=pack) as packer, on_numpy():
+    with patch.object(sparse_tensor_core, "pack_values", wraps=sparse_tensor_core.pack_values) as packer, on_numpy():
         run(x, weight.values, weight.layout)
         run(x[:2], weight.values, weight.layout)
         assert packer.call_count == 1
@@ -314,6 +319,20 @@ def test_the_self_check_says_what_is_wrong() -> None:
     check = sparse_tensor_core.self_check
     assert "1 of " in str(check(one_wrong, torch.device("cpu"), torch.bfloat16))
     assert "RuntimeError: no such instruction" in str(check(fails, torch.device("cpu"), torch.float16))
+
+
+@pytest.mark.parametrize("name", ["pack_values", "pack_parent", "pack_transposed"])
+def test_the_self_check_sees_a_packing_that_is_off(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = getattr(sparse_tensor_core, name)
+    monkeypatch.setattr(sparse_tensor_core, name, lambda *args: real(*args).roll(1, -1))
+    eager = sparse_tensor_core.semi_structured_matmul_eager
+    check = sparse_tensor_core.self_check(eager, torch.device("cpu"), torch.bfloat16)
+    what = {
+        "pack_values": "values",
+        "pack_parent": "a parent's rows",
+        "pack_transposed": "values seen from their outputs",
+    }
+    assert check == f"{what[name]} are packed otherwise than by the eager packing"
 
 
 @pytest.fixture
@@ -371,7 +390,8 @@ from fpe.bench.lab.semi_structured import Case, compile_case
 pairs = [
     (Case("sparse", "bf16", 2, 64), 80), (Case("sparse", "fp16", 1, 1), 90), (Case("sparse", "bf16", 1, 1024), 120),
     (Case("forward", "bf16", 2, 64), 90), (Case("dx", "fp16", 2, 64), 80), (Case("dw", "bf16", 1, 64), 100),
-    (Case("compress", "bf16", 2, 1), 90),
+    (Case("compress", "bf16", 2, 1), 90), (Case("pack parent.T into fragments", "bf16", 2, 1), 90),
+    (Case("pack transposed values into dense", "bf16", 2, 1), 80),
 ]
 print(json.dumps([compile_case(*pair) for pair in pairs]))
 """

@@ -178,8 +178,37 @@ def test_a_wrong_provider_gets_no_time() -> None:
     wrong = Provider("off", lambda p, bias: Scaled(p.wide))
     rows = suite.measure(SMALL, [wrong, PROVIDERS["wide"]], "cpu", passes=("forward",), **FAST)
     assert [r.get("status") for r in rows if r["provider"] == "off"] == ["wrong"]
-    assert "off by 1.0e-02" in rows[0]["reason"]
+    assert "forward is off by" in rows[0]["reason"]
     assert [r["provider"] for r in rows if "milliseconds" in r] == ["wide"]
+
+
+@pytest.mark.parametrize("level", ["op", "merge"])
+@pytest.mark.parametrize(("structure", "alpha"), [("random", 3), ("2:4", 2), ("block", 2)])
+def test_every_pass_is_checked(structure: str, alpha: int, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right passes are timed with their error; gradients that are off, or were never written, are red alone."""
+    case = Case(7, 48, 64, alpha, structure, "fp32", (16, 32))
+    ours = [PROVIDERS[name] for name in ("wide", "masked", "fpe/eager")]
+    rows = suite.measure(case, ours, "cpu", level, ("forward", "dX", "dW"), **FAST)
+    assert len(rows) == 9 and all(0 < r["error"] <= 1 for r in rows)
+    real = torch.autograd.grad
+    for change in (lambda t: 1.001 * t, torch.empty_like):
+        monkeypatch.setattr(torch.autograd, "grad", lambda *a, _change=change, **k: [_change(t) for t in real(*a, **k)])
+        rows = suite.measure(case, ours, "cpu", level, ("forward", "dX", "dW"), **FAST)
+        assert {r["of_pass"] for r in rows if r.get("status") == "wrong"} == {"dX", "dW"}
+        assert {r["pass"] for r in rows if "milliseconds" in r} == {"forward"}
+
+
+def test_a_complaint_of_ours_is_an_error_and_a_refusal_is_not() -> None:
+    def raises(error: Exception) -> Provider:
+        class Refusing(Scaled):
+            def forward(self, x: Tensor) -> Tensor:
+                raise error
+
+        return Provider("fpe/x", lambda p, bias: Refusing(p.wide))
+
+    for error, status in ((ValueError("a bug"), "error"), (fpe.kernels.UnsupportedError("too small"), "absent")):
+        (row,) = suite.measure(SMALL, [raises(error)], "cpu", passes=("forward",), **FAST)
+        assert row["status"] == status
 
 
 class Broken(Scaled):
@@ -401,7 +430,7 @@ def test_appended_rows_are_whole_and_a_run_goes_on(tmp_path: Path) -> None:
 def test_damaged_results_are_named(tmp_path: Path, change, says: str) -> None:
     path = tmp_path / "r.jsonl"
     Results("s", {}, [{"x": 1}, {"x": 2}]).write(path)
-    path.write_text("\n".join(change(path.read_text().splitlines())))
+    path.write_text("\n".join([*change(path.read_text().splitlines()), ""]))
     for read in (Results.read, lambda p: Results.resume(p, "s", {})):
         with pytest.raises(ValueError, match=r"r\.jsonl") as caught:
             read(path)

@@ -2,8 +2,12 @@
 
 import csv
 import io
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,13 +16,54 @@ from ..problems import Case, Problem
 from ..providers import find
 from ..shapes import SETS
 from ..suite import call
+from ..timing import flusher
 from . import gate
+from .checks import checks
 
 MARKER = "linspace"
 """A kernel of this name is launched before each call that is watched."""
 METRICS = "dram__bytes_read.sum,dram__bytes_write.sum"
 PASSES = ("forward", "dX", "dW")
 WATCHED = ("parent", "wide", "fpe/auto")
+
+
+def watch(
+    command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Runs a command that starts processes of its own, and leaves none of them behind.
+
+    A tool that is killed does not take what it watches with it, which would go on holding the device. Both are put into
+    a process group of their own, and what is left of the group is killed when the command ends, however it does.
+
+    Args:
+        command: Program and arguments.
+        seconds: At most.
+        environment: Instead of this process's.
+
+    Returns:
+        Status and output, as :func:`subprocess.run` does.
+
+    Raises:
+        TimeoutExpired: It took longer; ``output`` holds what it had printed.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            _kill_group(process.pid)
+            output, errors = process.communicate()
+            raise subprocess.TimeoutExpired(command, seconds, output, errors) from None
+        finally:
+            _kill_group(process.pid)
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def traffic_cases() -> list[Case]:
@@ -37,7 +82,7 @@ def watched() -> Iterator[dict[str, Any]]:
 
 def run_traffic() -> None:
     """Makes every watched call once between the profiler's start and stop, from a cold L2."""
-    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    flush = flusher("cuda")
     for case in traffic_cases():
         problem = Problem.make(case, "cuda")
         for provider in find(WATCHED):
@@ -46,7 +91,7 @@ def run_traffic() -> None:
                 made = call(problem, module, pass_)
                 assert made is not None
                 made()
-                flush.zero_()
+                flush()
                 torch.cuda.synchronize()
                 torch.cuda.profiler.start()
                 torch.linspace(0, 1, 8, device="cuda")
@@ -88,7 +133,7 @@ def read_traffic(output: str, calls: Iterable[dict[str, Any]]) -> list[dict[str,
 
 def run_gate() -> None:
     """A few checks of each family; prints those that are red and exits with 1 if there are any."""
-    rows = [gate.compare(check, dtype, "auto") for check in gate.checks("cuda", few=True) for dtype in ("bf16", "fp32")]
+    rows = [gate.compare(check, dtype, "auto", "cuda") for check in checks(few=True) for dtype in ("bf16", "fp32")]
     red = [row for row in rows if row["status"] in ("wrong", "error")]
     print(*red, f"{len(rows) - len(red)} of {len(rows)} checks are right", sep="\n")
     sys.exit(bool(red))

@@ -14,6 +14,11 @@ from ..problems import DTYPES
 from ..suite import float32_as
 from ..timing import interleaved
 
+COPIED = 1 << 30
+"""Bytes of the copy on a GPU."""
+GEMM = 8192
+"""Sides of the square products on a GPU."""
+
 
 def measure(device: str) -> dict[str, Any]:
     """Measures a roof, as :meth:`fpe.kernels.model.Roof.of` reads it.
@@ -21,11 +26,11 @@ def measure(device: str) -> dict[str, Any]:
     Copy bandwidth counts bytes read and written; the GEMMs are square and their operands random, as zeros run faster.
     """
     cuda = device == "cuda"
-    source = torch.randint(127, ((1 << 30) if cuda else (1 << 24),), dtype=torch.int8, device=device)
+    source = torch.randint(127, (COPIED if cuda else 1 << 24,), dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     copied = interleaved({"copy": lambda: target.copy_(source)}, device, seconds=0.5)["copy"].median
     flops = {}
-    size = 8192 if cuda else 256
+    size = GEMM if cuda else 256
     for name, dtype in DTYPES.items():
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         with float32_as(name):

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from ..options import output_option
+
 OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp")
 
 
@@ -21,7 +23,7 @@ def lab() -> None:
 @click.option("--all", "show_all", is_flag=True, help="Print every row, not only the worst and those complained of.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+@output_option("out/lab")
 def compile_command(
     architectures: tuple[int, ...],
     operations: tuple[str, ...],
@@ -57,7 +59,7 @@ def compile_command(
 
 @lab.command("ladder")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+@output_option("out/lab")
 def ladder_command(as_json: bool, output: Path) -> None:
     """Count what plain ways of applying labels cost in machine instructions, up to the way that is shipped."""
     from ...kernels.device import interpreting
@@ -85,7 +87,7 @@ def ladder_command(as_json: bool, output: Path) -> None:
 @click.option("--group", type=click.IntRange(1), help="Try another grouping of the programs.")
 @click.option("--quick", is_flag=True, help="Small layers: to see that it runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+@output_option("out/lab")
 def traffic_command(
     m: tuple[int, ...], l2: float, group: int | None, as_json: bool, output: Path, **sizes: Any
 ) -> None:
@@ -106,7 +108,7 @@ def traffic_command(
 @lab.command("semi-structured")
 @click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability, as 90.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+@output_option("out/lab")
 def semi_structured_command(architectures: tuple[int, ...], as_json: bool, output: Path) -> None:
     """Compile the 2:4 kernels, the one on sparse tensor cores among them, and check the machine code.
 
@@ -220,8 +222,8 @@ def execute_command(
 
 
 @lab.command("mutate")
-@click.option("--arch", "architectures", type=int, multiple=True, default=(80, 90), show_default=True)
-@click.option("--most", type=click.IntRange(1), default=12, show_default=True, help="Mutants of a class and case.")
+@click.option("--arch", "architectures", type=int, multiple=True, default=(80, 90, 100), show_default=True)
+@click.option("--most", type=click.IntRange(1), default=6, show_default=True, help="Mutants of a class and case.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")

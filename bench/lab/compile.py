@@ -43,7 +43,7 @@ from ...kernels.mlp import triton as mlp_kernels
 from ...kernels.partition import triton as partition_kernels
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ..results import Results
-from ..summary import Table
+from ..table import Table
 from . import hazards, sass
 from .sass import LIMITS, Row, programs_per_sm
 
@@ -69,8 +69,9 @@ class Case:
         dtype: A name in ``TYPES``; ``"fp32"`` multiplies in full precision.
         m: Rows of activations.
         block: ``(bn, bk)`` of a block operation.
-        alpha: Children of a partition operation.
+        alpha: Children; of a block operation one block in so many is kept, every other one if not given.
         activation: Fused into a forward together with a bias, or none of both.
+        shape: ``(N, K)`` of the stored weight; of a block operation that of the wide one.
     """
 
     op: str
@@ -79,13 +80,15 @@ class Case:
     block: tuple[int, int] | None = None
     alpha: int | None = None
     activation: str | None = None
+    shape: tuple[int, int] = SHAPE
 
     @property
     def id(self) -> str:
         """As ``forward-64x128-bf16-m16`` or ``split-alpha2-bf16-m16``."""
         structure = f"{self.block[0]}x{self.block[1]}" if self.block else f"alpha{self.alpha}"
         end = f"-{self.activation}" if self.activation else ""
-        return f"{self.op}-{structure}-{self.dtype}-m{self.m}{end}"
+        size = "" if self.shape == SHAPE else f"-{self.shape[0]}x{self.shape[1]}"
+        return f"{self.op}-{structure}-{self.dtype}-m{self.m}{end}{size}"
 
 
 CASES = (
@@ -223,7 +226,7 @@ class _Driver:
 
 
 @contextmanager
-def _catching(
+def catching(
     arch: int, skip: Callable[[str, str], bool], instead: Callable[..., None] = lambda *launch: None
 ) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
     """Within it a launch compiles for ``arch``, if ``skip`` of kernel and key is false, and runs nothing.
@@ -278,10 +281,10 @@ def _empty(case: Case, *shape: int) -> Tensor:
 
 
 def _call_block(case: Case, block: tuple[int, int]) -> None:
-    n, k = SHAPE
-    rows, columns = (torch.arange(size) for size in grid(SHAPE, block))
-    every_other = BlockLayout.from_mask((rows[:, None] + columns) % 2 == 0, SHAPE, block)
-    layout = BlockLayout(SHAPE, block, *(index.to("meta") for index in every_other.tensors))
+    n, k = case.shape
+    rows, columns = (torch.arange(size) for size in grid(case.shape, block))
+    shared_out = BlockLayout.from_mask((rows[:, None] + columns) % (case.alpha or 2) == 0, case.shape, block)
+    layout = BlockLayout(case.shape, block, *(index.to("meta") for index in shared_out.tensors))
     x, dy, values = _empty(case, case.m, k), _empty(case, case.m, n), _empty(case, *layout.values_shape)
     if case.op == "forward":
         bias = _empty(case, n) if case.activation else None
@@ -293,9 +296,9 @@ def _call_block(case: Case, block: tuple[int, int]) -> None:
 
 
 def _call_partition(case: Case, alpha: int) -> None:
-    n, k = SHAPE
+    n, k = case.shape
     planes = torch.empty(digits(alpha), n, row_bytes(k), dtype=torch.uint8, device="meta")
-    labels, w = PackedLabels(planes, SHAPE, alpha), _empty(case, n, k)
+    labels, w = PackedLabels(planes, case.shape, alpha), _empty(case, n, k)
     if case.op.endswith("_t"):
         labels, w, (n, k) = labels.T, w.T, (k, n)
     activation = case.activation
@@ -325,7 +328,7 @@ def launches(cases: Iterable[Case], architectures: Iterable[int]) -> dict[Launch
     users: dict[tuple[int, str, str], list[Case]] = {}
     for arch, case in product(architectures, cases):
         keys: list[tuple[str, str]] = []
-        with _catching(arch, partial(_note, keys)):
+        with catching(arch, partial(_note, keys)):
             _call(case)
         for key in keys:
             users.setdefault((arch, *key), []).append(case)
@@ -339,7 +342,7 @@ def _note(keys: list[tuple[str, str]], kernel: str, key: str) -> bool:
 
 def compile_launch(launch: Launch) -> Row:
     """Compiles one launch and returns its row: configuration, facts of the binary, occupancy."""
-    with _catching(launch.arch, lambda *key: key != (launch.kernel, launch.key)) as caught:
+    with catching(launch.arch, lambda *key: key != (launch.kernel, launch.key)) as caught:
         _call(launch.case)
     ((compiled, given),) = caught
     return _row(launch, compiled, given)

@@ -16,9 +16,10 @@ Addresses are not known: which buffer an access meets is not looked at.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from .sass import TARGET, Instruction, Row
 
@@ -142,7 +143,8 @@ class MatrixInstruction:
         return cls(range(first, first + count), range(of_left, of_left + 4 if left else 0), "gsb0" in parts)
 
 
-State = Hashable
+State = Any
+"""What is under way at a position; hashable."""
 Step = Callable[[State, int], State]
 
 
@@ -259,7 +261,7 @@ def _matrix_registers(program: Program) -> None:
                 program.report("in flight", position, f" (R{min(shared)} of {program.instructions[other].opcode})")
 
     def step(state: State, position: int) -> State:
-        groups, unfinished = state  # type: ignore[misc]
+        groups, unfinished = state
         instruction = program.instructions[position]
         flying = (*(p for group in groups for p in group), *unfinished)
         if flying:
@@ -284,7 +286,7 @@ def _shared_memory(program: Program) -> None:
     """Finds reads of shared memory that no barrier or fence separates from what was written there."""
 
     def step(state: State, position: int) -> State:
-        arrived, unfenced = state  # type: ignore[misc]
+        arrived, unfenced = state
         instruction = program.instructions[position]
         described = instruction.named("HGMMA", "UTCHMMA", "UTCQMMA") and "gdesc" in instruction.operands
         if arrived and (described or instruction.named("LDS", "LDSM")):
@@ -313,7 +315,7 @@ def _tensor_memory(program: Program) -> None:
 
     def step(state: State, position: int) -> State:
         instruction = program.instructions[position]
-        state = tuple(pair for pair in state if pair[1] is None or not instruction.waits >> pair[1] & 1)  # type: ignore[attr-defined]
+        state = tuple(pair for pair in state if pair[1] is None or not instruction.waits >> pair[1] & 1)
         if position in loads:
             first_board = instruction.sets
             before = [(p, first_board if board is None else board) for p, board in state if p != position]

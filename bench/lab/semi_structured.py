@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ...kernels.device import KNOWN
 from ...kernels.semi_structured import gluon as sparse_kernels
-from ...kernels.semi_structured import sparse_tensor_core
+from ...kernels.semi_structured import pack, sparse_tensor_core
 from ...kernels.semi_structured import triton as dense_kernels
 from ...kernels.semi_structured.layout import SemiStructuredLayout
 from ..results import Results
 from ..table import Table
 from . import hazards
-from .compile import _catching, read
+from .compile import catching, read
 from .sass import Row, programs_per_sm
 
 SHAPE = (14336, 4096)
@@ -33,23 +33,29 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SPARSE_ARCHITECTURES = (80, 86, 89, 90, 120)
 """Where the sparse tensor core kernel is meant to run; on 100 ``mma`` is not the way to multiply."""
 
+PACKED = ("values", "parent", "parent.T", "parent with holes", "parent of four", "transposed values")
+"""What is packed: stored values, a parent's weight along its rows and across them, with a mask, children of four."""
+FORMS: tuple[pack.Form, ...] = ("fragments", "rows", "dense")
+
 
 @dataclass(frozen=True)
 class Case:
     """One launch.
 
     Attributes:
-        op: ``"forward"``, ``"dx"``, ``"dw"``, ``"compress"``, ``"expand"``, or ``"sparse"``: the forward on sparse
-            tensor cores.
+        op: ``"forward"``, ``"dx"``, ``"dw"``, ``"compress"``, ``"expand"``; ``"sparse"``: the forward on sparse tensor
+            cores; or what is packed and into which form, as ``"pack parent.T into rows"``.
         dtype: A name in ``TYPES``.
         children: 1 or 2.
         m: Rows of activations.
+        shape: ``(N, K)``.
     """
 
     op: str
     dtype: str
     children: int
     m: int
+    shape: tuple[int, int] = SHAPE
 
     @property
     def id(self) -> str:
@@ -61,6 +67,7 @@ CASES = (
     *(Case(*c) for c in product(("sparse",), ("bf16", "fp16"), (1, 2), (1, 16, 32, 64, 1024))),
     *(Case(*c) for c in product(("forward", "dx", "dw"), TYPES, (1, 2), (1, 64, 1024))),
     *(Case(*c, 1) for c in product(("compress", "expand"), ("bf16", "fp32"), (1, 2))),
+    *(Case(f"pack {source} into {form}", "bf16", 2, 1) for source, form in product(PACKED, FORMS)),
 )
 
 STREAMS = {
@@ -70,6 +77,8 @@ STREAMS = {
     "_outer": ("dy = tl.load(", "x = tl.load("),
     "_compress": ("w = tl.load(",),
     "_spread": ("tl.load(pair",),
+    "_pack": ("tl.load(source", "tl.load(kept_ptr"),
+    "_pack_transposed": ("tl.load(pairs",),
 }
 """For each kernel: the source of the loads of what it streams: the weights, for dW both operands."""
 
@@ -132,14 +141,14 @@ def rates() -> Table:
 
 
 def _call(case: Case) -> None:
-    n, k = SHAPE
+    n, k = case.shape
     dtype = TYPES[case.dtype]
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     codes = torch.empty(n, k // 8, dtype=torch.uint8, device="meta")
-    layout = SemiStructuredLayout(SHAPE, codes, None, case.children)
+    layout = SemiStructuredLayout(case.shape, codes, None, case.children)
     x, dy, values = empty(case.m, k), empty(case.m, case.children, n), empty(*layout.values_shape)
     calls: dict[str, Callable[[], Tensor]] = {
         "sparse": lambda: sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, values, layout),
@@ -149,12 +158,37 @@ def _call(case: Case) -> None:
         "compress": lambda: dense_kernels.semi_structured_compress_triton(empty(n, k), layout),
         "expand": lambda: dense_kernels.semi_structured_expand_triton(values, layout),
     }
-    calls[case.op]()
+    calls.get(case.op, lambda: _call_pack(case))()
+
+
+def _call_pack(case: Case) -> Tensor:
+    """Calls a packer; codes of the result have a nibble for each quad of four inputs."""
+    (n, k), source = case.shape, case.op.removeprefix("pack ").partition(" into ")[0]
+    form = next(form for form in FORMS if case.op.endswith(form))
+
+    def empty(*shape: int, dtype: torch.dtype = TYPES[case.dtype]) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def codes(rows: int, inputs: int) -> Tensor:
+        return empty(rows, inputs // 8, dtype=torch.uint8)
+
+    def of_result(rows: int, inputs: int) -> tuple[Tensor, int] | tuple[()]:
+        return (codes(rows, inputs), inputs) if form == "dense" else ()
+
+    if source == "values":
+        return pack.pack_values(empty(2, n, k // 2), form, *of_result(n, k))
+    if source == "transposed values":
+        return pack.pack_transposed(empty(2, n, k // 2), codes(n, k), k, form, *of_result(k, 2 * n)[:1])
+    if source == "parent.T":
+        return pack.pack_parent(empty(n, k).T, 2, None, form, *of_result(k, 2 * n))
+    alpha = 4 if source == "parent of four" else 2
+    kept = None if source == "parent" else empty(1, n, k * alpha // 2, dtype=torch.bool)
+    return pack.pack_parent(empty(n, k), alpha, kept, form, *of_result(n, alpha * k))
 
 
 def _lines(kernel: str) -> set[tuple[str, int]]:
     """File and lines of a kernel's streamed loads."""
-    module = sparse_kernels if kernel == "multiply" else dense_kernels
+    module = sparse_kernels if kernel == "multiply" else pack if kernel.startswith("_pack") else dense_kernels
     source, first = getsourcelines(getattr(module, kernel).fn)
     file = Path(str(module.__file__)).name
     return {(file, first + i) for i, line in enumerate(source) if any(part in line for part in STREAMS[kernel])}
@@ -165,12 +199,14 @@ def compile_case(case: Case, arch: int) -> Row:
     with ExitStack() as stack:
         for module in (dense_kernels, sparse_tensor_core):
             stack.enter_context(patch.object(module, "device_of", lambda tensor: KNOWN[arch]))
-        # The sum of a split reduction is every family's, and is compiled with the others.
-        caught = stack.enter_context(_catching(arch, lambda kernel, key: kernel.endswith("_reduce")))
+        # The sum of a split reduction is every family's, and is compiled with the others; packing is a case of its own.
+        others = ("_reduce",) if case.op.startswith("pack") else ("_reduce", "_pack")
+        caught = stack.enter_context(catching(arch, lambda kernel, key: kernel.endswith(others)))
         _call(case)
     ((compiled, given),) = caught
     kernel = compiled.metadata.name
-    facts = read(compiled.asm["cubin"], compiled.asm["ptx"], _lines(kernel), case.op not in ("compress", "expand"))
+    multiplies = case.op in ("sparse", "forward", "dx", "dw")
+    facts = read(compiled.asm["cubin"], compiled.asm["ptx"], _lines(kernel), multiplies)
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
     tensor = getattr(compiled.metadata, "tmem_size", None) or 0
     held = programs_per_sm(arch, warps, facts["registers"], shared, tensor)
@@ -207,7 +243,7 @@ def check(row: Row) -> list[str]:
         complaints.append(f"matrix instruction: meant HMMA.SP.16832, got {', '.join(sorted(found)) or 'none'}")
     if row["op"] in ("forward", "dx", "dw") and bool(found) != (row["dtype"] != "fp32"):
         complaints.append(f"matrix instruction: {', '.join(sorted(found)) or 'none'} for {row['dtype']}")
-    if row["load_bits"] < 128 and row["op"] in ("sparse", "forward", "dx"):
+    if row["load_bits"] < 128 and (row["op"] in ("sparse", "forward", "dx") or row["op"].startswith("pack")):
         complaints.append(f"loads of the weights of {row['load_bits']} bits")
     return complaints
 

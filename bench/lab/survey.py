@@ -14,8 +14,11 @@ from .sass import Row
 
 ARCHITECTURES = (90, 100)
 """Where matrix instructions run beside the program, or leave their sums in tensor memory."""
-KEPT = ("kernel", "arch", "case", "op", "alpha", "dtype", "tile", "split", "num_warps", "matrix", "registers")
-KEPT += ("shared", "programs_per_sm", "instructions_per_weight", "hazards", "first_hazard")
+KEPT = (
+    *("kernel", "arch", "case", "op", "alpha", "dtype", "tile", "split", "num_warps", "matrix", "registers", "shared"),
+    *("programs_per_sm", "instructions_per_weight", "hazards", "first_hazard"),
+)
+"""What is kept of a compiler's row."""
 
 
 def run(
@@ -25,7 +28,7 @@ def run(
     jobs: int | None = None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda rows, total: rows,
 ) -> Results:
-    """Compiles every shipped configuration and searches its machine code.
+    """Compiles every shipped configuration that may use asynchronous matrix instructions, and searches its code.
 
     Args:
         architectures: Compute capabilities, as 90.
@@ -38,10 +41,11 @@ def run(
         One row for each binary that multiplies.
     """
     architectures, operations = tuple(architectures), tuple(operations)
-    cases = [case for case in compiler.CASES if case.op in (operations or (case.op,))]
+    cases = [case for case in compiler.CASES if case.op in (operations or (case.op,)) and case.dtype != "fp32"]
     rows = compiler.run(cases, architectures, jobs, progress).rows if cases else []
     if not operations or "2:4" in operations:
-        rows = rows + semi_structured.run(architectures=architectures, progress=progress).rows
+        quads = [case for case in semi_structured.CASES if case.op in ("forward", "dx", "dw") and case.dtype != "fp32"]
+        rows = rows + semi_structured.run(quads, architectures, progress).rows
     kept = [
         {"kernels": kernels, "triton": triton.__version__, **{name: row[name] for name in KEPT if name in row}}
         for row in rows
@@ -50,27 +54,87 @@ def run(
     return Results("lab-hazards", {"architectures": list(architectures)}, kept)
 
 
-def table(results: Results) -> Table:
-    """Binaries with hazards: by kernels, version of Triton, architecture and operation."""
-    frame = pd.DataFrame(
-        {**{name: row[name] for name in ("kernels", "triton", "arch")}, "op": operation(row), **_flags(row)}
-        for row in results.rows
-    )
-    by = frame.groupby(["kernels", "triton", "arch", "op"], sort=False)
+def table(results: Results, by: tuple[str, ...] = ("kernels", "triton", "arch", "operation")) -> Table:
+    """Binaries that multiply, those whose matrix instructions run beside the program, and those with hazards."""
+    frame = pd.DataFrame({**row, "operation": operation(row), **_flags(row)} for row in results.rows)
     body = [
-        (f"{kernels}, Triton {version}, sm_{arch}, {op}", f"{len(group)}", *(f"{group[n].sum()}" for n in FLAGS))
-        for (kernels, version, arch, op), group in by
+        (*map(str, key), f"{len(group)}", *(f"{group[name].sum()}" for name in FLAGS))
+        for key, group in frame.groupby(list(by), sort=False)
     ]
-    return Table("Binaries with hazards, by operation", ("kernels, compiler, operation", "binaries", *FLAGS), body)
+    return Table("Hazards found in machine code", (*by, "binaries", *FLAGS), body)
 
 
-FLAGS = ("asynchronous", "racing", "serialised")
+def by_version(results: Results) -> Table:
+    """Asynchronous binaries with hazards, by operation and version of Triton; nothing where none was searched."""
+    frame = pd.DataFrame({**row, "operation": operation(row), **_flags(row)} for row in results.rows)
+    versions = sorted(frame["triton"].unique())
+    body = []
+    for (name, kernels), group in frame.groupby(["operation", "kernels"], sort=False):
+        sums = group.groupby("triton")[list(FLAGS)].sum()
+        cells = [
+            "{racing} / {unfenced} / {serialised} of {asynchronous}".format(**sums.loc[version])
+            if version in sums.index
+            else "-"
+            for version in versions
+        ]
+        body.append((str(name), str(kernels), *cells))
+    columns = ("operation", "kernels", *(f"Triton {version}" for version in versions))
+    return Table("Binaries on sm_90 that race / lack a fence / are serialised, of those with wgmma", columns, body)
+
+
+SHOWN = (
+    "split-alpha2-bf16-m16",
+    "split-alpha2-bf16-m32",
+    "split-alpha2-bf16-m64",
+    "split-alpha2-bf16-m1024",
+    "split-alpha4-bf16-m16",
+    "split-alpha8-bf16-m16",
+    "merge-alpha2-bf16-m16",
+    "merge-alpha2-bf16-m1024",
+    "split_t-alpha2-bf16-m16",
+    "split_t-alpha2-bf16-m1024",
+    "mlp-alpha2-bf16-m1-relu",
+    "mlp-alpha2-bf16-m64-relu",
+    "forward-bf16-2-m1",
+    "forward-bf16-2-m64",
+)
+"""Cases of which :func:`compared` shows what they cost."""
+
+
+def compared(results: Results, version: str, kernels: tuple[str, str] = ("before", "after")) -> Table:
+    """What the kernels of two trees cost on compute capability 9.0, with one version of Triton."""
+    found = {
+        (row["kernels"], row["case"]): (
+            row["matrix"][0].split(".")[0],
+            f"{row['instructions_per_weight']:.1f}" if "instructions_per_weight" in row else "-",
+            f"{row['registers']}",
+            f"{row['shared']}",
+            f"{row['programs_per_sm']}",
+            ", ".join("racing" if kind == "in flight" else kind for kind in row["hazards"]) or "-",
+        )
+        for row in results.rows
+        if row["arch"] == 90 and row["triton"] == version
+    }
+    body = [
+        (case if tree == kernels[0] else "", tree, *found[tree, case])
+        for case in SHOWN
+        for tree in kernels
+        if (tree, case) in found
+    ]
+    columns = ("case", "kernels", "matrix", "instr./weight", "registers", "shared", "programs/SM", "hazard")
+    return Table(f"sm_90, Triton {version}", columns, body)
+
+
+FLAGS = ("asynchronous", "racing", "unfenced", "serialised")
+"""Whether matrix instructions run beside the program; and the hazards: ``"racing"`` is any but the other two."""
 
 
 def _flags(row: Row) -> dict[str, bool]:
     kinds = set(row["hazards"])
     flies = any(name.startswith(("HGMMA", "UTC")) for name in row["matrix"])
-    return dict(zip(FLAGS, (flies, bool(kinds - {"serialised"}), "serialised" in kinds), strict=True))
+    return dict(
+        zip(FLAGS, (flies, bool(kinds - {"fence", "serialised"}), "fence" in kinds, "serialised" in kinds), strict=True)
+    )
 
 
 def operation(row: Row) -> str:

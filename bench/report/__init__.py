@@ -54,7 +54,7 @@ def build(
     real_choices = vision.default_choices()
     real = vision.run(replace(real_choices, epochs=1, trials=2) if quick else real_choices, seed, device, quiet)
     for results in (case.results, case.curves, real):
-        results.write(output / f"{results.study}.jsonl")
+        results.write(output / f"report-{results.study}.jsonl")  # the studies' own files are longer runs
 
     ledgers = _ledgers(real, seed)
     tables = [summary.boolean(case.results), summary.vision(real)]

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from .. import summary
-from ..lab import semi_structured, traffic
+from .. import summary, whole
+from ..device.cli import NAMES, plan_table, planning
+from ..lab import semi_structured, survey, traffic
+from ..lab.ptx import execute, mutate
 from ..results import COMMITTED, Results
 from ..studies import boolean_sweep, catalogue, tables
 from ..studies.cli import STUDIES
@@ -42,17 +44,23 @@ TABLES: dict[str, Callable[[], Table]] = {
     "cnn": lambda: _of_study("cnn", "studies/cnn-cifar10"),
     "formats": lambda: summary.formats(*LLM_LAYER),
     "traffic": lambda: traffic.table(_read("lab/traffic")),
+    "models-cpu": lambda: whole.table(_read("cpu/latency-models")),
     "verdict": lambda: costs.verdict_summary(costs.measured()),
     "crossover": lambda: costs.crossover_table(),
+    "gpu-plan": lambda: plan_table(planning(), NAMES, 9 * 60),
     "roofs": lambda: costs.roofs_table(),
     "shares": lambda: costs.shares_table(costs.roof_shown(costs.measured())),
     "memory": lambda: costs.memory_table(),
     "ladder": lambda: summary.ladder(_read("lab/ladder")),
+    "hazards": lambda: survey.by_version(_read("lab/hazards")),
+    "hazards-compared": lambda: survey.compared(_read("lab/hazards"), "3.7.1"),
     "unpacking": lambda: summary.unpacking(_read("lab/compile")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
     "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),
     "semi-structured-traffic": lambda: traffic.table(_read("lab/traffic-semi-structured")),
     "semi-structured-rates": semi_structured.rates,
+    "executed": lambda: execute.table(_read("lab/execute")),
+    "mutation": lambda: mutate.table(_read("lab/mutation")),
 }
 FIGURES: dict[str, Callable[[], Figure]] = {
     "boolean-curves": lambda: figures.curves(_read("studies/boolean-curves")),

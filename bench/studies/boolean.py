@@ -5,6 +5,7 @@ control. The paper's accuracies are dense 78.7 %, random split 88.7 %, clause sp
 """
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import fpe
 
 from ..results import Results
 from .dnf import clause_of, make_dnf
-from .protocol import Data, Training, accuracy, describe, first_layer, fit, run_trials
+from .protocol import Data, Training, accuracy, describe, first_layer, fit, run_trials, trials_as_they_end
 
 CONDITIONS = ("dense", "dense-continued", "random", "clause")
 
@@ -191,15 +192,35 @@ SENSITIVITY_EPOCHS = 80
 """Epochs before and after the split there; with other sample counts, as many steps."""
 
 
-def run_sensitivity(choices: Choices, seed: int = 0, device: str = "cpu", quiet: bool = False) -> Results:
-    """Moves one unpublished choice at a time, at :data:`SENSITIVITY_EPOCHS`, and reports every trial."""
+def run_sensitivity(choices: Choices, path: Path, seed: int = 0, device: str = "cpu", quiet: bool = False) -> Results:
+    """Moves one unpublished choice at a time, at :data:`SENSITIVITY_EPOCHS`, and reports every trial.
+
+    Args:
+        choices: What is not moved.
+        path: The file; each trial's rows are added as it ends, and a run that was cut goes on.
+        seed: Seed of all randomness.
+        device: Where networks are trained.
+        quiet: No progress bar.
+
+    Raises:
+        ValueError: The file is of other choices.
+    """
     jobs, moved = [], []
     for change in SENSITIVITY:
         setting = replace(choices, **change)
         epochs = round(SENSITIVITY_EPOCHS * choices.samples / setting.samples)
         for trial in range(choices.trials):
             jobs.append({"choices": replace(setting, epochs=epochs), "trial": trial, "seed": seed, "device": device})
-            moved.append({"change": ", ".join(f"{k} = {v}" for k, v in change.items()) or "none"})
-    trials = run_trials(run_trial, jobs, "sensitivity", quiet)
-    rows = [{**move, **row} for move, trial in zip(moved, trials, strict=True) for row in trial["rows"]]
-    return Results("boolean-sensitivity", {**asdict(choices), "seed": seed}, rows)
+            moved.append({"change": ", ".join(f"{k} = {v}" for k, v in change.items()) or "none", "trial": trial})
+    results = Results.resume(path, "boolean-sensitivity", {**asdict(choices), "seed": seed})
+
+    def rows_of(move: dict[str, Any]) -> list[dict[str, Any]]:
+        return [row for row in results.rows if move.items() <= row.items()]
+
+    todo = [i for i, move in enumerate(moved) if len(rows_of(move)) < len(CONDITIONS)]
+    ended = trials_as_they_end(run_trial, [jobs[i] for i in todo], "sensitivity", quiet, len(jobs) - len(todo))
+    for number, trial in ended:
+        results.append(path, *({**moved[todo[number]], **row} for row in trial["rows"]))
+    results.rows[:] = [row for move in moved for row in rows_of(move)]  # in the order of the plan, whoever was first
+    results.write(path)
+    return results

@@ -172,7 +172,8 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
             )
         )
     s = results.settings
-    title = f"CIFAR-10, a convolutional network, alpha = 2, {s['epochs']} + {s['epochs']} epochs, {s['trials']} trials"
+    data = "random images" if s["data"] == RANDOM else "CIFAR-10"
+    title = f"{data}, a convolutional network, alpha = 2, {s['epochs']} + {s['epochs']} epochs, {s['trials']} trials"
     columns = ("expanded", "neurons", "channels", "test %", "points", "non-zeros")
     return Table(f"{title}; ± is a 95 % interval", columns, rows)
 

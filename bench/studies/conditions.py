@@ -169,7 +169,6 @@ class DropConnect(nn.Linear):
 @torch.no_grad()
 def _masked(kept: Tensor, weight: Tensor, bias: Tensor) -> fpe.MaskedLinear:
     layer = fpe.MaskedLinear(kept)
-    layer.weight.copy_(weight)
+    layer.set_wide_weight(weight)
     layer.bias.copy_(bias)  # type: ignore[union-attr]
-    layer.clear_removed()
     return layer

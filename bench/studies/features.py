@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..options import check_folder, device_option
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 DATASETS = ("cifar100", "cifar10", "imagenet", "folder")
@@ -78,8 +80,8 @@ def extract(encode: Callable[[Tensor], Tensor], batches: Batches, device: str) -
 @click.option("--model", default="ViT-B-16", show_default=True, help="open_clip's name of the encoder.")
 @click.option("--pretrained", default="openai", show_default=True, help="open_clip's name of its weights, or a file.")
 @click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Images at a time.")
-@click.option("--device", default="cpu", show_default=True, help="A PyTorch device.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="The .npz to write.")
+@device_option
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .npz to write.")
 def features_command(
     dataset: str, root: Path, model: str, pretrained: str, batch: int, device: str, output: Path
 ) -> None:
@@ -87,6 +89,7 @@ def features_command(
 
     Needs torchvision and open_clip: pip install torchvision open_clip_torch.
     """
+    check_folder(output.parent)
     try:
         encode, transform = clip_encoder(model, pretrained, device)
         sets = image_sets(dataset, root, transform)
@@ -94,6 +97,5 @@ def features_command(
         (x, y), (x_test, y_test) = (extract(encode, loader, device) for loader in loaders)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    output.parent.mkdir(parents=True, exist_ok=True)
     np.savez(output, X=x, y=y, Xt=x_test, yt=y_test)
     click.echo(f"Features: {output.resolve()}")

@@ -13,6 +13,7 @@ import fpe
 from . import conditions
 from .protocol import Data, Training
 from .stack import Stack, classification_loss, epochs_of
+from .sweep import ImpossibleError
 from .vision import default_choices, load
 
 
@@ -73,8 +74,12 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     """Trains all trials of a cell; a row for each.
 
     Trials differ in their initial weights and masks and see the samples in the same order.
+
+    Raises:
+        ImpossibleError: The data's sizes do not admit the cell's masks. Nothing has been trained then.
     """
     data = load_once(settings.data, settings.device)
+    check_possible(cell, data)
     total = 2 * settings.epochs
     before = round(total * cell.split)
     dense = trained(settings, cell.neurons, cell.layers, cell.around, before)
@@ -115,6 +120,19 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def check_possible(cell: Cell, data: Data) -> None:
+    """Raises unless the cell's masks fit networks of the data's sizes: before one is trained for minutes.
+
+    Raises:
+        ImpossibleError: They do not.
+    """
+    model = perceptron(data.x.shape[1], int(data.y.max()) + 1, cell.neurons, cell.layers, cell.around)
+    try:
+        conditions.build(cell.condition, model, cell.alpha, torch.Generator(), pairs_to_expand(model, cell))
+    except ValueError as error:
+        raise ImpossibleError(str(error)) from error
 
 
 def train_rewired(

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from joblib import Parallel, delayed
-from rich.progress import track
 from torch import Tensor, nn
 
 import fpe
 from fpe.layers import ExpandedLinear
+
+from ..progress import progress
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,17 @@ def run_trials(job: Callable[..., Any], arguments: Sequence[dict[str, Any]], wha
 
     Every job runs in a process of its own with one thread, so that results do not depend on the cores.
     """
+    finished = dict(trials_as_they_end(job, arguments, what, quiet))
+    return [finished[i] for i in range(len(arguments))]
+
+
+def trials_as_they_end(
+    job: Callable[..., Any], arguments: Sequence[dict[str, Any]], what: str, quiet: bool = False, before: int = 0
+) -> Iterator[tuple[int, Any]]:
+    """:func:`run_trials`, each with its number as it ends; ``before`` so many of an earlier run the bar begins."""
     jobs: Iterable = (delayed(_single_threaded)(i, job, kwargs) for i, kwargs in enumerate(arguments))
     done: Iterator = Parallel(n_jobs=-1, return_as="generator_unordered")(jobs)
-    finished = dict(track(done, description=what, total=len(arguments), disable=quiet))
-    return [finished[i] for i in range(len(arguments))]
+    yield from progress(done, what, before + len(arguments), before, quiet)
 
 
 def _single_threaded(number: int, job: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[int, Any]:

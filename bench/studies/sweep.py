@@ -1,5 +1,6 @@
 """A study as a list of cells: run, written after each, resumed where it was cut."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -7,10 +8,14 @@ from typing import Any
 
 import torch
 from joblib import Parallel, delayed
-from rich.progress import track
 
+from ..progress import progress
 from ..results import Results
 from ..summary import Table
+
+
+class ImpossibleError(ValueError):
+    """A cell that cannot exist: its data do not admit its masks. The others can go on."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Study:
     ) -> tuple[Path, Results, Sequence[Any]]:
         """Runs the cells that the study's file lacks under a progress bar, each on one core.
 
+        A cell that cannot exist is left out; standard error says which, and why.
+
         Args:
             folder: Where the file lies, or will.
             quick: A few steps of small cells, in a file of their own.
@@ -53,7 +60,7 @@ class Study:
             **given: Settings that differ from the study's.
 
         Returns:
-            The file, all its rows, and the study's cells.
+            The file, all its rows, and the study's cells, without those that cannot exist.
 
         Raises:
             OSError: There is no such data.
@@ -63,23 +70,40 @@ class Study:
         cells = list(dict.fromkeys(self.small if quick else self.cells()))
         shared = asdict(settings)
         del shared["device"]  # stands in the provenance
-        path = folder / f"{self.rows_in}{'-quick' if quick else ''}.jsonl"
+        path = self.path(folder, quick, settings)
         if "data" in shared:
             shared["data"] = Path(settings.data).stem
-            path = path.with_stem(path.stem.replace(self.rows_in, f"{self.rows_in}-{shared['data']}"))
         results = _begin(self.rows_in, shared, path)
-        todo = [cell for cell in cells if not _done(cell, results.rows)]
+        todo = [cell for cell in cells if len(_rows_of(cell, results.rows)) < settings.trials]
+        for cell in todo:  # a cell of which a file was cut runs again
+            for row in _rows_of(cell, results.rows):
+                results.rows.remove(row)
         parallel = Parallel(jobs, return_as="generator", batch_size=1)
-        done = parallel(delayed(_on_one_core)(self.run_cell, cell, settings) for cell in todo)
-        for rows in track(done, description=self.name, total=len(todo), disable=quiet):
+        made = parallel(delayed(_on_one_core)(self.run_cell, cell, settings) for cell in todo)
+        impossible = []
+        shown = progress(made, self.name, len(cells), len(cells) - len(todo), quiet)
+        for cell, (rows, reason) in zip(todo, shown, strict=True):
+            if reason:
+                impossible.append(cell)
+                print(f"{self.name}: left out {cell}: {reason}", file=sys.stderr)
+                continue
             results.rows.extend(rows)
             results.write(path)
-        return path, results, cells
+        return path, results, [cell for cell in cells if cell not in impossible]
+
+    def path(self, folder: Path, quick: bool, settings: Any) -> Path:
+        """The study's file in a folder."""
+        data = f"-{Path(settings.data).stem}" if hasattr(settings, "data") else ""
+        return folder / f"{self.rows_in}{data}{'-quick' if quick else ''}.jsonl"
 
 
-def _on_one_core(run_cell: Callable, cell: Any, settings: Any) -> list[dict[str, Any]]:
+def _on_one_core(run_cell: Callable, cell: Any, settings: Any) -> tuple[list[dict[str, Any]], str]:
+    """A cell's rows, or why it has none."""
     torch.set_num_threads(1)
-    return run_cell(cell, settings)
+    try:
+        return run_cell(cell, settings), ""
+    except ImpossibleError as error:
+        return [], str(error)
 
 
 def _begin(name: str, settings: dict[str, Any], path: Path) -> Results:
@@ -87,7 +111,7 @@ def _begin(name: str, settings: dict[str, Any], path: Path) -> Results:
     fresh = Results(name, settings, [])
     if not path.exists():
         return fresh
-    before = Results.read(path)
+    before = Results.read(path, cut=True)
     if before.study != name or dict(before.settings) != settings:
         raise ValueError(
             f"{path} holds {before.study} with {dict(before.settings)}; expected {name} with {settings}: move it away "
@@ -97,6 +121,6 @@ def _begin(name: str, settings: dict[str, Any], path: Path) -> Results:
     return replace(before, provenance={**before.provenance, "commit": ", ".join(commits)})
 
 
-def _done(cell: Any, rows: list[dict[str, Any]]) -> bool:
+def _rows_of(cell: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     wanted = asdict(cell).items()
-    return any(wanted <= row.items() for row in rows)
+    return [row for row in rows if wanted <= row.items()]

@@ -1,32 +1,106 @@
 """What the layers have in common: sizes, the wide view, a mask that may move, and a checked state dict."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.nn.utils.parametrize import is_parametrized
 
-FORMAT_VERSION = 2
-"""Version of the state dict's layout; its first entry in every layer's header."""
+from .dense_form import dense_weight, forget
+from .placement import of_constant_size, on, overwrite, tensors_of, whole
+from .state import Header, checksum, decode, encode, layer_entries
+
+Topology = Any  # what a kind's constructor takes: a Partition, a mask
+Self = TypeVar("Self", bound="ExpandedLinear")
+Held = TypeVar("Held")
 
 
 class ExpandedLinear(nn.Module):
     """What the FPE layers have in common: sizes, the wide view, and a checked state dict.
 
+    A layer has one trained weight, ``edge_weight``, and a topology: which edges those are. The topology is data and no
+    buffer. It follows the weight from device to device, is never on ``"meta"`` (a layer that is built there knows its
+    edges), and travels in the state dict as the layer's extra state (:mod:`fpe.layers.state`).
+
     Attributes:
         in_features: Width of the input.
         out_features: Width of the output.
         backend: Which implementation runs: ``"auto"``, ``"triton"`` or ``"eager"``.
+        edge_weight: The weights of the edges, in the layer's own form.
+        bias: ``[out_features]``, or ``None``.
+        fingerprint: What the topology is known by, eight small numbers, a buffer that is not saved.
+            ``DistributedDataParallel`` copies it from the first process, and the first forward after that raises where
+            processes were given different topologies. So does the first in eval mode after buffers of models whose
+            masks differ were averaged.
+        keeps_dense: Whether a CPU keeps the dense weight between calls, see :mod:`.dense_form`.
+        made_of: Names of the weight and of a tensor that is another one whenever the topology is another.
     """
+
+    KIND: ClassVar[int]
+    """The layer's place in :data:`fpe.layers.KINDS`."""
+    STORED: ClassVar[tuple[str, ...]]
+    """The attributes that hold the topology: tensors or named tuples of them."""
+    keeps_dense: bool = True
+    made_of: ClassVar[tuple[str, ...]] = ("edge_weight", "_index")
+    edge_weight: nn.Parameter
+    bias: nn.Parameter | None
+    fingerprint: Tensor
 
     def __init__(self, in_features: int, out_features: int, backend: str) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
         self.backend = backend
+        self._stamped: int | None = None  # version of the fingerprint that is known to be right; None: never ask
+        self._asked = False
+        self._topology_device = torch.device("cpu")
 
-    bias: nn.Parameter | None
+    def _build(self, shape: tuple[int, ...], bias: bool, topology: Topology, **factory: Any) -> None:
+        """Makes the parameters and takes the topology; the last thing that a constructor does."""
+        self.edge_weight = nn.Parameter(torch.empty(shape, **factory))
+        self.bias = nn.Parameter(torch.empty(self.out_features, **factory)) if bias else None
+        self.register_buffer("fingerprint", torch.empty(8, device=self.edge_weight.device), persistent=False)
+        self._set_topology(topology)
+        self.reset_parameters()
+
+    # The function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x @ weight.T + bias`` by the kept edges, ``[..., in_features]`` to ``[..., out_features]``."""
+        stamped = self._stamped
+        if (
+            stamped is not None
+            and not torch.compiler.is_compiling()
+            and self._buffers["fingerprint"]._version != stamped  # type: ignore[union-attr]
+        ):
+            self._check_replica()
+        dense = dense_weight(self, x)
+        if dense is not None:
+            return linear(x, dense, self.bias)
+        if not isinstance(x, Tensor) or x.shape[-1:] != (self.in_features,):
+            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{type(self).__name__}: the input must have shape [..., {self.in_features}], got {got}")
+        return self._multiply(x)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """The layer's own operation, for an input of the right width."""
+        raise NotImplementedError
+
+    def masked_copy(self) -> Tensor | None:
+        """:meth:`wide_weight` by the quickest way on a CPU; none where the layer's operation is quicker still."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """:meth:`wide_weight`: as of ``nn.Linear``, for code that reads it.
+
+        It is made anew each time, so that writing to it changes nothing: train ``edge_weight``, and write with
+        :meth:`set_wide_weight`.
+        """
+        return self.wide_weight()
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[out_features, in_features]``, differentiable."""
@@ -36,19 +110,8 @@ class ExpandedLinear(nn.Module):
         """Which entries of :meth:`wide_weight` exist, bool ``[out_features, in_features]``."""
         raise NotImplementedError
 
-    def rewire(self, kept: Tensor, *followers: Tensor) -> None:
-        """Takes another mask with as many edges, as :class:`fpe.Rewiring` makes it; in place.
-
-        Edges that stay keep their weight. New edges begin at zero.
-
-        Args:
-            kept: The new :meth:`kept`, bool ``[out_features, in_features]``.
-            followers: Tensors of the weight parameter's shape that belong to it entry by entry, as an optimizer's
-                moments; edges keep their entries, new ones begin at zero there too.
-
-        Raises:
-            ValueError: The mask is one that the layer cannot have.
-        """
+    def set_wide_weight(self, weight: Tensor) -> None:
+        """Takes the weights of the kept edges from a dense weight ``[out_features, in_features]``."""
         raise NotImplementedError
 
     @property
@@ -69,59 +132,193 @@ class ExpandedLinear(nn.Module):
             dtype=weight.dtype,
         )
         dense.weight.copy_(weight)
-        dense.weight.requires_grad_(next(self.parameters()).requires_grad)
+        dense.weight.requires_grad_(any(p.requires_grad for n, p in self.named_parameters() if n != "bias"))
         if self.bias is not None:
-            dense.bias.copy_(self.bias)
+            dense.bias.copy_(whole(self.bias))
             dense.bias.requires_grad_(self.bias.requires_grad)
         return dense.train(self.training)
 
-    def reset_parameters(self, fan_in: int) -> None:
-        """Draws weights as ``nn.Linear`` with ``fan_in`` inputs does, zero where no edge is kept."""
+    def reset_parameters(self, fan_in: int | None = None) -> None:
+        """Draws weights as an ``nn.Linear`` does, zero where no edge is kept.
+
+        Args:
+            fan_in: Inputs of that ``nn.Linear``; without it those of the parent, or of the wide layer where the layer
+                has no parent.
+        """
+        fan_in = self._fan_in() if fan_in is None else fan_in
         bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
         for parameter in self.parameters(recurse=False):
             nn.init.uniform_(parameter, -bound, bound)
         self.clear_removed()
 
+    def _fan_in(self) -> int:
+        return self.in_features
+
+    # The weights of the edges, whatever holds them: a parameter, a shard of one, a parametrization
+
+    @torch.no_grad()
     def clear_removed(self) -> None:
         """Sets the stored values of removed edges to zero."""
+        removed = self._removed()
+        if removed is not None and not self.edge_weight.is_meta:
+            self.set_edge_weight(whole(self.edge_weight).masked_fill(removed, 0))
+
+    @torch.no_grad()
+    def set_edge_weight(self, value: Tensor) -> None:
+        """Takes the weights of the edges, of the shape of ``edge_weight``, where removed ones are zero already."""
+        if is_parametrized(self, "edge_weight"):
+            self.edge_weight = value  # type: ignore[assignment] # through the parametrization's right_inverse
+        else:
+            overwrite(self.edge_weight, value)
+
+    def _removed(self) -> Tensor | None:
+        """Which entries of ``edge_weight`` stand for no edge; ``None`` where all are edges."""
         raise NotImplementedError
 
-    # The state dict. Every entry is a tensor, so that safetensors takes it too.
+    def rewire(self, kept: Tensor, *followers: Tensor) -> None:
+        """Takes another mask with as many edges, as :class:`fpe.Rewiring` makes it; in place.
 
-    def _header(self) -> list[int]:
-        """What a state dict must agree with before it can be loaded, besides its tensors' shapes."""
-        return [FORMAT_VERSION, _kinds().index(type(self)), self.in_features, self.out_features]
+        Edges that stay keep their weight. New edges begin at zero.
 
-    def get_extra_state(self) -> Tensor:
-        """The header, int64."""
-        return torch.tensor(self._header(), dtype=torch.int64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Nothing to restore: :meth:`check_state` has compared the header before loading began."""
-
-    def check_state(self, state: Mapping[str, Any], prefix: str = "") -> None:
-        """Raises unless the entries under ``prefix`` are a state of a layer like this one.
+        Args:
+            kept: The new :meth:`kept`, bool ``[out_features, in_features]``.
+            followers: Tensors of the weight parameter's shape that belong to it entry by entry, as an optimizer's
+                moments; edges keep their entries, new ones begin at zero there too.
 
         Raises:
-            ValueError: An entry is missing, has another shape or holds what cannot be. Nothing has been
-                loaded then.
+            ValueError: The mask is one that the layer cannot have.
         """
-        header = state.get(f"{prefix}_extra_state")
-        if not isinstance(header, Tensor) or header.dtype != torch.int64:
-            raise ValueError(
-                f"state dict: expected the header of a {type(self).__name__} at '{prefix}_extra_state', got "
-                f"{'nothing' if header is None else type(header).__name__}"
+        raise NotImplementedError
+
+    # The topology
+
+    def _header(self) -> Header:
+        return Header(self.KIND, self.in_features, self.out_features)
+
+    def _set_topology(self, topology: Topology) -> None:
+        """Takes the edges; a subclass stores them in its own form and calls :meth:`_topology_is`."""
+        raise NotImplementedError
+
+    @classmethod
+    def _parse(cls, header: Header, words: Tensor) -> Topology:
+        """The topology that an extra state describes.
+
+        Raises:
+            ValueError: It describes none.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def _of(cls: type[Self], header: Header, topology: Any, bias: bool, **factory: Any) -> Self:
+        """A layer of a topology, weights drawn."""
+        raise NotImplementedError
+
+    def _topology_is(self, words: Tensor) -> None:
+        """Remembers the topology as the state dict has it, and marks the layer with its fingerprint."""
+        self._encoded = encode(self._header(), words)
+        self._follow_weight()
+
+    def _follow_weight(self) -> None:
+        weight = self.edge_weight
+        if weight.is_meta:
+            self._hold()
+            return
+        self._topology_device = weight.device
+        for name in self.STORED:
+            setattr(self, name, of_constant_size(on(getattr(self, name), weight.device)))
+        self._hold()
+        with torch.no_grad():
+            self.fingerprint.copy_(self._own_fingerprint())
+        self._stamped = None if self.fingerprint.is_inference() else self.fingerprint._version
+        self._asked = False
+
+    def _hold(self) -> None:
+        held = [t for name in self.STORED for t in tensors_of(getattr(self, name)).values()]
+        self._topology_tensors, self._index = tuple(held), held[0]
+
+    def _own_fingerprint(self) -> Tensor:
+        """Numbers 0 .. 255: exact in every float type, so that a model's average with itself keeps them."""
+        return checksum(self._encoded).view(1).view(torch.uint8).float()
+
+    def topology_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that the topology is held in: others whenever it changes or moves."""
+        return self._topology_tensors
+
+    def _beside(self, weight: Tensor, held: Held) -> Held:
+        """A stored form of the topology on the device of a weight."""
+        if weight.device == self._topology_device:
+            return held
+        if type(weight) is nn.Parameter and not torch.compiler.is_compiling():
+            self._follow_weight()  # FSDP2 moves parameters by itself
+        return on(held, weight.device)
+
+    def _check_replica(self) -> None:
+        """Raises where another topology's fingerprint has been written here.
+
+        It is asked at the first forward after a write, and in eval mode after every write.
+        """
+        mark = self.fingerprint
+        if mark.is_meta or type(mark) is not Tensor:
+            return
+        if self.training and self._asked:  # DistributedDataParallel writes in every step; an answer waits for the GPU
+            return
+        self._stamped, self._asked = mark._version, True
+        if bool((mark.cpu() - self._own_fingerprint()).abs().max() > 0.5):
+            raise RuntimeError(
+                f"{type(self).__name__}: the buffers of a layer with other edges were written into this one: by "
+                "DistributedDataParallel, where processes expanded with different seeds, or by an average over models "
+                "whose masks differ. Give every process the same generator, or load one state into all"
             )
-        if header.tolist() != self._header():
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        forget(self)
+        super()._apply(fn, recurse)
+        self._follow_weight()
+        return self
+
+    # The state dict: ``edge_weight``, ``bias`` and the extra state, all tensors, so that safetensors takes it too
+
+    def get_extra_state(self) -> Tensor:
+        """What the layer is and where its edges are, int64: a copy, whatever is done to it."""
+        return self._encoded.clone()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Takes the topology of another layer of the same kind, sizes and number of stored weights.
+
+        Raises:
+            ValueError: ``state`` is no such thing.
+        """
+        self._set_topology(self._topology_of(state, "_extra_state"))
+
+    def _topology_of(self, state: object, name: str) -> Topology:
+        header, words = decode(state, name)
+        if header != self._header():
             raise ValueError(
-                f"state dict: '{prefix}_extra_state' should be {self._header()} (format, kind, in, out, ...), got "
-                f"{header.tolist()}"
+                f"state dict: '{name}' should be of {list(self._header())} (kind, in, out, settings), got "
+                f"{list(header)}"
             )
-        for name, own in self._expected_tensors().items():
-            value = state.get(prefix + name)
-            if not isinstance(value, Tensor):
-                raise ValueError(f"state dict: expected a tensor at '{prefix}{name}', got {type(value).__name__}")
-            expect(prefix + name, list(value.shape), own)
+        try:
+            topology = self._parse(header, words)
+        except ValueError as error:
+            raise ValueError(f"state dict: '{name}' is damaged: {error}") from error
+        self._fit(topology, name)
+        return topology
+
+    def _fit(self, topology: Topology, name: str) -> None:
+        """Raises if the layer has no room for a topology."""
+
+    def check_state(self, state: Mapping[str, Any], prefix: str = "") -> None:
+        """Raises unless what stands under ``prefix`` can be loaded. Missing entries are not looked for.
+
+        Raises:
+            ValueError: An entry has another shape, or holds what cannot be. Nothing has been loaded then.
+        """
+        own = layer_entries(state, prefix)
+        if "_extra_state" in own:
+            self._topology_of(own["_extra_state"], f"{prefix}_extra_state")
+        for name, parameter in self.named_parameters(recurse=False):
+            if name in own:
+                check_shape(prefix + name, own[name], parameter)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], prefix: str = "") -> "ExpandedLinear":
@@ -130,39 +327,42 @@ class ExpandedLinear(nn.Module):
         Raises:
             ValueError: The entries are no state of an FPE layer.
         """
-        header = state.get(f"{prefix}_extra_state")
-        values = header.tolist() if isinstance(header, Tensor) and header.dtype == torch.int64 else []
-        if len(values) < 4 or values[0] != FORMAT_VERSION or not 0 <= values[1] < len(_kinds()):
+        own = layer_entries(state, prefix)
+        header, words = decode(own.get("_extra_state"), f"{prefix}_extra_state")
+        weight = own.get("edge_weight")
+        if not 0 <= header.kind < len(_kinds()) or not isinstance(weight, Tensor):
             raise ValueError(
-                f"state dict: expected the header of an FPE layer of format {FORMAT_VERSION} at "
-                f"'{prefix}_extra_state', got {values or type(header).__name__}"
+                f"state dict: expected the weight of an FPE layer at '{prefix}edge_weight' and its kind at "
+                f"'{prefix}_extra_state', got {type(weight).__name__} and {header.kind}"
             )
-        own = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+        kind = _kinds()[header.kind]
         try:
-            layer = _kinds()[values[1]]._empty(values, own)
-            layer.load_state_dict(own)
-        except (KeyError, IndexError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            topology = kind._parse(header, words)
+            layer = kind._of(header, topology, "bias" in own, device="meta", dtype=weight.dtype)
+            layer.to_empty(device=weight.device).load_state_dict(own)
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"state dict: the entries under '{prefix}' are damaged: {error}") from error
         return layer
 
-    @classmethod
-    def _empty(cls, header: list[int], own: Mapping[str, Tensor]) -> "ExpandedLinear":
-        """A layer of the topology that a state describes, weights still to be loaded."""
-        raise NotImplementedError
-
-    def _expected_tensors(self) -> dict[str, list[int]]:
-        """Names and shapes of the tensors of a state dict."""
-        own = {**dict(self.named_parameters(recurse=False)), **dict(self.named_buffers(recurse=False))}
-        return {n: list(t.shape) for n, t in own.items() if n not in self._non_persistent_buffers_set}
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *reports: Any
+    ) -> None:
         self.check_state(state_dict, prefix)
-        self._adopt_topology(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        current = {prefix + name: value for name, value in layer_entries(state_dict, prefix).items()}
+        super()._load_from_state_dict(current, prefix, local_metadata, strict, *reports)
+        self._follow_weight()
         self.clear_removed()
 
-    def _adopt_topology(self, state: Mapping[str, Any], prefix: str) -> None:
-        """Makes room for a checked state whose tensors have other sizes than the layer's."""
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Refuses a pickled model of an earlier version, whose state dict can be loaded."""
+        if "_encoded" not in state:
+            raise ValueError(
+                f"{type(self).__name__}: this model was pickled whole by an earlier version; save its state_dict() "
+                "with that version and rebuild it with fpe.restore"
+            )
+        super().__setstate__(state)
+
+    # What is printed
 
     def _repr_details(self) -> str:
         return ""
@@ -175,9 +375,6 @@ class ExpandedLinear(nn.Module):
             f"nonzeros={self.nonzeros} ({self.nonzeros / total:.1%}), bias={self.bias is not None}"
         )
 
-    def _make_bias(self, bias: bool, **factory: Any) -> nn.Parameter | None:
-        return nn.Parameter(torch.empty(self.out_features, **factory)) if bias else None
-
 
 def _kinds() -> tuple[type[ExpandedLinear], ...]:
     from . import KINDS
@@ -185,7 +382,24 @@ def _kinds() -> tuple[type[ExpandedLinear], ...]:
     return KINDS
 
 
-def expect(name: str, got: object, wanted: object) -> None:
-    """Raises unless an entry of a state dict is what it should be."""
-    if got != wanted:
-        raise ValueError(f"state dict: '{name}' should be {wanted}, got {got}")
+def check_shape(name: str, got: object, wanted: Tensor) -> None:
+    """Raises unless an entry of a state dict is a tensor of the shape of another."""
+    shape = list(got.shape) if isinstance(got, Tensor) else type(got).__name__
+    if shape != list(wanted.shape):
+        raise ValueError(f"state dict: '{name}' should be {list(wanted.shape)}, got {shape}")
+
+
+def check_known(op: str, name: str, value: object, dtype: torch.dtype) -> Tensor:
+    """Returns a matrix of a dtype whose entries are known, as topologies are given.
+
+    Raises:
+        TypeError: It is no tensor, or of another dtype.
+        ValueError: It is no matrix, or is on ``"meta"``.
+    """
+    if not isinstance(value, Tensor) or value.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be a {dtype} tensor, got {getattr(value, 'dtype', type(value).__name__)}")
+    if value.dim() != 2:
+        raise ValueError(f"{op}: {name} must be a matrix, got shape {list(value.shape)}")
+    if value.is_meta:
+        raise ValueError(f"{op}: {name} is on 'meta', and without it nobody knows the edges; only weights may be there")
+    return value

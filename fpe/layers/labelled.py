@@ -1,10 +1,9 @@
 """Layers stored as their parent's weight and the labels of its edges."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..kernels import (
     HOLE,
@@ -15,17 +14,22 @@ from ..kernels import (
     semi_structured_matmul,
     split_matmul,
 )
-from ..kernels.partition.labels import digits
+from ..kernels.partition.labels import digits, row_bytes
 from ..kernels.semi_structured.memo import once_per_version
 from ..partition import STRUCTURES, Partition
-from .base import ExpandedLinear, expect
+from .base import ExpandedLinear, check_known
+from .dense_form import masked_copy
+from .placement import overwrite, whole
+from .state import Header, to_words
+
+Labelled = TypeVar("Labelled", bound="_LabelledLinear")
 
 
 class _LabelledLinear(ExpandedLinear):
     """A layer stored as its parent's weight and the labels of its edges, packed into bits.
 
-    An edge that nobody owns is a weight stored as zero. Gradients keep it so; whoever writes to the weight itself calls
-    :meth:`clear_removed` afterwards.
+    ``edge_weight`` is the parent's weight. An edge that nobody owns is stored as zero; gradients keep it so, and
+    whoever writes to the weight itself calls :meth:`clear_removed` afterwards.
 
     Args:
         partition: Labels of the parent's weight.
@@ -33,9 +37,15 @@ class _LabelledLinear(ExpandedLinear):
         backend: ``"auto"``, ``"triton"`` or ``"eager"``.
         device: As of ``nn.Linear``.
         dtype: As of ``nn.Linear``.
+
+    Raises:
+        TypeError: ``partition`` is none.
+        ValueError: Its labels are on ``"meta"``.
     """
 
-    planes: Tensor
+    STORED: ClassVar[tuple[str, ...]] = ("packed",)
+    packed: PackedLabels
+    """The labels as the operations take them."""
 
     def __init__(
         self,
@@ -45,35 +55,24 @@ class _LabelledLinear(ExpandedLinear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        name = type(self).__name__
+        if not isinstance(partition, Partition):
+            raise TypeError(f"{name}: partition must be a fpe.Partition, got {type(partition).__name__}")
+        check_known(name, "the partition's labels", partition.labels, torch.uint8)
         super().__init__(*self._sizes(partition), backend)
         self.alpha = partition.alpha
         self.structure = partition.structure
         self.block_shape = partition.block_shape
-        self.weight = nn.Parameter(torch.empty(partition.shape, device=device, dtype=dtype))
-        self._set_labels(partition.labels.to(device=device))
-        self.bias = self._make_bias(bias, device=device, dtype=dtype)
-        self.reset_parameters(partition.shape[1])
+        self._build(partition.shape, bias, partition, device=device, dtype=dtype)
 
     @staticmethod
     def _sizes(partition: Partition) -> tuple[int, int]:
         """Widths of the layer's input and output."""
         raise NotImplementedError
 
-    def _set_labels(self, labels: Tensor) -> None:
-        self._set_planes(PackedLabels.pack(labels, self.alpha).planes)
-
-    def _set_planes(self, planes: Tensor) -> None:
-        """Takes labels as bits, and with them whatever is derived from labels."""
-        self.register_buffer("planes", planes)
-
-    @property
-    def packed(self) -> PackedLabels:
-        """The labels as the operations take them."""
-        return PackedLabels(self.planes, (self.weight.shape[0], self.weight.shape[1]), self.alpha)
-
     @property
     def labels(self) -> Tensor:
-        """The labels unpacked, uint8 of the weight's shape, ``HOLE`` where nobody owns the edge."""
+        """The labels unpacked, uint8 of the parent's shape, ``HOLE`` where nobody owns the edge."""
         return self.packed.unpack()
 
     @property
@@ -81,64 +80,65 @@ class _LabelledLinear(ExpandedLinear):
         """Who owns each edge."""
         return Partition(self.labels, self.alpha, self.structure, self.block_shape)
 
+    def _removed(self) -> Tensor | None:
+        return self.labels == HOLE if self.packed.has_holes else None
+
+    def _children_weights(self) -> Tensor:
+        """The weight of each child, ``[alpha, *partition.shape]``, zero at the edges of others."""
+        weight = whole(self.edge_weight)
+        return torch.where(self._beside(weight, self.partition.masks()), weight, weight.new_zeros(()))
+
     @torch.no_grad()
-    def clear_removed(self) -> None:
-        """Sets the stored values of removed edges to zero."""
-        self.weight.masked_fill_(self.labels >= self.alpha, 0)
+    def set_wide_weight(self, weight: Tensor) -> None:
+        """Takes the weights of the kept edges from the children's wide weight."""
+        masks = self.partition.masks()
+        self.set_edge_weight(torch.where(masks, self._children(weight), weight.new_zeros(())).sum(0))
 
     @torch.no_grad()
     def rewire(self, kept: Tensor, *followers: Tensor) -> None:
         """Takes another mask; see :meth:`ExpandedLinear.rewire`."""
         owners = self._children(kept)
         labels = torch.where(owners.any(0), owners.to(torch.uint8).argmax(0), HOLE).to(torch.uint8)
-        old = self.partition
+        old = self.labels
         new = Partition(labels, self.alpha, self.structure, self.block_shape).validate()
         if not torch.equal(new.masks(), owners):
             raise ValueError(f"{type(self).__name__}.rewire: expected every edge at one child at most")
-        for tensor in (self.weight.data, *followers):
-            tensor.masked_fill_(new.labels != old.labels, 0)
-        self._set_labels(new.labels)
+        for tensor in (self.edge_weight, *followers):
+            overwrite(tensor, whole(tensor).masked_fill(labels != old, 0))
+        self._set_topology(new)
 
-    def _children(self, kept: Tensor) -> Tensor:
-        """A mask of the wide weight, child by child: bool ``[alpha, *partition.shape]``."""
+    def _children(self, wide: Tensor) -> Tensor:
+        """A wide weight or its mask, child by child: ``[alpha, *partition.shape]``."""
         raise NotImplementedError
 
-    def check_state(self, state: Mapping[str, Any], prefix: str = "") -> None:
-        """Raises unless the state fits, labels included; see :meth:`ExpandedLinear.check_state`."""
-        super().check_state(state, prefix)
-        name = f"{prefix}planes"
-        planes = state.get(name)
-        if not isinstance(planes, Tensor) or planes.dim() != 3:
-            raise ValueError(f"state dict: expected planes of bits at '{name}', got {type(planes).__name__}")
-        expect(name, planes.dtype, torch.uint8)
-        own = self.packed
-        holes = planes.shape[0] > digits(self.alpha)
-        expect(name, list(planes.shape), [digits(self.alpha) + holes, *own.planes.shape[1:]])
-        try:
-            labels = own._replace(planes=planes).unpack()
-            Partition(labels, self.alpha, self.structure, self.block_shape).validate()
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"state dict: '{name}' is damaged: {error}") from error
+    def _set_topology(self, topology: Partition) -> None:
+        self.packed = PackedLabels.pack(topology.labels, self.alpha)
+        self._topology_is(to_words(self.packed.planes))
 
-    def _expected_tensors(self) -> dict[str, list[int]]:
-        expected = super()._expected_tensors()
-        del expected["planes"]  # one more where there are holes
-        return expected
-
-    def _adopt_topology(self, state: Mapping[str, Any], prefix: str) -> None:
-        self._set_planes(state[f"{prefix}planes"].to(self.planes.device, copy=True))
-
-    def _header(self) -> list[int]:
-        structure = [STRUCTURES.index(self.structure), *(self.block_shape or (0, 0))]
-        return [*super()._header(), self.alpha, *structure]
+    def _header(self) -> Header:
+        structure = (STRUCTURES.index(self.structure), *(self.block_shape or (0, 0)))
+        return super()._header()._replace(settings=(self.alpha, *structure))
 
     @classmethod
-    def _empty(cls, header: list[int], own: Mapping[str, Tensor]) -> ExpandedLinear:
-        alpha, structure, bn, bk = header[4:]
-        n, k = own["weight"].shape
-        labels = PackedLabels(own["planes"], (n, k), alpha).unpack()
-        partition = Partition(labels, alpha, STRUCTURES[structure], (bn, bk) if bn else None)
-        return cls(partition, "bias" in own, device=own["weight"].device, dtype=own["weight"].dtype)
+    def _parse(cls, header: Header, words: Tensor) -> Partition:
+        alpha, structure, bn, bk = header.settings
+        if alpha < 1 or not 0 <= structure < len(STRUCTURES):
+            raise ValueError(f"alpha = {alpha} and structure {structure} are unknown")
+        n, k = cls._parents(header, alpha)
+        planes, left = divmod(8 * len(words), n * row_bytes(k))
+        if left or planes not in (digits(alpha), digits(alpha) + 1):
+            raise ValueError(f"expected {digits(alpha)} planes of labels, or one more, of {n} x {k} edges")
+        packed = PackedLabels(words.view(torch.uint8).view(planes, n, row_bytes(k)), (n, k), alpha)
+        return Partition(packed.unpack(), alpha, STRUCTURES[structure], (bn, bk) if bn else None).validate()
+
+    @staticmethod
+    def _parents(header: Header, alpha: int) -> tuple[int, int]:
+        """Shape of the parent's weight."""
+        raise NotImplementedError
+
+    @classmethod
+    def _of(cls: type[Labelled], header: Header, topology: Partition, bias: bool, **factory: Any) -> Labelled:
+        return cls(topology, bias, **factory)
 
     def _repr_details(self) -> str:
         return f"alpha={self.alpha}, structure={self.structure}, "
@@ -162,46 +162,53 @@ class SplitLinear(_LabelledLinear):
     values are compressed once a forward in training, and once for each version of the weight without gradients.
     """
 
-    codes: Tensor | None
-    stored: Tensor | None
+    KIND = 0
+    STORED = ("packed", "quads")
+    quads: SemiStructuredLayout | None
+    """The labels as the 2:4 operations take them, for the ``"2:4"`` structure."""
 
     @staticmethod
     def _sizes(partition: Partition) -> tuple[int, int]:
         parents, inputs = partition.shape
         return inputs, partition.alpha * parents
 
-    def _set_planes(self, planes: Tensor) -> None:
-        """As above; the 2:4 kernels read codes that are derived from the labels."""
-        super()._set_planes(planes)
-        layout = SemiStructuredLayout.from_labels(self.labels) if self.structure == "2:4" else None
-        self.register_buffer("codes", layout.codes if layout else None, persistent=False)
-        self.register_buffer("stored", layout.kept if layout else None, persistent=False)
+    @staticmethod
+    def _parents(header: Header, alpha: int) -> tuple[int, int]:
+        return header.out_features // alpha, header.in_features
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _set_topology(self, topology: Partition) -> None:
+        self.quads = SemiStructuredLayout.from_labels(topology.labels) if self.structure == "2:4" else None
+        super()._set_topology(topology)
+
+    def _multiply(self, x: Tensor) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
-        if self.codes is not None and (x.is_cuda or self.backend not in ("auto", "eager")):
-            y = self._multiply_quads(x, self.codes).flatten(-2)
-            return y if self.bias is None else y + self.bias.to(y.dtype)
-        bias = None if self.bias is None else self.bias.view(self.alpha, -1)
-        return split_matmul(x, self.weight, self.packed, self.alpha, bias, backend=self.backend).flatten(-2)
+        weight, bias = self.edge_weight, None if self.bias is None else self.bias.view(self.alpha, -1)
+        if self.quads is not None and (x.is_cuda or self.backend not in ("auto", "eager")):
+            return self._multiply_quads(x, self._beside(weight, self.quads), bias).flatten(-2)
+        labels = self._beside(weight, self.packed)
+        return split_matmul(x, weight, labels, self.alpha, bias, backend=self.backend).flatten(-2)
 
-    def _multiply_quads(self, x: Tensor, codes: Tensor) -> Tensor:
-        trains = torch.is_grad_enabled() and self.weight.requires_grad
+    def _multiply_quads(self, x: Tensor, quads: SemiStructuredLayout, bias: Tensor | None) -> Tensor:
+        weight = self.edge_weight
+        trains = torch.is_grad_enabled() and weight.requires_grad
         compress = _compress if trains or torch.compiler.is_compiling() else _compress_once
-        values = compress(self.weight, codes, self.stored, self.backend)
-        layout = SemiStructuredLayout((self.weight.shape[0], self.weight.shape[1]), codes, None, 2)
-        return semi_structured_matmul(x, values, layout, backend=self.backend)
+        values = compress(weight, quads.codes, quads.kept, self.backend)
+        return semi_structured_matmul(x, values, quads._replace(kept=None), bias, backend=self.backend)
+
+    def masked_copy(self) -> Tensor:
+        """:meth:`wide_weight`, quicker."""
+        return masked_copy(self, 0, self.alpha)
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[alpha * parents, inputs]``."""
-        return torch.where(self.partition.masks(), self.weight, self.weight.new_zeros(())).flatten(0, 1)
+        return self._children_weights().flatten(0, 1)
 
     def kept(self) -> Tensor:
         """Which entries of :meth:`wide_weight` exist."""
         return self.partition.masks().flatten(0, 1)
 
-    def _children(self, kept: Tensor) -> Tensor:
-        return kept.unflatten(0, (self.alpha, -1))
+    def _children(self, wide: Tensor) -> Tensor:
+        return wide.unflatten(0, (self.alpha, -1))
 
 
 class MergeLinear(_LabelledLinear):
@@ -212,24 +219,37 @@ class MergeLinear(_LabelledLinear):
     four children it can run as a 2:4 weight whatever the labels; ``"auto"`` does where that is predicted to be fastest.
     """
 
+    KIND = 1
+
     @staticmethod
     def _sizes(partition: Partition) -> tuple[int, int]:
         outputs, parents = partition.shape
         return partition.alpha * parents, outputs
 
-    def forward(self, z: Tensor) -> Tensor:
+    @staticmethod
+    def _parents(header: Header, alpha: int) -> tuple[int, int]:
+        return header.out_features, header.in_features // alpha
+
+    def _fan_in(self) -> int:
+        return self.in_features // self.alpha
+
+    def _multiply(self, x: Tensor) -> Tensor:
         """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias``."""
-        planes = z.unflatten(-1, (self.alpha, self.weight.shape[1]))
-        return merge_matmul(planes, self.weight, self.packed, self.bias, backend=self.backend)
+        weight = self.edge_weight
+        planes = x.unflatten(-1, (self.alpha, weight.shape[1]))
+        return merge_matmul(planes, weight, self._beside(weight, self.packed), self.bias, backend=self.backend)
+
+    def masked_copy(self) -> Tensor:
+        """:meth:`wide_weight`, quicker."""
+        return masked_copy(self, 1, self.alpha)
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[outputs, alpha * parents]``."""
-        wide = torch.where(self.partition.masks(), self.weight, self.weight.new_zeros(()))
-        return wide.transpose(0, 1).flatten(1)
+        return self._children_weights().transpose(0, 1).flatten(1)
 
     def kept(self) -> Tensor:
         """Which entries of :meth:`wide_weight` exist."""
         return self.partition.masks().transpose(0, 1).flatten(1)
 
-    def _children(self, kept: Tensor) -> Tensor:
-        return kept.unflatten(1, (self.alpha, -1)).transpose(0, 1)
+    def _children(self, wide: Tensor) -> Tensor:
+        return wide.unflatten(1, (self.alpha, -1)).transpose(0, 1)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..activations import ACTIVATIONS, check_activation, placed
-from ..checks import as_rows, autocast, check_tensor
+from ..activations import check_activation
+from ..checks import as_rows, autocast, check_pair, check_tensor
 from ..dispatch import choose_backend
 from .config import limit
 from .layout import BlockLayout
@@ -51,11 +51,9 @@ def block_matmul(
         (bias,) = autocast(bias)
     x, values = autocast(x, values)
     check_tensor(op, "x", x, (k,), batched=True, like=values)
-    fused, after = placed(activation, x, values, bias)
     chosen = choose_backend(op, backend, x, limit(layout.block))
-    y = ops.block_matmul(as_rows(x, 1), values, layout.tensors, bias, fused, n, k, chosen)
-    y = y.view(*x.shape[:-1], n)
-    return ACTIVATIONS[after](y) if after else y
+    y = ops.block_matmul(as_rows(x, 1), values, *layout.tensors, bias, activation, n, k, chosen)
+    return y.view(*x.shape[:-1], n)
 
 
 def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: str = "auto") -> Tensor:
@@ -83,7 +81,7 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
     dy, values = autocast(dy, values)
     check_tensor(op, "dy", dy, (n,), batched=True, like=values)
     dx = ops.block_matmul_t(
-        as_rows(dy, 1), values, layout.tensors, n, k, choose_backend(op, backend, dy, limit(layout.block))
+        as_rows(dy, 1), values, *layout.tensors, n, k, choose_backend(op, backend, dy, limit(layout.block))
     )
     return dx.view(*dy.shape[:-1], k)
 
@@ -108,23 +106,35 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
         ValueError: Shapes, devices or ``backend`` do not fit.
     """
     op = "block_grad"
-    n, k = _check_layout(op, layout)
-    check_tensor(op, "x", x, (k,), batched=True, on=layout.rows)
-    check_tensor(op, "dy", dy, (*x.shape[:-1], n), on=layout.rows)
+    _check_layout(op, layout)
+    n, k = layout.shape
+    check_tensor(op, "x", x, (k,), batched=True)
+    check_tensor(op, "dy", dy, (*x.shape[:-1], n), on=x)
+    _check_index(op, layout, x)
     dy, x = autocast(dy, x)
     check_tensor(op, "dy", dy, (*x.shape[:-1], n), like=x)
     chosen = choose_backend(op, backend, x, limit(layout.block))
-    return ops.block_grad(as_rows(dy, 1), as_rows(x, 1), layout.tensors, *layout.block, chosen)
-
-
-def _check_layout(op: str, layout: object) -> tuple[int, int]:
-    if not isinstance(layout, BlockLayout):
-        raise TypeError(f"{op}: layout must be a BlockLayout, got {type(layout).__name__}")
-    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32)
-    return layout.shape
+    return ops.block_grad(as_rows(dy, 1), as_rows(x, 1), *layout.tensors, *layout.block, chosen)
 
 
 def _check_values(op: str, values: Tensor, layout: BlockLayout) -> tuple[int, int]:
-    shape = _check_layout(op, layout)
-    check_tensor(op, "values", values, layout.values_shape, on=layout.rows)
-    return shape
+    _check_layout(op, layout)
+    check_tensor(op, "values", values, layout.values_shape)
+    _check_index(op, layout, values)
+    return layout.shape
+
+
+def _check_layout(op: str, layout: object) -> None:
+    if not isinstance(layout, BlockLayout):
+        raise TypeError(f"{op}: layout must be a BlockLayout, got {type(layout).__name__}")
+    check_pair(op, "layout.shape", layout.shape, 0)
+    check_pair(op, "layout.block", layout.block, 1)
+    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32)
+
+
+def _check_index(op: str, layout: BlockLayout, operand: Tensor) -> None:
+    """Raises unless all index tensors are as long as they must be and where the operand is."""
+    (rows, columns), blocks = layout.grid, layout.rows.shape[0]
+    sizes = (blocks, blocks, rows + 1, columns + 1, blocks, blocks, rows, columns, blocks)
+    for name, index, size in zip(BlockLayout._fields[2:], layout.tensors, sizes, strict=True):
+        check_tensor(op, f"layout.{name}", index, (size,), dtype=torch.int32, on=operand, is_index=True)

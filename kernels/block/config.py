@@ -111,7 +111,7 @@ def grad_problem(layout: BlockLayout, m: int, itemsize: int) -> Problem:
 
 def choose(problem: Problem, device: Device) -> Config:
     """The configuration of a launch: a tuned entry where there is one, else a rule."""
-    for entry in tuned("block", device.arch, Config):
+    for entry in tuned("block", device, Config):
         if entry.fits(problem) and is_valid(problem.op, entry.config, problem.block, problem.itemsize, device):
             return entry.config
     return _grad_rule(problem, device) if problem.op == "block_grad" else _matmul_rule(problem, device)

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from ..activations import finish
 from .layout import BlockLayout
@@ -15,11 +15,13 @@ def block_matmul_eager(
     """Eager twin of :func:`fpe.kernels.block_matmul` on ``x[M, K]``: returns ``y[M, N]``."""
     bn, bk = layout.block
     x_tiles = _tile(x, bk)  # [M, C, bk]
-    y = x.new_zeros(x.shape[0], layout.grid[0], bn)
+    bias_tiles = _tile((x.new_zeros(layout.shape[0]) if bias is None else bias)[None], bn)[0]  # [R, bn]
+    y = bias_tiles.repeat(x.shape[0], 1, 1)
     for row, start, stop in _segments(layout.row_ptr):
         weight = values[start:stop].transpose(0, 1).flatten(1)  # [bn, blocks * bk]
-        y[:, row] = x_tiles[:, layout.cols[start:stop].long()].flatten(1) @ weight.mT
-    return finish(y.flatten(1)[:, : layout.shape[0]], bias, activation)
+        columns = x_tiles[:, layout.cols[start:stop].long()].flatten(1)  # [M, blocks * bk]
+        y[:, row] = linear(columns, weight, bias_tiles[row])
+    return finish(y.flatten(1)[:, : layout.shape[0]], activation)
 
 
 def block_matmul_t_eager(dy: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:

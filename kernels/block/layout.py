@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_pair, check_readable, check_tensor
+
 
 class BlockLayout(NamedTuple):
     """Positions of the kept ``bn x bk`` blocks of a weight ``W[N, K]``.
@@ -51,11 +53,10 @@ class BlockLayout(NamedTuple):
 
         Raises:
             TypeError: ``mask`` is not bool.
-            ValueError: Its shape does not fit, or a size is negative.
+            ValueError: Its shape does not fit, a size is negative, or it is on the meta device.
         """
         op = "BlockLayout.from_mask"
-        if min(block) < 1 or min(shape) < 0:
-            raise ValueError(f"{op}: block must be positive and shape not negative, got {block} and {shape}")
+        shape, block = check_pair(op, "shape", shape, 0), check_pair(op, "block", block, 1)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(f"{op}: mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask))}")
         if tuple(mask.shape) != grid(shape, block):
@@ -63,6 +64,7 @@ class BlockLayout(NamedTuple):
                 f"{op}: mask must have shape {list(grid(shape, block))} for a weight {list(shape)} in blocks "
                 f"{list(block)}, got {list(mask.shape)}"
             )
+        check_readable(op, "mask", mask)
         rows, cols = mask.nonzero(as_tuple=True)
         order = cols.argsort(stable=True)
         int32 = torch.int32
@@ -102,13 +104,15 @@ class BlockLayout(NamedTuple):
         return mask
 
     def to_dense(self, values: Tensor) -> Tensor:
-        """Expands compact values ``[blocks, bn, bk]`` to the weight ``[N, K]``, zero elsewhere."""
+        """Expands compact values ``[blocks, bn, bk]`` of any dtype to the weight ``[N, K]``, zero elsewhere."""
+        check_tensor("BlockLayout.to_dense", "values", values, self.values_shape, any_dtype=True)
         (r, c), (bn, bk) = self.grid, self.block
         tiles = values.new_zeros(r, c, bn, bk).index_put((self.rows.long(), self.cols.long()), values)
         return tiles.transpose(1, 2).reshape(r * bn, c * bk)[: self.shape[0], : self.shape[1]]
 
     def from_dense(self, weight: Tensor) -> Tensor:
-        """Takes the kept blocks of a weight ``[N, K]``: ``[blocks, bn, bk]``, padding zero."""
+        """Takes the kept blocks of a weight ``[N, K]`` of any dtype: ``[blocks, bn, bk]``, padding zero."""
+        check_tensor("BlockLayout.from_dense", "weight", weight, self.shape, any_dtype=True)
         return tiles(weight, self.block)[self.rows.long(), self.cols.long()]
 
     def validate(self) -> "BlockLayout":

@@ -65,8 +65,10 @@ def expanded_mlp(
     check_tensor(op, "w2", w2, (None, hidden if labels2 is not None else alpha * hidden), like=w1)
     check_tensor(op, "x", x, (k,), batched=True, on=w1)
     check_activation(op, activation)
-    table1, flip1 = check_labels(op, labels1, (hidden, k), alpha, w1)
-    table2, flip2 = (None, False) if labels2 is None else check_labels(op, labels2, (w2.shape[0], hidden), alpha, w2)
+    table1, flip1 = check_labels(op, labels1, (hidden, k), alpha, w1, "labels1")
+    table2, flip2 = None, False
+    if labels2 is not None:
+        table2, flip2 = check_labels(op, labels2, (w2.shape[0], hidden), alpha, w2, "labels2")
     for name, bias, shape in (("bias1", bias1, (alpha, hidden)), ("bias2", bias2, (w2.shape[0],))):
         if bias is not None:
             check_tensor(op, name, bias, shape, like=w1)

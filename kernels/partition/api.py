@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..activations import ACTIVATIONS, check_activation, placed
+from ..activations import check_activation
 from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import choose_backend, for_weights
 from . import interleaved
@@ -60,11 +60,9 @@ def split_matmul(
     bias = _check_epilogue(op, bias, (alpha, n), activation, w)
     x, w = autocast(x, w)
     check_tensor(op, "x", x, (k,), batched=True, like=w)
-    fused, after = placed(activation, x, w, bias)
     chosen = choose_backend(op, backend, w, limit(alpha), by_cost=True)
-    y = ops.split_matmul(as_rows(x, 1), w, table, bias, fused, alpha, transposed, chosen)
-    y = y.view(*x.shape[:-1], alpha, n)
-    return ACTIVATIONS[after](y) if after else y
+    y = ops.split_matmul(as_rows(x, 1), w, table, bias, activation, alpha, transposed, chosen)
+    return y.view(*x.shape[:-1], alpha, n)
 
 
 def merge_matmul(
@@ -115,10 +113,9 @@ def merge_matmul(
     given = w
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
-    fused, after = placed(activation, z, w, bias)
     chosen = for_weights(interleaved.choose_backend(op, backend, w, alpha), given, w)
-    y = ops.merge_matmul(as_rows(z, 2), w, table, bias, fused, transposed, chosen).view(*z.shape[:-2], n)
-    return ACTIVATIONS[after](y) if after else y
+    y = ops.merge_matmul(as_rows(z, 2), w, table, bias, activation, transposed, chosen)
+    return y.view(*z.shape[:-2], n)
 
 
 def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "auto") -> Tensor:
@@ -160,21 +157,23 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
     return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, transposed, chosen)
 
 
-def check_labels(op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor) -> tuple[Tensor, bool]:
+def check_labels(
+    op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor, name: str = "labels"
+) -> tuple[Tensor, bool]:
     """The table that an operation takes, and whether it is that of the transposed weight."""
     if not isinstance(labels, PackedLabels):
-        check_tensor(op, "labels", labels, shape, dtype=torch.uint8, on=on)
+        check_tensor(op, name, labels, shape, dtype=torch.uint8, on=on, is_index=True)
         assert isinstance(labels, Tensor)
         return labels, False
     if labels.alpha != alpha:
-        raise ValueError(f"{op}: labels must be packed for alpha = {alpha}, got labels of alpha = {labels.alpha}")
+        raise ValueError(f"{op}: {name} must be packed for alpha = {alpha}, got labels of alpha = {labels.alpha}")
     meant = shape[::-1] if labels.transposed else shape
     if tuple(labels.shape) != tuple(meant):
-        hint = " (they fit the transposed weight: use labels.T)" if tuple(labels.shape) == tuple(meant[::-1]) else ""
+        hint = f" (they fit the transposed weight: use {name}.T)" if tuple(labels.shape) == tuple(meant[::-1]) else ""
         stored = labels.shape[::-1] if labels.transposed else labels.shape
-        raise ValueError(f"{op}: labels must be packed for a weight {list(shape)}, got {list(stored)}{hint}")
+        raise ValueError(f"{op}: {name} must be packed for a weight {list(shape)}, got {list(stored)}{hint}")
     wanted = (digits(alpha) + labels.has_holes, meant[0], row_bytes(meant[1]))
-    check_tensor(op, "labels.planes", labels.planes, wanted, dtype=torch.uint8, on=on)
+    check_tensor(op, f"{name}.planes", labels.planes, wanted, dtype=torch.uint8, on=on, is_index=True)
     return labels.planes, labels.transposed
 
 

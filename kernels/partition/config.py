@@ -111,7 +111,7 @@ def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
 
 def choose(problem: Problem, device: Device) -> Config:
     """The configuration of a launch: a tuned entry where there is one, else a rule."""
-    for entry in tuned("partition", device.arch, Config):
+    for entry in tuned("partition", device, Config):
         if entry.fits(problem) and is_valid(problem, entry.config, device):
             return entry.config
     if problem.op == "partition_grad":
@@ -148,7 +148,7 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     if merge and device.arch not in (90, 100):
         most = min(most, 64)  # warp-wide matrix instructions keep both operands in registers
     block_m = min(max(16, power_above(m)), max(most, 16))
-    inner = (128 if alpha <= 2 and block_m <= 32 else 64 if alpha <= 4 else 32) if narrow else 32
+    inner = (128 if alpha <= 2 and block_m <= 16 else 64 if alpha <= 4 else 32) if narrow else 32
     warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 else 4
     block_n, block_k = (inner, outer) if problem.transposed else (outer, inner)
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from ..activations import finish
 from .labels import PackedLabels
@@ -26,7 +27,8 @@ def split_matmul_eager(
 ) -> Tensor:
     """Eager twin of :func:`fpe.kernels.split_matmul` on ``x[M, K]``: returns ``y[M, alpha, N]``."""
     wide = owned(w, table(labels), alpha).flatten(0, 1)  # [alpha * N, K]
-    return finish((x @ wide.mT).unflatten(-1, (alpha, w.shape[0])), bias, activation)
+    y = linear(x, wide, None if bias is None else bias.flatten())
+    return finish(y.unflatten(-1, (alpha, w.shape[0])), activation)
 
 
 def merge_matmul_eager(
@@ -34,7 +36,7 @@ def merge_matmul_eager(
 ) -> Tensor:
     """Eager twin of :func:`fpe.kernels.merge_matmul` on ``z[M, alpha, K]``: returns ``y[M, N]``."""
     wide = owned(w, table(labels), z.shape[-2])  # [alpha, N, K]
-    return finish(z.flatten(-2) @ wide.permute(0, 2, 1).flatten(0, 1), bias, activation)
+    return finish(linear(z.flatten(-2), wide.transpose(0, 1).flatten(1), bias), activation)
 
 
 def partition_grad_eager(dy: Tensor, x: Tensor, labels: Labels) -> Tensor:

@@ -26,13 +26,14 @@ def choose_backend(op: str, backend: str, w: Tensor, alpha: int) -> str:
     """As :func:`fpe.kernels.dispatch.choose_backend`, with two backends more.
 
     Raises:
-        ValueError: No such backend exists, or the one insisted on cannot run this call; the message says why.
+        ValueError: No such backend exists.
+        UnsupportedError: The one insisted on cannot run this call; the message says why.
     """
     if backend not in BACKENDS:
         return dispatch.choose_backend(op, backend, w, limit(alpha), by_cost=True, more=BACKENDS)
     reason = why_not(backend, w, w.shape[0], w.shape[1], alpha)
     if reason:
-        raise ValueError(f"{op}: backend {backend!r} cannot run here: {reason}")
+        raise dispatch.UnsupportedError(f"{op}: backend {backend!r} cannot run here: {reason}")
     return backend
 
 
@@ -63,20 +64,17 @@ def merge_matmul_interleaved(
         activation: Of :data:`fpe.kernels.activations.ACTIVATIONS`, or none.
         backend: One of :data:`BACKENDS`.
     """
-    run = getattr(import_module(f"..semi_structured.{backend}", __package__), f"semi_structured_matmul_{backend}")
-    values, layout = _interleaved(w, labels, z.shape[1], transposed)
-    return finish(run(z.transpose(1, 2).flatten(1), values, layout).squeeze(1), bias, activation)
-
-
-@once_per_version
-def _interleaved(w: Tensor, labels: Tensor, alpha: int, transposed: bool) -> tuple[Tensor, SemiStructuredLayout]:
-    """Values and layout of the weight that reads children side by side; zero where an edge reads none."""
-    layout = _layout(labels, *w.shape, alpha, transposed)
-    return layout.from_parent(w), layout._replace(kept=None)
+    run = import_module(f"..semi_structured.{backend}", __package__).multiply_interleaved
+    layout = _layout(labels, *w.shape, z.shape[1], transposed)
+    return finish(run(z.transpose(1, 2).flatten(1), w, z.shape[1], layout, bias), activation)
 
 
 @once_per_version
 def _layout(labels: Tensor, n: int, k: int, alpha: int, transposed: bool) -> SemiStructuredLayout:
+    """The layout of the weight that reads children side by side; without ``kept`` where every value is an edge's."""
+    holes = labels.dim() == 2  # that there are none would take a look at them
     if labels.dim() == 3:
-        labels = PackedLabels(labels, (k, n) if transposed else (n, k), alpha, transposed).unpack()
-    return SemiStructuredLayout.interleaved(labels, alpha)
+        packed = PackedLabels(labels, (k, n) if transposed else (n, k), alpha, transposed)
+        labels, holes = packed.unpack(), packed.has_holes
+    layout = SemiStructuredLayout.interleaved(labels, alpha)
+    return layout if holes or alpha == 4 else layout._replace(kept=None)

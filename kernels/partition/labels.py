@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..checks import check_tensor
+from ..checks import check_readable, check_tensor
 
 HOLE = 255
 """Label of an edge that no child owns. Any label outside ``0 .. alpha-1`` means the same."""
@@ -52,10 +52,11 @@ class PackedLabels(NamedTuple):
 
         Raises:
             TypeError: ``labels`` is no uint8 tensor.
-            ValueError: Its shape or ``alpha`` does not fit.
+            ValueError: Its shape or ``alpha`` does not fit, or it is on the meta device.
         """
         op = "PackedLabels.pack"
         check_tensor(op, "labels", labels, (None, None), dtype=torch.uint8)
+        check_readable(op, "labels", labels)
         check_alpha(op, alpha)
         planes = pack_planes(labels, alpha)
         holes = bool((labels >= alpha).any())

@@ -349,7 +349,7 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
     n, k = stored.shape
     if stored.dtype == torch.float32:
         words, per_word = stored.view(torch.int32), 1
-    elif k % 2 == 0 and (n <= 1 or stored.stride(0) % 2 == 0) and stored.storage_offset() % 2 == 0:
+    elif k and k % 2 == 0 and stored.stride(0) % 2 == 0 and stored.storage_offset() % 2 == 0:
         words, per_word = stored.view(torch.int32), 2
     else:
         words, per_word = stored.view(torch.int16), 1

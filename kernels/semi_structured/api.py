@@ -4,13 +4,20 @@ import torch
 from torch import Tensor
 
 from .. import dispatch, ops
-from ..checks import as_rows, autocast, check_tensor
+from ..checks import as_rows, autocast, check_pair, check_tensor
 from .backends import choose_backend
 from .layout import SemiStructuredLayout
 
 
-def semi_structured_matmul(x: Tensor, values: Tensor, layout: SemiStructuredLayout, *, backend: str = "auto") -> Tensor:
-    """Multiplies by a 2:4 weight, or by those of a parent's two children: ``y[..., c, :] = x @ W[c].T``.
+def semi_structured_matmul(
+    x: Tensor,
+    values: Tensor,
+    layout: SemiStructuredLayout,
+    bias: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Multiplies by a 2:4 weight, or by those of a parent's two children: ``y[..., c, :] = x @ W[c].T + bias[c]``.
 
     Gradients: ``dx = semi_structured_matmul_t(dy, values, layout)`` and ``dvalues = semi_structured_grad(dy, x,
     layout)``.
@@ -20,6 +27,7 @@ def semi_structured_matmul(x: Tensor, values: Tensor, layout: SemiStructuredLayo
         values: Stored values ``[children, N, 2 * quads]``, same dtype and device. Those that stand for no edge
             (``layout.kept``) are read as zero.
         layout: Where the values lie.
+        bias: ``[children, N]``, or none.
         backend: ``"eager"`` (the definition), ``"triton"`` (weights expanded in registers, dense tensor cores),
             ``"sparse_tensor_core"`` (``mma.sp``; 16-bit), ``"torch"`` (``torch.sparse``: cuSPARSELt or CUTLASS;
             16-bit) or ``"auto"``.
@@ -34,13 +42,16 @@ def semi_structured_matmul(x: Tensor, values: Tensor, layout: SemiStructuredLayo
     op = "semi_structured_matmul"
     n, k = _check_values(op, values, layout)
     check_tensor(op, "x", x, (k,), batched=True, on=values)
+    if bias is not None:
+        check_tensor(op, "bias", bias, (layout.children, n), like=values)
+        (bias,) = autocast(bias)
     given = values
     x, values = autocast(x, values)
     check_tensor(op, "x", x, (k,), batched=True, like=values)
     rows = as_rows(x, 1)
     used = _kept(values, layout)
     chosen = dispatch.for_weights(choose_backend(op, backend, rows, layout), given, used)
-    y = ops.semi_structured_matmul(rows, used, layout.codes, k, chosen)
+    y = ops.semi_structured_matmul(rows, used, layout.codes, bias, k, chosen)
     return y.view(*x.shape[:-1], layout.children, n)
 
 
@@ -102,8 +113,9 @@ def semi_structured_grad(dy: Tensor, x: Tensor, layout: SemiStructuredLayout, *,
     """
     op = "semi_structured_grad"
     n, k = _check_layout(op, layout)
-    check_tensor(op, "x", x, (k,), batched=True, on=layout.codes)
-    check_tensor(op, "dy", dy, (*x.shape[:-1], layout.children, n), on=layout.codes)
+    check_tensor(op, "x", x, (k,), batched=True)
+    check_tensor(op, "dy", dy, (*x.shape[:-1], layout.children, n), on=x)
+    _check_index(op, layout, x)
     dy, x = autocast(dy, x)
     check_tensor(op, "dy", dy, (*x.shape[:-1], layout.children, n), like=x)
     rows = as_rows(x, 1)
@@ -132,24 +144,39 @@ def semi_structured_compress(w: Tensor, layout: SemiStructuredLayout, *, backend
     """
     op = "semi_structured_compress"
     n, k = _check_layout(op, layout)
-    check_tensor(op, "w", w, (n, k), on=layout.codes)
+    check_tensor(op, "w", w, (n, k))
+    _check_index(op, layout, w)
     chosen = dispatch.choose_backend(op, "auto" if backend in ("sparse_tensor_core", "torch") else backend, w)
     return _kept(ops.semi_structured_compress(w, layout.codes, layout.children, chosen), layout)
 
 
 def _kept(values: Tensor, layout: SemiStructuredLayout) -> Tensor:
     """The values with zeros where there is no edge; so are their gradients then."""
-    return values if layout.kept is None else torch.where(layout.kept, values, values.new_zeros(()))
+    if layout.kept is None:
+        return values
+    return torch.where(layout.kept.to(values.device), values, values.new_zeros(()))  # moved to the meta device alone
 
 
 def _check_layout(op: str, layout: object) -> tuple[int, int]:
     if not isinstance(layout, SemiStructuredLayout):
         raise TypeError(f"{op}: layout must be a SemiStructuredLayout, got {type(layout).__name__}")
-    check_tensor(op, "layout.codes", layout.codes, (layout.shape[0], -(-layout.quads // 2)), dtype=torch.uint8)
+    check_pair(op, "layout.shape", layout.shape, 0)
+    if layout.children not in (1, 2):
+        raise ValueError(f"{op}: layout.children must be 1 or 2, got {layout.children!r}")
     return layout.shape
+
+
+def _check_index(op: str, layout: SemiStructuredLayout, operand: Tensor) -> None:
+    """Raises unless codes and kept places have the sizes that they must have, and are where the operand is."""
+    codes = (layout.shape[0], -(-layout.quads // 2))
+    check_tensor(op, "layout.codes", layout.codes, codes, dtype=torch.uint8, on=operand, is_index=True)
+    if layout.kept is not None:
+        kept = layout.values_shape
+        check_tensor(op, "layout.kept", layout.kept, kept, dtype=torch.bool, on=operand, is_index=True)
 
 
 def _check_values(op: str, values: Tensor, layout: SemiStructuredLayout) -> tuple[int, int]:
     shape = _check_layout(op, layout)
-    check_tensor(op, "values", values, layout.values_shape, on=layout.codes)
+    check_tensor(op, "values", values, layout.values_shape)
+    _check_index(op, layout, values)
     return shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..device import arch_of
-from ..dispatch import TRITON_DTYPES, ranked_here, too_old, triton_installed, why_not_triton
+from ..dispatch import TRITON_DTYPES, UnsupportedError, ranked_here, too_old, triton_installed, why_not_triton
 from .layout import SemiStructuredLayout
 
 SPARSE_DTYPES = (torch.float16, torch.bfloat16)
@@ -27,7 +27,8 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
         layout: The weight's layout.
 
     Raises:
-        ValueError: No such backend exists, or the one insisted on cannot run this call; the message says why.
+        ValueError: No such backend exists.
+        UnsupportedError: The one insisted on cannot run this call; the message says why.
     """
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -37,7 +38,7 @@ def choose_backend(op: str, backend: str, operand: Tensor, layout: SemiStructure
         return "auto"
     reason = WHY_NOT[backend](operand, layout.children * layout.shape[0], layout.shape[1])
     if reason:
-        raise ValueError(f"{op}: backend {backend!r} cannot run here: {reason}")
+        raise UnsupportedError(f"{op}: backend {backend!r} cannot run here: {reason}")
     return backend
 
 
@@ -86,15 +87,15 @@ def _why_not_torch(operand: Tensor, outputs: int, inputs: int) -> str | None:
     reason = _why_not_device(operand, SPARSE_DTYPES)
     if reason:
         return reason
-    from .torch import has_cusparselt, why_not_shape
+    from .torch import goes_to_cusparselt, why_not_shape
 
     arch = arch_of(operand.device)
-    if not has_cusparselt() and arch not in CUTLASS_ARCHS:
+    if not goes_to_cusparselt(operand) and arch not in CUTLASS_ARCHS:
         return (
             "this build of PyTorch has no cuSPARSELt, and its CUTLASS kernels take compute capability 8.x only, got "
             f"{arch / 10}"
         )
-    return why_not_shape(outputs, inputs)
+    return why_not_shape(operand, outputs, inputs)
 
 
 def _why_not_device(operand: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:

@@ -1,15 +1,18 @@
 """The semi-structured operations in plain PyTorch: their definition, in any floating dtype."""
 
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from .layout import SemiStructuredLayout
 
 
-def semi_structured_matmul_eager(x: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+def semi_structured_matmul_eager(
+    x: Tensor, values: Tensor, layout: SemiStructuredLayout, bias: Tensor | None = None
+) -> Tensor:
     """Eager twin of :func:`fpe.kernels.semi_structured_matmul` on ``x[M, K]``: returns ``y[M, children, N]``."""
     wide = layout.to_dense(values).flatten(0, 1)
-    return (x @ wide.mT).unflatten(-1, layout.values_shape[:2]).contiguous()
+    y = linear(x, wide, None if bias is None else bias.flatten())
+    return y.unflatten(-1, layout.values_shape[:2]).contiguous()
 
 
 def semi_structured_matmul_t_eager(dy: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:

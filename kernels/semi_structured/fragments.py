@@ -37,16 +37,25 @@ class Fragments(NamedTuple):
 
 def pack(values: Tensor, codes: Tensor) -> Fragments:
     """Brings 16-bit values ``[children, N, 2 * quads]`` and codes ``[N, ceil(quads / 2)]`` into fragment order."""
+    return Fragments(pack_weights(values), pack_metadata(codes, values.shape[2] // 2))
+
+
+def pack_weights(values: Tensor) -> Tensor:
+    """The weights of :func:`pack`: the definition of :func:`fpe.kernels.semi_structured.pack.pack_values`."""
     children, n, width = values.shape
     rows, quads = -n % TILE_ROWS, -(width // 2) % TILE_QUADS
     pairs = pad(values.contiguous().view(torch.int32), (0, quads, 0, rows))
     tiles = pairs.view(children, -1, 2, 2, 8, pairs.shape[2] // 8, 2, 4)  # tile, half, row + 8, g, instruction, r, t
-    weights = tiles.permute(0, 1, 5, 2, 4, 7, 6, 3).reshape(children, tiles.shape[1], -1, 2, 32, 4)
-    both = CODES[0] * 17
-    codes = pad(codes, (0, pairs.shape[2] // 2 - codes.shape[1], 0, rows), value=both)
-    chunks = codes.contiguous().view(torch.int16).view(-1, 2, 2, 8, pairs.shape[2] // 8, 2)
+    return tiles.permute(0, 1, 5, 2, 4, 7, 6, 3).reshape(children, tiles.shape[1], -1, 2, 32, 4)
+
+
+def pack_metadata(codes: Tensor, quads: int) -> Tensor:
+    """The metadata of :func:`pack` for rows of so many quads."""
+    rows, width = -codes.shape[0] % TILE_ROWS, quads + -quads % TILE_QUADS
+    codes = pad(codes, (0, width // 2 - codes.shape[1], 0, rows), value=CODES[0] * 17)
+    chunks = codes.contiguous().view(torch.int16).view(-1, 2, 2, 8, width // 8, 2)
     metadata = chunks.permute(0, 4, 3, 1, 5, 2).contiguous().view(torch.int32)  # tile, instruction, g, half, chunk
-    return Fragments(weights, metadata.reshape(*metadata.shape[:2], 32))
+    return metadata.reshape(*metadata.shape[:2], 32)
 
 
 def unpack(fragments: Fragments, n: int, k: int, dtype: torch.dtype) -> tuple[Tensor, SemiStructuredLayout]:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..checks import check_readable, check_tensor
+
 CODES = (0x4, 0x8, 0x9, 0xC, 0xD, 0xE)
 """The six ways to take two of four: index of the first in the two low bits, of the second in the two high bits."""
 
@@ -86,7 +88,7 @@ class SemiStructuredLayout(NamedTuple):
         """
         op = "SemiStructuredLayout.interleaved"
         _check_matrix(op, "labels", labels, torch.uint8)
-        if alpha not in (2, 4):
+        if not isinstance(alpha, int) or alpha not in (2, 4):
             raise ValueError(f"{op}: alpha must be 2 or 4, got {alpha!r}")
         n, k = labels.shape
         if alpha == 4:
@@ -137,7 +139,8 @@ class SemiStructuredLayout(NamedTuple):
         return self.to_dense(kept)
 
     def to_dense(self, values: Tensor) -> Tensor:
-        """Expands stored values to the plain weight, ``[children, N, K]``, zero elsewhere."""
+        """Expands stored values of any dtype to the plain weight, ``[children, N, K]``, zero elsewhere."""
+        check_tensor("SemiStructuredLayout.to_dense", "values", values, self.values_shape, any_dtype=True)
         wide = values.new_zeros(*self.values_shape[:2], 4 * self.quads).scatter(-1, self.positions(), values)
         return wide[..., : self.shape[1]]
 
@@ -147,6 +150,8 @@ class SemiStructuredLayout(NamedTuple):
         Args:
             weight: ``[children, N, K]``, or ``[N, K]`` of which every child takes its own share: a parent's weight.
         """
+        shape = self.shape if isinstance(weight, Tensor) and weight.dim() == 2 else (self.children, *self.shape)
+        check_tensor("SemiStructuredLayout.from_dense", "weight", weight, shape, any_dtype=True)
         padded = pad(weight, (0, 4 * self.quads - self.shape[1])).expand(self.children, -1, -1)
         values = padded.gather(-1, self.positions())
         return values if self.kept is None else torch.where(self.kept, values, values.new_zeros(()))
@@ -170,9 +175,13 @@ class SemiStructuredLayout(NamedTuple):
         Returns:
             Its values ``[1, K, N]`` (the parent's weight, transposed; one column more where ``N`` is odd) and layout.
         """
-        second = self._replace(kept=None).mask()[1].to(torch.uint8)
         parent = self.to_dense(values).sum(0)
-        return pad(parent.T, (0, self.shape[0] % 2))[None].contiguous(), self.interleaved(second.T)
+        return pad(parent.T, (0, self.shape[0] % 2))[None].contiguous(), self.transpose()
+
+    def transpose(self) -> "SemiStructuredLayout":
+        """The layout of :meth:`transposed` alone: it does not depend on the values."""
+        second = self._replace(kept=None).mask()[1].to(torch.uint8)
+        return self.interleaved(second.T)
 
     def validate(self) -> "SemiStructuredLayout":
         """Reads the tensors and checks that they fit each other; returns the layout.
@@ -228,6 +237,7 @@ def _check_matrix(op: str, name: str, value: object, dtype: torch.dtype) -> None
         raise TypeError(f"{op}: {name} must be a {dtype} tensor, got {getattr(value, 'dtype', type(value).__name__)}")
     if value.dim() != 2:
         raise ValueError(f"{op}: {name} must have shape [N, K], got {list(value.shape)}")
+    check_readable(op, name, value)
 
 
 def _refuse(op: str, counts: Tensor, who: str) -> None:

@@ -12,17 +12,22 @@ from torch.nn.functional import pad
 from ..device import device_of
 from .config import STEP, SparseConfig, choose_sparse
 from .eager import semi_structured_matmul_eager
-from .fragments import TILE_ROWS, Fragments, pack
+from .fragments import TILE_ROWS, Fragments, pack_weights
 from .layout import SemiStructuredLayout
-from .memo import constant_to_compile, once_per_version
+from .memo import constant_to_compile, metadata, once_per_version, transposed_layout
+from .pack import pack_parent, pack_transposed, pack_values
 from .triton import semi_structured_grad_triton, semi_structured_matmul_t_triton
 
 
 def semi_structured_matmul_sparse_tensor_core(
-    x: Tensor, values: Tensor, layout: SemiStructuredLayout, config: SparseConfig | None = None
+    x: Tensor,
+    values: Tensor,
+    layout: SemiStructuredLayout,
+    bias: Tensor | None = None,
+    config: SparseConfig | None = None,
 ) -> Tensor:
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`. ``config`` overrides the chosen one."""
-    return _multiply(x, _packed(values, layout.codes), layout.shape[0], config)
+    return _multiply(x, _packed(values, layout.codes), layout.shape[0], bias, config)
 
 
 def semi_structured_matmul_t_sparse_tensor_core(
@@ -35,7 +40,7 @@ def semi_structured_matmul_t_sparse_tensor_core(
     if layout.children == 1:
         return semi_structured_matmul_t_triton(dy, values, layout)
     fragments = _packed_transposed(values, layout.codes, layout.shape[1])
-    return _multiply(dy.transpose(1, 2).flatten(1), fragments, layout.shape[1], config)[:, 0]
+    return _multiply(dy.transpose(1, 2).flatten(1), fragments, layout.shape[1], None, config)[:, 0]
 
 
 def semi_structured_grad_sparse_tensor_core(dy: Tensor, x: Tensor, layout: SemiStructuredLayout) -> Tensor:
@@ -43,25 +48,48 @@ def semi_structured_grad_sparse_tensor_core(dy: Tensor, x: Tensor, layout: SemiS
     return semi_structured_grad_triton(dy, x, layout)
 
 
+def multiply_interleaved(
+    x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout, bias: Tensor | None = None
+) -> Tensor:
+    """``x[M, alpha * K]`` times a parent's weight that reads its children side by side: ``[M, N]``.
+
+    Args:
+        x: Activations, children side by side.
+        w: ``[N, K]``, of any strides.
+        alpha: 2 or 4.
+        layout: Of the weight; without ``kept`` all of ``w`` are edges or zero.
+        bias: ``[N]``, or none.
+    """
+    fragments = _packed_parent(w, alpha, layout.codes, layout.kept, layout.quads)
+    return _multiply(x, fragments, w.shape[0], bias, None)[:, 0]
+
+
 @once_per_version
 def _packed(values: Tensor, codes: Tensor) -> Fragments:
-    return pack(values, codes)
+    return Fragments(pack_values(values, "fragments"), metadata(codes, values.shape[2] // 2))
 
 
 @once_per_version
 def _packed_transposed(values: Tensor, codes: Tensor, k: int) -> Fragments:
-    values, layout = SemiStructuredLayout((codes.shape[0], k), codes, None, 2).transposed(values)
-    return pack(values, layout.codes)
+    layout = transposed_layout(codes, k)
+    return Fragments(pack_transposed(values, codes, k, "fragments"), metadata(layout.codes, layout.quads))
 
 
-def _multiply(x: Tensor, fragments: Fragments, n: int, config: SparseConfig | None) -> Tensor:
+@once_per_version
+def _packed_parent(w: Tensor, alpha: int, codes: Tensor, kept: Tensor | None, quads: int) -> Fragments:
+    return Fragments(pack_parent(w, alpha, kept, "fragments"), metadata(codes, quads))
+
+
+def _multiply(x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, config: SparseConfig | None) -> Tensor:
     from ..epilogue import summed
     from .gluon import multiply
 
     m, children = x.shape[0], fragments.weights.shape[0]
     steps = fragments.weights.shape[2] // 2
     config = config or choose_sparse(m, n, steps * STEP, children, device_of(x))
-    out = x.new_empty((config.split, m, children, n), dtype=torch.float32 if config.split > 1 else x.dtype)
+    # The reduction adds the bias before anything is rounded, so that with one there is float32 to reduce.
+    whole = config.split == 1 and bias is None
+    out = x.new_empty((config.split, m, children, n), dtype=x.dtype if whole else torch.float32)
     with torch.cuda.device_of(x):
         if out.numel():
             pairs = _aligned_rows(x, steps * STEP)
@@ -85,7 +113,7 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, config: SparseConfig | No
                 num_warps=config.num_warps,
                 maxnreg=255,  # left to itself the assembler stops at 64 and spills a few bytes
             )
-        return summed(out, x)
+        return summed(out, x, bias)
 
 
 def _aligned_rows(x: Tensor, width: int) -> Tensor:
@@ -121,7 +149,7 @@ def _is_sound(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def self_check(run: Run, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Compares a forward with the eager twin's on small integers, where both are exact.
+    """Compares a forward, and what packs for it, with the eager twins on small integers, where both are exact.
 
     Args:
         run: The forward.
@@ -143,10 +171,27 @@ def self_check(run: Run, device: torch.device, dtype: torch.dtype) -> str | None
         values = layout.from_dense(weight.to(device, dtype))
         try:
             got = run(x, values, layout)
+            misplaced = _misplaced(values, layout)
         except Exception as error:  # a compiler's or a driver's: whatever it is, the kernel is of no use here
             return f"{type(error).__name__}: {error}"
         want = semi_structured_matmul_eager(x.double(), values.double(), layout)
         wrong = int((got.double() != want).sum())
         if wrong:
             return f"{wrong} of {want.numel()} results differ from the eager twin's, {layout.children} children"
+        if misplaced:
+            return f"{misplaced} are packed otherwise than by the eager packing"
     return None
+
+
+def _misplaced(values: Tensor, layout: SemiStructuredLayout) -> str | None:
+    """What a device packs otherwise than the eager packing does, in words; ``None`` where all bits are the same."""
+    parent = values[0]
+    packed = {
+        "values": (pack_values(values, "fragments"), values),
+        "a parent's rows": (pack_parent(parent, 2, None, "fragments"), parent[None]),
+        "a parent's columns": (pack_parent(parent.T, 2, None, "fragments"), parent.T[None]),
+    }
+    if layout.children == 2:
+        turned = pack_transposed(values, layout.codes, layout.shape[1], "fragments")
+        packed["values seen from their outputs"] = turned, layout.transposed(values)[0]
+    return next((name for name, (ours, plain) in packed.items() if not torch.equal(ours, pack_weights(plain))), None)

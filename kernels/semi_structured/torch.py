@@ -1,10 +1,12 @@
 """The semi-structured operations by PyTorch's own ``torch.sparse`` kernels: cuSPARSELt, or CUTLASS on Ampere.
 
-Compressed forms are made from the given positions, once for each version of the values; the algorithm of cuSPARSELt is
-searched once for each shape.
+Compressed forms are made from the given positions, once for each version of the values: for CUTLASS the values and the
+metadata in its order, for cuSPARSELt the plain weight, of which it makes a form of its own. Its algorithm is searched
+once for each shape.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,10 +17,14 @@ from torch.sparse import (
     SparseSemiStructuredTensorCUTLASS,
 )
 
+from ..dispatch import why_not_triton
 from .eager import semi_structured_grad_eager, semi_structured_matmul_t_eager
-from .fragments import pack
+from .fragments import pack_metadata
 from .layout import SemiStructuredLayout
-from .memo import constant_to_compile, once_per_version
+from .memo import constant_to_compile, once_per_version, transposed_layout
+
+if TYPE_CHECKING:
+    from .pack import Form
 
 CUSPARSELT = (16, 16)
 """Outputs (all children's) and inputs must be multiples of these for cuSPARSELt."""
@@ -28,16 +34,18 @@ ROWS = 8
 """Rows of activations are padded to a multiple of this."""
 
 
-def semi_structured_matmul_torch(x: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
+def semi_structured_matmul_torch(
+    x: Tensor, values: Tensor, layout: SemiStructuredLayout, bias: Tensor | None = None
+) -> Tensor:
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`."""
     weight = _compressed(values, layout.codes, layout.shape[1])
-    return _multiply(x, weight).unflatten(-1, layout.values_shape[:2])
+    return _multiply(x, weight, None if bias is None else bias.flatten()).unflatten(-1, layout.values_shape[:2])
 
 
 def semi_structured_matmul_t_torch(dy: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
     """The gradient dX; by the transposed weight where that is 2:4 and has a shape for it, else dense."""
     n, k = layout.shape
-    if layout.children == 1 or why_not_shape(k, 2 * n):
+    if layout.children == 1 or why_not_shape(dy, k, 2 * n):
         return semi_structured_matmul_t_eager(dy, values, layout)
     return _multiply(dy.transpose(1, 2).flatten(1), _compressed_transposed(values, layout.codes, k))
 
@@ -49,19 +57,39 @@ def semi_structured_grad_torch(dy: Tensor, x: Tensor, layout: SemiStructuredLayo
 
 @constant_to_compile
 def has_cusparselt() -> bool:
-    """Whether this build of PyTorch has cuSPARSELt and a device for it."""
+    """Whether this build of PyTorch contains cuSPARSELt; that does not mean that there is a GPU."""
     return torch.backends.cusparselt.is_available()
 
 
-def why_not_shape(outputs: int, inputs: int) -> str | None:
+def goes_to_cusparselt(operand: Tensor) -> bool:
+    """Whether a call with this operand is one of cuSPARSELt; every other is in the format of CUTLASS."""
+    return has_cusparselt() and _on_gpu(operand)
+
+
+def why_not_shape(operand: Tensor, outputs: int, inputs: int) -> str | None:
     """What keeps ``torch.sparse`` from a weight ``[outputs, inputs]``, in words; ``None`` where nothing does."""
-    name, (rows, columns) = ("cuSPARSELt", CUSPARSELT) if has_cusparselt() else ("CUTLASS", CUTLASS)
+    name, (rows, columns) = ("cuSPARSELt", CUSPARSELT) if goes_to_cusparselt(operand) else ("CUTLASS", CUTLASS)
     if not outputs or not inputs or outputs % rows or inputs % columns:
         return (
             f"{name} takes outputs (all children's) in multiples of {rows} and inputs in multiples of {columns}, got "
             f"{outputs} and {inputs}"
         )
     return None
+
+
+def multiply_interleaved(
+    x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout, bias: Tensor | None = None
+) -> Tensor:
+    """``x[M, alpha * K]`` times a parent's weight that reads its children side by side: ``[M, N]``.
+
+    Args:
+        x: Activations, children side by side.
+        w: ``[N, K]``, of any strides.
+        alpha: 2 or 4.
+        layout: Of the weight; without ``kept`` all of ``w`` are edges or zero.
+        bias: ``[N]``, or none.
+    """
+    return _multiply(x, _compressed_parent(w, alpha, layout.codes, layout.kept, layout.shape[1]), bias)
 
 
 @once_per_version
@@ -71,27 +99,50 @@ def _compressed(values: Tensor, codes: Tensor, k: int) -> SparseSemiStructuredTe
 
 @once_per_version
 def _compressed_transposed(values: Tensor, codes: Tensor, k: int) -> SparseSemiStructuredTensor:
-    return to_sparse_semi_structured(*SemiStructuredLayout((codes.shape[0], k), codes, None, 2).transposed(values))
+    layout = transposed_layout(codes, k)
+    if why_not_triton(values):
+        plain, _ = SemiStructuredLayout((codes.shape[0], k), codes, None, 2).transposed(values)
+        return to_sparse_semi_structured(plain, layout)
+    from .pack import pack_transposed
+
+    return _tensor(lambda form: pack_transposed(values, codes, k, form, layout.codes), layout, values)
 
 
-def _multiply(x: Tensor, weight: Any) -> Tensor:
-    """``x @ weight.T`` for a compressed ``weight``."""
+@once_per_version
+def _compressed_parent(w: Tensor, alpha: int, codes: Tensor, kept: Tensor | None, k: int) -> SparseSemiStructuredTensor:
+    layout = SemiStructuredLayout((w.shape[0], k), codes, kept, 1)
+    if why_not_triton(w):
+        return to_sparse_semi_structured(layout.from_parent(w), layout)
+    from .pack import pack_parent
+
+    return _tensor(lambda form: pack_parent(w, alpha, kept, form, codes, k), layout, w)
+
+
+def _multiply(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` for a compressed ``weight``; the bias is added before the result is rounded."""
     m = x.shape[0]
     if not m:
         return x.new_empty(0, weight.shape[0])
     columns = pad(x, (0, 0, 0, -m % ROWS)).t()
     if isinstance(weight, SparseSemiStructuredTensorCUTLASS):
         assert weight.packed is not None and weight.meta is not None
-        return torch._sparse_semi_structured_mm(weight.packed, weight.meta, columns).t()[:m].contiguous()
-    key = (*weight.shape, columns.shape[1], x.dtype, x.device)
+        if bias is None:
+            y = torch._sparse_semi_structured_mm(weight.packed, weight.meta, columns)
+        else:
+            y = torch._sparse_semi_structured_addmm(bias, weight.packed, weight.meta, columns)
+        return y.t()[:m].contiguous()
+    key = (*weight.shape, columns.shape[1], x.dtype, x.device, bias is None)
     algorithm = _ALGORITHMS.get(key)
     if algorithm is None:
-        algorithm = _ALGORITHMS[key] = torch._cslt_sparse_mm_search(weight.packed, columns, transpose_result=True)
-    return torch._cslt_sparse_mm(weight.packed, columns, transpose_result=True, alg_id=algorithm)[:m].contiguous()
+        algorithm = _ALGORITHMS[key] = torch._cslt_sparse_mm_search(
+            weight.packed, columns, bias=bias, transpose_result=True
+        )
+    y = torch._cslt_sparse_mm(weight.packed, columns, bias=bias, transpose_result=True, alg_id=algorithm)
+    return y[:m].contiguous()
 
 
 _ALGORITHMS: dict[tuple[Any, ...], int] = {}
-"""Algorithms of cuSPARSELt by outputs, inputs, rows, dtype and device, searched when first met."""
+"""Algorithms of cuSPARSELt by outputs, inputs, rows, dtype, device and bias or none, searched when first met."""
 
 
 def _on_gpu(values: Tensor) -> bool:
@@ -106,7 +157,8 @@ def to_sparse_semi_structured(values: Tensor, layout: SemiStructuredLayout) -> S
 
     Args:
         values: ``[children, N, 2 * quads]``, float16 or bfloat16.
-        layout: Their layout. ``children * N`` must be a multiple of 32 and ``K`` of 64 (16 and 16 with cuSPARSELt).
+        layout: Their layout. ``children * N`` must be a multiple of 32 and ``K`` of 64; on a GPU with cuSPARSELt, of
+            16 and 16.
 
     Returns:
         A ``SparseSemiStructuredTensorCUSPARSELT`` where PyTorch has cuSPARSELt and the values are on a GPU, else a
@@ -119,19 +171,35 @@ def to_sparse_semi_structured(values: Tensor, layout: SemiStructuredLayout) -> S
     if values.dtype not in (torch.float16, torch.bfloat16):
         raise TypeError(f"to_sparse_semi_structured: values must be float16 or bfloat16, got {values.dtype}")
     outputs, inputs = layout.children * layout.shape[0], layout.shape[1]
-    reason = why_not_shape(outputs, inputs)
+    reason = why_not_shape(values, outputs, inputs)
     if reason:
         raise ValueError(f"to_sparse_semi_structured: {reason}")
+    if why_not_triton(values):
+        forms = {"rows": values.flatten(0, 1).contiguous, "dense": layout.to_dense(values).flatten(0, 1).contiguous}
+        return _tensor(lambda form: forms[form](), layout, values)
+    from .pack import pack_values
+
+    return _tensor(lambda form: pack_values(values, form, layout.codes, inputs), layout, values)
+
+
+def _tensor(make: "Callable[[Form], Tensor]", layout: SemiStructuredLayout, like: Tensor) -> SparseSemiStructuredTensor:
+    """PyTorch's own tensor from what makes the weight in a form: ``"dense"`` for cuSPARSELt, ``"rows"`` for CUTLASS."""
+    outputs, inputs = layout.children * layout.shape[0], layout.shape[1]
     shape, rest = torch.Size((outputs, inputs)), (None, None, None)
-    if has_cusparselt() and _on_gpu(values):
-        compressed = torch._cslt_compress(layout.to_dense(values).flatten(0, 1).contiguous())
-        return SparseSemiStructuredTensorCUSPARSELT(shape, compressed, None, *rest)
-    nibbles = layout.nibbles().flatten(0, 1)
-    codes = nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
-    packed = values.flatten(0, 1).contiguous()
-    metadata = pack(packed[None], codes).metadata[: outputs // 32, : inputs // 32]
-    metadata = metadata.transpose(0, 1).contiguous().view(torch.int16).view(outputs, inputs // 16)
-    return SparseSemiStructuredTensorCUTLASS(shape, packed, metadata, *rest)
+    if goes_to_cusparselt(like):
+        return SparseSemiStructuredTensorCUSPARSELT(shape, torch._cslt_compress(make("dense")), None, *rest)
+    return SparseSemiStructuredTensorCUTLASS(
+        shape, make("rows"), _cutlass_metadata(layout.codes, layout.children, inputs), *rest
+    )
+
+
+@once_per_version
+def _cutlass_metadata(codes: Tensor, children: int, inputs: int) -> Tensor:
+    """Codes of all children's rows in the order in which CUTLASS takes them."""
+    layout = SemiStructuredLayout((codes.shape[0], inputs), codes, None, children)
+    outputs, nibbles = children * codes.shape[0], layout.nibbles().flatten(0, 1)
+    own = pack_metadata(nibbles[:, ::2] | (nibbles[:, 1::2] << 4), inputs // 4)[: outputs // 32, : inputs // 32]
+    return own.transpose(0, 1).contiguous().view(torch.int16).view(outputs, inputs // 16)
 
 
 def from_sparse_semi_structured(tensor: SparseSemiStructuredTensor) -> tuple[Tensor, SemiStructuredLayout]:

@@ -64,6 +64,7 @@ def _multiply(
     x_ptr,
     pair_ptr,  # values, two to an integer
     codes_ptr,
+    bias_ptr,
     out_ptr,
     M,
     N,
@@ -81,6 +82,7 @@ def _multiply(
     SPLIT: tl.constexpr,
     GROUP: tl.constexpr,
     EVEN_K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -120,6 +122,12 @@ def _multiply(
             pair = tl.load(pair_rows + stride_vc + quad + offs_q[None, :], mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
             acc1 = multiply(_expand(pair, _complement(code), dtype, UPCAST), x, acc1, TURNED, PRECISION)
 
+    if HAS_BIAS and SPLIT == 1:
+        bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+        acc0 += tl.expand_dims(bias, 1 - AXIS)
+        if CHILDREN == 2:
+            bias = tl.load(bias_ptr + N + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+            acc1 += tl.expand_dims(bias, 1 - AXIS)
     row = tl.expand_dims(offs_m.to(tl.int64) * CHILDREN * N, AXIS)
     out = out_ptr + pid_split.to(tl.int64) * stride_os + row + tl.expand_dims(offs_n, 1 - AXIS)
     mask = rows & tl.expand_dims(mask_n, 1 - AXIS)
@@ -335,12 +343,16 @@ def _spread(
 
 
 def semi_structured_matmul_triton(
-    x: Tensor, values: Tensor, layout: SemiStructuredLayout, config: Config | None = None
+    x: Tensor,
+    values: Tensor,
+    layout: SemiStructuredLayout,
+    bias: Tensor | None = None,
+    config: Config | None = None,
 ) -> Tensor:
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.semi_structured_matmul`. ``config`` overrides the chosen one."""
     m, (n, k) = x.shape[0], layout.shape
     config = config or _chosen("semi_structured_matmul", m, layout, x)
-    x, pairs = rows_contiguous(x), _pairs(values)
+    x, pairs, bias = rows_contiguous(x), _pairs(values), None if bias is None else bias.contiguous()
     grid = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
 
     def launch(out: Tensor) -> None:
@@ -348,14 +360,16 @@ def semi_structured_matmul_triton(
             x,
             pairs,
             layout.codes.contiguous(),
+            bias,
             out,
             stride_xm=x.stride(0),
             TURNED=device_of(x).computed_right,
             EVEN_K=k % config.block_k == 0,
+            HAS_BIAS=bias is not None,
             **_shared_options(config, m, layout, x, out),
         )
 
-    return _run(launch, (m, layout.children, n), config, x)
+    return _run(launch, (m, layout.children, n), config, x, bias)
 
 
 def semi_structured_matmul_t_triton(
@@ -453,14 +467,14 @@ def _chosen(op: str, m: int, layout: SemiStructuredLayout, operand: Tensor) -> C
     return choose(op, m, *layout.shape, layout.children, operand.element_size(), device_of(operand))
 
 
-def _run(launch: Any, shape: tuple[int, ...], config: Config, operand: Tensor) -> Tensor:
-    """Calls a launch with room for its result; adds partial sums in a fixed order."""
+def _run(launch: Any, shape: tuple[int, ...], config: Config, operand: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Calls a launch with room for its result; adds partial sums in a fixed order, and then the bias."""
     dtype = torch.float32 if config.split > 1 else stored_dtype(operand)
     out = operand.new_empty((config.split, *shape), dtype=dtype)
     with torch.cuda.device_of(operand):
         if out.numel():
             launch(out)
-        return summed(out, operand)
+        return summed(out, operand, bias if config.split > 1 else None)
 
 
 def _shared_options(
@@ -485,5 +499,7 @@ def _shared_options(
 
 
 def _pairs(values: Tensor) -> Tensor:
-    """The values of a quad as one integer: int32 for 16-bit values, int64 for float32."""
-    return values.contiguous().view(torch.int32 if values.element_size() == 2 else torch.int64)
+    """The values of a quad as one integer, int32 for 16-bit values, int64 for float32; all in one dimension."""
+    flat = values.contiguous().view(-1)
+    whole = flat if flat.storage_offset() % 2 == 0 else flat.clone()
+    return whole.view(torch.int32 if values.element_size() == 2 else torch.int64)

@@ -99,7 +99,10 @@ def _mma(state: Machine, instruction: Instruction, mask: Array | None, kind: str
     for descriptor in np.unique(descriptors):
         some = descriptors == descriptor
         cta, thread = ctas[some], threads[some]
-        product = tcgen05_product(int(descriptor), kind)
+        try:
+            product = tcgen05_product(int(descriptor), kind)
+        except ValueError as wrong:
+            raise Fault("descriptor", str(wrong)) from wrong
         itemsize = ITEMSIZES[product.a]
         k = 32 // itemsize
         read = partial(SharedOperand.find, state, cta, read=tcgen05_matrix)

@@ -51,7 +51,7 @@ class Case:
         lying: How the activations, and the weight of a partition, lie: ``"plain"``, ``"strided"`` (rows apart),
             ``"padded"`` (rows apart and aligned), ``"broadcast"`` (one row for all), ``"columns"`` (transposed) or
             ``"offset"`` (from an odd element on). Nobody may touch what lies between the rows.
-        integers: Whether operands are small integers, of which sums are exact, or normally distributed.
+        integers: Whether operands are integers, of which sums are exact, or normally distributed.
         density: Chance that a block is kept.
         merged: Whether the second layer of the MLP has labels.
         outputs: Of the fused MLP.
@@ -112,16 +112,26 @@ class Problem:
 
 
 class _Draw:
-    """Operands of a case, the same in every run."""
+    """Operands of a case, the same in every run.
+
+    Integers are drawn so wide that their last bits count, and so small that float32 holds every sum of their products:
+    one operand fills the significand of its type, the other takes what is left of 24 bits. They are scaled by a power
+    of two in float16, where sums shall stay finite, and before GELU and SiLU, which shall not be flat.
+    """
 
     def __init__(self, case: Case) -> None:
         self.case, self.generator = case, torch.Generator().manual_seed(0)
+        self.full, self.unit = (255 if case.dtype == "bf16" else 2047), (2.0**-11 if case.dtype == "fp16" else 1.0)
+        if case.activation in ("gelu", "silu"):
+            self.full, self.unit = 7, 2.0**-4
+        self.rest = min(self.full, 2**24 // (self.full * 2 * max(case.m, *case.shape)))
 
-    def __call__(self, *shape: int, lying: str = "plain", most: int = 3) -> Tensor:
-        """A floating operand; integers lie between ``-most`` and ``most``."""
+    def __call__(self, *shape: int, lying: str = "plain", most: int | None = None) -> Tensor:
+        """A floating operand that fills its type, or with integers between ``-most`` and ``most``."""
         held = (1, *shape[1:]) if lying == "broadcast" else shape
         if self.case.integers:
-            drawn = torch.randint(-most, most + 1, held, generator=self.generator).float()
+            limit, unit = (self.full, self.unit) if most is None else (most, 1.0)
+            drawn = torch.randint(-limit, limit + 1, held, generator=self.generator).float() * unit
         else:
             drawn = torch.randn(held, generator=self.generator)
         return _laid(drawn.to(TYPES[self.case.dtype]), shape, lying)
@@ -176,7 +186,7 @@ def _partition(case: Case, draw: _Draw) -> Problem:
         w, labels, (n, k) = w.T, labels.T, (k, n)
     if op == "grad":
         return Problem(
-            (draw(m, alpha, n, lying=lying), draw(m, k, lying=lying)),
+            (draw(m, alpha, n, lying=lying, most=draw.rest), draw(m, k, lying=lying)),
             lambda dy, x: partition_kernels.partition_grad_triton(dy, x, labels),
             lambda dy, x: partition_twins.partition_grad_eager(dy, x, labels),
             lambda y: y,
@@ -185,7 +195,7 @@ def _partition(case: Case, draw: _Draw) -> Problem:
     if op == "split":
         bias = draw(alpha, n) if case.bias else None
         return Problem(
-            (draw(m, k, lying=lying), w),
+            (draw(m, k, lying=lying, most=draw.rest), w),
             lambda x, w: partition_kernels.split_matmul_triton(x, w, labels, alpha, bias, case.activation),
             lambda x, w: partition_twins.split_matmul_eager(x, w, labels, alpha),
             _ending(case, bias),
@@ -193,7 +203,7 @@ def _partition(case: Case, draw: _Draw) -> Problem:
         )
     bias = draw(n) if case.bias else None
     return Problem(
-        (draw(m, alpha, k, lying=lying), w),
+        (draw(m, alpha, k, lying=lying, most=draw.rest), w),
         lambda z, w: partition_kernels.merge_matmul_triton(z, w, labels, bias, case.activation),
         lambda z, w: partition_twins.merge_matmul_eager(z, w, labels),
         _ending(case, bias),
@@ -206,7 +216,8 @@ def _block(case: Case, draw: _Draw) -> Problem:
     layout = BlockLayout.from_mask(draw.mask(*grid(case.shape, case.block)), case.shape, case.block)
     values = layout.from_dense(draw(n, k))
     bias = draw(n) if case.bias else None
-    x, dy = draw(m, k, lying=lying), draw(m, n, lying=lying)
+    x = draw(m, k, lying=lying, most=None if case.op == "dw" else draw.rest)
+    dy = draw(m, n, lying=lying, most=draw.rest)
     if case.op == "forward":
         return Problem(
             (x, values),
@@ -236,10 +247,10 @@ def _mlp(case: Case, draw: _Draw) -> Problem:
     (hidden, k), alpha, n = case.shape, case.alpha, case.outputs
     first = PackedLabels.pack(draw.labels(hidden, k), alpha)
     second = PackedLabels.pack(draw.labels(n, hidden), alpha) if case.merged else None
-    # The hidden activations are rounded to 16 bits: with factors of one they are integers that need no more than 8.
+    # The hidden activations are rounded to 16 bits: with factors of one they are integers of no more than 8 bits.
     x, w1 = draw(case.m, k, lying=case.lying, most=1), draw(hidden, k, most=1)
     w2 = draw(n, hidden if case.merged else alpha * hidden)
-    biases = (draw(alpha, hidden), draw(n)) if case.bias else ()
+    biases = (draw(alpha, hidden, most=3), draw(n)) if case.bias else ()
 
     def fields(rest: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
         return (rest[0], rest[1]) if rest else (None, None)
@@ -266,7 +277,8 @@ def _semi_structured(case: Case, draw: _Draw) -> Problem:
         layout = SemiStructuredLayout.from_mask(places < 2)
     w = draw(n, k)
     values = layout.from_dense(w)
-    x, dy = draw(m, k, lying=case.lying), draw(m, layout.children, n, lying=case.lying)
+    x = draw(m, k, lying=case.lying, most=None if case.op == "dw" else draw.rest)
+    dy = draw(m, layout.children, n, lying=case.lying, most=draw.rest)
     dense, sparse, twins = semi_structured_kernels, sparse_tensor_core, semi_structured_twins
     on_sparse = case.family == "sparse"
     forward = sparse.semi_structured_matmul_sparse_tensor_core if on_sparse else dense.semi_structured_matmul_triton

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ....kernels.device import KNOWN
 from ....kernels.semi_structured import sparse_tensor_core
 from ....kernels.semi_structured import triton as semi_structured_kernels
-from ..compile import _catching
+from ..compile import catching
 from .machine import WARP, Machine
 from .memory import Array, Global, Region
 from .parse import Kernel, parse
@@ -56,18 +56,23 @@ class Execution:
 class _Storages:
     """Storages that were made without contents, and which of their bytes were written since, by address."""
 
-    fresh: dict[int, tuple[Any, Array]] = field(default_factory=dict)
+    fresh: dict[int, tuple[Tensor, Array]] = field(default_factory=dict)
 
     def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage.nbytes():
-            storage.fill_(POISON)
-            self.fresh[storage.data_ptr()] = (storage, np.zeros(storage.nbytes(), bool))
+        data = _stored(tensor)
+        if data.numel():
+            data.fill_(POISON)
+            self.fresh[data.data_ptr()] = (data, np.zeros(len(data), bool))
 
     def initialised(self, tensor: Tensor) -> Array:
-        storage = tensor.untyped_storage()
-        known = self.fresh.get(storage.data_ptr())
-        return known[1] if known else np.ones(storage.nbytes(), bool)
+        data = _stored(tensor)
+        known = self.fresh.get(data.data_ptr())
+        return known[1] if known else np.ones(len(data), bool)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor's whole storage."""
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # type: ignore[call-overload]
 
 
 class _Watch(TorchDispatchMode):
@@ -113,7 +118,7 @@ def executing(
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(triton.knobs.runtime, "add_stages_inspection_hook", _no_assembler))
-        stack.enter_context(_catching(arch, lambda *key: False, run))
+        stack.enter_context(catching(arch, lambda *key: False, run))
         for module in (semi_structured_kernels, sparse_tensor_core):
             stack.enter_context(patch.object(module, "device_of", lambda tensor: KNOWN[arch]))
         stack.enter_context(_Watch(storages))
@@ -163,10 +168,9 @@ def _memory(tensors: dict[str, Tensor], storages: _Storages) -> tuple[Global, di
     """Global memory with the storages of some tensors, and the address of each tensor."""
     regions: dict[int, Region] = {}
     for name, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        key = storage.data_ptr()
+        key = tensor.untyped_storage().data_ptr()
         if key not in regions:
-            data = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()  # type: ignore[call-overload]
+            data = _stored(tensor).numpy()
             regions[key] = Region(name, data, np.zeros(len(data), bool), storages.initialised(tensor))
         if tensor.numel():
             _bytes_of(tensor, regions[key].accessible)[...] = True
@@ -175,7 +179,7 @@ def _memory(tensors: dict[str, Tensor], storages: _Storages) -> tuple[Global, di
     addresses = {}
     for name, tensor in tensors.items():
         key = tensor.untyped_storage().data_ptr()
-        addresses[name] = first[key] + tensor.storage_offset() * tensor.element_size()
+        addresses[name] = first[key] + int(tensor.storage_offset()) * tensor.element_size()
     return memory, addresses
 
 

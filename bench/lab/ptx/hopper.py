@@ -90,11 +90,16 @@ class SharedOperand:
             mn_major: From the instruction.
 
         Raises:
-            Fault: It was not written, is not fenced, not aligned, out of bounds, or written in the same interval.
+            Fault: The descriptor says what cannot be; or what it points to is not written, fenced, aligned, is out
+                of bounds, or written in the same interval.
         """
         itemsize = ITEMSIZES[kind]
         values, which = np.unique(descriptors, return_inverse=True)
-        offsets = np.stack([_chunks(int(d), read, *shape, itemsize, mn_major) for d in values])[which.reshape(-1)]
+        try:
+            places = [_chunks(int(descriptor), read, *shape, itemsize, mn_major) for descriptor in values]
+        except ValueError as wrong:
+            raise Fault("descriptor", str(wrong)) from wrong
+        offsets = np.stack(places)[which.reshape(-1)]
         each = np.repeat(ctas, offsets.shape[1])
         at = state.shared.place(each, offsets.reshape(-1), CHUNK)
         state.shared.check_read(each, np.full(len(each), -1), at, CHUNK)
@@ -196,9 +201,10 @@ def _active(state: Machine, mask: Array | None) -> Array:
     if mask is None:
         return np.ones((state.ctas, state.size // WARPGROUP), bool)
     lanes = mask.reshape(state.ctas, -1, WARPGROUP)
-    if (lanes.any(2) != lanes.all(2)).any():
+    some, every = np.any(lanes, 2), np.all(lanes, 2)
+    if (some != every).any():
         raise Fault("divergence", "a warpgroup's instruction that not all of its threads execute")
-    return lanes.all(2)
+    return np.asarray(every)
 
 
 def _value(state: Machine, register: Register, ctas: Array, group: int) -> Array:
@@ -278,8 +284,11 @@ def _find(
 
 
 def _check_fence(state: Machine, groups: Warpgroups, registers: tuple[Register, ...]) -> None:
+    if not groups.fenced:
+        raise Fault("wgmma fence", "no wgmma.fence stands before the first wgmma")
     for register in registers:
-        if id(state.registers.get(register.name)) not in groups.fenced:
+        value = state.registers.get(register.name)
+        if value is not None and id(value) not in groups.fenced:
             raise Fault("wgmma fence", f"{register.name} has a value that no wgmma.fence has followed")
 
 
@@ -347,17 +356,21 @@ def _wait_group(state: Machine, instruction: Instruction, mask: Array | None) ->
 
 
 def fence_proxy(state: Machine, instruction: Instruction, mask: Array | None) -> None:
-    """Asynchronous reads see from here on what these warps wrote to shared memory, and what a barrier showed them."""
+    """Asynchronous reads see from here on what these warps wrote to shared memory, and what a barrier showed them.
+
+    An asynchronous copy is written when it is waited for: a fence before that is not of it.
+    """
     shared = state.shared
+    if mask is None:
+        shared.unfenced[:] = 0
+        return
     shape = (state.ctas, shared.pitch)
-    fenced = shared.pending.reshape(shape) == 0
-    if mask is not None:
-        warps = mask.reshape(state.ctas, -1, WARP).any(2)
-        own = np.concatenate([np.zeros((state.ctas, 1), bool), warps], 1)
-        mine = np.take_along_axis(own, shared.writer.reshape(shape).astype(np.intp), 1)
-        earlier = shared.written.reshape(shape) != shared.interval[:, None]
-        fenced &= mine | (earlier & warps.any(1)[:, None])
-    shared.unfenced.reshape(shape)[fenced] = 0
+    warps = np.any(mask.reshape(state.ctas, -1, WARP), 2)
+    own = np.concatenate([np.zeros((state.ctas, 1), bool), warps], 1)
+    mine = np.take_along_axis(own, shared.writer.reshape(shape).astype(np.intp), 1)
+    earlier = shared.written.reshape(shape) != shared.interval[:, None]
+    some = np.any(own, 1, keepdims=True)
+    shared.unfenced.reshape(shape)[mine | (earlier & some)] = 0
 
 
 def _stmatrix(state: Machine, instruction: Instruction, mask: Array | None, count: int, transposed: bool) -> None:

@@ -147,6 +147,10 @@ def _lookup(state: Machine, instruction: Instruction, mask: Array | None) -> Non
     state.write(destination, result, mask)
 
 
+def _choose(a: Array, b: Array, chosen: Array) -> Array:
+    return np.where(chosen, a, b)
+
+
 def _funnel(left: bool, wrap: bool) -> Callable[[Array, Array, Array], Array]:
     def function(low: Array, high: Array, amount: Array) -> Array:
         amount = (amount & 31 if wrap else np.minimum(amount, 32)).astype(np.uint64)
@@ -183,7 +187,7 @@ def comparisons(kinds: tuple[str, ...], tests: dict[str, Callable[[Array, Array]
                 handlers[f"setp.{name}.{word}.{kind}"] = element_wise(
                     "pred",
                     f"{kind} {kind} pred",
-                    lambda a, b, c, test=test, join=join: join(test(a, b), c),  # type: ignore[misc]
+                    lambda a, b, c, test=test, join=join: join(test(a, b), c),
                 )
     return handlers
 
@@ -223,7 +227,7 @@ def _handlers() -> dict[str, Handler]:
         if kind != "b16":
             table[f"bfi.{kind}"] = element_wise(kind, f"{kind} {kind} u32 u32", _insert)
     for kind in (*INTEGERS, *BITS, "f32", "f64"):
-        table[f"selp.{kind}"] = element_wise(kind, f"{kind} {kind} pred", lambda a, b, chosen: np.where(chosen, a, b))
+        table[f"selp.{kind}"] = element_wise(kind, f"{kind} {kind} pred", _choose)
     small = tuple(f"{sign}{bits}" for sign in "us" for bits in (8, 16, 32, 64))
     for result in small:
         for source in small:

@@ -300,6 +300,7 @@ class Machine:
                     return
                 following, here = waiting.pop()
             if waiting:
+                assert here is not None
                 if not self._free([(following, here), *waiting], blocked):
                     blocked, moved = {}, False  # something may have come since
                 following, here = self._next(following, here, waiting, blocked)
@@ -364,9 +365,9 @@ class Machine:
             Blocked: Some of a program's threads are elsewhere.
         """
         if mask is None:
-            arrived = np.ones(self.ctas, bool)
+            arrived: Array = np.ones(self.ctas, bool)
         else:
-            arrived = mask.any(1)
+            arrived = np.asarray(mask.any(1))
             apart = arrived & (mask != self.alive).any(1)
             if apart.any():
                 which = np.flatnonzero(apart)[0]

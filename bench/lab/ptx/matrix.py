@@ -51,10 +51,10 @@ def whole_warps(state: Machine, mask: Array | None) -> Warps:
     Raises:
         Fault: Of a warp only some threads take part.
     """
-    active = np.ones((state.ctas, state.warps), bool)
+    active: Array = np.ones((state.ctas, state.warps), bool)
     if mask is not None:
         lanes = mask.reshape(state.ctas, state.warps, WARP)
-        active = lanes.any(-1)
+        active = np.asarray(lanes.any(-1))
         if (active != lanes.all(-1)).any():
             raise Fault("divergence", "an instruction of whole warps, and only some threads of one take part")
     cta, warp = np.nonzero(active)

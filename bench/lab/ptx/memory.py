@@ -102,7 +102,7 @@ class Shared:
     def barrier(self, ctas: Array) -> None:
         """Begins a new interval in some programs (``[ctas]`` bool)."""
         self.interval[ctas] += 1
-        for cta in np.flatnonzero(self.interval > LAST_INTERVAL):
+        for cta in map(int, np.flatnonzero(self.interval > LAST_INTERVAL)):
             # What came before a barrier is ordered, however long ago: it may be forgotten.
             self.written[self.span(cta)] = self.readers[:, self.span(cta)] = 0
             self.interval[cta] = 1

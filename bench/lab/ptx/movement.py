@@ -109,8 +109,10 @@ class _Copy:
     width: int
 
     def keep(self, some: Array) -> "_Copy":
-        fields = (self.thread, self.group, self.cta, self.warp, self.at)
-        return _Copy(*(field[some] for field in fields), self.width)
+        """Of some of the threads."""
+        each = (field[some] for field in (self.thread, self.group, self.cta, self.warp, self.at))
+        thread, group, cta, warp, at = each
+        return _Copy(thread, group, cta, warp, at, self.width)
 
 
 @dataclass

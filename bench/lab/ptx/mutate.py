@@ -26,14 +26,12 @@ NOTHING = Instruction("bar.warp.sync", (Immediate(-1),), None, False, "")
 """What stands in the place of an instruction that was removed."""
 
 CASES = (
-    Case("partition", "split", shape=(70, 656), m=19, lying="padded", bias=True, activation="relu"),
-    Case("partition", "merge_t", "fp16", shape=(330, 80), m=19, alpha=3, lying="padded"),
-    Case("partition", "grad", shape=(66, 80), m=270, alpha=3, holes=True, lying="padded"),
-    Case(
-        "block", "forward", block=(32, 32), shape=(70, 400), density=0.7, lying="padded", bias=True, activation="relu"
-    ),
-    Case("mlp", "mlp", shape=(13, 336), m=19, lying="padded", bias=True, activation="relu"),
-    Case("sparse", "forward", m=19, shape=(136, 328)),
+    Case("partition", "split", shape=(120, 656), m=31, lying="padded", bias=True, activation="relu"),
+    Case("partition", "merge_t", "fp16", shape=(330, 112), m=31, alpha=3, lying="padded"),
+    Case("partition", "grad", shape=(120, 112), m=310, alpha=3, holes=True, lying="padded"),
+    Case("block", "forward", block=(32, 32), shape=(120, 400), m=31, density=0.7, lying="padded", bias=True),
+    Case("mlp", "mlp", shape=(15, 336), m=31, lying="padded", bias=True, activation="relu", outputs=60),
+    Case("sparse", "forward", m=31, shape=(250, 328)),
 )
 """With tails, with reductions of several steps, and with rows apart: what a case does not show cannot be seen in it."""
 
@@ -129,6 +127,17 @@ def _other_offset(instruction: Instruction, random: random.Random, kernel: Kerne
     return _with(instruction, at, replace(address, offset=address.offset + random.choice((-16, 16))))
 
 
+def _other_descriptor(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
+    """A bit of a matrix descriptor: its start, its stride, its swizzle."""
+    if not instruction.opcode.startswith(("or.b64", "add.s64")):
+        return None
+    for at, operand in _sources(instruction):
+        if isinstance(operand, Immediate) and 0 < (operand.bits >> 32 & 0x3FFF) < 0x3FFF:
+            bit = random.choice((1, 4, 32, 33, 62, 63))
+            return _with(instruction, at, Immediate((operand.bits ^ 1 << bit) & 0xFFFF_FFFF_FFFF_FFFF))
+    return None
+
+
 EXCHANGED = {
     "add.s": "sub.s",
     "sub.s": "add.s",
@@ -158,8 +167,10 @@ CLASSES: dict[str, Mutation] = {
     "matrix transposed": _transposed,
     "barrier removed": _removed("bar.sync"),
     "fence removed": _removed("fence.proxy", "wgmma.fence"),
-    "commit removed": _removed("cp.async.commit", "wgmma.commit"),
+    "commit removed": _removed("cp.async.commit", "wgmma.commit", "tcgen05.commit"),
     "wait one group less": _waits_less,
+    "wait for tensor memory removed": _removed("tcgen05.wait"),
+    "descriptor changed": _other_descriptor,
     "predicate widened": _widened,
     "constant changed": _other_constant,
     "address moved": _other_offset,
@@ -230,8 +241,8 @@ def run_case(case: Case, arch: int, most: int, classes: Iterable[str] = tuple(CL
 
 def run(
     cases: Iterable[Case] = CASES,
-    architectures: Iterable[int] = (80, 90),
-    most: int = 12,
+    architectures: Iterable[int] = (80, 90, 100),
+    most: int = 6,
     jobs: int | None = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda rows, total: rows,
 ) -> Results:

@@ -90,11 +90,12 @@ class Memory:
         """The launch's."""
         if "tmem" not in state.extra:
             size = state.ctas * TMEM_LANES * TMEM_COLUMNS
-            planes = (np.zeros(size, np.uint8) for _ in range(5))
             owner, closed = np.zeros((state.ctas, TMEM_COLUMNS), np.int64), np.zeros(state.ctas, bool)
-            stamps = (np.zeros(size, np.int32) for _ in range(2))
+            written, storing, loading, reading, writing = np.zeros((5, size), np.uint8)
+            stored, loaded = np.zeros((2, size), np.int32)
+            planes = written, storing, loading, reading, writing, stored, loaded
             state.extra.setdefault("at_end", []).append(_all_given_back)
-            state.extra["tmem"] = cls(np.zeros(size, np.uint32), owner, closed, *planes, *stamps)
+            state.extra["tmem"] = cls(np.zeros(size, np.uint32), owner, closed, *planes)
         found: Memory = state.extra["tmem"]
         return found
 
@@ -214,10 +215,11 @@ def _load(state: Machine, instruction: Instruction, mask: Array | None, shape: s
     running = np.zeros((state.ctas, state.warps), bool)
     running[warps.cta, warps.warp] = True
     registers = parts(destination)
-    load = Access(running, cells, warps.cta, warps.warp, registers, memory.data[cells])
+    values = memory.data[cells]
+    load = Access(running, cells, warps.cta, warps.warp, registers, values)
     memory.loads.append(load)
     if mode(state) != "late":
-        warps.write(state, destination, load.values)
+        warps.write(state, destination, values)
     if mode(state) == "refuse":
         memory.loading[cells] = 1
         state.hold(load.held, f"{instruction.opcode} of {instruction.source} is not waited for")
@@ -275,7 +277,7 @@ def _wait_load(state: Machine, instruction: Instruction, mask: Array | None) -> 
             lanes[cta, warp] = True
             some = Warps(cta, warp, lanes.reshape(state.shape))
             for i, register in enumerate(load.registers):
-                some.write(state, register, load.values[rows][..., i : i + 1])  # type: ignore[arg-type]
+                some.write(state, register, load.values[rows][..., i : i + 1])
         used = {register.name for other in memory.loads for register in other.held}
         state.release(register for register in load.held if register.name not in used)
 

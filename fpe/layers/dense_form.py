@@ -1,0 +1,201 @@
+"""What a layer multiplies by on a CPU: its dense weight. Labels and blocks save a CPU no time, and cost it much.
+
+Without gradients the dense weight is made once for each version of the layer's tensors, and kept. With gradients every
+forward makes a masked copy of the weight, and its gradient is masked alike; there the mask is kept.
+
+What is kept takes memory: the dense weight ``alpha`` times the parent's bytes (of a block layer, a whole
+``[out_features, in_features]``) once the layer has run without gradients, and the mask a byte for each entry of the
+dense weight once it has been trained. Neither is part of a state dict, a copy or a pickle. ``keeps_dense = False``, set
+on a layer or on :class:`fpe.layers.ExpandedLinear` for all of them, turns both off: every call then reads the labels or
+the blocks themselves, in the parent's memory and several times as long.
+
+Changes are seen by PyTorch's version counters. Fused optimizers and what is written through ``.data`` do not count
+there, so a sample of the entries is compared too, and a forward with gradients frees the dense weight. After writing a
+few entries through ``.data``, call :func:`forget`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+if TYPE_CHECKING:
+    from .base import ExpandedLinear
+
+SAMPLE = 64
+"""Entries of a tensor that are compared."""
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By size in bytes: what floating-point numbers are read as where their bits count."""
+
+
+class Made(NamedTuple):
+    """What was made of a layer's tensors, and how they were then.
+
+    Attributes:
+        result: What was made.
+        first: The first of the tensors. It is held, so that neither its identity nor its memory becomes another's.
+        version: Of its counter.
+        pointer: Where its entries lay.
+        sample: Some of its entries, in its own memory.
+        entries: What they were.
+        others: Names, tensors and versions of the others; a layer may do without one.
+    """
+
+    result: Tensor
+    first: Tensor
+    version: int
+    pointer: int
+    sample: Tensor
+    entries: Tensor
+    others: list[tuple[str, Tensor | None, int]]
+
+    @classmethod
+    def of(cls, result: Tensor, first: Tensor, layer: nn.Module, names: Sequence[str]) -> "Made":
+        """Notes how contiguous tensors on a CPU are."""
+        flat = first.detach().view(INTEGERS[first.element_size()]).view(-1)
+        sample = flat[:: len(flat) // SAMPLE + 1]
+        tensors = [(name, _own(layer, name)) for name in names]
+        others = [(name, tensor, 0 if tensor is None else tensor._version) for name, tensor in tensors]
+        return cls(result, first, first._version, first.data_ptr(), sample, sample.clone(), others)
+
+    def is_of(self, first: object, layer: nn.Module) -> bool:
+        """Whether it was made of this tensor and of what the layer has now, and none of them has changed."""
+        seen = self.first
+        if (
+            first is not seen
+            or seen._version != self.version
+            or seen.data_ptr() != self.pointer
+            or not torch.equal(self.sample, self.entries)
+        ):
+            return False
+        for name, tensor, version in self.others:
+            if _own(layer, name) is not tensor or (tensor is not None and tensor._version != version):
+                return False
+        return True
+
+
+_WEIGHTS: WeakKeyDictionary[nn.Module, Made] = WeakKeyDictionary()
+_MASKS: WeakKeyDictionary[nn.Module, Made] = WeakKeyDictionary()
+
+
+def forget(layer: nn.Module) -> None:
+    """Frees what is kept for a layer; the next call makes it anew."""
+    _WEIGHTS.pop(layer, None)
+    _MASKS.pop(layer, None)
+
+
+def _own(layer: nn.Module, name: str) -> Any:
+    """A layer's buffer or attribute: ``getattr`` of a buffer takes half a microsecond."""
+    own = layer.__dict__
+    return own[name] if name in own else own["_buffers"].get(name)
+
+
+def _keep(
+    place: WeakKeyDictionary[nn.Module, Made],
+    layer: nn.Module,
+    first: Tensor,
+    names: Sequence[str],
+    make: Callable[[], Tensor],
+) -> Tensor:
+    """Makes something of a layer's tensors and keeps it, unless one has no version or its memory is not its own."""
+    place.pop(layer, None)
+    with torch.inference_mode(False), torch.no_grad():  # what is kept may meet gradients later
+        result = make().contiguous()
+        tensors = [t for t in (first, result, *(_own(layer, name) for name in names)) if t is not None]
+        if all(type(t) in (Tensor, nn.Parameter) and t.is_contiguous() and not t.is_inference() for t in tensors):
+            place[layer] = Made.of(result, first, layer, names)
+    return result
+
+
+def dense_weight(layer: "ExpandedLinear", x: object) -> Tensor | None:
+    """The weight ``[out_features, in_features]`` to multiply ``x`` by, differentiable where the layer trains.
+
+    Returns:
+        The weight; or none where the layer's operation is to be called: on other devices, with a backend that was asked
+        for, while a graph is traced or compiled, where it is faster, and for an ``x`` that it will refuse by name.
+    """
+    if (
+        is_compiling()
+        or not isinstance(x, Tensor)
+        or not x.is_cpu
+        or not x.dim()
+        or x.size(-1) != layer.in_features
+        or not layer.keeps_dense
+        or layer.backend != "auto"
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return None
+    made = _WEIGHTS.get(layer)
+    name, *others = layer.made_of
+    stored: Any = layer._parameters.get(name)
+    if (
+        made is not None
+        and made.result.dtype is x.dtype
+        and not (torch.is_grad_enabled() and stored is not None and stored.requires_grad)
+        and made.is_of(stored, layer)
+    ):
+        return made.result
+    own = type(stored) is nn.Parameter  # else a transform, a parametrization or a subclass has taken its place
+    weight = stored if own else getattr(layer, name)
+    same = x.dtype == weight.dtype or torch.is_autocast_enabled("cpu")
+    if not same or not weight.is_cpu or type(weight) not in (Tensor, nn.Parameter):
+        return None
+    if not own or torch._C._are_functorch_transforms_active():
+        return layer.wide_weight()
+    if torch.is_grad_enabled() and weight.requires_grad:
+        _WEIGHTS.pop(layer, None)  # the next step makes it stale
+        return layer.masked_copy()
+    return _keep(_WEIGHTS, layer, weight, others, layer.wide_weight)
+
+
+def masked_copy(layer: "ExpandedLinear", along: int, children: int) -> Tensor:
+    """The dense weight of a layer that is stored as its parent's weight, by a quick differentiable copy.
+
+    Args:
+        layer: Of ``made_of = (its weight, what its mask is made of, ...)``.
+        along: Dimension of the dense weight in which children lie side by side.
+        children: How many.
+    """
+
+    def bits() -> Tensor:
+        return layer.kept().unflatten(along, (children, -1)).to(torch.int8).neg_()
+
+    name, topology, *others = layer.made_of
+    first, made = _own(layer, topology), _MASKS.get(layer)
+    known = made is not None and made.is_of(first, layer)
+    mask = made.result if made is not None and known else _keep(_MASKS, layer, first, others, bits)
+    return _Masked.apply(getattr(layer, name), mask, along)
+
+
+class _Masked(torch.autograd.Function):
+    """Every child's entries of a weight: an ``and`` of bits, which is exact where the weight is not finite.
+
+    On a CPU it takes a tenth of the time of ``torch.where``, and the mask a byte an entry. Transforms of ``torch.func``
+    take ``wide_weight()``: the ``setup_context`` that they ask for would cost every step more than the copy itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bits: Tensor, along: int) -> Tensor:
+        """The dense weight of ``weight[N, K]`` and ``bits[alpha, N, K]`` or ``[N, alpha, K]``, 0 or -1."""
+        ctx.bits, ctx.along = bits, along
+        return _and(weight.unsqueeze(along), bits).flatten(along, along + 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """The kept entries of the gradient at the parent's size, differentiable where a graph is wanted."""
+        (grad,), bits = grads, ctx.bits
+        grad = grad.reshape(bits.shape)
+        if torch.is_grad_enabled() or not torch._C._has_storage(grad):  # a graph is wanted, or it is batched
+            kept = torch.where(bits != 0, grad, grad.new_zeros(()))
+        else:
+            kept = _and(grad, bits)
+        return kept.sum(ctx.along), None, None
+
+
+def _and(values: Tensor, bits: Tensor) -> Tensor:
+    return (values.view(INTEGERS[values.element_size()]) & bits).view(values.dtype)

@@ -1,0 +1,132 @@
+"""The extra state of a layer: its kind, its sizes and where its edges are, as one int64 tensor.
+
+Topology is no buffer and no entry of its own. Exponential and stochastic averages of a model (``AveragedModel`` with
+``use_buffers=True``, timm's ``ModelEma``) write to every buffer and to every tensor of ``state_dict()``, and averaged
+bits are other masks. Here they reach a copy. A checksum tells a topology that was averaged in a checkpoint.
+
+Layout: ``[FORMAT_VERSION, kind, in_features, out_features, four settings of the kind, checksum, topology...]``.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+FORMAT_VERSION = 3
+"""Version of the state dict's layout. Format 2 (topology in entries of its own) is read too."""
+
+SETTINGS = 4
+FIXED = 5 + SETTINGS
+"""Numbers before the topology."""
+
+
+class Header(NamedTuple):
+    """What a layer is, besides its edges.
+
+    Attributes:
+        kind: Its place in :data:`fpe.layers.KINDS`.
+        in_features: Width of the input.
+        out_features: Width of the output.
+        settings: Four numbers whose meaning the kind knows.
+    """
+
+    kind: int
+    in_features: int
+    out_features: int
+    settings: tuple[int, ...] = (0,) * SETTINGS
+
+
+def encode(header: Header, topology: Tensor) -> Tensor:
+    """The extra state, int64 on the CPU, from a header and the topology's words (int64)."""
+    numbers = [FORMAT_VERSION, *header[:3], *header.settings, int(checksum(topology))]
+    return torch.cat([torch.tensor(numbers, dtype=torch.int64, device="cpu"), topology.cpu()])
+
+
+def decode(state: object, name: str) -> tuple[Header, Tensor]:
+    """The header and the topology's words of an extra state.
+
+    Raises:
+        ValueError: ``state`` is none, is of another format, or its topology is damaged.
+    """
+    if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.dim() != 1:
+        got = f"{state.dtype} {list(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+        raise ValueError(
+            f"state dict: '{name}' should be the topology of an FPE layer (int64), got {got}; it must be copied as it "
+            "is, never averaged or cast"
+        )
+    numbers, words = state[:FIXED].tolist(), state[FIXED:].cpu()
+    if len(numbers) < FIXED or numbers[0] != FORMAT_VERSION:
+        raise ValueError(f"state dict: '{name}' should be of format {FORMAT_VERSION}, got {numbers}")
+    if int(checksum(words)) != numbers[-1]:
+        raise ValueError(f"state dict: '{name}' is damaged: its checksum differs; was it averaged?")
+    return Header(numbers[1], numbers[2], numbers[3], tuple(numbers[4:-1])), words
+
+
+def checksum(words: Tensor) -> Tensor:
+    """A number that changes with any word of the topology, int64."""
+    return (words * (2 * torch.arange(len(words), device=words.device) + 1)).sum()
+
+
+def to_words(t: Tensor) -> Tensor:
+    """Bytes (uint8) or bits (bool) of any shape as int64, on the CPU; the last word is filled with zeros."""
+    flat = t.cpu().flatten()
+    if t.dtype == torch.bool:
+        bits = pad(flat, (0, -len(flat) % 64)).view(-1, 8).to(torch.uint8)
+        flat = (bits << torch.arange(8, dtype=torch.uint8, device="cpu")).sum(-1, dtype=torch.uint8)
+    return pad(flat, (0, -len(flat) % 8)).view(torch.int64)
+
+
+def to_bits(words: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+    """A bool tensor of a shape from the words that begin with it, and the words that follow.
+
+    Raises:
+        ValueError: There are too few words.
+    """
+    count = torch.Size(shape).numel()
+    used = -(-count // 64)
+    if len(words) < used:
+        raise ValueError(f"expected {used} words of topology for {list(shape)}, got {len(words)}")
+    own = words[:used].view(torch.uint8)[:, None] >> torch.arange(8, dtype=torch.uint8, device="cpu")
+    return (own & 1).flatten()[:count].view(shape).bool(), words[used:]
+
+
+def layer_entries(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """A layer's entries by their own names, in today's format.
+
+    Format 2 had the weights under ``weight`` or ``values`` and the topology in ``planes``, in ``mask``, or in
+    ``block_mask`` and ``inside``.
+
+    Raises:
+        ValueError: A state of format 2 lacks its topology, or has another type of it.
+    """
+    own = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    header = own.get("_extra_state")
+    if not isinstance(header, Tensor) or header.dtype != torch.int64 or header.dim() != 1:
+        return own
+    numbers = header.tolist()[: FIXED - 1]
+    if len(numbers) < 4 or numbers[0] != 2 or numbers[1] not in range(4):
+        return own
+    kind = numbers[1]
+    names: dict[str, torch.dtype] = (
+        {"planes": torch.uint8}
+        if kind < 2
+        else {"mask": torch.bool}
+        if kind == 2
+        else {"block_mask": torch.bool, **({"inside": torch.bool} if "inside" in own else {})}
+    )
+    words = []
+    for name, dtype in names.items():
+        t = own.pop(name, None)
+        if not isinstance(t, Tensor) or t.dtype != dtype:
+            raise ValueError(
+                f"state dict: '{prefix}{name}' should be {dtype}, got {getattr(t, 'dtype', type(t).__name__)}"
+            )
+        words.append(to_words(t))
+    weight = "values" if kind == 3 else "weight"
+    if weight in own:
+        own["edge_weight"] = own.pop(weight)
+    settings = tuple([*numbers[4:], *(0,) * SETTINGS][:SETTINGS])
+    own["_extra_state"] = encode(Header(kind, numbers[2], numbers[3], settings), torch.cat(words))
+    return own

@@ -1,0 +1,155 @@
+"""How an operation joins PyTorch: shape inference, gradients of both modes, batching, all through the dispatcher.
+
+Every operation here is linear in each of its operands; some add a bias and apply an activation after it. So one rule
+serves the tangents of all of them, and an operation brings nothing but its reverse gradient.
+
+``torch.library.register_autograd`` makes a ``torch.autograd.Function`` that refuses ``torch.func``, and drops tangents.
+The kernels registered here run at one level of transforms at a time, as those of PyTorch's own operations do: the
+dispatcher brings the call to each level in turn.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+from .activations import ACTIVATIONS
+
+LIBRARY = torch.library.Library("fpe", "DEF")
+
+Run = Callable[..., Tensor]
+
+
+def define(
+    schema: str,
+    run: Run,
+    fake: Run,
+    backward: Callable[..., tuple[Tensor | None, ...]] | None = None,
+    save: Callable[[Any, tuple[Any, ...], Tensor], None] | None = None,
+    *,
+    operands: int = 2,
+    by_rows: bool = True,
+    tangent_of_second: Callable[..., Tensor] | None = None,
+    composed: Run | None = None,
+) -> Run:
+    """Registers an operation and returns it.
+
+    Args:
+        schema: Its signature. The operands come first; ``bias`` and ``activation`` are known by their names.
+        run: What it computes, from plain tensors.
+        fake: The shape of the result.
+        backward: Its reverse gradient, one entry an argument, from a context and the result's gradient; that of
+            ``activation=None``.
+        save: What ``backward`` needs, put on the context: from the context, the arguments and the result.
+        operands: In how many of its first arguments it is linear.
+        by_rows: Whether each row of the result comes from one row of the first operand, so that a batch of rows is
+            more rows.
+        tangent_of_second: Clears what the operation does not expect in a tangent of the second operand, from the
+            tangent and the arguments.
+        composed: The same made of other operations, for one that has no gradient of its own.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fpe::{name}", fake, lib=LIBRARY)
+    op = getattr(torch.ops.fpe, name).default
+    if composed is None:
+        assert backward is not None and save is not None
+        composed = _differentiated(op, _node(op, name, backward, save), operands, tangent_of_second)
+    LIBRARY.impl(name, _where_wanted(op, composed), "Autograd")
+    torch.library.register_vmap(f"fpe::{name}", _batched(op, by_rows), lib=LIBRARY)
+    return op
+
+
+def _where_wanted(op: Run, differentiated: Run) -> Run:
+    """An operation's autograd kernel: nothing but the operation where neither gradient nor tangent is wanted."""
+
+    def autograd(*args: Any) -> Tensor:
+        tensors = [t for t in args if isinstance(t, Tensor)]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return differentiated(*args)
+        if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors if t.is_floating_point()):
+            return differentiated(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return autograd
+
+
+def _differentiated(
+    op: Run, node: "type[_Node]", operands: int, tangent_of_second: Callable[..., Tensor] | None
+) -> Run:
+    """The operation where a gradient or a tangent is wanted."""
+    names = [argument.name for argument in op._schema.arguments]  # type: ignore[attr-defined]
+    bias, activation = (names.index(n) if n in names else None for n in ("bias", "activation"))
+
+    def differentiated(*args: Any) -> Tensor:
+        if activation is not None and args[activation] is not None:  # its gradient needs what it is applied to
+            return ACTIVATIONS[args[activation]](op(*_replaced(args, activation, None)))
+        primals, tangents = args, {}
+        for i in (*range(operands), *([] if bias is None or args[bias] is None else [bias])):
+            primal, tangent = forward_ad.unpack_dual(args[i])
+            if tangent is not None:
+                primals, tangents[i] = _replaced(primals, i, primal), tangent
+        if not tangents:
+            return node.apply(*args)
+        y = op(*primals)
+        return forward_ad.make_dual(y, sum(_term(y, primals, i, tangent) for i, tangent in tangents.items()))
+
+    def _term(y: Tensor, primals: tuple[Any, ...], i: int, tangent: Tensor) -> Tensor:
+        """What the tangent of one argument adds to that of the result."""
+        if i == bias:
+            return tangent.expand_as(y)
+        if i == 1 and tangent_of_second is not None:
+            tangent = tangent_of_second(tangent, *primals)
+        parts = _replaced(primals, i, tangent)
+        return op(*(parts if bias is None else _replaced(parts, bias, None)))
+
+    return differentiated
+
+
+def _replaced(args: tuple[Any, ...], at: int, value: Any) -> tuple[Any, ...]:
+    return (*args[:at], value, *args[at + 1 :])
+
+
+class _Node(torch.autograd.Function):
+    """A node of the graph of one level of transforms."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Past ``Function.apply``, which would hand a call inside of a transform to all levels at once."""
+        with enable_single_level_autograd_function():
+            return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+
+def _node(op: Run, name: str, backward: Callable[..., Any], save: Callable[..., None]) -> type[_Node]:
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        # ``apply`` has switched gradients off, which the outer levels want still.
+        with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            result = op(*args)
+        save(ctx, args, result)
+        return result
+
+    title = "".join(word.capitalize() for word in name.split("_"))
+    return type(title, (_Node,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+
+
+def _batched(op: Run, by_rows: bool) -> Callable[..., tuple[Tensor, int]]:
+    """A rule of ``torch.vmap``: a batch of rows is more rows; everything else runs once for each of the batch."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        if by_rows and all(dim is None for dim in in_dims[1:]):
+            rows = args[0].movedim(in_dims[0], 0)
+            y = op(rows.flatten(0, 1), *args[1:])
+            return y.unflatten(0, rows.shape[:2]), 0
+        pairs = tuple(zip(args, in_dims, strict=True))
+        if not info.batch_size:  # one call that nobody keeps knows the shape
+            y = op(*(a if dim is None else a.new_zeros(a.shape[:dim] + a.shape[dim + 1 :]) for a, dim in pairs))
+            return y.new_empty(0, *y.shape), 0
+        each = [op(*(a if dim is None else a.select(dim, i) for a, dim in pairs)) for i in range(info.batch_size)]
+        return torch.stack(each), 0
+
+    return rule

@@ -1,0 +1,201 @@
+"""The tuner: what cannot run is counted and left out, candidates compile ahead, how far the rule is from the best."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from compiler_double import compile_by_number
+from support import ROOT
+from torch import Tensor
+
+from fpe.bench import tune
+from fpe.bench.ahead import Ahead
+from fpe.bench.timing import Timing
+from fpe.bench.tune_jobs import BlockJob, PartitionJob, headline_jobs
+from fpe.kernels import tables
+from fpe.kernels.device import KNOWN
+from fpe.kernels.partition import config as partition_config
+
+JOB = PartitionJob("split_matmul", False, 2, 16).small()
+DEVICE = KNOWN[80]
+
+
+class OutOfResources(Exception):  # noqa: N818 - as Triton's
+    """What Triton raises where a program needs more than a multiprocessor has."""
+
+
+def tuned(spoil: Callable[[int], None] = lambda number: None, **options: Any) -> tuple[dict[str, Any], str]:
+    """Tunes the job among six candidates; ``spoil`` is called with the number of each as it is launched."""
+    launch, eager, problem = JOB.setup("cpu")
+    configs = tune.planned(JOB, DEVICE, 6)
+
+    def run(config: tune.Config) -> Tensor:
+        spoil(configs.index(config))
+        return launch(config=config)
+
+    def setup(job: PartitionJob, target: str) -> tuple:
+        return (launch if target == "meta" else run), eager, problem
+
+    times = iter(range(60, 0, -10))
+    with patch.object(PartitionJob, "setup", setup):
+        return tune.tune(JOB, DEVICE, lambda call: float(next(times)), "cpu", 6, **options)
+
+
+def fails(numbers: Iterable[int], error: Exception) -> Callable[[int], None]:
+    def spoil(number: int) -> None:
+        if number in numbers:
+            raise error
+
+    return spoil
+
+
+def test_a_candidate_that_does_not_fit_is_left_out_and_counted() -> None:
+    entry, line = tuned(fails({1, 4}, OutOfResources("shared memory, Required: 300000, Hardware limit: 232448")))
+    assert entry["tried"] == 4 and entry["skipped"] == {"it does not run: OutOfResources": 2}
+    assert entry["rule_milliseconds"] == 60 and entry["milliseconds"] == 30
+    assert "rule 60.0000), 4 tried, 2 cannot run" in line
+    assert tables.parse({"entries": [entry]}, partition_config.Config)[0].where == {
+        "op": "split_matmul", "transposed": False, "alpha": 2, "itemsize": 4,
+    }  # fmt: skip
+
+
+def test_a_rule_that_does_not_fit_is_no_time() -> None:
+    entry, line = tuned(fails({0}, OutOfResources("")))
+    assert entry["rule_milliseconds"] is None and "the rule's does not run" in line
+    assert json.loads(json.dumps(entry)) == entry
+
+
+def test_a_lost_device_ends_the_job() -> None:
+    for message in ("CUDA error: an illegal memory access", "Triton Error [CUDA]: unspecified launch failure"):
+        with pytest.raises(RuntimeError, match=message.partition(" ")[2][-20:]):
+            tuned(fails({2}, RuntimeError(message)))
+
+
+def test_nothing_left_is_an_error_that_counts_the_reasons() -> None:
+    with pytest.raises(tune.NoneCorrectError, match="'it does not run: OutOfResources': 6"):
+        tuned(fails(range(6), OutOfResources("")))
+
+
+def test_a_job_is_boxed_in_time() -> None:
+    entry, line = tuned(seconds=-1.0)
+    assert entry["tried"] == 1 and "5 left when time was up" in line
+
+
+# Compiling ahead.
+
+
+def test_candidates_compile_in_processes_and_a_compilers_death_is_one_reason() -> None:
+    with Ahead("sm_80", 1, compile_by_number) as ahead:  # type: ignore[arg-type]
+        ahead.begin("a", range(3))
+        assert [ahead.why_not("a", i) for i in (0, 1)] == ["", "odd for a on sm_80"]
+        ahead.begin("a", range(6))
+        assert ahead.why_not("a", 3) == "its compiler died"
+        assert [ahead.why_not("a", i) for i in (4, 5)] == ["", "odd for a on sm_80"]
+
+
+def test_what_a_compiler_refuses_is_not_launched() -> None:
+    refused: list[int] = []
+
+    class Found(Ahead):
+        def why_not(self, job: Any, config: Any) -> str:
+            return "" if len(refused) else refused.append(0) or "it needs 9 bytes of shared memory of 8"
+
+    launched: list[int] = []
+    entry, _ = tuned(launched.append, ahead=Found(DEVICE, 0))
+    assert launched == [1, 2, 3, 4, 5] and entry["skipped"] == {"it needs 9 bytes of shared memory of 8": 1}
+
+
+REAL = """
+from dataclasses import replace
+from fpe.bench.ahead import compile_candidate
+from fpe.bench.tune_jobs import BlockJob, PartitionJob
+from fpe.kernels.device import KNOWN
+import torch
+for job in (PartitionJob("merge_matmul", True, 2, 16), BlockJob("dX", (64, 64), 64)):
+    config = job.choose(job.setup("meta")[2], KNOWN[90])
+    print(repr(compile_candidate(job, config, KNOWN[90], False)))
+    print(repr(compile_candidate(job, config, replace(KNOWN[90], shared=4096), False)))
+    print(repr(compile_candidate(job, replace(config, num_warps=3), KNOWN[90], False)))
+"""
+
+
+def test_the_real_compilers_know_what_cannot_run(tmp_path: Path) -> None:
+    """The launchers on meta tensors, for a device that is not here; the binaries are in Triton's cache."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", REAL], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[::3] == ["''"] * 2
+    assert all("of shared memory of 4096" in line for line in lines[1::3])
+    assert all("it does not compile" in line for line in lines[2::3])
+    assert {"_partition_multiply", "_block_multiply"} <= {path.stem for path in tmp_path.rglob("*.cubin")}
+
+
+# How far the rule is off.
+
+
+def test_neighbours_are_the_nearest_by_doublings() -> None:
+    chosen = partition_config.Config(16, 64, 128, 2, 8, 4, 4)
+    one = [replace(chosen, num_warps=8), replace(chosen, split=1), replace(chosen, block_k=64)]
+    near = [replace(chosen, num_stages=3)]
+    two = [replace(chosen, block_m=64), replace(chosen, block_n=128, block_k=64)]
+    found = tune.neighbours(chosen, [*two, chosen, *one, *near])
+    assert found == [*near, *one, two[0]]
+
+
+def test_the_chosen_one_is_timed_beside_its_neighbours_in_turns() -> None:
+    asked: list[list[str]] = []
+
+    def timed(calls: dict, device: str, seconds: float) -> dict[str, Timing]:
+        asked.append(list(calls))
+        assert all(isinstance(call(), Tensor) for call in calls.values())
+        return {name: Timing(3.0 - (name == "2"), 2.0, 3.0, 5, 0.1, 3.1) for name in calls}
+
+    class Found(Ahead):
+        def why_not(self, job: Any, config: Any) -> str:
+            return "it does not fit" if config == configs[4] else ""
+
+    configs = [c := JOB.choose(JOB.setup("meta")[2], DEVICE), *tune.neighbours(c, tune.planned(JOB, DEVICE))]
+    with patch.object(tune, "interleaved", timed):
+        rows = tune.nearest(JOB, DEVICE, "cpu", Found(DEVICE, 0))
+    assert asked == [["0", "1", "2", "3", "5"]]
+    assert [row["config"] for row in rows] == [asdict(config) for config in configs]
+    assert [row["chosen"] for row in rows] == [True, *[False] * 5]
+    assert [row.get("over_best") for row in rows] == [1.5, 1.5, 1.0, 1.5, None, 1.5]
+    assert rows[4]["status"] == "absent" and rows[4]["reason"] == "it does not fit"
+    assert (rows[0]["N"], rows[0]["M"], rows[0]["eager_milliseconds"]) == (64, 5, 3.1)
+
+
+def test_the_headlines_launches_have_jobs() -> None:
+    found = headline_jobs()
+    assert {job.shape for job in found} == {(4096, 14336), (14336, 4096)} and len({*found}) == len(found) == 72
+    assert {type(job) for job in found} == {PartitionJob, BlockJob}
+    assert all(len(tune.planned(job, KNOWN[90])) > 5 for job in found[:6])
+
+
+# Tables of a device.
+
+
+def test_a_table_is_of_one_device(tmp_path: Path) -> None:
+    h200 = replace(KNOWN[90], name="NVIDIA H200")
+    entry = {"family": "partition", "op": "split_matmul", "transposed": False, "alpha": 2, "itemsize": 2, "max_m": 64}
+    chosen = partition_config.Config(32, 64, 64, 2, 8, 4, 3)
+    tune.write(tmp_path / "configs", h200, [{**entry, "config": asdict(chosen)}])
+    assert [p.name for p in (tmp_path / "configs").iterdir()] == ["partition_nvidia_h200.json"]
+    problem = partition_config.Problem("split_matmul", 16, 4096, 4096, False, 2, 2)
+    rule = partition_config.choose(problem, h200)
+    tables.tuned.cache_clear()
+    with patch.object(tables, "files", lambda package: tmp_path):
+        assert partition_config.choose(problem, h200) == chosen != rule
+        assert partition_config.choose(problem, replace(h200, name="NVIDIA H100 80GB HBM3")) == rule
+        assert partition_config.choose(problem, KNOWN[90]) == rule
+    tables.tuned.cache_clear()
