@@ -369,7 +369,7 @@ def fence_proxy(state: Machine, instruction: Instruction, mask: Array | None) ->
     own = np.concatenate([np.zeros((state.ctas, 1), bool), warps], 1)
     mine = np.take_along_axis(own, shared.writer.reshape(shape).astype(np.intp), 1)
     earlier = shared.written.reshape(shape) != shared.interval[:, None]
-    shared.unfenced.reshape(shape)[mine | (earlier & warps.any(1)[:, None])] = 0
+    shared.unfenced.reshape(shape)[mine | (earlier & np.asarray(warps.any(1))[:, None])] = 0
 
 
 def _stmatrix(state: Machine, instruction: Instruction, mask: Array | None, count: int, transposed: bool) -> None:
