@@ -72,7 +72,7 @@ class _Storages:
 
 def _stored(tensor: Tensor) -> Tensor:
     """The bytes of a tensor's whole storage."""
-    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # type: ignore[call-overload]
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
 
 
 class _Watch(TorchDispatchMode):

@@ -264,6 +264,6 @@ def table(results: Results) -> Table:
         if own:
             share = f"{len(killed) / len(own):.0%}"
             rows.append((name, *map(str, (len(own), len(killed) - result, result, len(own) - len(killed))), share))
-    architectures = " and ".join(f"sm_{arch}" for arch in results.settings["architectures"])
+    architectures = ", ".join(f"sm_{arch}" for arch in results.settings["architectures"])
     columns = ("class", "mutants", "killed by a check", "killed by the result", "survived", "killed")
     return Table(f"Mutants of compiled kernels, {architectures}", columns, rows)
