@@ -146,13 +146,13 @@ def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype
     """Machine instructions that the partition kernels spend on a weight in decoding, by operation and children."""
     found: dict[tuple[str, int], dict[int, str]] = {}
     for row in results.rows:
-        if row["kernel"] == "_partition_multiply" and row["dtype"] == dtype and row["tile"].startswith("16x"):
+        if row["kernel"].startswith("multiply_") and row["dtype"] == dtype and row["case"].endswith("-m16"):
             cells = found.setdefault((row["op"], row["alpha"]), {})
             cells.setdefault(row["arch"], f"{row['instructions_per_weight']:.1f} ({row['registers']} registers)")
     body = [(op, str(alpha), *(cells.get(arch, "-") for arch in architectures)) for (op, alpha), cells in found.items()]
     columns = ("operation", "children", *(f"sm_{arch}" for arch in architectures))
     return Table(
-        f"Instructions a weight and lane, {dtype}, up to 16 rows, Triton {results.settings['triton']}", columns, body
+        f"Instructions a weight and lane, {dtype}, 16 rows, Triton {results.settings['triton']}", columns, body
     )
 
 

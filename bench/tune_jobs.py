@@ -165,8 +165,10 @@ class PartitionJob:
         rows = (32, 64) if grad else tuple(b for b in (16, 32, 64, 128) if b <= max(16, 2 * m))
         splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
         sides = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128))
-        for block_m, (n, k), split, warps, stages in product(rows, sides, splits, (4, 8), (1, 3, 4)):
-            config = partition_config.Config(block_m, n, k, split, 8, warps, stages)
+        loads = ((16, 256), (32, 256)) if problem.transposed else ((64, 128), (128, 128))
+        direct = product((8, 16, 32, 64), loads, splits, (4,), (1,), (True,))
+        for block_m, (n, k), split, *rest in (*direct, *product(rows, sides, splits, (4, 8), (1, 3, 4), (False,))):
+            config = partition_config.Config(block_m, n, k, split, 8, *rest)
             if partition_config.is_valid(problem, config, device):
                 yield config
 
@@ -175,7 +177,8 @@ class PartitionJob:
         from fpe.kernels.partition import triton as kernels
 
         (n, k), alpha, size = self.shape, self.alpha, self.dtype.itemsize
-        problem = partition_config.Problem(self.op, self.m, n, k, self.transposed, alpha, size)
+        pairs = size == 2 and k % 2 == 0
+        problem = partition_config.Problem(self.op, self.m, n, k, self.transposed, alpha, size, pairs)
         labels = PackedLabels(draw((digits(alpha), n, row_bytes(k)), "meta", torch.uint8), self.shape, alpha)
         if target != "meta":
             generator = torch.Generator(target).manual_seed(0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fpe.kernels import HOLE, PackedLabels, merge_matmul, partition_grad, split_matmul
 from fpe.kernels.device import KNOWN
-from fpe.kernels.partition.config import MAX_ALPHA, Config, Problem, choose, is_valid, shared_bytes
+from fpe.kernels.partition.config import DIRECT_ROWS, MAX_ALPHA, Config, Problem, choose, is_valid, shared_bytes
 from fpe.kernels.partition.labels import digits, row_bytes
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -381,25 +381,29 @@ def test_bad_calls_say_what_is_wrong(case: BadCall) -> None:
 @pytest.mark.parametrize("op", ["split_matmul", "merge_matmul", "partition_grad"])
 def test_the_rule_always_chooses_what_can_run(arch: int, op: str) -> None:
     sizes = ((1, 1), (100, 784), (4096, 14336))
-    every = product((1, 16, 17, 64, 1000, 8192), sizes, (False, True), range(1, MAX_ALPHA + 1), (2, 4))
-    for m, (n, k), transposed, alpha, itemsize in every:
-        problem = Problem(op, m, n, k, transposed, alpha, itemsize)
+    kinds = ((2, True), (2, False), (4, False))
+    every = product((1, 16, 17, 64, 1000, 8192), sizes, (False, True), range(1, MAX_ALPHA + 1), kinds)
+    for m, (n, k), transposed, alpha, (itemsize, pairs) in every:
+        problem = Problem(op, m, n, k, transposed, alpha, itemsize, pairs)
         config = choose(problem, KNOWN[arch])
         assert is_valid(problem, config, KNOWN[arch]), (problem, config)
+        assert config.direct == (pairs and m <= DIRECT_ROWS and op != "partition_grad")
 
 
-def test_the_rule_fills_the_device_for_one_token() -> None:
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_rule_fills_the_device_for_one_token(pairs: bool) -> None:
     for transposed in (False, True):
-        problem = Problem("split_matmul", 1, 4096, 4096, transposed, 2, 2)
+        problem = Problem("split_matmul", 1, 4096, 4096, transposed, 2, 2, pairs)
         config = choose(problem, KNOWN[90])
         tiles = 4096 // (config.block_k if transposed else config.block_n)
-        assert config.block_m == 16 and tiles * config.split >= 128
+        assert config.block_m == (8 if pairs else 16) and tiles * config.split >= 128
     assert choose(replace(problem, m=8192), KNOWN[90]).split == 1
 
 
 def test_few_configurations_serve_all_batch_sizes() -> None:
-    met = {choose(Problem("split_matmul", m, 14336, 4096, False, 2, 2), KNOWN[90]) for m in range(1, 8193)}
-    assert len(met) <= 8
+    for pairs in (False, True):
+        met = {choose(Problem("split_matmul", m, 14336, 4096, False, 2, 2, pairs), KNOWN[90]) for m in range(1, 8193)}
+        assert len(met) <= 8
 
 
 @pytest.mark.parametrize(
@@ -411,6 +415,19 @@ def test_an_impossible_configuration_is_invalid(change: dict[str, int]) -> None:
     good, problem = Config(64, 64, 64, 2, 8, 4, 4), Problem("split_matmul", 64, 4096, 4096, False, 2, 2)
     assert is_valid(problem, good, KNOWN[80])
     assert not is_valid(problem, replace(good, **change), KNOWN[80])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"block_m": 4}, {"block_n": 32}, {"block_k": 64}, {"num_warps": 8}, {"block_n": 128, "block_m": 64}],
+    ids=str,
+)
+def test_an_impossible_direct_configuration_is_invalid(change: dict[str, int]) -> None:
+    good = Config(32, 64, 128, 2, 8, 4, 1, direct=True)
+    problem = Problem("split_matmul", 64, 4096, 4096, False, 4, 2, pairs=True)
+    assert is_valid(problem, good, KNOWN[80]) and shared_bytes(problem, good, KNOWN[80]) == 0
+    assert not is_valid(problem, replace(good, **change), KNOWN[80])
+    assert not is_valid(replace(problem, pairs=False), good, KNOWN[80])
 
 
 def test_shared_memory_of_the_tiles() -> None:

@@ -40,6 +40,7 @@ from ...kernels.block import triton as block_kernels
 from ...kernels.block.layout import BlockLayout, grid
 from ...kernels.device import KNOWN, interpreting
 from ...kernels.mlp import triton as mlp_kernels
+from ...kernels.partition import gluon as partition_direct
 from ...kernels.partition import triton as partition_kernels
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ..results import Results
@@ -48,6 +49,8 @@ from . import hazards, sass
 from .sass import LIMITS, Row, programs_per_sm
 
 ARCHITECTURES = tuple(KNOWN)
+GROUP, COLUMNS = 128, 256
+"""Columns of a weight that the direct kernels load at once: as it is stored, and of its transpose."""
 BLOCK_OPERATIONS = ("forward", "dx", "dw")
 PARTITION_OPERATIONS = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
 """On the weight as it is stored, and on its transpose: forward, dX and dW of both layers of a pair."""
@@ -129,7 +132,7 @@ class Kernel:
     """What the lab knows of a kernel.
 
     Attributes:
-        function: The kernel.
+        function: The kernel, or the part of it that loads its streamed operands.
         streams: Source of the loads of its streamed operands.
         multiplies: Whether it has matrix instructions.
     """
@@ -143,6 +146,8 @@ KERNELS = {
     "_block_multiply": Kernel(block_kernels._block_multiply, ("tl.load(values_ptr",)),
     "_block_outer": Kernel(block_kernels._block_outer, ("tl.load(dy_ptr", "tl.load(x_ptr")),
     "_partition_multiply": Kernel(partition_kernels._partition_multiply, ("tl.load(words_at",)),
+    "multiply_rows": Kernel(partition_direct._group, ("gl.load(upper_ptrs", "gl.load(lower_ptrs")),
+    "multiply_columns": Kernel(partition_direct._rows, ("gl.load(words_at",)),
     "_partition_outer": Kernel(partition_kernels._partition_outer, ("tl.load(left_at", "tl.load(right_at")),
     "_expanded_mlp": Kernel(mlp_kernels._expanded_mlp, ("tl.load(words_at",)),
     "_reduce": Kernel(epilogue._reduce, ("tl.load(partial_ptr",), False),
@@ -361,6 +366,10 @@ def _tile(kernel: str, given: dict[str, Any], itemsize: int) -> tuple[int, int]:
     if kernel == "_expanded_mlp":
         rows = given["BLOCK_M" if given["TURNED"] else "BLOCK_H"]
         return given["BLOCK_H"] * given["BLOCK_K"] * itemsize, rows
+    if kernel == "multiply_rows":
+        return given["BLOCK_N"] * GROUP * itemsize, 16
+    if kernel == "multiply_columns":
+        return given["UNROLL"] * 16 * COLUMNS * itemsize, 16
     if kernel == "_partition_multiply":
         rows = given["BLOCK_M" if given["TURNED"] else "BLOCK_K" if given["TRANSPOSED"] else "BLOCK_N"]
         return given["BLOCK_N"] * given["BLOCK_K"] * itemsize, rows
@@ -426,13 +435,17 @@ def check(row: Row) -> list[str]:
     if row["load_bits"] < (32 if (row["op"], row["dtype"]) in NARROW else 128):
         threads = 32 * row["num_warps"]
         complaints.append(f"loads of {row['load_bits']} bits: {row['tile_bytes']} bytes a step for {threads} threads")
-    if row["kernel"] == "_partition_multiply" and row["alpha"] == 2 and row["tile"].startswith("16x"):
+    if row["kernel"] in DIRECT and row["tile"].startswith(("8", "16")):
         spent = row["instructions_per_weight"]
-        if row["dtype"] in ("bf16", "fp16") and spent > ISSUE_SLOTS:
+        if spent > ISSUE_SLOTS:
             complaints.append(f"{spent} instructions a weight: unpacking would outlast the memory")
+    if row["kernel"] in DIRECT and row["shared"]:
+        complaints.append(f"shared memory: {row['shared']} bytes where none is meant")
     return complaints
 
 
+DIRECT = ("multiply_rows", "multiply_columns")
+"""Kernels for few rows, whose weights go from memory to the tensor cores directly."""
 ISSUE_SLOTS = 14
 """Instructions that an H200's lanes can issue while a 16-bit weight arrives at 4.8 TB/s (132 x 128 lanes, 1.98 GHz)."""
 

@@ -5,9 +5,9 @@ the 16 bytes that a lane loads are its registers of two ``mma.sync.m16n8k16``:
 
 - *On the weight as it is stored* it loads eight neighbouring weights of row ``g`` and of row ``g + 8``, and the
   same columns of activation row ``g``. Words 0 and 1 belong to the first instruction, words 2 and 3 to the second.
-- *On its transpose* the reduction runs over the rows, so a pair of weights must come from two of them. A lane loads eight
-  columns of the rows ``4 t .. 4 t + 3``. One ``prmt`` takes the low or the high halves of two rows; the halves of word
-  ``i`` are the outputs ``8 g + 2 i`` and ``8 g + 2 i + 1``.
+- *On its transpose* the reduction runs over the rows, so a pair of weights must come from two of them. A lane loads
+  eight columns of the rows ``4 t .. 4 t + 3``. One ``prmt`` takes the low or the high halves of two rows; the halves of
+  word ``i`` are the outputs ``8 g + 2 i`` and ``8 g + 2 i + 1``.
 
 The labels lie in memory as these registers want them (see :class:`fpe.kernels.PackedLabels`): shifted left, a word has
 the labels of two of a lane's words in the signs of its bytes, and one ``prmt`` replicates two signs to a mask.
@@ -428,7 +428,8 @@ def multiply_columns(
         if last == STEPS_N:
             accs = _rows(
                 accs, x_ptrs, words_ptrs, labels_ptrs, (STEPS_N - 1) * (16 * UNROLL), turn, lane, N, mask_columns,
-                stride_xa, stride_wn, stride_pp, stride_pn, ALPHA, DIGITS, MERGE, KIND, UNROLL, UNIT, False, WHOLE_COLUMNS,
+                stride_xa, stride_wn, stride_pp, stride_pn, ALPHA, DIGITS, MERGE, KIND, UNROLL, UNIT, False,
+                WHOLE_COLUMNS,
             )  # fmt: skip
 
     row_m = pid_m * BLOCK_M + tile_m * 8 + lane % 4 * 2 + register % 2
