@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..kernels.partition.labels import ROW_BYTES, from_nibbles
+
 FORMAT_VERSION = 3
 """Version of the state dict's layout. Format 2 (topology in entries of its own) is read too."""
 
@@ -123,6 +125,12 @@ def layer_entries(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
             raise ValueError(
                 f"state dict: '{prefix}{name}' should be {dtype}, got {getattr(t, 'dtype', type(t).__name__)}"
             )
+        if name == "planes":
+            if t.dim() != 3 or t.shape[2] % ROW_BYTES:
+                raise ValueError(
+                    f"state dict: '{prefix}{name}' should have rows of whole {ROW_BYTES} bytes, got {t.shape}"
+                )
+            t = from_nibbles(t)
         words.append(to_words(t))
     weight = "values" if kind == 3 else "weight"
     if weight in own:

@@ -109,10 +109,25 @@ def pack_planes(labels: Tensor, alpha: int) -> Tensor:
     planes = [(code >> digit) & 1 for digit in range(digits(alpha))]
     bits = torch.stack([*planes, owned.to(torch.uint8)])
     n, k = labels.shape
-    bits = pad(bits, (0, 8 * row_bytes(k) - k))
-    bits = bits.view(len(bits), n, row_bytes(k) // ROW_BYTES, 4, 4, 2, 2, 2)  # group, s, t, h, l, p
-    bits = bits.permute(0, 1, 2, 4, 7, 6, 3, 5).reshape(len(bits), n, row_bytes(k), 8)
+    return _in_order(pad(bits, (0, 8 * row_bytes(k) - k)))
+
+
+def _in_order(bits: Tensor) -> Tensor:
+    """Bytes of bits ``[P, N, edges]``, whole groups of 128 edges, each in its place."""
+    p, n, edges = bits.shape
+    bits = bits.view(p, n, edges // (8 * ROW_BYTES), 4, 4, 2, 2, 2)  # group, s, t, h, l, p
+    bits = bits.permute(0, 1, 2, 4, 7, 6, 3, 5).reshape(p, n, edges // 8, 8)
     return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
+
+
+def from_nibbles(planes: Tensor) -> Tensor:
+    """Planes as above from those of an older order, in which states of format 2 were written.
+
+    There byte ``b`` of a row holds edges ``8b .. 8b+7``: in its low four bits those of even ``k``, in its high four bits
+    those of odd ``k``.
+    """
+    bits = (planes[..., None] >> torch.arange(8, dtype=torch.uint8, device=planes.device)) & 1
+    return _in_order(bits.unflatten(-1, (2, 4)).transpose(-1, -2).flatten(2))
 
 
 def unpack_planes(planes: Tensor, n: int, k: int, alpha: int, transposed: bool) -> Tensor:
