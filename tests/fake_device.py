@@ -175,9 +175,10 @@ def _refuses(device: FakeDevice, call: Callable[..., Any]) -> Callable[..., Any]
     return made
 
 
-def _interleaved_eager(x: Tensor, w: Tensor, alpha: int, layout: Any) -> Tensor:
+def _interleaved_eager(x: Tensor, w: Tensor, alpha: int, layout: Any, bias: Tensor | None = None) -> Tensor:
     """The twin of ``multiply_interleaved``."""
-    return x @ layout.to_dense(layout.from_parent(w))[0].T
+    y = x @ layout.to_dense(layout.from_parent(w))[0].T
+    return y if bias is None else y + bias
 
 
 def _launcher(device: FakeDevice, module: str, name: str, real: Callable[..., Tensor]) -> Callable[..., Tensor]:

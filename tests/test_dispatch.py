@@ -132,7 +132,7 @@ def test_gradients_of_a_merge_on_sparse_tensor_cores_run_elsewhere(monkeypatch: 
     monkeypatch.setitem(WHY_NOT, "torch", lambda *call: None)
     monkeypatch.setattr(
         "fpe.kernels.semi_structured.torch.multiply_interleaved",
-        lambda x, w, alpha, layout: x @ layout.to_dense(layout.from_parent(w))[0].T,
+        lambda x, w, alpha, layout, bias: x @ layout.to_dense(layout.from_parent(w))[0].T,
     )
     labels = torch.randint(2, (7, 9), generator=seeded(1), dtype=torch.uint8)
     z, w = torch.randn(3, 2, 9, generator=seeded(2)), torch.randn(7, 9, generator=seeded(3))

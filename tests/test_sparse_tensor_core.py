@@ -422,6 +422,8 @@ ROW = {
     "limited_by": "shared",
     "matrix": ["HMMA.SP.16832.F32.BF16"],
     "load_bits": 128,
+    "hazards": {},
+    "first_hazard": "",
 }
 
 

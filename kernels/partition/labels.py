@@ -108,7 +108,7 @@ def pack_planes(labels: Tensor, alpha: int) -> Tensor:
     code = torch.where(owned, labels, labels.new_zeros(()))
     planes = [(code >> digit) & 1 for digit in range(digits(alpha))]
     bits = torch.stack([*planes, owned.to(torch.uint8)])
-    n, k = labels.shape
+    k = labels.shape[1]
     return _in_order(pad(bits, (0, 8 * row_bytes(k) - k)))
 
 
@@ -123,8 +123,8 @@ def _in_order(bits: Tensor) -> Tensor:
 def from_nibbles(planes: Tensor) -> Tensor:
     """Planes as above from those of an older order, in which states of format 2 were written.
 
-    There byte ``b`` of a row holds edges ``8b .. 8b+7``: in its low four bits those of even ``k``, in its high four bits
-    those of odd ``k``.
+    There byte ``b`` of a row holds edges ``8b .. 8b+7``: in its low four bits those of even ``k``, in its high four
+    bits those of odd ``k``.
     """
     bits = (planes[..., None] >> torch.arange(8, dtype=torch.uint8, device=planes.device)) & 1
     return _in_order(bits.unflatten(-1, (2, 4)).transpose(-1, -2).flatten(2))

@@ -23,6 +23,7 @@ from ....kernels.semi_structured.layout import SemiStructuredLayout
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
 PARTITION = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
+MULTIPLIES = ("split", "merge", "split_t", "merge_t")
 BLOCK = ("forward", "dx", "dw")
 SEMI_STRUCTURED = ("forward", "dx", "dw", "compress", "expand")
 SPARSE = ("forward", "dx")
@@ -171,7 +172,7 @@ def problem(case: Case) -> Problem:
 
 
 def _ending(case: Case, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    return lambda y: finish(y, None if bias is None else bias.double(), case.activation)
+    return lambda y: finish(y if bias is None else y + bias.double(), case.activation)
 
 
 def _partition(case: Case, draw: _Draw) -> Problem:
@@ -304,6 +305,12 @@ def _partition_cases() -> tuple[Case, ...]:
     return (
         *(c for dtype in TYPES for c in each(dtype=dtype)),
         *(c for alpha, m in product((3, 4, 8), (16, 33)) for c in each(alpha=alpha, m=m)),
+        *(c for alpha in (5, 6, 7) for c in each(MULTIPLIES, alpha=alpha)),
+        *(c for alpha in (2, 3, 4, 8) for c in each(MULTIPLIES, alpha=alpha, m=70)),  # more rows than go directly
+        *each(MULTIPLIES, dtype="fp16", m=70, lying="strided", integers=False),
+        *each(("split", "merge"), m=70, bias=True, activation="relu"),
+        *each(MULTIPLIES, dtype="fp16", shape=(96, 512), m=12, alpha=4),  # whole tiles, directly
+        *each(MULTIPLIES, shape=(34, 66), m=9, lying="padded"),  # rows of weights that begin at 4 bytes
         *each(shape=(65, 91)),  # rows of an odd number of 16-bit weights: one to a word
         *each(shape=(128, 256), m=32),
         *each(shape=(64, 640), m=130),
@@ -359,6 +366,7 @@ CASES = tuple(dict.fromkeys((*_partition_cases(), *_other_cases())))
 
 QUICK = (
     Case("partition", "split", shape=(64, 640), m=16),
+    Case("partition", "split", shape=(64, 128), m=70),
     Case("partition", "merge_t", "fp16", alpha=4, m=16),
     Case("partition", "grad", shape=(66, 70), alpha=3, holes=True),
     Case("block", "forward", block=(32, 32), bias=True, activation="gelu"),

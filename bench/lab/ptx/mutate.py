@@ -27,6 +27,7 @@ NOTHING = Instruction("bar.warp.sync", (Immediate(-1),), None, False, "")
 
 CASES = (
     Case("partition", "split", shape=(120, 656), m=31, lying="padded", bias=True, activation="relu"),
+    Case("partition", "split", shape=(120, 656), m=90, lying="padded", bias=True, activation="relu"),
     Case("partition", "merge_t", "fp16", shape=(330, 112), m=31, alpha=3, lying="padded"),
     Case("partition", "grad", shape=(120, 112), m=310, alpha=3, holes=True, lying="padded"),
     Case("block", "forward", block=(32, 32), shape=(120, 400), m=31, density=0.7, lying="padded", bias=True),
