@@ -36,6 +36,11 @@ class Device:
         """
         return self.arch == 90
 
+    @property
+    def sets_fence(self) -> bool:
+        """Whether kernels must set the fence between copies and ``wgmma`` that Triton leaves out (:func:`fences_copies`)."""
+        return self.arch == 90 and not fences_copies()
+
 
 KNOWN = {
     80: Device(80, 108, 166_912, 40 << 20),  # A100
@@ -51,6 +56,24 @@ KNOWN = {
 def interpreting() -> bool:
     """Whether Triton runs kernels in its interpreter (``TRITON_INTERPRET=1``, read by Triton at import)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@cache
+def triton_version() -> tuple[int, ...]:
+    """The installed Triton's, as ``(3, 7, 1)``."""
+    import triton
+
+    return tuple(int(number) for number in triton.__version__.split("+")[0].split(".")[:3])
+
+
+def fences_copies() -> bool:
+    """Whether the installed Triton sets a fence between copies to shared memory and matrix instructions that read it.
+
+    From compute capability 9.0 on they reach it by different proxies (``cp.async`` by the generic one, ``wgmma`` and
+    ``tcgen05.mma`` by the asynchronous one), and without a fence between them the reader may see what lay there before.
+    Until 3.7.1 Triton set it only where an operand was stored from registers.
+    """
+    return triton_version() >= (3, 7, 1)
 
 
 def device_of(tensor: Tensor) -> Device:

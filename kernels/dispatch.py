@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .device import arch_of, interpreting
+from .device import arch_of, fences_copies, interpreting
 from .model import PUBLISHED, Roof, candidates, roof_named
 from .tables import file_name
 
@@ -172,7 +172,18 @@ def why_not_triton(operand: Tensor, limit: str | None = None) -> str | None:
         return f"it needs a CUDA device (or TRITON_INTERPRET=1), the tensors are on {operand.device}"
     if operand.dtype not in TRITON_DTYPES:
         return f"it takes float16, bfloat16 and float32, got {operand.dtype}"
-    return (too_old(operand.device) if operand.is_cuda else None) or limit
+    return (too_old(operand.device) or _unfenced(operand.device) if operand.is_cuda else None) or limit
+
+
+def _unfenced(device: torch.device) -> str | None:
+    """Why the installed Triton's kernels may read stale shared memory on a device, in words; ``None`` where not.
+
+    On 9.0 the kernels set the fence that is missing (:attr:`Device.sets_fence`). Further on Triton cannot pipeline one.
+    """
+    arch = arch_of(device)
+    if not 100 <= arch < 120 or fences_copies():
+        return None
+    return f"on compute capability {arch / 10} it needs Triton 3.7.1 or newer: older ones leave out a fence"
 
 
 def too_old(device: torch.device) -> str | None:

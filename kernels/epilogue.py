@@ -85,6 +85,19 @@ def multiply(w, x, acc, TURNED: tl.constexpr, PRECISION: tl.constexpr):
     return acc
 
 
+@triton.jit
+def multiply_loaded(a, b, acc, FENCED: tl.constexpr, PRECISION: tl.constexpr):
+    """Adds the product of two tiles that are multiplied as they were loaded to ``acc``.
+
+    ``FENCED`` sets a fence between the copies that wrote them and the product (:attr:`Device.sets_fence`). Its place in
+    the program, behind the loads, is kept: behind the wait for the copies. Below 64 rows no ``wgmma`` needs it.
+    """
+    if FENCED and acc.shape[0] >= 64:
+        FENCE: tl.constexpr = "fence.proxy.async.shared::cta; mov.u32 $0, 0;"
+        tl.inline_asm_elementwise(FENCE, "=r,~{memory}", [], dtype=tl.int32, is_pure=False, pack=1)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
 def launch_reduce(partial: Tensor, result: Tensor, bias: Tensor | None = None, activation: str | None = None) -> None:
     """Adds the parts ``partial[split, ...]`` in their order into ``result[...]``, then bias and activation.
 

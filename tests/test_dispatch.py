@@ -10,8 +10,8 @@ from gluon_numpy import on_numpy
 from support import seeded
 from torch import Tensor
 
-from fpe.kernels import PackedLabels, dispatch, merge_matmul, ops, split_matmul
-from fpe.kernels.dispatch import CONSTANT, IMPLEMENTATIONS, choose_backend, ranked, roof_for
+from fpe.kernels import PackedLabels, device, dispatch, merge_matmul, ops, split_matmul
+from fpe.kernels.dispatch import CONSTANT, IMPLEMENTATIONS, UnsupportedError, choose_backend, ranked, roof_for
 from fpe.kernels.model import PUBLISHED, candidates
 from fpe.kernels.semi_structured.backends import WHY_NOT
 
@@ -85,6 +85,26 @@ def test_auto_stays_open_only_where_both_can_run(monkeypatch: pytest.MonkeyPatch
     assert choose_backend("op", "auto", operand, "too many children", by_cost=True) == "eager"
     assert choose_backend("op", "triton", operand, by_cost=True) == "triton"
     assert choose_backend("op", "auto", torch.ones(1), by_cost=True) == "eager"
+
+
+@pytest.mark.parametrize(
+    ("arch", "version", "runs"),
+    [
+        *((100, version, version == (3, 7, 1)) for version in ((3, 6, 0), (3, 7, 0), (3, 7, 1))),
+        *((arch, (3, 6, 0), True) for arch in (80, 89, 90, 120)),
+        (103, (3, 6, 0), False),
+    ],
+)
+def test_a_triton_that_leaves_out_a_fence_is_refused_where_no_kernel_can_set_it(
+    arch: int, version: tuple[int, ...], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operand: Tensor = OnCuda()  # type: ignore[assignment]
+    monkeypatch.setattr(dispatch, "arch_of", lambda device: arch)
+    monkeypatch.setattr(device, "triton_version", lambda: version)
+    assert choose_backend("op", "auto", operand) == ("triton" if runs else "eager")
+    if not runs:
+        with pytest.raises(UnsupportedError, match=f"capability {arch / 10} it needs Triton 3.7.1 or newer"):
+            choose_backend("op", "triton", operand)
 
 
 @pytest.mark.parametrize("chosen", ["triton", "eager"])

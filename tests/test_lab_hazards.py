@@ -206,6 +206,8 @@ def test_a_barrier_stands_between_the_wait_for_copies_and_reads(code: str, kinds
         ("STSM.16.M88.4 [R1], R4\nFENCE.VIEW.ASYNC.S\nBAR.SYNC.DEFER_BLOCKING 0x0\n", []),
         ("FENCE.VIEW.ASYNC.S\nSTS.128 [R1], R4\nBAR.SYNC.DEFER_BLOCKING 0x0\n", [("fence", 6)]),
         ("BAR.SYNC.DEFER_BLOCKING 0x0\n", [("fence", 4)]),  # the copies themselves
+        ("BAR.SYNC.DEFER_BLOCKING 0x0\nFENCE.VIEW.ASYNC.S\n", []),
+        ("BAR.SYNC.DEFER_BLOCKING 0x0\nFENCE.VIEW.ASYNC.T\n", [("fence", 5)]),  # of tensor memory
     ],
 )
 def test_a_fence_stands_between_stores_and_matrix_instructions(code: str, kinds: list) -> None:
@@ -279,6 +281,18 @@ def test_the_smallest_race_is_found() -> None:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert {tile: set(said[tile]) for tile in ("64x16", "128x128")} == SMALLEST[said["triton"]]
+
+
+def test_kernels_set_the_fence_that_an_older_triton_leaves_out() -> None:
+    done = _python(str(ROOT / "tests/own_fence.py"))
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    few, *every = reversed(said["before"].values())
+    for kernel in every:
+        assert kernel["own"] == kernel["products"] > 0
+        assert set(kernel["none"]) == {"fence"} and not kernel["own alone"]
+    assert len(every) == 5 and few["own"] == few["products"] == 0
+    assert said["since"]["own"] == 0 < said["since"]["products"]
 
 
 def test_shipped_kernels_have_none(tmp_path: Path) -> None:

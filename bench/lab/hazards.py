@@ -299,7 +299,8 @@ def _shared_memory(program: Program) -> None:
             return arrived, True
         if instruction.named("BAR"):
             return False, unfenced
-        return arrived, unfenced and not instruction.opcode.startswith("FENCE.VIEW.ASYNC")
+        # The same fence for tensor memory ends in T.
+        return arrived, unfenced and instruction.opcode not in ("FENCE.VIEW.ASYNC", "FENCE.VIEW.ASYNC.S")
 
     if any(i.named("HGMMA", "LDGSTS") for i in program.instructions):
         program.follow((False, False), step, ("DEPBAR", "STS", "STSM", "BAR", "FENCE"))

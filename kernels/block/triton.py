@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, stored_dtype
-from ..epilogue import activate, in_groups, launch_options, launch_reduce, rows_contiguous
+from ..epilogue import activate, in_groups, launch_options, launch_reduce, multiply_loaded, rows_contiguous
 from .config import Config, choose, grad_problem, matmul_problem
 from .layout import BlockLayout
 
@@ -43,6 +43,7 @@ def _block_multiply(
     EVEN_IN: tl.constexpr,
     ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    FENCED: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -81,7 +82,7 @@ def _block_multiply(
         v = tl.load(values_ptr + block.to(tl.int64) * (BN * BK) + inner * STEP_V + offs_v)  # [BLOCK_IN, OUT]
         if UPCAST:
             a, v = a.to(tl.float32), v.to(tl.float32)
-        acc = tl.dot(a, v, acc, input_precision=PRECISION)
+        acc = multiply_loaded(a, v, acc, FENCED, PRECISION)
 
     offs_n = segment * OUT + offs_out
     mask_n = offs_n[None, :] < SIZE_OUT
@@ -113,6 +114,7 @@ def _block_outer(
     SPLIT: tl.constexpr,
     EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
+    FENCED: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -133,7 +135,7 @@ def _block_outer(
         x = tl.load(x_ptr + rows[:, None] * stride_xm + offs_k[None, :], mask=mask_x, other=0.0)  # [BLOCK_M, BK]
         if UPCAST:
             dy, x = dy.to(tl.float32), x.to(tl.float32)
-        acc = tl.dot(dy, x, acc, input_precision=PRECISION)
+        acc = multiply_loaded(dy, x, acc, FENCED, PRECISION)
     offs_v = tl.arange(0, BN)[:, None] * BK + tl.arange(0, BK)[None, :]
     out = out_ptr + pid_split.to(tl.int64) * stride_os + block.to(tl.int64) * (BN * BK) + offs_v
     tl.store(out, acc.to(out_ptr.dtype.element_ty))
@@ -190,6 +192,7 @@ def _launch_outer(dy: Tensor, x: Tensor, layout: BlockLayout, config: Config | N
         BK=bk,
         EVEN_N=n % bn == 0,
         EVEN_K=k % bk == 0,
+        FENCED=device_of(x).sets_fence,
         **launch_options(config, x),
     )
     if config.split > 1:
@@ -239,6 +242,7 @@ def _launch_multiply(
         EVEN_IN=size_in % layout.block[0 if transposed else 1] == 0,
         ACTIVATION=activation,
         HAS_BIAS=bias is not None,
+        FENCED=device_of(a).sets_fence,
         **launch_options(config, a),
     )
     if config.split > 1:

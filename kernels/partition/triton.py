@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, interpreting, stored_dtype
-from ..epilogue import activate, in_groups, launch_options, launch_reduce, multiply, rows_contiguous
+from ..epilogue import activate, in_groups, launch_options, launch_reduce, multiply, multiply_loaded, rows_contiguous
 from .config import Config, Problem, choose
 from .direct import launch_direct
 from .eager import Labels, stored_like
@@ -216,6 +216,7 @@ def _partition_outer(
     DIGITS: tl.constexpr,
     HOLES: tl.constexpr,
     CHILDREN_LEFT: tl.constexpr,
+    FENCED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -258,7 +259,7 @@ def _partition_outer(
             a, b = left, right
             if UPCAST:
                 a, b = a.to(tl.float32), b.to(tl.float32)
-            sums += (tl.dot(a, b, accs[child], input_precision=PRECISION),)
+            sums += (multiply_loaded(a, b, accs[child], FENCED, PRECISION),)
         accs = sums
 
     rows = offs_n.to(tl.int64) * stride_pn
@@ -456,6 +457,7 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels, config: Config | None) 
         stride_os=n * k,
         HOLES=packed.has_holes,
         CHILDREN_LEFT=not packed.transposed,
+        FENCED=device_of(x).sets_fence,
         GROUP=config.group,
         EVEN=n % config.block_n == 0 and k % config.block_k == 0,
         **_shared_options(config, alpha, x),

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, stored_dtype
-from ..epilogue import in_groups, launch_options, multiply, rows_contiguous, summed
+from ..epilogue import in_groups, launch_options, multiply, multiply_loaded, rows_contiguous, summed
 from .config import Config, choose
 from .layout import SemiStructuredLayout
 
@@ -226,6 +226,7 @@ def _outer(
     stride_vc,
     stride_os,
     CHILDREN: tl.constexpr,
+    FENCED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -257,12 +258,12 @@ def _outer(
         dy = tl.load(dy_tile, mask=mask_dy, other=0.0)  # [BLOCK_N, BLOCK_M]
         if UPCAST:
             x, dy = x.to(tl.float32), dy.to(tl.float32)
-        acc0 = tl.dot(dy, x, acc0, input_precision=PRECISION)
+        acc0 = multiply_loaded(dy, x, acc0, FENCED, PRECISION)
         if CHILDREN == 2:
             dy = tl.load(dy_tile + stride_dyc, mask=mask_dy, other=0.0)  # [BLOCK_N, BLOCK_M]
             if UPCAST:
                 dy = dy.to(tl.float32)
-            acc1 = tl.dot(dy, x, acc1, input_precision=PRECISION)
+            acc1 = multiply_loaded(dy, x, acc1, FENCED, PRECISION)
 
     code = _load_codes(codes_ptr, offs_n, mask_n, pid_k * BLOCK_Q, QUADS, stride_cn, BLOCK_N, BLOCK_Q)
     offs_v = pid_k * BLOCK_Q * 2 + tl.arange(0, 2 * BLOCK_Q)
@@ -413,6 +414,7 @@ def semi_structured_grad_triton(
             stride_dym=dy.stride(0),
             stride_dyc=dy.stride(1),
             stride_xm=x.stride(0),
+            FENCED=device_of(x).sets_fence,
             **_shared_options(config, m, layout, x, out, per_quad=2),
         )
 
