@@ -121,7 +121,7 @@ def direct(arch: int) -> dict[str, Any]:
     (launch,) = launches([Case("split", "bf16", TILE[2], alpha=2)], [arch])
     row = compile_launch(launch)
     if row["shared"]:
-        raise RuntimeError(f"fpe lab ladder: {row['kernel']} uses {row['shared']} bytes of shared memory, none is meant")
+        raise RuntimeError(f"fpe lab ladder: {row['kernel']} has {row['shared']} bytes of shared memory, none is meant")
     return {
         "rung": DIRECT,
         "how": "fragments loaded from memory, masks by sign replication (shipped for up to 64 rows)",
