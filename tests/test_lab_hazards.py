@@ -301,7 +301,7 @@ def test_shipped_kernels_have_none(tmp_path: Path) -> None:
     rows = Results.read(tmp_path / "hazards.jsonl").rows
     assert [(row["case"], row["first_hazard"]) for row in rows if row["hazards"]] == []
     instruction = {row["case"]: row["matrix"][0].split(".")[0] for row in rows}
-    assert instruction["split-alpha2-bf16-m16"] == "HMMA" and instruction["split-alpha2-bf16-m64-gelu"] == "HGMMA"
+    assert instruction["split-alpha2-bf16-m16"] == "HMMA" and instruction["split-alpha2-bf16-m8192-gelu"] == "HGMMA"
     assert len(rows) == 4 and {survey.operation(row) for row in rows} == {"split", "mlp", "2:4 forward"}
 
 
@@ -311,7 +311,7 @@ from pathlib import Path
 from unittest.mock import patch
 from fpe.bench.lab import compile as compiler, semi_structured, survey
 
-ids = ("split-alpha2-bf16-m16", "split-alpha2-bf16-m64-gelu", "mlp-alpha2-bf16-m64-relu")
+ids = ("split-alpha2-bf16-m16", "split-alpha2-bf16-m8192-gelu", "mlp-alpha2-bf16-m64-relu")
 chosen = [case for case in compiler.CASES if case.id in ids]
 quads = [semi_structured.Case("forward", "bf16", 2, 64)]
 with patch.object(compiler, "CASES", chosen), patch.object(semi_structured, "CASES", quads):
