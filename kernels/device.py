@@ -38,7 +38,7 @@ class Device:
 
     @property
     def sets_fence(self) -> bool:
-        """Whether kernels must set the fence between copies and ``wgmma`` that Triton leaves out (:func:`fences_copies`)."""
+        """Whether kernels must set the fence before ``wgmma`` that Triton leaves out (:func:`fences_copies`)."""
         return self.arch == 90 and not fences_copies()
 
 
