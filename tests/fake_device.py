@@ -330,12 +330,14 @@ def fake_device(**given: Any) -> Iterator[FakeDevice]:
         real = Tensor.device
         own = {
             "is_cuda": property(lambda t: real.__get__(t).type != "meta"),
+            "is_cpu": property(lambda t: False),
             "device": property(lambda t: where if real.__get__(t).type != "meta" else real.__get__(t)),
             "get_device": lambda t: 0,
         }
         for name, value in own.items():
             stack.enter_context(patch.object(Tensor, name, value, create=True))
-        stack.enter_context(patch.object(torch.nn.Parameter, "is_cuda", own["is_cuda"], create=True))
+        for name in ("is_cuda", "is_cpu"):
+            stack.enter_context(patch.object(torch.nn.Parameter, name, own[name], create=True))
         stack.enter_context(patch.object(torch.backends.cusparselt, "is_available", lambda: True))
         stack.enter_context(patch.object(triton.runtime.driver, "_active", _Driver(device)))
         stack.enter_context(patch.object(triton.knobs.runtime, "jit_cache_hook", note))
@@ -372,8 +374,8 @@ def small_plan() -> Iterator[None]:
     layer = ((96, 128),)
     with ExitStack() as stack:
         stack.enter_context(patch.dict(shapes.SETS, dict.fromkeys(shapes.SETS, layer)))
-        stack.enter_context(patch.object(shapes, "KEY_ROWS", (3, 5, 16)))
-        stack.enter_context(patch.object(shapes, "ROWS", (3, 5, 7, 16)))
+        stack.enter_context(patch.object(shapes, "KEY_ROWS", (3, 5, 72)))
+        stack.enter_context(patch.object(shapes, "ROWS", (3, 5, 7, 72)))
         stack.enter_context(patch.object(plan, "LIMITS", (0.0, 2)))
         stack.enter_context(patch.object(plan, "MOST", 2))
         stack.enter_context(patch.object(roof, "COPIED", 1 << 16))

@@ -23,7 +23,7 @@ FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "wrong", "launcher": "partition_grad_triton", "shape": (3, 2, 96)},
     {"kind": "hang", "launcher": "semi_structured_grad_triton", "shape": (5, 2, 96)},
     {"kind": "illegal", "launcher": "block_grad_triton", "shape": (5, 256)},
-    {"kind": "crash", "launcher": "semi_structured_matmul_sparse_tensor_core", "shape": (16, 128)},
+    {"kind": "crash", "launcher": "semi_structured_matmul_sparse_tensor_core", "shape": (72, 128)},
 )
 """The first is no fault: another order of the same sum, which the gate must allow."""
 
@@ -62,7 +62,7 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
         (key(3, "random", ""), "fpe/auto", "wrong"),  # it runs the same kernel
         (key(5, "2:4", ""), None, "error"),
         (key(5, "block", "64x64"), None, "error"),
-        (key(16, "2:4", ""), None, "error"),
+        (key(72, "2:4", ""), None, "error"),
     }
     assert len(bad) == len(red)
     said = " ".join(red.values())
@@ -73,7 +73,7 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
 
     timed = Counter((r["key"], r["provider"]) for r in latency if "milliseconds" in r)
     units = {r["key"] for r in latency}
-    for unit in units - {key(5, "2:4", ""), key(5, "block", "64x64"), key(16, "2:4", "")}:
+    for unit in units - {key(5, "2:4", ""), key(5, "block", "64x64"), key(72, "2:4", "")}:
         passes = 2 if unit.startswith("merge") else 3 + ("forward+backward" in unit)
         for who in ("parent", "wide", "fpe/auto", "fpe/triton"):
             missing = unit == key(3, "random", "") and who.startswith("fpe/")
