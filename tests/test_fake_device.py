@@ -86,15 +86,16 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
     compared = [r for r in two_four if r["provider"].startswith("fpe/") and r["pass"] != "forward+backward"]
     assert compared and all(r["error"] <= 1 for r in compared)
 
-    # Another run tries again what was red, and nothing else; what is green then takes its place.
-    before = {r["key"]: r["run"] for r in latency}
-    assert run(tmp_path, (), *chosen) == 0
-    again = rows(tmp_path, "latency")
+    # Another machine goes on with the archive: it tries again what was red, and nothing else; what is green then takes
+    # its place.
+    before, other = {r["key"]: r["run"] for r in latency}, tmp_path / "other"
+    assert run(other, (), *chosen, "--resume", str(tmp_path / archive.NAME)) == 0
+    again = rows(other, "latency")
     assert {r["key"] for r in again if r["run"] != before[r["key"]]} == {unit for unit, *_ in red}
     assert not [r for r in again if r.get("status") in ("wrong", "error")]
     assert len(again) == len({(r["key"], r.get("pass", r.get("of_pass")), r["provider"]) for r in again})
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["fpe-gpu.tar.gz", "summary.txt"]
-    assert [r["commit"] for r in rows(tmp_path, "runs")] == ["abc", "abc"]
+    assert sorted(p.name for p in other.iterdir() if p.is_file()) == [archive.NAME, "summary.txt"]
+    assert [r["commit"] for r in rows(other, "runs")] == ["abc", "abc"]
     assert capfd.readouterr().err.count("went wrong") == 1
 
 
