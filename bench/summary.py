@@ -99,6 +99,17 @@ def ledger(before: list[dict], after: list[dict], name: str) -> Table:
     return Table(f"Non-zero ledger: {name}", columns, rows)
 
 
+def compile_times(results: Results) -> Table:
+    """What binaries took to compile, by kernel."""
+    rows = []
+    for kernel, group in _by(results, "kernel"):
+        taken = group["compile_seconds"]
+        failed = int((group["status"] != "ok").sum())
+        rows.append((kernel, f"{len(group)}", f"{failed}", f"{taken.median():.2f}", f"{taken.sum():.1f}"))
+    title = f"{len(results.rows)} binaries for sm_{results.settings['arch']}, Triton {results.settings['triton']}"
+    return Table(title, ("kernel", "binaries", "failed", "median s", "all s"), rows)
+
+
 def compiled(results: Results) -> Table:
     """What the offline compiler found, over all binaries of a kernel and architecture."""
     rows: list[tuple[str, ...]] = []

@@ -128,11 +128,16 @@ def planned(job: Job, device: Device, limit: int | None = None) -> list[Config]:
 
 
 def neighbours(config: Config, others: Iterable[Config], count: int = 5) -> list[Config]:
-    """The configurations nearest to one: by how many doublings their numbers are apart, all together."""
+    """The configurations nearest to one: by how many doublings their numbers are apart, all together.
+
+    A flag that differs counts as one doubling.
+    """
+
+    def apart(a: int, b: int) -> float:
+        return float(a != b) if isinstance(a, bool) else abs(log2(a / b))
 
     def distance(other: Config) -> float:
-        pairs = ((getattr(config, f.name), getattr(other, f.name)) for f in fields(config))
-        return sum(abs(log2(a / b)) for a, b in pairs)
+        return sum(apart(getattr(config, f.name), getattr(other, f.name)) for f in fields(config))
 
     return sorted((other for other in others if other != config), key=distance)[:count]
 

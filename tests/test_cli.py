@@ -67,7 +67,7 @@ def test_the_list_of_commands_says_what_they_say() -> None:
 WRITING = (
     *(("study", study.name) for study in studies.STUDIES),
     *(("study", "boolean"), ("study", "vision"), ("report",), ("tune", "--dry-run"), ("latency",)),
-    *(("lab", name) for name in ("compile", "ladder", "traffic", "semi-structured")),
+    *(("lab", name) for name in ("compile", "headline", "ladder", "traffic", "semi-structured")),
 )
 MEASURING = (("study", "boolean"), ("study", "vision"), ("study", "budget"), ("report",))
 

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import pytest
 import torch
 from support import ROOT
 
+from fpe.bench.device import archive
 from fpe.bench.device.cli import main
 from fpe.bench.results import Results
+from fpe.kernels.model import Roof
 
 PROGRAM = ROOT / "tests/fake_device.py"
 
@@ -23,23 +27,22 @@ FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "wrong", "launcher": "partition_grad_triton", "shape": (3, 2, 96)},
     {"kind": "hang", "launcher": "semi_structured_grad_triton", "shape": (5, 2, 96)},
     {"kind": "illegal", "launcher": "block_grad_triton", "shape": (5, 256)},
-    {"kind": "crash", "launcher": "semi_structured_matmul_sparse_tensor_core", "shape": (16, 128)},
+    {"kind": "crash", "launcher": "semi_structured_matmul_sparse_tensor_core", "shape": (72, 128)},
 )
 """The first is no fault: another order of the same sum, which the gate must allow."""
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the watching process asks: whether there is a GPU and how it is called. What measures starts compiled."""
+    """What the watching process asks: whether there is a GPU and how it is called."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "NVIDIA H200")
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def run(folder: Path, faults: Sequence[dict[str, Any]], *more: str) -> int:
-    """``fpe gpu`` whose measuring process has faults."""
-    worker = (sys.executable, "-W", "ignore", str(PROGRAM), json.dumps(faults))
+def run(folder: Path, faults: Sequence[dict[str, Any]], *more: str, plan: str = "small") -> int:
+    """``fpe gpu`` whose measuring process has faults, and compiles its kernels."""
+    program = (sys.executable, "-W", "ignore", str(PROGRAM), json.dumps(faults), plan)
+    worker = ("env", "TRITON_INTERPRET=0", "OMP_NUM_THREADS=1", *program)
     return main(["--output", str(folder), "--rows", str(folder / "rows"), "--jobs", "1", *more], worker)
 
 
@@ -62,7 +65,7 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
         (key(3, "random", ""), "fpe/auto", "wrong"),  # it runs the same kernel
         (key(5, "2:4", ""), None, "error"),
         (key(5, "block", "64x64"), None, "error"),
-        (key(16, "2:4", ""), None, "error"),
+        (key(72, "2:4", ""), None, "error"),
     }
     assert len(bad) == len(red)
     said = " ".join(red.values())
@@ -73,7 +76,7 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
 
     timed = Counter((r["key"], r["provider"]) for r in latency if "milliseconds" in r)
     units = {r["key"] for r in latency}
-    for unit in units - {key(5, "2:4", ""), key(5, "block", "64x64"), key(16, "2:4", "")}:
+    for unit in units - {key(5, "2:4", ""), key(5, "block", "64x64"), key(72, "2:4", "")}:
         passes = 2 if unit.startswith("merge") else 3 + ("forward+backward" in unit)
         for who in ("parent", "wide", "fpe/auto", "fpe/triton"):
             missing = unit == key(3, "random", "") and who.startswith("fpe/")
@@ -83,15 +86,16 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
     compared = [r for r in two_four if r["provider"].startswith("fpe/") and r["pass"] != "forward+backward"]
     assert compared and all(r["error"] <= 1 for r in compared)
 
-    # Another run tries again what was red, and nothing else; what is green then takes its place.
-    before = {r["key"]: r["run"] for r in latency}
-    assert run(tmp_path, (), *chosen) == 0
-    again = rows(tmp_path, "latency")
+    # Another machine goes on with the archive: it tries again what was red, and nothing else; what is green then takes
+    # its place.
+    before, other = {r["key"]: r["run"] for r in latency}, tmp_path / "other"
+    assert run(other, (), *chosen, "--resume", str(tmp_path / archive.NAME)) == 0
+    again = rows(other, "latency")
     assert {r["key"] for r in again if r["run"] != before[r["key"]]} == {unit for unit, *_ in red}
     assert not [r for r in again if r.get("status") in ("wrong", "error")]
     assert len(again) == len({(r["key"], r.get("pass", r.get("of_pass")), r["provider"]) for r in again})
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["fpe-gpu.tar.gz", "summary.txt"]
-    assert [r["commit"] for r in rows(tmp_path, "runs")] == ["abc", "abc"]
+    assert sorted(p.name for p in other.iterdir() if p.is_file()) == [archive.NAME, "summary.txt"]
+    assert [r["commit"] for r in rows(other, "runs")] == ["abc", "abc"]
     assert capfd.readouterr().err.count("went wrong") == 1
 
 
@@ -109,6 +113,125 @@ def in_a_process(code: str) -> str:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+WHOLE = """
+from pathlib import Path
+from test_fake_device import run
+torch.cuda.is_available, torch.cuda.get_device_name = (lambda: True), (lambda *a: "NVIDIA H200")
+sys.exit(run(Path(sys.argv[1]), (), plan="whole"))
+"""
+UNITS = {
+    "compile": 1,
+    "latency": 18,
+    "roof": 1,
+    "decode": 2,
+    "training": 9,
+    "energy": 2,
+    "compile-gate": 4,
+    "gate": 16,
+    "neighbours": 2,
+    "tune": 2,
+    "traffic": 1,
+    "sanitize": 2,
+    "sweep": 53,
+}
+"""Of the whole plan on the fake device, by step."""
+
+
+def kept(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows so far, by step."""
+    return {path.stem: Results.read(path, cut=True).rows for path in (folder / "rows").glob("*.jsonl")}
+
+
+def wait_for(what: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines that name a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(process.read_text())
+    return [line for line in found if str(folder) in line]
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_killed_run_goes_on_and_every_step_brings_its_rows(tmp_path: Path) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", HERE + WHOLE, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as first:
+        wait_for(lambda: len(kept(tmp_path).get("latency", ())) > 100)
+        first.kill()  # what watches: no line of it runs any more
+    wait_for(lambda: not processes_of(tmp_path), 10.0)  # what measures is gone with it
+    before = kept(tmp_path)
+    assert set(before) == {"runs", "compile", "latency"}
+
+    assert run(tmp_path, (), plan="whole") == 0
+    found = kept(tmp_path)
+    assert {step: len({row["key"] for row in found[step]}) for step in UNITS} == UNITS
+    for step, rows in before.items():
+        assert found[step][: len(rows)] == rows
+        assert not {row["key"] for row in rows} & {row["key"] for row in found[step][len(rows) :]}
+    assert 100 < len(before["latency"]) < len(found["latency"])
+    check_each_step(found)
+    assert Roof.read(tmp_path / "rows/roof.json").arch == 90
+    tables = {f"{family}_nvidia_h200.json" for family in ("partition", "block")}
+    assert {*archive.read(tmp_path / archive.NAME)} == {*(f"{name}.jsonl" for name in found), "roof.json", *tables}
+
+
+def check_each_step(found: dict[str, list[dict[str, Any]]]) -> None:
+    """What the rows of each step hold."""
+
+    def timed(step: str, *names: str) -> set[tuple[Any, ...]]:
+        return {tuple(row[name] for name in names) for row in found[step] if row.get("milliseconds", 0) > 0}
+
+    everyone = ("random", "2:4", "block")
+    assert {(row["kernel"], row["status"]) for row in found["compile"]} == {
+        (name, "ok") for name in ("multiply_rows", "multiply_columns", "_partition_outer")
+    }
+    passes = ("forward", "dX", "dW", "forward+backward")
+    who = ("parent", "wide", "fpe/auto", "fpe/triton")
+    assert timed("latency", "structure", "pass", "provider") >= {
+        (s, p, w) for s in everyone for p in passes for w in who
+    }
+    (roof,) = found["roof"]
+    assert set(roof["flops"]) == {"bf16", "fp16", "tf32", "fp32"} and min(roof["flops"].values()) > 0
+    assert roof["bandwidth"] > 0 and roof["launch_seconds"] > 0
+    assert timed("decode", "structure", "provider") == {(s, w) for s in ("random", "block") for w in who}
+    levels = ("layer", "mlp", "step")
+    assert timed("training", "level", "structure", "provider") >= {
+        (level, s, w) for level in levels for s in ("random", "block") for w in who
+    }
+    assert all("peak_bytes" in row for row in found["training"] if row.get("pass") == "step")
+    assert {(row["structure"], row["provider"]) for row in found["energy"]} == {
+        (s, w) for s in ("random", "block") for w in who[:3]
+    }
+    assert all(row["joules"] > 0 and row["watts"] == pytest.approx(400, rel=0.05) for row in found["energy"])
+    assert {row["dtype"] for row in found["compile-gate"] if row["binaries"] > 0} == {"bf16", "fp16", "tf32", "fp32"}
+    assert {row["status"] for row in found["gate"]} == {"ok"}
+    neighbours = found["neighbours"]
+    assert Counter(row["family"] for row in neighbours if row["over_best"] >= 1) == {"partition": 6, "block": 6}
+    assert Counter(row["family"] for row in neighbours if row["chosen"]) == {"partition": 1, "block": 1}
+    assert [(row["family"], row["tried"], row["skipped"]) for row in found["tune"]] == [
+        ("partition", 2, {}), ("block", 2, {}),
+    ]  # fmt: skip
+    assert {(row["status"], row["reason"]) for row in found["traffic"]} == {("absent", "ncu is not installed")}
+    assert [(row["tool"], row["status"], row["reason"]) for row in found["sanitize"]] == [
+        (tool, "absent", "compute-sanitizer is not installed") for tool in ("memcheck", "racecheck")
+    ]
+    assert {dtype for (dtype,) in timed("sweep", "dtype")} == {"bf16", "fp16", "tf32", "fp32"}
+    assert timed("sweep", "alpha", "structure") == {
+        (2, "random"),
+        (2, "2:4"),
+        (2, "block"),
+        (8, "random"),
+        (8, "block"),
+    }
 
 
 def test_the_pool_compiles_what_the_headline_launches() -> None:
@@ -178,3 +301,60 @@ print(json.dumps(said))
     assert "shared memory, Required: " in said["shared"] and "Hardware limit: 4096" in said["shared"]
     assert "not permitted when stream is capturing" in said["capture"]
     assert set(said["streams"]) == {0, 7}
+
+
+def test_the_launch_finds_what_the_pool_has_compiled(tmp_path: Path) -> None:
+    """Two processes compile; the launches on the device then add nothing to Triton's cache."""
+    out = in_a_process(f"""
+import json, os
+from pathlib import Path
+os.environ["TRITON_CACHE_DIR"] = {str(tmp_path)!r}
+from fpe import kernels
+from fpe.bench.device import warm
+
+def files():
+    return sorted(str(path) for path in Path({str(tmp_path)!r}).rglob("*") if path.is_file())
+
+todo = [warm.Launch("compile", (op, "bf16", 3, None, 2, None, (96, 128))) for op in ("split", "merge_t", "grad")]
+rows = warm.compile_all(todo, 90, jobs=2)
+before = files()
+with fake_device(compiled=lambda name: True) as device:
+    labels = (torch.arange(96 * 128).view(96, 128) % 2).byte()
+    packed = kernels.PackedLabels.pack(labels, 2)
+    x, w, dy = (torch.randn(size).bfloat16() for size in ((3, 128), (96, 128), (3, 2, 96)))
+    kernels.split_matmul(x, w, packed, 2, backend="triton")
+    kernels.merge_matmul(dy, w.T, packed.T, backend="triton")
+    kernels.partition_grad(dy, x, packed, backend="triton")
+    launched = [name for name, _, _ in device.launched]
+print(json.dumps([rows, launched, len(before), sorted({{*files()}} - {{*before}})]))
+""")
+    rows, launched, before, after = json.loads(out)
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    kernels = ["_partition_outer", "multiply_columns", "multiply_rows"]
+    assert sorted(row["kernel"] for row in rows) == sorted(launched) == kernels
+    assert before > 9 and not after
+
+
+def test_a_candidate_without_room_is_skipped_and_the_others_are_tuned() -> None:
+    """Shared memory is short by what the compiler says beforehand, and by what the launch says."""
+    out = in_a_process("""
+import json
+from dataclasses import replace
+from fake_device import _InThisProcess
+from fpe.bench import ahead, tune
+from fpe.bench.tune_jobs import PartitionJob
+from fpe.kernels.device import KNOWN
+from unittest.mock import patch
+job, found = PartitionJob("split_matmul", False, 2, 128, shape=(128, 128)), []
+small = replace(KNOWN[90], shared=40_000)
+with patch.object(ahead, "ProcessPoolExecutor", _InThisProcess):
+    for workers in (0, 1):
+        with fake_device(compiled=lambda name: name.endswith("_partition_multiply"), shared=small.shared):
+            entry, line = tune.tune(job, KNOWN[90], lambda call: 1.0, "cuda", 4, ahead.Ahead(small, workers))
+            found.append([entry["tried"], entry["skipped"]])
+print(json.dumps(found))
+""")
+    (tried, by_launch), (again, by_compiler) = json.loads(out)
+    assert tried == again > 0 and tried + sum(by_launch.values()) == again + sum(by_compiler.values()) == 4
+    assert set(by_launch) == {"it does not run: OutOfResources"}
+    assert by_compiler and all("bytes of shared memory of 40000" in reason for reason in by_compiler)

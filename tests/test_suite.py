@@ -182,6 +182,13 @@ def test_a_wrong_provider_gets_no_time() -> None:
     assert [r["provider"] for r in rows if "milliseconds" in r] == ["wide"]
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_successor_runs_by_the_backend_that_its_provider_names(structure: str) -> None:
+    for name in ("eager", "auto", "triton"):
+        layer = suite.successor(problem(structure), PROVIDERS[f"fpe/{name}"])
+        assert isinstance(layer, fpe.layers.ExpandedLinear) and layer.backend == name
+
+
 @pytest.mark.parametrize("level", ["op", "merge"])
 @pytest.mark.parametrize(("structure", "alpha"), [("random", 3), ("2:4", 2), ("block", 2)])
 def test_every_pass_is_checked(structure: str, alpha: int, level: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ from fpe.bench.ahead import compile_candidate
 from fpe.bench.tune_jobs import BlockJob, PartitionJob
 from fpe.kernels.device import KNOWN
 import torch
-for job in (PartitionJob("merge_matmul", True, 2, 16), BlockJob("dX", (64, 64), 64)):
+for job in (PartitionJob("merge_matmul", True, 2, 128), BlockJob("dX", (64, 64), 64)):
     config = job.choose(job.setup("meta")[2], KNOWN[90])
     print(repr(compile_candidate(job, config, KNOWN[90], False)))
     print(repr(compile_candidate(job, config, replace(KNOWN[90], shared=4096), False)))
@@ -145,7 +145,7 @@ def test_the_real_compilers_know_what_cannot_run(tmp_path: Path) -> None:
 
 def test_neighbours_are_the_nearest_by_doublings() -> None:
     chosen = partition_config.Config(16, 64, 128, 2, 8, 4, 4)
-    one = [replace(chosen, num_warps=8), replace(chosen, split=1), replace(chosen, block_k=64)]
+    one = [replace(chosen, num_warps=8), replace(chosen, split=1), replace(chosen, direct=True)]
     near = [replace(chosen, num_stages=3)]
     two = [replace(chosen, block_m=64), replace(chosen, block_n=128, block_k=64)]
     found = tune.neighbours(chosen, [*two, chosen, *one, *near])

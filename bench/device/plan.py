@@ -148,8 +148,13 @@ def device_here(context: Context) -> Device:
     return KNOWN[context.arch] if context.dry else device_of(torch.empty(0, device="cuda"))
 
 
+def kernels_first(context: Context) -> list[Launch]:
+    """What the steps before the gate launch."""
+    return kernels_of(headline(context) + decode(context) + training(context))
+
+
 def _compile(context: Context) -> Iterator[Unit]:
-    todo = kernels_of(headline(context) + decode(context) + training(context))
+    todo = kernels_first(context)
     yield Unit("kernels", partial(_compiled, context, todo), seconds_of_compiling(todo, context.jobs))
 
 

@@ -42,11 +42,14 @@ def supervise(
     while True:
         context.beat.unlink(missing_ok=True)
         with errors.open("w") as stderr:
-            process = subprocess.Popen([*command, json.dumps(options)], stderr=stderr, start_new_session=True)
+            process = subprocess.Popen(
+                [*command, json.dumps(options)], stdin=subprocess.PIPE, stderr=stderr, start_new_session=True
+            )
             try:
                 hangs = _wait(process, context, while_waiting)
             finally:
                 _kill_group(process)
+                process.stdin.close()  # type: ignore[union-attr]  # held open until now: it says that somebody watches
         if process.returncode == 0 or time.time() >= context.deadline:
             return
         if process.returncode == LOST:

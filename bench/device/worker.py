@@ -1,7 +1,10 @@
 """The process of ``fpe gpu`` that uses the device: what hangs, crashes or loses the device ends here alone."""
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +20,11 @@ LOST = 3
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Walks the plan as the options say, given as one JSON object: see :func:`context_of`."""
+    """Walks the plan as the options say, given as one JSON object: see :func:`context_of`.
+
+    Standard input is a pipe that whoever watches holds open: see :func:`end_with_the_watcher`.
+    """
+    threading.Thread(target=end_with_the_watcher, daemon=True).start()
     options = json.loads(arguments[0])
     try:
         walk(context_of(options), options["steps"], options["seconds"])
@@ -25,6 +32,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"  the device is lost to this process: {error}", flush=True)
         return LOST
     return 0
+
+
+def end_with_the_watcher() -> None:
+    """Ends this process and its group when the watching one is gone: two would write the same rows after a restart."""
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: it returns when the pipe's other end is closed
+    os.killpg(0, signal.SIGKILL)
 
 
 def context_of(options: Mapping[str, Any]) -> Context:

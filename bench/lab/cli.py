@@ -74,6 +74,32 @@ def ladder_command(as_json: bool, output: Path) -> None:
     finish(results, output / "ladder.jsonl", summary.ladder(results), as_json)
 
 
+@lab.command("headline")
+@click.option("--arch", type=int, default=90, show_default=True, help="Compute capability.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@output_option("out/lab")
+def headline_command(arch: int, jobs: int, as_json: bool, output: Path) -> None:
+    """Compile what the first steps of `fpe gpu` launch, and take the time of each binary.
+
+    The plan of `fpe gpu` expects what the committed rows say. They are of an empty cache: set TRITON_CACHE_DIR to an
+    empty folder.
+    """
+    import triton
+
+    from ...kernels.device import KNOWN
+    from ..device import plan, warm
+    from ..device.cli import planning
+    from ..output import finish
+    from ..results import Results
+    from ..summary import compile_times
+
+    _compilable([arch])
+    rows = warm.compile_all(plan.kernels_first(planning()), arch, KNOWN[arch], jobs)
+    results = Results("lab-headline-compile", {"triton": triton.__version__, "arch": arch}, rows)
+    finish(results, output / "headline-compile.jsonl", compile_times(results), as_json)
+
+
 @lab.command("traffic")
 @click.option("--m", multiple=True, type=click.IntRange(1), help="Rows of activations; may be given several times.")
 @click.option("--n", type=click.IntRange(1), help="Output features of the parent.  [default: an LLM's MLP]")
