@@ -1,6 +1,7 @@
 """What a launcher must know of the device: one query a device, made when a kernel first runs there."""
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -60,10 +61,10 @@ def interpreting() -> bool:
 
 @cache
 def triton_version() -> tuple[int, ...]:
-    """The installed Triton's, as ``(3, 7, 1)``."""
+    """The installed Triton's, as ``(3, 7, 1)``; what comes after the numbers, as in ``3.9.0rc1``, is left out."""
     import triton
 
-    return tuple(int(number) for number in triton.__version__.split("+")[0].split(".")[:3])
+    return tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:3])
 
 
 def fences_copies() -> bool:
