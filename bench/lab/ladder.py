@@ -1,7 +1,8 @@
 """The ladder to the partition kernel: plain ways to give each child its weights, compiled and counted.
 
-Each rung is a matmul of two children (alpha = 2, 16 rows) that differs in how the labels' bits meet the weights. What
-the kernels ship is the last rung before ``"no labels"``, which multiplies the whole tile twice: the floor.
+Each rung is a matmul of two children (alpha = 2, 16 rows) that differs in how the labels' bits meet the weights. The
+tiled kernels ship the last rung before ``"no labels"``, which multiplies the whole tile twice: the floor of tiles. Up
+to 64 rows ``"direct"`` is shipped (``kernels/partition/gluon.py``).
 """
 
 from typing import Any
@@ -14,14 +15,16 @@ from triton.compiler import ASTSource
 from ...kernels.device import interpreting
 from ..results import Results
 from . import sass
-from .compile import disassemble
+from .compile import Case, compile_launch, disassemble, launches
 
 RUNGS = {
     "select": "`tl.where` on the 16-bit weights",
     "halfword masks": "bits spread over 16-bit integers, `&` with the weights' bits",
-    "word masks": "two weights to a 32-bit word, one mask for both (shipped)",
+    "word masks": "two weights to a 32-bit word, one mask for both (shipped for more rows)",
     "no labels": "both children take the whole tile: what the matmul costs without labels",
 }
+DIRECT = "direct"
+"""The rung without tiles: the shipped kernel, compiled as it ships."""
 TILE = (64, 128, 16)
 """``BLOCK_N, BLOCK_K, BLOCK_M``."""
 
@@ -113,9 +116,26 @@ def climb(rung: str, arch: int, warps: int = 4, stages: int = 4) -> dict[str, An
     }
 
 
+def direct(arch: int) -> dict[str, Any]:
+    """Counts the main loop of the kernel that is shipped for few rows."""
+    (launch,) = launches([Case("split", "bf16", TILE[2], alpha=2)], [arch])
+    row = compile_launch(launch)
+    if row["shared"]:
+        raise RuntimeError(f"fpe lab ladder: {row['kernel']} has {row['shared']} bytes of shared memory, none is meant")
+    return {
+        "rung": DIRECT,
+        "how": "fragments loaded from memory, masks by sign replication (shipped for up to 64 rows)",
+        "arch": arch,
+        "registers": row["registers"],
+        "spilled": row["spill_stores"] + row["spill_loads"],
+        "instructions_per_weight": row["instructions_per_weight"],
+        "shared_per_weight": 0.0,
+    }
+
+
 def run(architectures: tuple[int, ...] = (80, 90)) -> Results:
     """Climbs every rung on every architecture."""
     if interpreting():
         raise RuntimeError("fpe lab ladder: kernels are interpreted where TRITON_INTERPRET=1; unset it")
-    rows = [climb(rung, arch) for arch in architectures for rung in RUNGS]
+    rows = [row for arch in architectures for row in (*(climb(rung, arch) for rung in RUNGS), direct(arch))]
     return Results("lab-ladder", {"triton": triton.__version__, "tile": list(TILE)}, rows)
