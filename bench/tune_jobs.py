@@ -167,8 +167,9 @@ class PartitionJob:
         sides = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128))
         loads = ((16, 256), (32, 256)) if problem.transposed else ((64, 128), (128, 128))
         direct = product((8, 16, 32, 64), loads, splits, (4,), (1,), (True,))
-        for block_m, (n, k), split, *rest in (*direct, *product(rows, sides, splits, (4, 8), (1, 3, 4), (False,))):
-            config = partition_config.Config(block_m, n, k, split, 8, *rest)
+        tiled = product(rows, sides, splits, (4, 8), (1, 3, 4), (False,))
+        for block_m, (n, k), split, warps, stages, straight in (*direct, *tiled):
+            config = partition_config.Config(block_m, n, k, split, 8, warps, stages, straight)
             if partition_config.is_valid(problem, config, device):
                 yield config
 
