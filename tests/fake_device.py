@@ -5,22 +5,17 @@ launch code of Triton itself: it is specialised as on the device and, where ``co
 ``ptxas`` for the architecture; the binary's shared memory is held against the device's. Nothing is executed. What the
 launcher returns is then the eager twin's result in float64, rounded once: the arithmetic of a perfect device.
 
-Faults are planted by name of a launcher, and by the operand with which it must go wrong: see :class:`Fault`. Run as a
-program, ``fake_device.py FAULTS PLAN OPTIONS``, it is the process of ``fpe gpu`` that measures, over small layers.
+Faults are planted by name of a launcher, and by the operand with which it must go wrong: see :class:`Fault`.
 """
 
-import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial, wraps
+from dataclasses import dataclass, field
+from functools import wraps
 from importlib import import_module
-from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -366,109 +361,3 @@ def _forget() -> None:
     for value in list(vars(import_module("fpe.kernels.block.triton")).values()):
         if isinstance(value, JITFunction):
             value.device_caches.clear()
-
-
-LAYER = (96, 128)
-
-
-@contextmanager
-def small_plan() -> Iterator[None]:
-    """The plan of ``fpe gpu`` over a layer that a CPU can run, a few batch sizes and a few checks."""
-    from fpe.bench import shapes
-    from fpe.bench.device import plan, roof, steps
-
-    with ExitStack() as stack:
-        stack.enter_context(patch.dict(shapes.SETS, dict.fromkeys(shapes.SETS, (LAYER,))))
-        stack.enter_context(patch.object(shapes, "KEY_ROWS", (3, 5, 72)))  # the last is none of the direct kernels'
-        stack.enter_context(patch.object(shapes, "ROWS", (3, 5, 7, 72)))
-        stack.enter_context(patch.object(plan, "LIMITS", (0.0, 2)))
-        stack.enter_context(patch.object(plan, "MOST", 2))
-        stack.enter_context(patch.object(roof, "COPIED", 1 << 16))
-        stack.enter_context(patch.object(roof, "GEMM", 32))
-        few = partial(plan.checks, few=True)
-        stack.enter_context(patch.object(plan, "checks", lambda **unused: few()))
-        stack.enter_context(patch.object(steps, "PATIENCE", (12.0, 1.0)))
-        yield
-
-
-class _Nvml:
-    """NVML of a board that draws 400 W."""
-
-    NVMLError = RuntimeError
-
-    def __init__(self, device: FakeDevice) -> None:
-        self.device = device
-
-    def nvmlInit(self) -> None: ...  # noqa: N802
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        return uuid
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        return int(400 * self.device.clock())
-
-
-class _InThisProcess(Executor):
-    """In place of a pool, whose processes know nothing of the device and would import everything first."""
-
-    def __init__(self, *unused: Any, **options: Any) -> None: ...
-
-    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        done: Future = Future()
-        try:
-            done.set_result(call(*args, **kwargs))
-        except Exception as error:
-            done.set_exception(error)
-        return done
-
-
-@contextmanager
-def whole_plan(device: FakeDevice) -> Iterator[None]:
-    """Every step of the plan, each with a few units; a board that counts its energy, none of the tools that watch."""
-    from fpe.bench import ahead, energy, shapes, tune
-    from fpe.bench.device import checks, plan, warm
-
-    jobs, first, every = tune.jobs, plan.kernels_first, checks.checks
-
-    def few_jobs() -> list[tune.Job]:
-        first = (next(job for job in jobs() if job.family == family) for family in ("partition", "block"))
-        return [replace(job, shape=(128, 128)) for job in first]
-
-    with small_plan(), ExitStack() as stack:
-        stack.enter_context(patch.dict(shapes.SETS, headline=(LAYER, (64, 48))))
-        for where, name, value in (
-            (shapes, "KEY_ROWS", (3,)),
-            (shapes, "ROWS", (3, 7)),
-            (plan, "DECODE_ROWS", (1,)),
-            (plan, "TRAINING_ROWS", (5,)),
-            (plan, "ENERGY_ROWS", (1,)),
-            (plan, "TUNED", 2),
-            (plan, "kernels_first", lambda context: first(context)[:3]),
-            (plan, "checks", lambda **unused: islice(every(), 2)),
-            (checks, "checks", lambda **unused: islice(every(), 1)),
-            (plan, "shutil", SimpleNamespace(which=lambda tool: None)),
-            (tune, "jobs", few_jobs),
-            (tune, "headline_jobs", few_jobs),
-            (energy, "spent", partial(energy.spent, seconds=0.01)),
-            (energy, "BATCH", 0.001),
-            (energy, "find_spec", lambda name: name == "pynvml"),
-            (warm, "ProcessPoolExecutor", _InThisProcess),
-            (ahead, "ProcessPoolExecutor", _InThisProcess),
-        ):
-            stack.enter_context(patch.object(where, name, value))
-        stack.enter_context(patch.dict(sys.modules, pynvml=_Nvml(device)))
-        yield
-
-
-def main(faults: str, which: str, options: str) -> int:
-    """The measuring process, with faults in JSON, over the ``"small"`` plan or the ``"whole"`` one."""
-    from fpe.bench.device import worker
-
-    torch.set_num_threads(1)
-    found = tuple(Fault(**{**fault, "shape": tuple(fault.get("shape", ()))}) for fault in json.loads(faults))
-    with fake_device(faults=found) as device, whole_plan(device) if which == "whole" else small_plan():
-        return worker.main([options])
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

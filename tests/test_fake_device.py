@@ -20,7 +20,7 @@ from fpe.bench.device.cli import main
 from fpe.bench.results import Results
 from fpe.kernels.model import Roof
 
-PROGRAM = ROOT / "tests/fake_device.py"
+PROGRAM = ROOT / "tests/fake_run.py"
 
 FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "chain", "launcher": "split_matmul_triton", "dtype": "float32"},
@@ -102,7 +102,8 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
 HERE = """
 import sys; sys.path.insert(0, "tests")
 import torch; torch.set_num_threads(1)
-from fake_device import fake_device, small_plan
+from fake_device import fake_device
+from fake_run import small_plan
 """
 
 
@@ -340,14 +341,14 @@ def test_a_candidate_without_room_is_skipped_and_the_others_are_tuned() -> None:
     out = in_a_process("""
 import json
 from dataclasses import replace
-from fake_device import _InThisProcess
+from fake_run import InThisProcess
 from fpe.bench import ahead, tune
 from fpe.bench.tune_jobs import PartitionJob
 from fpe.kernels.device import KNOWN
 from unittest.mock import patch
 job, found = PartitionJob("split_matmul", False, 2, 128, shape=(128, 128)), []
 small = replace(KNOWN[90], shared=40_000)
-with patch.object(ahead, "ProcessPoolExecutor", _InThisProcess):
+with patch.object(ahead, "ProcessPoolExecutor", InThisProcess):
     for workers in (0, 1):
         with fake_device(compiled=lambda name: name.endswith("_partition_multiply"), shared=small.shared):
             entry, line = tune.tune(job, KNOWN[90], lambda call: 1.0, "cuda", 4, ahead.Ahead(small, workers))
