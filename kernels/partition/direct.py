@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 REGISTERS = 168
-"""Of a thread, with few rows: three programs then fit a multiprocessor and hide the latency of their loads."""
+"""Of a thread, where they suffice: three programs then fit a multiprocessor and hide the latency of their loads."""
 
 
 def launch_direct(
@@ -68,7 +68,7 @@ def launch_direct(
         "ACTIVATION": activation if config.split == 1 else None,
         "HAS_BIAS": bias is not None and config.split == 1,
         "num_warps": config.num_warps,
-        "maxnreg": 255 if transposed or config.block_m > 16 else REGISTERS,
+        "maxnreg": 255 if transposed or config.block_m > 16 or (merge and alpha > 4) else REGISTERS,
     }
     tiles = -(-m // config.block_m) * -(-size_out // (config.block_k if transposed else config.block_n))
     tensors = (pairs, words, labels, bias, out)
