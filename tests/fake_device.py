@@ -337,6 +337,9 @@ def fake_device(**given: Any) -> Iterator[FakeDevice]:
         for name in ("is_cuda", "is_cpu"):
             stack.enter_context(patch.object(torch.nn.Parameter, name, own[name], create=True))
         stack.enter_context(patch.object(torch.backends.cusparselt, "is_available", lambda: True))
+        # Optimizers ask whether a graph is captured; a build with CUDA would ask the driver.
+        asked = SimpleNamespace(is_capturing=lambda: device.capturing)
+        stack.enter_context(patch.object(torch.accelerator, "current_stream", lambda *a: asked))
         stack.enter_context(patch.object(triton.runtime.driver, "_active", _Driver(device)))
         stack.enter_context(patch.object(triton.knobs.runtime, "jit_cache_hook", note))
         for module, names in LAUNCHERS.items():
