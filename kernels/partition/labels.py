@@ -132,12 +132,11 @@ def from_nibbles(planes: Tensor) -> Tensor:
 
 def unpack_planes(planes: Tensor, n: int, k: int, alpha: int, transposed: bool) -> Tensor:
     """Labels of packed planes: uint8 ``[n, k]``, or ``[k, n]`` where transposed."""
-    bits = (planes[..., None] >> torch.arange(8, dtype=torch.uint8, device=planes.device)) & 1
-    bits = bits.view(len(planes), n, row_bytes(k) // ROW_BYTES, 4, 2, 2, 4, 2)  # group, t, p, l, s, h
-    bits = bits.permute(0, 1, 2, 6, 3, 7, 5, 4)
-    bits = bits.reshape(len(planes), n, 8 * row_bytes(k))[:, :, :k]
-    labels = bits.new_zeros(n, k)
-    for digit in range(digits(alpha)):
+    by_edge = planes.view(len(planes), n, row_bytes(k) // ROW_BYTES, 4, 2, 2).transpose(-1, -2).contiguous()  # t, l, p
+    pairs = [torch.stack([(by_edge >> bit) & 1, (by_edge >> bit + 1) & 1], 4) for bit in (0, 2, 4, 6)]  # t, h, l, p
+    bits = torch.stack(pairs, 3).flatten(2)[:, :, :k]
+    labels = bits[0]
+    for digit in range(1, digits(alpha)):
         labels = labels | (bits[digit] << digit)
     if planes.shape[0] > digits(alpha):
         labels = torch.where(bits[-1] == 1, labels, labels.new_full((), HOLE))

@@ -26,7 +26,7 @@ NOTHING = Instruction("bar.warp.sync", (Immediate(-1),), None, False, "")
 """What stands in the place of an instruction that was removed."""
 
 CASES = (
-    Case("partition", "split", shape=(120, 656), m=31, lying="padded", bias=True, activation="relu"),
+    Case("partition", "split", shape=(120, 752), m=31, lying="padded", bias=True, activation="relu"),
     Case("partition", "split", shape=(120, 656), m=90, lying="padded", bias=True, activation="relu"),
     Case("partition", "merge_t", "fp16", shape=(330, 112), m=31, alpha=3, lying="padded"),
     Case("partition", "grad", shape=(120, 112), m=310, alpha=3, holes=True, lying="padded"),
