@@ -17,8 +17,8 @@ class Architecture:
     Attributes:
         arch: Compute capability, as 90 for 9.0.
         example: A GPU of it, by its key in :data:`GPUS`; what is compiled without a device is compiled for it.
-        matrix: Its own matrix instruction: ``"mma"`` of a warp, ``"wgmma"`` of four, or ``"tcgen05.mma"``. The first runs
-            everywhere.
+        matrix: Its own matrix instruction: ``"mma"`` of a warp, ``"wgmma"`` of four, or ``"tcgen05.mma"``. The first
+            runs everywhere.
         shared: Bytes of shared memory that one program may use.
         shared_sm: Bytes of a multiprocessor, of which each program costs 1024 more than it asks for.
         warps: Resident warps of a multiprocessor.
