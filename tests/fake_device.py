@@ -92,6 +92,7 @@ class FakeDevice:
         stream: The current stream.
         launched: Kernel, key of its specialisation, and stream of each launch.
         now: Milliseconds of its clock ahead of the host's.
+        waits: How often the host has waited for it.
     """
 
     arch: int = 90
@@ -103,9 +104,11 @@ class FakeDevice:
     stream: int = 0
     launched: list[tuple[str, str, int]] = field(default_factory=list)
     now: float = 0.0
+    waits: int = 0
 
     def synchronize(self, *unused: Any) -> None:
         """Waits for the device."""
+        self.waits += 1
         if self.lost:
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more that one may read")
         if self.capturing:

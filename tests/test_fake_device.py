@@ -212,7 +212,7 @@ def check_each_step(found: dict[str, list[dict[str, Any]]]) -> None:
     assert {(row["structure"], row["provider"]) for row in found["energy"]} == {
         (s, w) for s in ("random", "block") for w in who[:3]
     }
-    assert all(row["joules"] > 0 and row["watts"] == pytest.approx(400, rel=0.05) for row in found["energy"])
+    assert all(row["joules"] > 0 and row["watts"] == pytest.approx(400, rel=0.001) for row in found["energy"])
     assert {row["dtype"] for row in found["compile-gate"] if row["binaries"] > 0} == {"bf16", "fp16", "tf32", "fp32"}
     assert {row["status"] for row in found["gate"]} == {"ok"}
     neighbours = found["neighbours"]
