@@ -17,7 +17,9 @@ from support import ROOT
 
 from fpe.bench.device import archive
 from fpe.bench.device.cli import main
+from fpe.bench.report import costs
 from fpe.bench.results import Results
+from fpe.bench.verdict import Layer
 from fpe.kernels.model import Roof
 
 PROGRAM = ROOT / "tests/fake_run.py"
@@ -162,7 +164,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("cuda")
-def test_a_killed_run_goes_on_and_every_step_brings_its_rows(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_every_step_brings_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", HERE + WHOLE, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as first:
@@ -170,7 +172,7 @@ def test_a_killed_run_goes_on_and_every_step_brings_its_rows(tmp_path: Path) -> 
         first.kill()  # what watches: no line of it runs any more
     wait_for(lambda: not processes_of(tmp_path), 10.0)  # what measures is gone with it
     before = kept(tmp_path)
-    assert set(before) == {"runs", "compile", "latency"}
+    assert set(before) == {"runs", "compile", "latency"} and len(before["runs"]) == 1
 
     assert run(tmp_path, (), plan="whole") == 0
     found = kept(tmp_path)
@@ -183,6 +185,15 @@ def test_a_killed_run_goes_on_and_every_step_brings_its_rows(tmp_path: Path) -> 
     assert Roof.read(tmp_path / "rows/roof.json").arch == 90
     tables = {f"{family}_nvidia_h200.json" for family in ("partition", "block")}
     assert {*archive.read(tmp_path / archive.NAME)} == {*(f"{name}.jsonl" for name in found), "roof.json", *tables}
+
+    archive.merge(tmp_path / archive.NAME, tmp_path / "results")
+    monkeypatch.setattr(costs, "LAYER", Layer(96, 128))
+    drawn = costs.measured(tmp_path / "results")
+    assert drawn is not None and "; measured on NVIDIA H200 at commit " in costs.verdict_summary(drawn).title
+    energy = costs.energy_table(drawn)
+    assert energy is not None and [row[:5] for row in energy.rows] == [
+        ("96x128", structure, "2", "bf16", "1") for structure in ("random", "block")
+    ]
 
 
 def check_each_step(found: dict[str, list[dict[str, Any]]]) -> None:
