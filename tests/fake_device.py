@@ -64,9 +64,9 @@ class Fault:
     """Something that goes wrong.
 
     Attributes:
-        kind: ``"wrong"`` (a result is two per cent off), ``"chain"`` (float32 sums, each one chain of fused
-            multiply-adds), ``"hang"``, ``"illegal"`` (an access that loses the device) or ``"crash"`` (a signal
-            ends the process).
+        kind: ``"wrong"`` (a result is two per cent off), ``"rounded"`` (a float32 result has TF32's eleven bits),
+            ``"chain"`` (float32 sums, each one chain of fused multiply-adds), ``"hang"``, ``"illegal"`` (an access
+            that loses the device) or ``"crash"`` (a signal ends the process).
         launcher: Whose.
         dtype: Of the operand, as ``"bfloat16"``.
         shape: Of the first operand; any if not given.
@@ -228,6 +228,8 @@ def _fail(device: FakeDevice, fault: Fault, result: Tensor, args: tuple[Any, ...
         device.lost = True  # the call itself returns: launches are asynchronous
     if fault.kind == "chain" and args[5] is None:
         return _chain(*args[:5])
+    if fault.kind == "rounded":
+        return (result.float().view(torch.int32) & -(1 << 13)).view(torch.float32)
     return 1.02 * result if fault.kind == "wrong" else result
 
 

@@ -26,6 +26,7 @@ PROGRAM = ROOT / "tests/fake_run.py"
 
 FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "chain", "launcher": "split_matmul_triton", "dtype": "float32"},
+    {"kind": "rounded", "launcher": "merge_matmul_triton", "dtype": "float32", "shape": (17, 2, 90)},
     {"kind": "wrong", "launcher": "partition_grad_triton", "shape": (3, 2, 96)},
     {"kind": "hang", "launcher": "semi_structured_grad_triton", "shape": (5, 2, 96)},
     {"kind": "illegal", "launcher": "block_grad_triton", "shape": (5, 256)},
@@ -73,7 +74,8 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
     said = " ".join(red.values())
     for words in ("times the error allowed", "it hangs", "illegal memory access", "its process died (SIGSEGV)"):
         assert words in said
-    assert {r["status"] for r in gate} <= {"ok", "absent"}  # the chain of additions among them
+    off = {(r["check"], r["dtype"], r["backend"], r["status"]) for r in gate if r["status"] not in ("ok", "absent")}
+    assert off == {("merge_matmul 17x70x90 alpha 2", "fp32", who, "wrong") for who in ("triton", "auto")}
     assert any(r["dtype"] == "fp32" and "split_matmul" in r["check"] and r["status"] == "ok" for r in gate)
 
     timed = Counter((r["key"], r["provider"]) for r in latency if "milliseconds" in r)
@@ -94,7 +96,7 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
     assert run(other, (), *chosen, "--resume", str(tmp_path / archive.NAME)) == 0
     again = rows(other, "latency")
     assert {r["key"] for r in again if r["run"] != before[r["key"]]} == {unit for unit, *_ in red}
-    assert not [r for r in again if r.get("status") in ("wrong", "error")]
+    assert not [r for r in again + rows(other, "gate") if r.get("status") in ("wrong", "error")]
     assert len(again) == len({(r["key"], r.get("pass", r.get("of_pass")), r["provider"]) for r in again})
     assert sorted(p.name for p in other.iterdir() if p.is_file()) == [archive.NAME, "summary.txt"]
     assert [r["commit"] for r in rows(other, "runs")] == ["abc", "abc"]
