@@ -1,13 +1,16 @@
-"""Whether the Triton that is installed compiles what the package launches, and walks ``fpe gpu --dry-run``.
+"""Whether the package imports, compiles and walks ``fpe gpu --dry-run`` with the PyTorch and Triton at hand.
 
-Run as ``python -m fpe.bench.device.compatible``, with another Triton in front on ``PYTHONPATH``.
+Run as ``python -m fpe.bench.device.compatible``, with another Triton or another PyTorch in front on ``PYTHONPATH``.
 """
 
+import platform
 import sys
 from importlib import import_module
 from pkgutil import walk_packages
 from tempfile import TemporaryDirectory
 
+import numpy
+import torch
 import triton
 
 import fpe
@@ -31,7 +34,8 @@ SKIPPED = ("test_latency", "__main__", "compatible")
 
 def main() -> int:
     """Prints what was tried; returns the exit status."""
-    print(f"Triton {triton.__version__}")
+    versions = f"PyTorch {torch.__version__}, Triton {triton.__version__}, NumPy {numpy.__version__}"
+    print(f"{versions}, Python {platform.python_version()}")
     found = {m.name for p in (fpe, kernels, bench) for m in walk_packages(p.__path__, f"{p.__name__}.")}
     names = sorted(name for name in found if not name.endswith(SKIPPED))
     for name in names:
