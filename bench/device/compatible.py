@@ -16,7 +16,7 @@ import triton
 import fpe
 from fpe import bench, kernels
 from fpe.kernels.device import KNOWN
-from fpe.kernels.structures import TWO_FOUR
+from fpe.kernels.structures import BLOCK, STRUCTURES, TWO_FOUR
 
 from ..problems import Case
 from . import cli, warm
@@ -32,6 +32,15 @@ SKIPPED = ("test_latency", "__main__", "compatible")
 """Modules that do more than define something as they are imported, or need a test runner."""
 
 
+def trace() -> int:
+    """Traces an expanded network of each structure whole, as ``torch.compile`` does; returns how many."""
+    for structure in STRUCTURES:
+        dense = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+        wide = fpe.expand(dense, 2, structure=structure, block=(4, 16) if structure == BLOCK else None)
+        torch.compile(wide, fullgraph=True, backend="eager")(torch.randn(3, 64)).sum().backward()
+    return len(STRUCTURES)
+
+
 def main() -> int:
     """Prints what was tried; returns the exit status."""
     versions = f"PyTorch {torch.__version__}, Triton {triton.__version__}, NumPy {numpy.__version__}"
@@ -40,7 +49,7 @@ def main() -> int:
     names = sorted(name for name in found if not name.endswith(SKIPPED))
     for name in names:
         import_module(name)
-    print(f"{len(names)} modules imported")
+    print(f"{len(names)} modules imported, networks of {trace()} structures traced")
     todo = [launch for case in CASES for level in ("op", "merge") for launch in warm.launches(case, level, ())
             if not (level == "merge" and case.structure == TWO_FOUR)]  # fmt: skip
     bad = 0
