@@ -234,8 +234,7 @@ def compared_table(
             )
             body.append((structure, row["workload"], *held, *cells))
     columns = ("structure", "workload", f"{tolerance:+.0%} up to", "predicted", "M", "fastest", "measured", "predicted")
-    device, commit = results.provenance["device"], results.provenance["commit"]
-    title = f"Time over the dense parent's of a {layer}; measured on {device} at {commit}, beside the model"
+    title = f"Time over the dense parent's of a {layer}; measured on {results.origin}, beside the model"
     return Table(title, (*columns, "error", "over wide"), body)
 
 

@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,12 @@ class Results:
     def frame(self) -> pd.DataFrame:
         """The rows as a data frame."""
         return pd.DataFrame(self.rows)
+
+    @property
+    def origin(self) -> str:
+        """On what it ran, of which commit and when: for titles and captions."""
+        on = f", {self.provenance['date']}" if "date" in self.provenance else ""
+        return f"{self.provenance['device']} at commit {self.provenance['commit']}{on}"
 
     def write(self, path: Path) -> Path:
         """Writes the file aside and renames it; returns its path."""
@@ -133,7 +140,7 @@ class Results:
 
 
 def provenance(commit: str | None = None) -> dict[str, Any]:
-    """Device, versions and commit of this run; with a GPU its driver, CUDA and Triton too.
+    """Device, versions, commit and day (UTC) of this run; with a GPU its driver, CUDA and Triton too.
 
     Args:
         commit: Of the code, where it runs outside its repository; else git is asked.
@@ -143,6 +150,7 @@ def provenance(commit: str | None = None) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit or _commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     if torch.cuda.is_available():
         import triton
