@@ -69,6 +69,7 @@ GOOD = {
     "tile_bytes": 8192,
     "hazards": {},
     "first_hazard": "",
+    "loop_shared": 0,
 }
 
 
@@ -88,6 +89,7 @@ def test_facts_of_a_snippet() -> None:
         "loop_instructions": 4,
         "loop_load_bytes": 16,
         "loop_loads": 1,
+        "loop_shared": 0,
     }
 
 
@@ -180,8 +182,8 @@ def test_limits_know_every_architecture() -> None:
         ({"arch": 100, "rows": 128}, "meant UTCHMMA, got HMMA"),
         ({"dtype": "fp32"}, "meant FFMA, got HMMA"),
         ({"hazards": {"in flight": 8}, "first_hazard": "LDSM R4, line 3"}, "hazards: 8 x in flight; LDSM R4"),
-        ({"kernel": "multiply_rows", "tile": "16x64", "instructions_per_weight": 14.1, "shared": 0}, "14.1"),
-        ({"kernel": "multiply_columns", "tile": "16", "instructions_per_weight": 5.0}, "30732 bytes where none"),
+        ({"kernel": "multiply_rows", "tile": "16x64", "instructions_per_weight": 14.1}, "14.1"),
+        ({"kernel": "multiply_columns", "tile": "64", "loop_shared": 3}, "3 instructions on shared"),
     ],
 )
 def test_check_complains(change: dict, complaint: str) -> None:
@@ -221,8 +223,9 @@ def test_expected_matrix(change: dict, meant: str) -> None:
             {"BLOCK_N": 32, "BLOCK_K": 128, "TRANSPOSED": True, "TURNED": True, "BLOCK_M": 16},
             (8192, 16),
         ),
-        ("multiply_rows", {"BLOCK_N": 64}, (16384, 16)),
-        ("multiply_columns", {"UNROLL": 2}, (16384, 16)),
+        ("multiply_rows", {"BLOCK_N": 64, "WARPS_IN": 1}, (16384, 16)),
+        ("multiply_rows", {"BLOCK_N": 32, "WARPS_IN": 4}, (32768, 16)),
+        ("multiply_columns", {"UNROLL": 2, "num_warps": 4}, (16384, 16)),
         ("_expanded_mlp", {"BLOCK_H": 64, "BLOCK_K": 32, "TURNED": False, "BLOCK_M": 16}, (4096, 64)),
         ("_expanded_mlp", {"BLOCK_H": 64, "BLOCK_K": 32, "TURNED": True, "BLOCK_M": 16}, (4096, 16)),
         (

@@ -42,6 +42,7 @@ from ...kernels.device import KNOWN, interpreting
 from ...kernels.mlp import triton as mlp_kernels
 from ...kernels.partition import gluon as partition_direct
 from ...kernels.partition import triton as partition_kernels
+from ...kernels.partition.config import COLUMNS, GROUP
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ..results import Results
 from ..table import Table
@@ -49,8 +50,6 @@ from . import hazards, sass
 from .sass import LIMITS, Row, programs_per_sm
 
 ARCHITECTURES = tuple(KNOWN)
-GROUP, COLUMNS = 128, 256
-"""Columns of a weight that the direct kernels load at once: as it is stored, and of its transpose."""
 BLOCK_OPERATIONS = ("forward", "dx", "dw")
 PARTITION_OPERATIONS = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
 """On the weight as it is stored, and on its transpose: forward, dX and dW of both layers of a pair."""
@@ -367,9 +366,9 @@ def _tile(kernel: str, given: dict[str, Any], itemsize: int) -> tuple[int, int]:
         rows = given["BLOCK_M" if given["TURNED"] else "BLOCK_H"]
         return given["BLOCK_H"] * given["BLOCK_K"] * itemsize, rows
     if kernel == "multiply_rows":
-        return given["BLOCK_N"] * GROUP * itemsize, 16
+        return given["BLOCK_N"] * GROUP * given["WARPS_IN"] * itemsize, 16
     if kernel == "multiply_columns":
-        return given["UNROLL"] * 16 * COLUMNS * itemsize, 16
+        return given["UNROLL"] * 16 * given["num_warps"] * COLUMNS * itemsize, 16
     if kernel == "_partition_multiply":
         rows = given["BLOCK_M" if given["TURNED"] else "BLOCK_K" if given["TRANSPOSED"] else "BLOCK_N"]
         return given["BLOCK_N"] * given["BLOCK_K"] * itemsize, rows
@@ -439,8 +438,8 @@ def check(row: Row) -> list[str]:
         spent = row["instructions_per_weight"]
         if spent > ISSUE_SLOTS:
             complaints.append(f"{spent} instructions a weight: unpacking would outlast the memory")
-    if row["kernel"] in DIRECT and row["shared"]:
-        complaints.append(f"shared memory: {row['shared']} bytes where none is meant")
+    if row["kernel"] in DIRECT and row["loop_shared"]:
+        complaints.append(f"{row['loop_shared']} instructions on shared memory in a loop that needs none")
     return complaints
 
 

@@ -183,4 +183,5 @@ def analyse(sass: str, resources: str, streams: set[tuple[str, int]], multiplies
         "loop_instructions": len(loop),
         "loop_load_bytes": sum(i.width // 8 for i in in_loop),
         "loop_loads": len(in_loop),
+        "loop_shared": sum(instructions[p].named("LDS", "STS", "LDSM", "STSM") for p in loop),
     }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .config import Config
+from .config import Config, warps_of
 from .labels import digits
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def launch_direct(
     steps = -(-size_in // step)
     pairs = _pairs(x, steps * step)
     sums = 1 if merge else alpha
+    warps_in, warps_out = warps_of(config, transposed)
     unit = 4 if words.stride(0) % 4 == 0 else 1
     common: dict[str, Any] = {
         "stride_xm": pairs.stride(0) // 4,
@@ -60,6 +61,8 @@ def launch_direct(
         "ALPHA": alpha,
         "DIGITS": digits(alpha),
         "MERGE": merge,
+        "WARPS_IN": warps_in,
+        "WARPS_OUT": warps_out,
         "BLOCK_M": config.block_m,
         "SPLIT": config.split,
         "UNIT": unit,
@@ -73,13 +76,13 @@ def launch_direct(
     tiles = -(-m // config.block_m) * -(-size_out // (config.block_k if transposed else config.block_n))
     tensors = (pairs, words, labels, bias, out)
     if transposed:
-        unroll = config.block_n // 16
+        unroll = config.block_n // (16 * warps_in)
         multiply_columns[(tiles, config.split)](
             *tensors, M=m, N=n, K=k, STEPS_N=steps, UNROLL=unroll, WHOLE_COLUMNS=k % 8 == 0, **common
         )
     else:
         multiply_rows[(tiles, config.split)](
-            *tensors, M=m, N=n, SIZE_WORDS=k // 2, GROUPS=steps, BLOCK_N=config.block_n, **common
+            *tensors, M=m, N=n, SIZE_WORDS=k // 2, STEPS_K=steps, BLOCK_N=config.block_n, **common
         )
 
 
