@@ -23,7 +23,7 @@ from fpe.bench.lab.compile import (  # noqa: E402
     check,
     expected_matrix,
 )
-from fpe.bench.lab.sass import LIMITS, analyse, main_loop, programs_per_sm, read_sass  # noqa: E402
+from fpe.bench.lab.sass import LIMITS, Instruction, analyse, main_loop, most_in_flight, programs_per_sm, read_sass  # noqa: E402
 
 SASS = """
 .text._multiply:
@@ -89,6 +89,8 @@ def test_facts_of_a_snippet() -> None:
         "loop_instructions": 4,
         "loop_load_bytes": 16,
         "loop_loads": 1,
+        "loop_integer": 0,
+        "loop_in_flight": 0,
         "loop_shared": 0,
     }
 
@@ -99,6 +101,23 @@ def test_instructions_keep_their_lines_and_widths() -> None:
     assert [i.width for i in instructions[:3]] == [32, 128, 64]
     assert [i.predicated for i in instructions[5:7]] == [True, True]
     assert labels == {".L_x_1": 3, ".L_x_2": 9}
+
+
+def test_bytes_in_flight_end_where_their_scoreboard_is_waited_for() -> None:
+    stream, other, none = ("gluon.py", 7), ("gluon.py", 9), 7 << 5
+
+    def load(board: int, source: tuple[str, int] = stream, opcode: str = "LDG.E.128") -> Instruction:
+        return Instruction(opcode, "R4, [R2.64]", "", source, board << 5)
+
+    def use(*boards: int) -> Instruction:
+        return Instruction("LOP3.LUT", "R4, R4, R5, RZ", "", other, sum(1 << 11 + board for board in boards) | none)
+
+    streams = {stream}
+    assert most_in_flight([load(0), load(0), load(1), use(0), load(2), use(1, 2)], streams) == 48
+    assert most_in_flight([load(0), use(0), load(1), use(1)], streams) == 16
+    # Used in the next turn; activations and copies do not count.
+    turn = [use(0), load(0), load(2, other), use(1, 2), load(1, opcode="LDG.E.64"), load(3, opcode="LDGSTS.E.128")]
+    assert most_in_flight(turn, streams) == 24
 
 
 def test_narrow_and_synchronous_loads_are_seen() -> None:

@@ -8,7 +8,10 @@ How work is counted: the main loop is the innermost loop that holds the matrix i
 is its SASS instructions, times the program's warps, over the bytes of the streamed tiles that one turn consumes: warp
 instructions for each byte of weight. dW streams both operands, so there it is for each byte of activations.
 ``instructions_per_weight`` is the same for each weight and thread: what an issue slot of a lane costs, comparable with
-the slots that a device has while a weight comes out of DRAM.
+the slots that a device has while a weight comes out of DRAM; ``integer_per_weight`` are those at the integer rate.
+
+``in_flight`` are bytes of a multiprocessor: of streamed loads into registers that its threads have under way at most,
+with as many programs as fit.
 """
 
 import hashlib
@@ -410,6 +413,8 @@ def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
         "narrow_because": NARROW.get((case.op, case.dtype), "") if facts["load_bits"] < 128 else "",
         "instructions_per_byte": round(facts["loop_instructions"] * warps / consumed, 4),
         "instructions_per_weight": round(facts["loop_instructions"] * warps * 32 * itemsize / consumed, 2),
+        "integer_per_weight": round(facts["loop_integer"] * warps * 32 * itemsize / consumed, 2),
+        "in_flight": facts["loop_in_flight"] * 32 * warps * programs,
     }
 
 
@@ -522,6 +527,7 @@ def _cells(row: Row) -> dict[str, str]:
         "programs/SM": f"{row['programs_per_sm']} ({row['limited_by']})",
         "streamed loads": re.sub(r"\.(E|BYPASS|ACCESS)\b", "", loads) or "-",
         "matrix": ", ".join(row["matrix"]) or ("FFMA" if row["loop_instructions"] else "-"),
+        "KB in flight/SM": f"{row['in_flight'] / 1024:.0f}" if row["in_flight"] else "-",
         "instr./weight": f"{row['instructions_per_weight']:.1f}" if row["loop_instructions"] else "-",
         "complaints": "; ".join(row["complaints"]) or "none",
     }

@@ -71,7 +71,7 @@ def launch_direct(
         "ACTIVATION": activation if config.split == 1 else None,
         "HAS_BIAS": bias is not None and config.split == 1,
         "num_warps": config.num_warps,
-        "maxnreg": 255 if transposed or config.block_m > 16 or (merge and alpha > 4) else REGISTERS,
+        "maxnreg": 255 if config.block_m > 16 or alpha > (2 if transposed else 4 if merge else 8) else REGISTERS,
     }
     tiles = -(-m // config.block_m) * -(-size_out // (config.block_k if transposed else config.block_n))
     tensors = (pairs, words, labels, bias, out)
