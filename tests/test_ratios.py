@@ -38,6 +38,25 @@ def test_committed_traffic_of_large_layers_is_within_the_bar() -> None:
 # Machine code: of today's kernels beside the committed rows.
 
 
+def test_committed_decode_kernels_keep_their_bars() -> None:
+    """Instructions a weight, merge beside split, bytes in flight where two children leave the registers for them."""
+    rows = {
+        (row["op"], row["alpha"]): row
+        for row in Results.read(COMMITTED / "lab/compile.jsonl").rows
+        if row["kernel"].startswith("multiply_") and row["arch"] == 90 and row["case"].endswith("bf16-m16")
+    }
+    for end, bars in (("", {2: 3.4, 4: 6.1, 8: 11.8}), ("_t", {2: 4.0, 4: 6.8, 8: 12.8})):
+        for alpha, bar in bars.items():
+            split, merge = rows[f"split{end}", alpha], rows[f"merge{end}", alpha]
+            assert max(split["instructions_per_weight"], merge["instructions_per_weight"]) <= bar, (end, alpha)
+            if (
+                split["tile"].split("x")[0] == merge["tile"].split("x")[0]
+            ):  # eight children: split_t takes 8 rows at once
+                assert merge["instructions_per_weight"] <= 1.15 * split["instructions_per_weight"], (end, alpha)
+            assert split["loop_shared"] == merge["loop_shared"] == 0
+        assert min(rows[f"split{end}", 2]["in_flight"], rows[f"merge{end}", 2]["in_flight"]) >= 40 << 10
+
+
 def test_registers_and_instructions_a_byte_have_not_grown(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "fpe.bench", "lab", "compile", "--quick", "--arch", "90", "--jobs", "1", "--json"]
