@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from ..epilogue import aligned_pairs
 from .config import Config, warps_of
 from .labels import digits
 
@@ -45,7 +45,7 @@ def launch_direct(
     m, size_in, size_out = x.shape[0], (n if transposed else k), (k if transposed else n)
     step = config.block_n if transposed else config.block_k
     steps = -(-size_in // step)
-    pairs = _pairs(x, steps * step)
+    pairs = aligned_pairs(x, steps * step)
     sums = 1 if merge else alpha
     warps_in, warps_out = warps_of(config, transposed)
     unit = 4 if words.stride(0) % 4 == 0 else 1
@@ -84,10 +84,3 @@ def launch_direct(
         multiply_rows[(tiles, config.split)](
             *tensors, M=m, N=n, SIZE_WORDS=k // 2, STEPS_K=steps, BLOCK_N=config.block_n, **common
         )
-
-
-def _pairs(x: Tensor, width: int) -> Tensor:
-    """Rows of ``width`` activations that begin at 16 bytes, zero beyond their own, as pairs (int32)."""
-    aligned = x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:-1])
-    whole = x.shape[-1] == width and x.stride(-1) == 1 and aligned
-    return (x if whole else pad(x, (0, width - x.shape[-1])).contiguous()).view(torch.int32)
