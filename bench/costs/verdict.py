@@ -83,7 +83,16 @@ def explain(layer: Layer, structure: str, m: int, roof: Roof, name: str = "forwa
     op, rows, columns = PASSES[name](layer.n, layer.k)
     block = layer.block[::-1] if name == "dX" else layer.block
     found = candidates(
-        op, structure, m, rows, columns, layer.alpha, layer.dtype, roof, block if structure == BLOCK else None
+        op,
+        structure,
+        m,
+        rows,
+        columns,
+        layer.alpha,
+        layer.dtype,
+        roof,
+        block if structure == BLOCK else None,
+        transposed=name == "dX",
     )
     winner = best(found)
     parent = next(c for c in found if c.name == "parent")
