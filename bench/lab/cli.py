@@ -202,7 +202,7 @@ def hazards_command(
         raise click.ClickException(f"{len(bad)} of {len(results.rows)} binaries have hazards; the first: {first}")
 
 
-EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse")
+EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse", "pack")
 
 
 @lab.command("execute")
