@@ -14,48 +14,11 @@ from .memory import Array, Fault
 from .parse import Address, Instruction, Kernel, Operand, Register, Vector
 
 PURE = frozenset(
-    [
-        "abs",
-        "add",
-        "and",
-        "bfe",
-        "bfi",
-        "brev",
-        "clz",
-        "copysign",
-        "cvt",
-        "div",
-        "ex2",
-        "fma",
-        "ld",
-        "ldmatrix",
-        "lg2",
-        "lop3",
-        "mad",
-        "max",
-        "min",
-        "mma",
-        "mov",
-        "mul",
-        "neg",
-        "not",
-        "or",
-        "popc",
-        "prmt",
-        "rcp",
-        "rem",
-        "rsqrt",
-        "selp",
-        "set",
-        "setp",
-        "shf",
-        "shfl",
-        "shl",
-        "shr",
-        "sqrt",
-        "sub",
-        "xor",
-    ]
+    (
+        *("abs", "add", "and", "bfe", "bfi", "brev", "clz", "copysign", "cvt", "div", "ex2", "fma", "ld", "ldmatrix"),
+        *("lg2", "lop3", "mad", "max", "min", "mma", "mov", "mul", "neg", "not", "or", "popc", "prmt", "rcp", "rem"),
+        *("rsqrt", "selp", "set", "setp", "shf", "shfl", "shl", "shr", "sqrt", "sub", "xor"),
+    )
 )
 """Instructions that do nothing but write the registers of their first operand."""
 
@@ -145,6 +108,8 @@ def shows(state: Machine, before: Instruction, change: Change, here: Array | Non
     elsewhere = [a != b for a, b in zip(before.operands, after.operands, strict=False) if isinstance(a, Address)]
     if not pure(before) or any(elsewhere):  # reading elsewhere might itself be a race
         return state.passes(before, here)
+    if not state.held.keys().isdisjoint(_read(before)):  # whatever is done with them now is noted there
+        return True
     try:
         changed = state.outcome(after, here)
     except (TypeError, UnknownOpcode):

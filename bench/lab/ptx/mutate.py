@@ -199,8 +199,8 @@ def changes(kernel: Kernel, classes: Iterable[str] = tuple(CLASSES)) -> Iterator
     """All changes of a kernel, the same ones in every run.
 
     What nobody reads, or what is written again before it is read, is not worth a change. A constant that stands where
-    a masked load does not is a fill, a class of its own: all its bits are set, which is no number in any type, because a
-    small one would vanish where the other operand is zero.
+    a masked load does not is a fill, a class of its own: all its bits are set, which is no number in any type, because
+    a small one would vanish where the other operand is zero.
     """
     after, lives = [next_touch(kernel, at) for at in range(len(kernel.instructions))], live(kernel)
     for name in classes:
