@@ -1,10 +1,12 @@
 """Runs PTX that a test writes by hand, on the machine that executes the compiled kernels."""
 
+from collections.abc import Callable
+
 import numpy as np
 
-from fpe.bench.lab.ptx.machine import Machine
+from fpe.bench.lab.ptx.machine import Handler, Machine
 from fpe.bench.lab.ptx.memory import Fault, Global, Region
-from fpe.bench.lab.ptx.parse import parse
+from fpe.bench.lab.ptx.parse import Kernel, parse
 from fpe.bench.lab.ptx.table import table
 
 HEAD = """
@@ -40,9 +42,8 @@ WORDS = """
 """
 
 
-def _machine(body: str, memory: Global, arch: int, threads: int, shared: int, ctas: int) -> Machine:
-    text = HEAD.format(arch=arch, threads=threads) + body + "\n\tret;\n}\n"
-    return Machine(parse(text), (ctas, 1, 1), threads, memory.addresses, memory, shared, table(arch))
+def _parsed(body: str, arch: int, threads: int) -> Kernel:
+    return parse(HEAD.format(arch=arch, threads=threads) + body + "\n\tret;\n}\n")
 
 
 def _region(name: str, array: np.ndarray, every: int = 1) -> Region:
@@ -64,7 +65,8 @@ def run(
 ) -> Machine:
     """Executes a body, with ``%r0`` the thread and ``%rd1`` and ``%rd2`` pointers to ``given`` and ``out``."""
     memory = Global([_region("in", given), _region("out", out)])
-    machine = _machine(body, memory, arch, threads, shared, ctas)
+    kernel = _parsed(body, arch, threads)
+    machine = Machine(kernel, (ctas, 1, 1), threads, memory.addresses, memory, shared, table(arch))
     machine.extra["asynchronous"] = asynchronous
     machine.run(100_000)
     memory.write_back()
@@ -72,7 +74,13 @@ def run(
 
 
 def run_on_words(
-    body: str, words: np.ndarray | None = None, out: int = THREADS, every: int = 1, ctas: int = 1, arch: int = 80
+    body: str,
+    words: np.ndarray | None = None,
+    out: int = THREADS,
+    every: int = 1,
+    ctas: int = 1,
+    change: Callable[[Kernel], Kernel] = lambda kernel: kernel,
+    watch: Handler | None = None,
 ) -> np.ndarray:
     """Runs a body on 64 words of input (0, 1, 2, ... unless given), with the registers of ``WORDS``.
 
@@ -84,7 +92,8 @@ def run_on_words(
     words = np.arange(THREADS, dtype=np.uint32) if words is None else words
     result = np.full(out, 0xDEADBEEF, np.uint32)
     memory = Global([_region("in", np.ascontiguousarray(words), every), _region("out", result)])
-    _machine(WORDS + body, memory, arch, THREADS, 1024, ctas).run(10_000)
+    kernel = change(_parsed(WORDS + body, 80, THREADS))
+    Machine(kernel, (ctas, 1, 1), THREADS, memory.addresses, memory, 1024, table(80), watch).run(10_000)
     memory.write_back()
     return result
 
