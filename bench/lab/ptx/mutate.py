@@ -38,8 +38,8 @@ CASES = (
     Case("block", "forward", block=(32, 32), shape=(120, 400), m=31, density=0.7, lying="padded", bias=True),
     Case("mlp", "mlp", shape=(15, 336), m=31, lying="padded", bias=True, activation="relu", outputs=60),
     Case("sparse", "forward", m=31, shape=(250, 328)),
-    Case("pack", "parent-fragments", shape=(120, 112), alpha=4, lying="padded"),
-    Case("pack", "transposed-dense", shape=(67, 130)),
+    Case("pack", "parent-fragments", shape=(120, 112), lying="padded"),
+    Case("pack", "transposed-fragments", shape=(67, 130)),
 )
 """With tails, with reductions of several steps, and with rows apart: what a case does not show cannot be seen in it."""
 
