@@ -11,6 +11,7 @@ from ....kernels.activations import finish
 from ....kernels.block import eager as block_twins
 from ....kernels.block import triton as block_kernels
 from ....kernels.block.layout import BlockLayout, grid
+from ....kernels.gpus import runs_mma_sp
 from ....kernels.mlp import triton as mlp_kernels
 from ....kernels.mlp.eager import expanded_mlp_eager
 from ....kernels.partition import eager as partition_twins
@@ -32,8 +33,6 @@ PACKED = ("values", "transposed", "parent", "parent_t")
 FORMS: tuple[pack.Form, ...] = ("fragments", "rows", "dense")
 """What is packed for sparse tensor cores (stored values, the same seen from their outputs, a parent's weight that lies
 along its rows or across them), and into which forms: an operation is ``"values-rows"``, and so on."""
-SPARSE_ARCHITECTURES = (80, 86, 89, 90, 120)
-"""Where the kernel on sparse tensor cores is meant to run."""
 
 ROWS_BELOW = 128
 """Rows between two planes that lie apart: as many as a tile has."""
@@ -442,4 +441,4 @@ QUICK = (
 
 def runs_on(case: Case, arch: int) -> bool:
     """Whether an architecture runs a case."""
-    return case.family != "sparse" or arch in SPARSE_ARCHITECTURES
+    return case.family != "sparse" or runs_mma_sp(arch)
