@@ -137,7 +137,8 @@ def _other_offset(instruction: Instruction, random: random.Random, kernel: Kerne
 
 def _other_descriptor(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
     """A bit of a matrix descriptor: its start, its stride, its swizzle."""
-    if not instruction.opcode.startswith(("or.b64", "add.s64")):
+    described = any(other.opcode.startswith(("wgmma.mma", "tcgen05.mma")) for other in kernel.instructions)
+    if not described or not instruction.opcode.startswith(("or.b64", "add.s64")):
         return None
     for at, operand in _sources(instruction):
         if isinstance(operand, Immediate) and 0 < (operand.bits >> 32 & 0x3FFF) < 0x3FFF:
