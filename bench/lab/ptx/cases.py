@@ -303,7 +303,9 @@ def _semi_structured(case: Case, draw: _Draw) -> Problem:
     dy = draw(m, layout.children, n, lying=case.lying, most=draw.rest)
     dense, sparse, twins = semi_structured_kernels, sparse_tensor_core, semi_structured_twins
     on_sparse = case.family == "sparse"
-    forward = sparse.semi_structured_matmul_sparse_tensor_core if on_sparse else dense.semi_structured_matmul_triton
+    forward: Function = (
+        sparse.semi_structured_matmul_sparse_tensor_core if on_sparse else dense.semi_structured_matmul_triton
+    )
     backward = (
         sparse.semi_structured_matmul_t_sparse_tensor_core if on_sparse else dense.semi_structured_matmul_t_triton
     )
