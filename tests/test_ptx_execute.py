@@ -78,9 +78,12 @@ def without(kernel_name, opcode):
         return mutate.changed(kernel, place, mutate.NOTHING)
     return change
 
-launches = []
-whole = execute(grad, 80, launches=launches)
-first, again = ([*mutate.mutants(launches[0].kernel, launches[0].visited, "constant changed", 5)] for _ in range(2))
+def drawn():
+    watch = mutate.Watch(lambda kernel: mutate.changes(kernel, ("constant changed",)))
+    whole = execute(grad, 80, watch=watch)
+    return whole, mutate.drawn(watch.felt[0], watch.kernels[0], 5)
+
+(whole, first), (_, again) = drawn(), drawn()
 print(json.dumps({
     "whole": whole["status"],
     "a part is not written": execute(split, 80, without("multiply_rows", "st.global"))["status"],
