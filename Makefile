@@ -19,7 +19,7 @@ test: $(READY)  ## Run the tests
 
 test-triton: $(READY)  ## Imports, compilations and the dry run with another Triton: make test-triton VERSION=3.6.0
 	$(BIN)/python -m pip install --quiet --no-deps --target build/triton-$(VERSION) triton==$(VERSION)
-	PYTHONPATH=build/triton-$(VERSION) $(BIN)/python -m fpe.bench.device.compatible
+	PYTHONPATH=build/triton-$(VERSION) $(BIN)/python -m fpe.bench.gpu.compatible
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

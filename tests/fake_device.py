@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from fpe.bench import timing
+from fpe.bench.latency import timing
 from fpe.kernels.device import KNOWN
 from fpe.kernels.partition.interleaved import as_merge
 

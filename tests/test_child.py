@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fpe.bench.device.child import watch
+from fpe.bench.gpu.child import watch
 
 TARGET = "import time; print('target', flush=True); time.sleep(60)"
 TOOL = """

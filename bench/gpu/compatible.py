@@ -15,7 +15,7 @@ from fpe import bench, kernels
 from fpe.kernels.device import KNOWN
 from fpe.kernels.structures import TWO_FOUR
 
-from ..problems import Case
+from ..latency.problems import Case
 from . import cli, warm
 
 ARCHITECTURES = (80, 90)

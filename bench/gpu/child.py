@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ..problems import Case, Problem
-from ..providers import find
-from ..shapes import SETS
-from ..suite import call
-from ..timing import flusher
+from ..latency.problems import Case, Problem
+from ..latency.providers import find
+from ..latency.shapes import SETS
+from ..latency.suite import call
+from ..latency.timing import flusher
 from . import gate
 from .checks import checks
 

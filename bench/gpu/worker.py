@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..lost import LostError
 from ..results import provenance
+from .lost import LostError
 from .plan import walk
 from .steps import Context
 
