@@ -6,8 +6,8 @@ A document holds marked places, ``<!-- table: boolean -->`` ... ``<!-- end -->``
 import re
 from pathlib import Path
 
-from .report import figures
 from .report.committed import FIGURES, TABLES
+from .studies.drawing import save
 from .table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +54,7 @@ def refresh() -> list[Path]:
         path = ROOT / name
         path.write_text(fill(path.read_text()))
         written.append(path)
-    written += [figures.save(draw(), ROOT / "docs/figures" / f"{name}.svg") for name, draw in FIGURES.items()]
+    written += [save(draw(), ROOT / "docs/figures" / f"{name}.svg") for name, draw in FIGURES.items()]
     return written
 
 

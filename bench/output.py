@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from .results import Results
-from .summary import Table
+from .table import Table
 
 console = Console()
 errors = Console(stderr=True)

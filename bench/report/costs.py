@@ -18,9 +18,9 @@ from .. import memory, verdict
 from ..problems import Case, Problem
 from ..providers import OURS, PEERS, PROVIDERS
 from ..results import COMMITTED, Results
+from ..studies.drawing import figure, svg
 from ..table import Table
 from ..verdict import Layer
-from .figures import figure, svg
 
 LAYER = Layer()
 """The layer that is drawn: the second one of an 8B language model's MLP, which ``fpe gpu`` measures first."""
