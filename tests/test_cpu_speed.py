@@ -226,9 +226,7 @@ def load_other(model: nn.Module) -> None:
 
 def rewire(model: nn.Module) -> None:
     for layer in expanded_layers(model):
-        mask = layer.kept()
-        planes = mask.unflatten(0, (2, -1)) if isinstance(layer, fpe.SplitLinear) else mask[None]
-        layer.rewire(planes.flip(0).flatten(0, 1) if isinstance(layer, fpe.SplitLinear) else mask)
+        layer.rewire(layer.kept().unflatten(0, (layer.planes[0], -1)).flip(0).flatten(0, 1))
 
 
 CHANGES: dict[str, Callable[[nn.Module], object]] = {
@@ -274,7 +272,7 @@ def test_no_change_goes_unseen(recipe: Recipe, change: Callable[[nn.Module], obj
 
 
 def rewired_nothing(model: nn.Module, change: object) -> bool:
-    return change is CHANGES["rewired"] and not any(isinstance(m, fpe.SplitLinear) for m in model.modules())
+    return change is CHANGES["rewired"] and all(layer.planes[0] == 1 for layer in expanded_layers(model))
 
 
 @each_kind

@@ -47,6 +47,7 @@ class BlockLinear(ExpandedLinear):
     """Where the kept blocks lie in the grid over the planes."""
     block_mask: Tensor
     """Which blocks are kept, bool ``[block rows, block columns]``."""
+    planes: tuple[int, int] = (1, 1)
     inside: Tensor | None
     """Which entries of ``edge_weight`` are edges, where not all are that lie inside the weight."""
 
@@ -67,6 +68,11 @@ class BlockLinear(ExpandedLinear):
         if outputs % planes[0] or inputs % planes[1]:
             raise ValueError(f"BlockLinear: planes {planes} must divide the weight's {outputs} x {inputs}")
         self._build((_count(kept, self.grid), *self.block_shape), bias, kept, device=device, dtype=dtype)
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """A block."""
+        return self.block_shape
 
     @property
     def grid(self) -> PlaneGrid:
