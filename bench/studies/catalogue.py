@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fpe import resparsify
+from fpe.kernels.structures import TWO_FOUR
 
 from . import figures as drawn_as
 from . import published
@@ -34,7 +35,7 @@ def budget() -> list[Cell]:
     """Every policy on every structure to 32 neurons; at 64, and at alpha = 4 beyond 8, the ones worth comparing."""
     cells = _controls((8, 4, 16, 32, 64))
     for alpha, widths in ((2, (8, 4, 16, 32)), (4, (8, 4))):
-        masks = ("random", "shared", "2:4") if alpha == 2 else ("random", "shared")  # 2:4 is for two children
+        masks = ("random", "shared", TWO_FOUR) if alpha == 2 else ("random", "shared")  # 2:4 is for two children
         for neurons in widths:
             blocks = [b for b in BLOCKS if b != "64x64" or (neurons, alpha) == (8, 2) or neurons > 16]  # else as 16x64
             cells += [Cell(f"{m} {p}", neurons, alpha) for m in masks for p in ("magnitude", "input", "partition")]
