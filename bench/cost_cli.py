@@ -8,7 +8,8 @@ from typing import Any
 import click
 import torch
 
-from ..kernels.model import ITEMSIZE, PASSES, STRUCTURES, Roof
+from ..kernels.model import ITEMSIZE, PASSES, Roof
+from ..kernels.structures import STRUCTURES
 from . import shapes, suite, verdict, whole
 from .options import output_option
 from .output import NOTHING_WRITTEN, console, finish, print_table, stopping

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from fpe.kernels.semi_structured.backends import WHY_NOT
-from fpe.kernels.semi_structured.torch import ROWS, has_cusparselt
+from fpe.kernels.semi_structured.backends import BACKENDS
+from fpe.kernels.semi_structured.torch_sparse import ROWS, has_cusparselt
 
 from .problems import AbsentError, Problem, dense_layer
 
@@ -21,7 +21,7 @@ def semi_structured(problem: Problem, bias: bool) -> nn.Module:
     """
     from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
 
-    reason = WHY_NOT["torch"](problem.x, problem.wide.shape[0], problem.wide.shape[1])
+    reason = BACKENDS["torch"].why_not(problem.x, problem.wide.shape[0], problem.wide.shape[1])
     if reason:
         raise AbsentError(reason)
     SparseSemiStructuredTensor._FORCE_CUTLASS = not has_cusparselt()  # what PyTorch's own documentation has users set

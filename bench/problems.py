@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fpe
+from fpe.kernels.structures import BLOCK, TWO_FOUR
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 QUADS = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 0]])
@@ -23,7 +24,7 @@ class Case:
         n: Output features of the parent.
         k: Input features.
         alpha: Children per parent.
-        structure: ``"random"``, ``"2:4"`` or ``"block"``.
+        structure: Of :data:`~fpe.kernels.structures.STRUCTURES`.
         dtype: A key of :data:`DTYPES`.
         block: ``(bn, bk)`` of structure ``"block"``.
     """
@@ -38,7 +39,7 @@ class Case:
 
     def row(self) -> dict[str, Any]:
         """The columns that name it in a results file."""
-        block = f"{self.block[0]}x{self.block[1]}" if self.structure == "block" else ""
+        block = f"{self.block[0]}x{self.block[1]}" if self.structure == BLOCK else ""
         sizes = {"M": self.m, "N": self.n, "K": self.k, "alpha": self.alpha}
         return {**sizes, "structure": self.structure, "block": block, "dtype": self.dtype}
 
@@ -67,7 +68,7 @@ class Problem:
         generator = torch.Generator(device).manual_seed(seed)
         draw = partial(torch.randn, generator=generator, device=device, dtype=DTYPES[case.dtype])
         labels = _labels(case, generator, device)
-        block = case.block if case.structure == "block" else None
+        block = case.block if case.structure == BLOCK else None
         partition = fpe.Partition(labels, case.alpha, case.structure, block)  # type: ignore[arg-type]
         weight = draw(case.n, case.k) / case.k**0.5
         return cls(case, partition, weight, draw(case.m, case.k), draw(case.m, case.alpha * case.n))
@@ -86,11 +87,11 @@ def _labels(case: Case, generator: torch.Generator, device: str) -> Tensor:
         order = torch.rand(rows, columns, generator=generator, device=device).argsort(1)
         return (order % alpha).to(torch.uint8)
 
-    if case.structure == "block":
+    if case.structure == BLOCK:
         down, across = -(-n // case.block[0]), -(-k // case.block[1])
         grid = dealt(down, across)
         return grid.repeat_interleave(case.block[0], 0).repeat_interleave(case.block[1], 1)[:n, :k].contiguous()
-    if case.structure == "2:4":
+    if case.structure == TWO_FOUR:
         choice = torch.randint(len(QUADS), (n, -(-k // 4)), generator=generator, device=device)
         return QUADS.to(device, torch.uint8)[choice].flatten(1)[:, :k].contiguous()
     return torch.randint(alpha, (n, k), generator=generator, device=device, dtype=torch.uint8)

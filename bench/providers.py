@@ -7,8 +7,10 @@ from functools import partial
 from torch import nn
 
 import fpe
-from fpe.kernels.dispatch import BACKENDS
-from fpe.kernels.partition.interleaved import BACKENDS as SPARSE
+from fpe.kernels.block.backends import BACKENDS as BLOCKS
+from fpe.kernels.partition.backends import MERGE, SPLIT
+from fpe.kernels.semi_structured.backends import BACKENDS as SEMI_STRUCTURED
+from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR
 from fpe.layers import ExpandedLinear
 
 from . import peers
@@ -31,15 +33,15 @@ class Provider:
 
     name: str
     build: Callable[[Problem, bool], nn.Module]
-    structures: tuple[str, ...] = ("random", "2:4", "block")
-    merges: tuple[str, ...] = ("random", "2:4", "block")
+    structures: tuple[str, ...] = STRUCTURES
+    merges: tuple[str, ...] = STRUCTURES
     trains: bool = True
     exact: bool = True
-    candidate: tuple[str, str, str] = ("", "", "")
+    candidate: tuple[str, ...] = ("", "", "")
 
     def predicted_as(self, structure: str) -> str:
         """The cost model's name for it, or nothing."""
-        return self.candidate[("random", "2:4", "block").index(structure)]
+        return self.candidate[STRUCTURES.index(structure)]
 
 
 def find(names: tuple[str, ...] = ()) -> list[Provider]:
@@ -59,7 +61,7 @@ def expanded(problem: Problem, bias: bool, backend: str) -> ExpandedLinear:
     case = problem.case
     placed = {"device": problem.weight.device, "dtype": problem.weight.dtype}
     layer: fpe.BlockLinear | fpe.SplitLinear
-    if case.structure == "block":
+    if case.structure == BLOCK:
         kept = problem.partition.masks().flatten(0, 1)
         layer = fpe.BlockLinear(kept, case.block, (case.alpha, 1), bias, backend, **placed)  # type: ignore[arg-type]
         layer.set_wide_weight(problem.wide)
@@ -82,33 +84,31 @@ def _masked(problem: Problem, bias: bool) -> nn.Module:
 
 OURS = "fpe/"
 """What the names of the package's own providers begin with; the backend follows."""
-_RUNS_AS = {
-    "eager": ("masked dense", "masked dense", ""),
-    "triton": ("packed labels", "packed labels", "blocks"),
-    "torch": ("", "torch.sparse", ""),
-    "sparse_tensor_core": ("", "sparse tensor cores", ""),
-}
+
+
+def _ours(name: str) -> Provider:
+    """The package's layer with a backend insisted on, or with ``"auto"``."""
+    runs_as = tuple(
+        backends[name].in_model if name in backends else "" for backends in (SPLIT, SEMI_STRUCTURED, BLOCKS)
+    )
+    build = partial(expanded, backend=name)
+    if name in SPLIT or name == "auto":
+        return Provider(OURS + name, build, candidate=runs_as)
+    return Provider(OURS + name, build, (TWO_FOUR,), (RANDOM, TWO_FOUR), candidate=runs_as)
+
+
 PROVIDERS: dict[str, Provider] = {
     p.name: p
     for p in (
         Provider("parent", lambda p, bias: dense_layer(p.weight, bias), exact=False, candidate=("parent",) * 3),
         Provider("wide", lambda p, bias: dense_layer(p.wide, bias), candidate=("wide dense",) * 3),
         Provider("masked", _masked),
-        *(
-            Provider(
-                f"{OURS}{name}",
-                partial(expanded, backend=name),
-                ("random", "2:4", "block") if name in BACKENDS else ("2:4",),
-                ("random", "2:4", "block") if name in BACKENDS else ("random", "2:4"),
-                candidate=_RUNS_AS.get(name, ("", "", "")),
-            )
-            for name in (*BACKENDS, *SPARSE)
-        ),
+        *(_ours(name) for name in ("auto", *MERGE)),
         Provider(
-            "torch.sparse 2:4", peers.semi_structured, ("2:4",), (), trains=False, candidate=("", "torch.sparse", "")
+            "torch.sparse 2:4", peers.semi_structured, (TWO_FOUR,), (), trains=False, candidate=("", "torch.sparse", "")
         ),
-        Provider("torch BSR", peers.bsr, ("block",), (), trains=False),
-        Provider("blksprs", peers.blksprs, ("block",), (), trains=False),
+        Provider("torch BSR", peers.bsr, (BLOCK,), (), trains=False),
+        Provider("blksprs", peers.blksprs, (BLOCK,), (), trains=False),
     )
 }
 """The parent and the wide dense layer are yardsticks; "masked" is what people do today; ours by backend; peers."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import fpe
 from fpe.kernels import UnsupportedError, model
+from fpe.kernels.structures import BLOCK, STRUCTURES, admitted
 from fpe.partition import Structure
 
 from . import memory
@@ -187,7 +188,7 @@ def _build(problem: Problem, provider: Provider, level: str) -> nn.Module:
 def successor(problem: Problem, provider: Provider, bias: bool = True) -> nn.Module:
     """The layer after the expanded one, back to ``K`` features: every edge reads one child."""
     case, weight = problem.case, problem.weight
-    block = case.block[::-1] if case.structure == "block" else None
+    block = case.block[::-1] if case.structure == BLOCK else None
     structure: Structure = "block" if block else "random"
     partition = fpe.Partition(problem.partition.labels.T.contiguous(), case.alpha, structure, block)
     merged = fpe.MergeLinear(partition, bias, "eager", weight.device, weight.dtype)
@@ -268,7 +269,7 @@ def costs(case: Case, provider: Provider, name: str, level: str) -> dict[str, An
     if level not in ("op", "layer"):
         return {"flops": 2 * useful * (3 if name == "step" else 1)}
     implementation = provider.predicted_as(case.structure)
-    block = case.block if case.structure == "block" else None
+    block = case.block if case.structure == BLOCK else None
     sizes = (case.structure, case.m, case.n, case.k, case.alpha, case.dtype)
     found = model.layer_candidates(passes, *sizes, model.PUBLISHED["h200"], block)  # bytes do not depend on a roof
     known = [c for pass_ in found for c in pass_ if c.name == implementation]
@@ -292,7 +293,7 @@ class Plan:
 
     shapes: tuple[tuple[int, int], ...]
     rows: tuple[int, ...]
-    structures: tuple[str, ...] = ("random", "2:4", "block")
+    structures: tuple[str, ...] = STRUCTURES
     alphas: tuple[int, ...] = (2,)
     dtypes: tuple[str, ...] = ("bf16",)
     block: tuple[int, int] = (64, 64)
@@ -303,7 +304,7 @@ class Plan:
             for n, k in self.shapes:
                 for alpha in self.alphas:
                     for structure in self.structures:
-                        if structure == "2:4" and (alpha != 2 or k % 4):
+                        if structure not in admitted(alpha, k):
                             continue
                         case = Case(1, n, k, alpha, structure, dtype, self.block)
                         yield from (replace(case, m=m) for m in self.rows)

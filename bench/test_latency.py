@@ -16,6 +16,7 @@ from fpe.bench.problems import AbsentError, Case, Problem
 from fpe.bench.providers import PROVIDERS
 from fpe.bench.suite import PASSES, call
 from fpe.bench.timing import flusher
+from fpe.kernels.structures import STRUCTURES
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -24,7 +25,7 @@ SIZES = SIZES if CUDA else [(1, 384, 512), (64, 384, 512)]
 CASES = [
     Case(m, n, k, structure=structure, dtype="bf16" if CUDA else "fp32")
     for m, n, k in SIZES
-    for structure in ("random", "2:4", "block")
+    for structure in STRUCTURES
 ]
 
 

@@ -11,7 +11,6 @@ from fpe.kernels.model import (
     INFERENCE,
     MAX_ROWS,
     PASSES,
-    STRUCTURES,
     TRAINING,
     Roof,
     best,
@@ -21,6 +20,7 @@ from fpe.kernels.model import (
     roof_named,
     seconds_of,
 )
+from fpe.kernels.structures import BLOCK, admitted
 
 from .providers import OURS
 from .results import Results
@@ -51,7 +51,7 @@ class Layer:
 
     def structures(self) -> tuple[str, ...]:
         """The structures that such a layer can have."""
-        return tuple(s for s in STRUCTURES if s != "2:4" or self.alpha == 2)
+        return admitted(self.alpha)
 
     def __str__(self) -> str:
         return f"{self.n} x {self.k} layer, alpha = {self.alpha}, {self.dtype}"
@@ -72,7 +72,7 @@ def explain(layer: Layer, structure: str, m: int, roof: Roof, name: str = "forwa
 
     Args:
         layer: Sizes.
-        structure: ``"random"``, ``"2:4"`` or ``"block"``.
+        structure: Of :data:`~fpe.kernels.structures.STRUCTURES`.
         m: Rows of activations.
         roof: Of the device.
         name: ``"forward"``, ``"dX"`` or ``"dW"``.
@@ -83,7 +83,7 @@ def explain(layer: Layer, structure: str, m: int, roof: Roof, name: str = "forwa
     op, rows, columns = PASSES[name](layer.n, layer.k)
     block = layer.block[::-1] if name == "dX" else layer.block
     found = candidates(
-        op, structure, m, rows, columns, layer.alpha, layer.dtype, roof, block if structure == "block" else None
+        op, structure, m, rows, columns, layer.alpha, layer.dtype, roof, block if structure == BLOCK else None
     )
     winner = best(found)
     parent = next(c for c in found if c.name == "parent")
@@ -129,7 +129,7 @@ def predict(layer: Layer, roof: Roof, tolerance: float = 0.10, rows: Sequence[in
     """
     found = []
     for structure in layer.structures():
-        block = layer.block if structure == "block" else None
+        block = layer.block if structure == BLOCK else None
         sizes = (layer.n, layer.k, layer.alpha, layer.dtype, roof, block)
         for workload, passes in WORKLOADS.items():
             at = {m: layer_candidates(passes, structure, m, *sizes) for m in rows}
@@ -212,7 +212,7 @@ def compared_table(
     body = []
     for row in rows:
         passes, structure = WORKLOADS[row["workload"]], row["structure"]
-        block = layer.block if structure == "block" else None
+        block = layer.block if structure == BLOCK else None
         sizes = (structure, layer.n, layer.k, layer.alpha, layer.dtype, roof, block)
         for m, ratio in row["ratio"].items():
             found = layer_candidates(passes, structure, m, *sizes[1:])

@@ -30,6 +30,7 @@ accumulator. Shape names come before meta-parameters; launches pass keywords aft
 load carries its shape as a comment.
 """
 
+from . import flops
 from .block import (
     BlockLayout,
     block_grad,
@@ -62,6 +63,8 @@ from .semi_structured import (
     semi_structured_matmul_t,
     semi_structured_matmul_t_eager,
 )
+
+flops.register()
 
 __all__ = [
     "HOLE",

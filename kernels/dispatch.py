@@ -1,11 +1,12 @@
 """Which implementation runs an operation: a pure choice, never a silent fallback.
 
-:func:`choose_backend` says what can run, when an operation is called. Where labels follow no blocks two implementations
-can: the packed kernels and a dense matmul of the masked weight. Which is faster depends on the batch, so
-:func:`ranked` decides when the operation runs, by the cost model that ``fpe explain`` prints.
+:func:`choose_backend` says what can run, when an operation is called. Where several can and which is fastest depends on
+the batch, :func:`fastest` decides when the operation runs, by the cost model that ``fpe explain`` prints.
 """
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -17,7 +18,6 @@ from .device import arch_of, fences_copies, interpreting
 from .model import PUBLISHED, Roof, candidates, roof_named
 from .tables import file_name
 
-BACKENDS = ("auto", "triton", "eager")
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MIN_ARCH = 80
 
@@ -26,62 +26,95 @@ class UnsupportedError(ValueError):
     """A backend that was insisted on does not take this call: its device, dtype, sizes or structure; it says why."""
 
 
+def never(*call: object) -> None:
+    """Nothing keeps a backend from any call."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run the operations of a family, under the name that callers give it.
+
+    Attributes:
+        module: Where they are (:func:`fpe.kernels.library.implementation`).
+        in_model: What the cost model calls it.
+        why_not: What keeps it from a call, in words, or none: from the tensor whose device and dtype decide, and what
+            else of a call matters in the family.
+    """
+
+    module: str
+    in_model: str
+    why_not: Callable[..., str | None] = never
+
+
 def choose_backend(
-    op: str,
-    backend: str,
-    operand: Tensor,
-    limit: str | None = None,
-    by_cost: bool = False,
-    more: tuple[str, ...] = (),
+    op: str, requested: str, operand: Tensor, backends: Mapping[str, Backend], *call: object, by_cost: bool = False
 ) -> str:
     """Resolves a requested backend to one that can run.
 
     Args:
         op: Name of the operation, for the message.
-        backend: ``"auto"`` takes Triton where it can run on the GPU, else the eager twin; ``"triton"`` insists;
-            ``"eager"`` is the twin.
+        requested: ``"auto"`` takes on a GPU the first that can run, and elsewhere the eager twin; every other name
+            insists.
         operand: A tensor of the call: its device and dtype decide.
-        limit: What of the call the operation's kernels do not take, in words; ``None`` where they take it.
-        more: What else the message names where no such backend exists.
-        by_cost: Whether ``"auto"`` stays open where both can run, to be decided by :func:`ranked`.
+        backends: Those of the family, the eager twin among them.
+        call: What else their ``why_not`` takes.
+        by_cost: Whether ``"auto"`` stays open on a GPU, for :func:`fastest` to decide.
 
     Raises:
         ValueError: No such backend exists.
         UnsupportedError: The one insisted on cannot run this call; the message says why.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"{op}: backend must be one of {', '.join((*BACKENDS, *more))}, got {backend!r}")
-    if backend == "eager" or (backend == "auto" and not operand.is_cuda):
-        return "eager"
-    reason = why_not_triton(operand, limit)
-    if reason and backend == "triton":
-        raise UnsupportedError(f"{op}: backend 'triton' cannot run here: {reason}")
+    if requested == "auto":
+        if not operand.is_cuda:
+            return "eager"
+        return "auto" if by_cost else next(name for name, b in backends.items() if not b.why_not(operand, *call))
+    if requested not in backends:
+        raise ValueError(f"{op}: backend must be one of {', '.join(('auto', *backends))}, got {requested!r}")
+    reason = backends[requested].why_not(operand, *call)
     if reason:
-        return "eager"
-    return "auto" if by_cost and backend == "auto" else "triton"
+        raise UnsupportedError(f"{op}: backend {requested!r} cannot run here: {reason}")
+    return requested
 
 
-CONSTANT = "auto, constant"
-"""What ``"auto"`` is called inside where the weights stay from call to call, and compressed forms of them are kept."""
+def fastest(
+    op: str,
+    sizes: tuple[int, int, int, int],
+    operand: Tensor,
+    backends: Mapping[str, Backend],
+    *call: object,
+    structure: str = "random",
+    constant: bool = True,
+) -> str:
+    """The backend that is predicted to be fastest of those that can run.
 
-
-def for_weights(chosen: str, given: Tensor, used: Tensor) -> str:
-    """A resolved backend, with a choice that is open marked where the weights stay from call to call.
-
-    They do where no gradient of them is wanted and the operation takes them as they were given: what was cast or masked
-    is a new tensor in every call.
+    Args:
+        op: As :func:`ranked` takes it.
+        sizes: ``(m, n, k, alpha)``, likewise.
+        operand: A tensor of the call: its device and dtype decide.
+        backends: Those of the family.
+        call: What else their ``why_not`` takes.
+        structure: As the cost model names it.
+        constant: Whether the weights stay from call to call.
     """
-    trains = torch.is_grad_enabled() and given.requires_grad
-    return CONSTANT if chosen == "auto" and used is given and not trains else chosen
+    if operand.dtype in TRITON_DTYPES:
+        names = {backend.in_model: name for name, backend in backends.items()}
+        for known in ranked_here(op, *sizes, operand, structure, constant):
+            if known in names and not backends[names[known]].why_not(operand, *call):
+                return names[known]
+    return "eager"
 
 
-IMPLEMENTATIONS = {
-    "packed labels": "triton",
-    "masked dense": "eager",
-    "sparse tensor cores": "sparse_tensor_core",
-    "torch.sparse": "torch",
-}
-"""Backends by their names in the cost model."""
+def stays(given: Tensor, used: Tensor) -> bool:
+    """Whether a weight is the same tensor from call to call, so that forms of it can be kept.
+
+    It is where no gradient of it is wanted and the operation takes it as it was given: what was cast or masked is a new
+    tensor in every call.
+    """
+    return used is given and not (torch.is_grad_enabled() and given.requires_grad)
+
+
+EAGER = "masked dense"
+"""What the cost model calls the eager twin; it can always run."""
 
 
 def ranked(
@@ -95,7 +128,7 @@ def ranked(
     structure: str = "random",
     constant: bool = True,
 ) -> tuple[str, ...]:
-    """The backends of an operation, the one that is predicted to be fastest first; those after ``"eager"`` left out.
+    """The candidates of the cost model, the one that is predicted to be fastest first; those after the twin left out.
 
     Args:
         op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
@@ -109,11 +142,10 @@ def ranked(
         constant: Whether the weights stay from call to call.
     """
     if min(m, n, k) < 1:
-        return ("eager",)
+        return (EAGER,)
     every = candidates(op, structure, m, n, k, alpha, dtype, roof, constant=constant)
-    found = [c for c in every if not c.reason_not]
-    names = [IMPLEMENTATIONS[c.name] for c in sorted(found, key=lambda c: c.seconds) if c.name in IMPLEMENTATIONS]
-    return tuple(names[: names.index("eager") + 1])
+    names = [c.name for c in sorted(every, key=lambda c: c.seconds) if not c.reason_not]
+    return tuple(names[: names.index(EAGER) + 1])
 
 
 def ranked_here(

@@ -20,8 +20,9 @@ from math import ceil, log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .structures import BLOCK, STRUCTURES, TWO_FOUR
+
 OPS = ("split_matmul", "merge_matmul", "partition_grad")
-STRUCTURES = ("random", "2:4", "block")
 ITEMSIZE = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4}
 """Bytes of an element; ``"tf32"`` is float32 storage multiplied on tensor cores, ``"fp32"`` is not."""
 BLOCK_SIDES = (16, 32, 64, 128)
@@ -221,7 +222,7 @@ def bytes_by_format(n: int, k: int, alpha: int, itemsize: int = 2, block: tuple[
         "blocks": tiles * block[0] * block[1] * itemsize + 4 * tiles + 4 * (alpha * tiles_down + 1),
     }
     if alpha == 2:
-        formats["2:4"] = values + ceil(n * k * 2 / 8)
+        formats[TWO_FOUR] = values + ceil(n * k * 2 / 8)
     return formats
 
 
@@ -273,7 +274,7 @@ def candidates(
     Args:
         op: ``"split_matmul"`` (``x[m, k]`` to ``y[m, alpha, n]``), ``"merge_matmul"`` (``z[m, alpha, k]`` to
             ``y[m, n]``) or ``"partition_grad"`` (``dy[m, alpha, n]`` and ``x[m, k]`` to ``dw[n, k]``).
-        structure: ``"random"``, ``"2:4"`` or ``"block"``.
+        structure: Of :data:`~fpe.kernels.structures.STRUCTURES`.
         m: Rows of activations.
         n: Rows of the parent's weight.
         k: Columns of the parent's weight.
@@ -324,7 +325,7 @@ def candidates(
         # The eager twin: makes the wide weight (or takes dW out of the wide one) in a pass of its own.
         costs("masked dense", parent + n * k + 2 * wide + activations, alpha * useful, launches=3 if grad else 2),
     ]
-    if structure == "block":
+    if structure == BLOCK:
         small = ASSUMED_SMALL_BLOCKS.get(min(block), min(ASSUMED_SMALL_BLOCKS.values()))
         why = "" if {*block} <= {*BLOCK_SIDES} else f"it takes blocks with sides of {BLOCK_SIDES}, got {block}"
         why = why or _too_old(roof)
@@ -343,7 +344,7 @@ def candidates(
     found.append(costs("sparse tensor cores", stored, alpha * useful, launches + packs, rate, why, more + moved))
     why = why or ("it takes alpha = 2" if alpha != 2 else "")
     why = why or (f"it takes sizes in multiples of 16, got {n} x {k}" if n % 16 or k % 16 else "")
-    two_four = formats.get("2:4", formats["partition labels"]) + activations
+    two_four = formats.get(TWO_FOUR, formats["partition labels"]) + activations
     moved, packs = anew("torch.sparse")
     found.append(costs("torch.sparse", two_four, alpha * useful, launches + packs, 2.0, why, more + moved))
     return found
@@ -368,7 +369,7 @@ def repacking(name: str, op: str, structure: str, weights: int, alpha: int, size
     values = parent * max(alpha // 2, 1)  # four children: a zero beside each value
     wide, index = alpha * parent, alpha * codes
     moved, launches = (2 * parent + codes, 1) if op == "split_matmul" else (0.0, 0)
-    moved += parent + (codes if op == "merge_matmul" and structure == "2:4" else 0.0)
+    moved += parent + (codes if op == "merge_matmul" and structure == TWO_FOUR else 0.0)
     moved += 2 * weights if alpha == 4 else 0.0  # which of each pair is the zero
     if name == "sparse tensor cores":
         return moved + values, launches + 1
@@ -472,8 +473,8 @@ def _why_not_sparse(op: str, structure: str, alpha: int, dtype: str) -> str:
         return "no operand of dW is sparse"
     if dtype not in ("bf16", "fp16"):
         return f"it takes bf16 and fp16, got {dtype}"
-    if op == "split_matmul" and structure != "2:4":
-        return "it takes structure 2:4 here"
+    if op == "split_matmul" and structure != TWO_FOUR:
+        return f"it takes structure {TWO_FOUR} here"
     return "" if alpha in (2, 4) else f"it takes alpha = 2 or 4, got {alpha}"
 
 
@@ -496,5 +497,5 @@ def _check(
     for name, size in whole.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"model: {name} must be a positive integer, got {size!r}")
-    if structure == "2:4" and alpha != 2:
-        raise ValueError(f"model: structure '2:4' has alpha = 2, got {alpha}")
+    if structure == TWO_FOUR and alpha != 2:
+        raise ValueError(f"model: structure {TWO_FOUR!r} has alpha = 2, got {alpha}")

@@ -27,8 +27,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from fpe.bench import timing
-from fpe.kernels import ops
 from fpe.kernels.device import KNOWN
+from fpe.kernels.partition.interleaved import as_merge
 
 LAUNCHERS = {
     "block.triton": ("block_matmul_triton", "block_matmul_t_triton", "block_grad_triton"),
@@ -47,7 +47,7 @@ LAUNCHERS = {
         "semi_structured_grad_sparse_tensor_core",
         "multiply_interleaved",
     ),
-    "semi_structured.torch": (
+    "semi_structured.torch_sparse": (
         "semi_structured_matmul_torch",
         "semi_structured_matmul_t_torch",
         "semi_structured_grad_torch",
@@ -190,7 +190,7 @@ def _launcher(device: FakeDevice, module: str, name: str, real: Callable[..., Te
             return real(*args, **({} if config is None else {"config": config}), **kwargs)
         if device.lost:
             raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
-        if not module.endswith("torch"):
+        if not module.endswith("torch_sparse"):
             real(*args, **({} if config is None else {"config": config}), **kwargs)
         operand = args[0]
         floats = [t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in args]
@@ -346,6 +346,11 @@ def fake_device(**given: Any) -> Iterator[FakeDevice]:
             loaded = import_module(f"fpe.kernels.{module}")
             for name in names:
                 stack.enter_context(patch.object(loaded, name, _launcher(device, module, name, getattr(loaded, name))))
+            replaced = {
+                op: getattr(loaded, run.__name__, None) or as_merge(loaded.multiply_interleaved)
+                for op, run in loaded.OPERATIONS.items()
+            }
+            stack.enter_context(patch.dict(loaded.OPERATIONS, replaced))
         packed = import_module("fpe.kernels.semi_structured.sparse_tensor_core")
         stack.enter_context(patch.object(packed, "_misplaced", lambda values, layout: None))  # nothing is packed here
         _forget()
@@ -358,7 +363,7 @@ def _forget() -> None:
     from fpe.kernels import device, dispatch
     from fpe.kernels.semi_structured import sparse_tensor_core
 
-    for cached in (ops._implementation, device._query, dispatch.roof_of, sparse_tensor_core._is_sound):
+    for cached in (device._query, dispatch.roof_of, sparse_tensor_core._is_sound):
         cached.cache_clear()
     dispatch._ranked_on.cache_clear()
     for value in list(vars(import_module("fpe.kernels.block.triton")).values()):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fpe
 from fpe.bench.lab.replay import Access
+from fpe.kernels.dispatch import Backend
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -28,6 +29,16 @@ def bytes_touched(access: Access) -> np.ndarray:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def allow(
+    monkeypatch: pytest.MonkeyPatch,
+    backends: dict[str, Backend],
+    name: str,
+    why_not: Callable[..., str | None] = lambda *call: None,
+) -> None:
+    """Lets a backend run anywhere, or says otherwise why not."""
+    monkeypatch.setitem(backends, name, replace(backends[name], why_not=why_not))
 
 
 def readable_id(value: object) -> str | None:

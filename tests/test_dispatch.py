@@ -7,13 +7,17 @@ from unittest.mock import patch
 import pytest
 import torch
 from gluon_numpy import on_numpy
-from support import seeded
+from support import allow, seeded
 from torch import Tensor
 
-from fpe.kernels import PackedLabels, device, dispatch, merge_matmul, ops, split_matmul
-from fpe.kernels.dispatch import CONSTANT, IMPLEMENTATIONS, UnsupportedError, choose_backend, ranked, roof_for
+from fpe.kernels import PackedLabels, device, dispatch, merge_matmul, split_matmul
+from fpe.kernels.dispatch import EAGER, UnsupportedError, choose_backend, ranked, roof_for, stays
 from fpe.kernels.model import PUBLISHED, candidates
-from fpe.kernels.semi_structured.backends import WHY_NOT
+from fpe.kernels.partition import ops
+from fpe.kernels.partition.backends import SPLIT
+from fpe.kernels.partition.interleaved import as_merge
+from fpe.kernels.semi_structured import torch_sparse
+from fpe.kernels.semi_structured.backends import BACKENDS
 
 SHAPES = [(m, n, k) for m in (1, 16, 64, 256, 2048, 16384) for n, k in ((14336, 4096), (4096, 4096), (64, 512))]
 
@@ -24,39 +28,39 @@ SHAPES = [(m, n, k) for m in (1, 16, 64, 256, 2048, 16384) for n, k in ((14336, 
 def test_the_fastest_candidate_comes_first(gpu: str, op: str, alpha: int) -> None:
     for m, n, k in SHAPES:
         found = candidates(op, "random", m, n, k, alpha, "bf16", PUBLISHED[gpu])
-        able = {IMPLEMENTATIONS.get(c.name): c.seconds for c in found if not c.reason_not}
+        able = {c.name: c.seconds for c in found if not c.reason_not}
         order = ranked(op, m, n, k, alpha, "bf16", PUBLISHED[gpu])
-        assert [able[name] for name in order] == sorted(able.values())[: len(order)] and order[-1] == "eager"
+        assert [able[name] for name in order] == sorted(able.values())[: len(order)] and order[-1] == EAGER
 
 
 def test_one_token_reads_packed_labels_and_a_large_batch_of_many_children_does_not() -> None:
-    assert ranked("split_matmul", 1, 14336, 4096, 2, "bf16", PUBLISHED["h200"]) == ("triton", "eager")
-    assert ranked("split_matmul", 16384, 14336, 4096, 8, "bf16", PUBLISHED["h200"]) == ("eager",)
-    assert ranked("split_matmul", 0, 14336, 4096, 2, "bf16", PUBLISHED["h200"]) == ("eager",)
+    assert ranked("split_matmul", 1, 14336, 4096, 2, "bf16", PUBLISHED["h200"]) == ("packed labels", EAGER)
+    assert ranked("split_matmul", 16384, 14336, 4096, 8, "bf16", PUBLISHED["h200"]) == (EAGER,)
+    assert ranked("split_matmul", 0, 14336, 4096, 2, "bf16", PUBLISHED["h200"]) == (EAGER,)
 
 
 def test_a_large_batch_of_merged_children_runs_on_sparse_tensor_cores() -> None:
-    assert ranked("merge_matmul", 1, 14336, 4096, 2, "bf16", PUBLISHED["4090"])[0] == "triton"
-    assert ranked("merge_matmul", 8192, 14336, 4096, 2, "bf16", PUBLISHED["4090"])[0] == "sparse_tensor_core"
-    assert ranked("merge_matmul", 8192, 14336, 4096, 2, "bf16", PUBLISHED["h200"])[0] == "torch"
-    assert "sparse_tensor_core" not in ranked("merge_matmul", 8192, 14336, 4096, 8, "bf16", PUBLISHED["4090"])
+    assert ranked("merge_matmul", 1, 14336, 4096, 2, "bf16", PUBLISHED["4090"])[0] == "packed labels"
+    assert ranked("merge_matmul", 8192, 14336, 4096, 2, "bf16", PUBLISHED["4090"])[0] == "sparse tensor cores"
+    assert ranked("merge_matmul", 8192, 14336, 4096, 2, "bf16", PUBLISHED["h200"])[0] == "torch.sparse"
+    assert "sparse tensor cores" not in ranked("merge_matmul", 8192, 14336, 4096, 8, "bf16", PUBLISHED["4090"])
 
 
-@pytest.mark.parametrize(("m", "wanted"), [(128, "triton"), (8192, "sparse_tensor_core")])
+@pytest.mark.parametrize(("m", "wanted"), [(128, "packed labels"), (8192, "sparse tensor cores")])
 def test_weights_that_change_are_compressed_for_large_batches_alone(m: int, wanted: str) -> None:
     sizes = ("merge_matmul", m, 14336, 4096, 2, "bf16", PUBLISHED["4090"])
-    assert ranked(*sizes)[0] == "sparse_tensor_core"
+    assert ranked(*sizes)[0] == "sparse tensor cores"
     assert ranked(*sizes, constant=False)[0] == wanted
 
 
-def test_an_open_choice_knows_whether_weights_change() -> None:
+def test_forms_are_kept_of_weights_that_do_not_change() -> None:
     w = torch.ones(1, requires_grad=True)
-    assert dispatch.for_weights("auto", w, w) == "auto" and dispatch.for_weights("triton", w, w) == "triton"
+    assert not stays(w, w)
     with torch.no_grad():
-        assert dispatch.for_weights("auto", w, w) == CONSTANT
-        assert dispatch.for_weights("auto", w, w.half()) == "auto"  # cast anew in every call
+        assert stays(w, w)
+        assert not stays(w, w.half())  # cast anew in every call
     frozen = w.detach()
-    assert dispatch.for_weights("auto", frozen, frozen) == CONSTANT
+    assert stays(frozen, frozen)
 
 
 def test_a_roof_is_found_for_every_gpu(tmp_path: Path) -> None:
@@ -80,11 +84,21 @@ class OnCuda:
 def test_auto_stays_open_only_where_both_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     operand: Tensor = OnCuda()  # type: ignore[assignment]
     monkeypatch.setattr(dispatch, "arch_of", lambda device: 90)
-    assert choose_backend("op", "auto", operand, by_cost=True) == "auto"
-    assert choose_backend("op", "auto", operand) == "triton"
-    assert choose_backend("op", "auto", operand, "too many children", by_cost=True) == "eager"
-    assert choose_backend("op", "triton", operand, by_cost=True) == "triton"
-    assert choose_backend("op", "auto", torch.ones(1), by_cost=True) == "eager"
+    assert choose_backend("op", "auto", operand, SPLIT, 2, by_cost=True) == "auto"
+    assert choose_backend("op", "auto", operand, SPLIT, 2) == "triton"
+    assert choose_backend("op", "auto", operand, SPLIT, 9) == "eager"
+    assert choose_backend("op", "triton", operand, SPLIT, 2, by_cost=True) == "triton"
+    assert choose_backend("op", "auto", torch.ones(1), SPLIT, 2, by_cost=True) == "eager"
+
+
+def test_an_open_choice_leaves_out_what_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    operand: Tensor = OnCuda()  # type: ignore[assignment]
+    monkeypatch.setattr(dispatch, "arch_of", lambda device: 90)
+    monkeypatch.setattr(dispatch, "ranked_here", lambda *call: ("packed labels", EAGER))
+    assert dispatch.fastest("split_matmul", (1, 64, 64, 8), operand, SPLIT, 8) == "triton"
+    assert dispatch.fastest("split_matmul", (1, 64, 64, 9), operand, SPLIT, 9) == "eager"
+    monkeypatch.setattr(OnCuda, "dtype", torch.float64)
+    assert dispatch.fastest("split_matmul", (1, 64, 64, 8), operand, SPLIT, 8) == "eager"
 
 
 @pytest.mark.parametrize(
@@ -101,13 +115,13 @@ def test_a_triton_that_leaves_out_a_fence_is_refused_where_no_kernel_can_set_it(
     operand: Tensor = OnCuda()  # type: ignore[assignment]
     monkeypatch.setattr(dispatch, "arch_of", lambda device: arch)
     monkeypatch.setattr(device, "triton_version", lambda: version)
-    assert choose_backend("op", "auto", operand) == ("triton" if runs else "eager")
+    assert choose_backend("op", "auto", operand, SPLIT, 2) == ("triton" if runs else "eager")
     if not runs:
         with pytest.raises(UnsupportedError, match=f"capability {arch / 10} it needs Triton 3.7.1 or newer"):
-            choose_backend("op", "triton", operand)
+            choose_backend("op", "triton", operand, SPLIT, 2)
 
 
-@pytest.mark.parametrize("chosen", ["triton", "eager"])
+@pytest.mark.parametrize("chosen", ["packed labels", EAGER])
 def test_an_open_choice_is_made_when_the_operation_runs(chosen: str) -> None:
     asked = []
 
@@ -137,11 +151,11 @@ def test_a_merge_runs_as_2_to_4_where_that_comes_first_and_can_run(
     owners = PackedLabels.pack(labels.T.contiguous(), alpha).T if transposed else PackedLabels.pack(labels, alpha)
     table = owners.planes if packed else labels
     weight = w.T.contiguous().T if transposed else w
-    arguments = (z, weight, table, bias, "relu", packed and transposed)
-    monkeypatch.setattr(dispatch, "ranked_here", lambda *sizes, **more: ("sparse_tensor_core", "eager"))
+    arguments = (z, weight, table, bias, "relu", True, packed and transposed)
+    monkeypatch.setattr(dispatch, "ranked_here", lambda *sizes, **more: ("sparse tensor cores", EAGER))
     ran = []
     for reason in (None, "it is broken"):
-        monkeypatch.setitem(WHY_NOT, "sparse_tensor_core", lambda *call, why=reason: ran.append(call[1:]) or why)
+        allow(monkeypatch, BACKENDS, "sparse_tensor_core", lambda *call, why=reason: ran.append(call[1:]) or why)
         with on_numpy():
             y = ops.merge_matmul(*arguments, "auto")
         assert torch.equal(y, merge_matmul(z, w, labels, bias, "relu", backend="eager"))
@@ -149,11 +163,9 @@ def test_a_merge_runs_as_2_to_4_where_that_comes_first_and_can_run(
 
 
 def test_gradients_of_a_merge_on_sparse_tensor_cores_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(WHY_NOT, "torch", lambda *call: None)
-    monkeypatch.setattr(
-        "fpe.kernels.semi_structured.torch.multiply_interleaved",
-        lambda x, w, alpha, layout, bias: x @ layout.to_dense(layout.from_parent(w))[0].T,
-    )
+    allow(monkeypatch, BACKENDS, "torch")
+    by_hand = as_merge(lambda x, w, alpha, layout, bias: x @ layout.to_dense(layout.from_parent(w))[0].T)
+    monkeypatch.setitem(torch_sparse.OPERATIONS, "merge_matmul", by_hand)
     labels = torch.randint(2, (7, 9), generator=seeded(1), dtype=torch.uint8)
     z, w = torch.randn(3, 2, 9, generator=seeded(2)), torch.randn(7, 9, generator=seeded(3))
     gradients = []

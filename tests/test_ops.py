@@ -155,7 +155,7 @@ OPS = (
         lambda z, w, t: merge_matmul(z, w, t.labels),
         _dense_merge,
         lambda z, w, t: kernels.merge_matmul_eager(z, w, t.labels),
-        lambda z, w, t: (z, w, t.labels, None, None, False, "eager"),
+        lambda z, w, t: (z, w, t.labels, None, None, True, False, "eager"),
         lambda c, t: ((*c.lead, c.alpha, c.k), (c.n, c.k)),
     ),
     Op(

@@ -270,7 +270,7 @@ def test_opcheck(op: str, transposed: bool) -> None:
     w, x, z, dy = (w.float().requires_grad_(), y, dy, z) if transposed else (w.float().requires_grad_(), x, z, dy)
     arguments = {
         "split_matmul": (x, w, labels.planes, torch.ones(2, w.shape[0]), None, 2, transposed, "triton"),
-        "merge_matmul": (z, w, labels.planes, torch.ones(w.shape[0]), None, transposed, "triton"),
+        "merge_matmul": (z, w, labels.planes, torch.ones(w.shape[0]), None, True, transposed, "triton"),
         "partition_grad": (dy, x, labels.planes, transposed, "triton"),
     }[op]
     torch.library.opcheck(getattr(torch.ops.fpe, op).default, arguments)

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support import allow
 from torch import Tensor
 
 from fpe.bench import peers
 from fpe.bench.problems import AbsentError, Case, Problem
-from fpe.kernels.semi_structured.backends import WHY_NOT
+from fpe.kernels.semi_structured.backends import BACKENDS
 
 
 def problem(m: int = 5, n: int = 16, k: int = 64, dtype: str = "bf16") -> Problem:
@@ -22,7 +23,7 @@ class Library:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.searched: list[tuple[torch.Size, bool]] = []
         self.ran: list[tuple[torch.Size, bool, int]] = []
-        monkeypatch.setitem(WHY_NOT, "torch", lambda operand, outputs, inputs: None)
+        allow(monkeypatch, BACKENDS, "torch")
         monkeypatch.setattr(peers, "has_cusparselt", lambda: True)
         kinds = torch.sparse.SparseSemiStructuredTensorCUSPARSELT
         monkeypatch.setattr(kinds, "_validate_device_dim_dtype_shape", lambda tensor: None)
@@ -74,7 +75,7 @@ def test_torch_24_is_absent_for_a_reason(
 ) -> None:
     made = make()
     if isinstance(made, SimpleNamespace):
-        monkeypatch.setattr("fpe.kernels.semi_structured.torch.has_cusparselt", lambda: made.cusparselt)
+        monkeypatch.setattr("fpe.kernels.semi_structured.torch_sparse.has_cusparselt", lambda: made.cusparselt)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: made.properties)
     with pytest.raises(AbsentError, match=says):
         peers.semi_structured(made, False)

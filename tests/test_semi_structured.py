@@ -26,7 +26,8 @@ from fpe.kernels import (
 from fpe.kernels.device import KNOWN
 from fpe.kernels.model import PUBLISHED
 from fpe.kernels.semi_structured import backends, config
-from fpe.kernels.semi_structured import torch as torch_backend
+from fpe.kernels.semi_structured import ops as semi_structured_ops
+from fpe.kernels.semi_structured import torch_sparse as torch_backend
 from fpe.kernels.semi_structured import triton as triton_kernels
 from fpe.kernels.semi_structured.config import Config
 from fpe.kernels.semi_structured.memo import once_per_version
@@ -180,8 +181,8 @@ def test_opcheck(children: int, backend: str) -> None:
     layout, (w, x, dy) = case.layout(), (t.float().requires_grad_() for t in case.tensors())
     values = layout.from_dense(w).detach().requires_grad_()
     calls = {
-        "semi_structured_matmul": (x, values, layout.codes, torch.ones(children, 7), 27, backend),
-        "semi_structured_matmul_t": (dy, values, layout.codes, 27, backend),
+        "semi_structured_matmul": (x, values, layout.codes, torch.ones(children, 7), 27, True, backend),
+        "semi_structured_matmul_t": (dy, values, layout.codes, 27, True, backend),
         "semi_structured_grad": (dy, x, layout.codes, backend),
         "semi_structured_compress": (w, layout.codes, children, backend),
         "semi_structured_expand": (values, layout.codes, 27, backend),
@@ -307,17 +308,16 @@ def chosen(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     roof = next(r for r in PUBLISHED.values() if r.arch == 10 * arch[0] + arch[1]) if arch >= (8, 0) else None
     monkeypatch.setattr(
-        backends, "ranked_here", lambda *s: dispatch.ranked(*s[:5], dispatch.dtype_name(s[5]), roof, *s[6:])
+        dispatch, "ranked_here", lambda *s: dispatch.ranked(*s[:5], dispatch.dtype_name(s[5]), roof, *s[6:])
     )
     for module in (backends, dispatch):
         monkeypatch.setattr(module, "triton_installed", lambda: triton)
     monkeypatch.setattr("fpe.kernels.semi_structured.sparse_tensor_core.is_sound", lambda device, dtype: sound)
     monkeypatch.setattr(torch_backend, "has_cusparselt", lambda: cusparselt)
     own, layout = OnGpu(dtype, shape=(case.m,)), case.layout()
-    if backend != "auto":
-        return backends.choose_backend("op", backend, own, layout)  # type: ignore[arg-type]
-    assert backends.choose_backend("op", backend, own, layout) == "auto"  # type: ignore[arg-type]
-    return backends.fastest_here(op, own, layout)  # type: ignore[arg-type]
+    weight = (layout.children * layout.shape[0], layout.shape[1])
+    resolved = dispatch.choose_backend("op", backend, own, backends.BACKENDS, *weight, by_cost=True)  # type: ignore[arg-type]
+    return backends.fastest(op, own, layout) if resolved == "auto" else resolved  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -346,17 +346,17 @@ def test_auto_takes_what_is_predicted_fastest_of_what_can_run(
 
 def test_hopper_multiplies_large_batches_by_cusparselt() -> None:
     layout = SemiStructuredLayout((4096, 14336), NO_CODES, None, 2)
-    sizes = backends.as_partition("semi_structured_matmul", 8192, layout)
-    assert dispatch.ranked(*sizes, "bf16", PUBLISHED["h200"], "2:4")[0] == "torch"
-    assert dispatch.ranked(*sizes, "bf16", PUBLISHED["4090"], "2:4")[0] == "sparse_tensor_core"
-    assert "sparse_tensor_core" not in dispatch.ranked(*sizes, "bf16", PUBLISHED["b200"], "2:4")
+    op, sizes = backends.as_partition("semi_structured_matmul", 8192, layout)
+    assert dispatch.ranked(op, *sizes, "bf16", PUBLISHED["h200"], "2:4")[0] == "torch.sparse"
+    assert dispatch.ranked(op, *sizes, "bf16", PUBLISHED["4090"], "2:4")[0] == "sparse tensor cores"
+    assert "sparse tensor cores" not in dispatch.ranked(op, *sizes, "bf16", PUBLISHED["b200"], "2:4")
 
 
 @pytest.mark.parametrize("op", OPS, ids=str)
 def test_auto_decides_when_the_operation_runs(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, asked = Case(), []
-    monkeypatch.setattr("fpe.kernels.semi_structured.api.choose_backend", lambda *args: "auto")
-    monkeypatch.setattr(backends, "fastest_here", lambda name, x, *rest: asked.append((name, len(x))) or "triton")
+    monkeypatch.setattr("fpe.kernels.semi_structured.api.choose_backend", lambda *args, **more: "auto")
+    monkeypatch.setattr(semi_structured_ops, "fastest", lambda name, x, *rest: asked.append((name, len(x))) or "triton")
     OPS[op](*operands(op, case, torch.float16), case.layout(), "auto")
     assert [m for _, m in asked] == [case.m]
 

@@ -12,7 +12,7 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_fro
 
 from fpe import kernels
 from fpe.kernels import HOLE, SemiStructuredLayout, semi_structured_matmul
-from fpe.kernels.semi_structured import torch as torch_backend
+from fpe.kernels.semi_structured import torch_sparse as torch_backend
 from fpe.kernels.semi_structured.layout import CODES, complement
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
+
 from ..problems import Case
 from ..providers import OURS
 from ..suite import Skip
 from .steps import RED
 
-_FAMILIES = {"random": "partition", "2:4": "semi_structured", "block": "block"}
+_FAMILIES: dict[str, str] = {RANDOM: "partition", TWO_FOUR: "semi_structured", BLOCK: "block"}
 _OPERATIONS = {
     "partition": ("split_matmul", "merge_matmul", "partition_grad"),
     "semi_structured": ("semi_structured_matmul", "semi_structured_matmul_t", "semi_structured_grad"),

@@ -11,6 +11,7 @@ from torch import Tensor
 import fpe
 from fpe import kernels
 from fpe.kernels import BlockLayout
+from fpe.kernels.structures import TWO_FOUR
 
 from .gate import Cast, Check
 
@@ -170,7 +171,7 @@ def _layer_checks() -> Iterator[Check]:
     for name, partition in {
         "random": fpe.Partition.random(parents, inputs, 2, generator=generator),
         "random, alpha 4": fpe.Partition.random(parents, inputs, 4, generator=generator),
-        "2:4": fpe.Partition.semi_structured(parents, inputs, generator=generator),
+        TWO_FOUR: fpe.Partition.semi_structured(parents, inputs, generator=generator),
     }.items():
         made[f"SplitLinear {name}"] = partial(fpe.SplitLinear, partition, True)
         made[f"MergeLinear {name}"] = partial(fpe.MergeLinear, partition, True)

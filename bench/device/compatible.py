@@ -13,6 +13,7 @@ import triton
 import fpe
 from fpe import bench, kernels
 from fpe.kernels.device import KNOWN
+from fpe.kernels.structures import TWO_FOUR
 
 from ..problems import Case
 from . import cli, warm
@@ -20,7 +21,7 @@ from . import cli, warm
 ARCHITECTURES = (80, 90)
 CASES = (
     Case(16, 4096, 14336),
-    Case(1024, 4096, 14336, structure="2:4"),
+    Case(1024, 4096, 14336, structure=TWO_FOUR),
     Case(1024, 4096, 14336, structure="block"),
     Case(16, 4096, 14336, 4),
 )
@@ -37,7 +38,7 @@ def main() -> int:
         import_module(name)
     print(f"{len(names)} modules imported")
     todo = [launch for case in CASES for level in ("op", "merge") for launch in warm.launches(case, level, ())
-            if not (level == "merge" and case.structure == "2:4")]  # fmt: skip
+            if not (level == "merge" and case.structure == TWO_FOUR)]  # fmt: skip
     bad = 0
     for arch in ARCHITECTURES:
         rows = warm.compile_all(todo, arch, KNOWN[arch], jobs=1)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
@@ -23,6 +23,8 @@ from .steps import Rows
 
 MODULES = ("block.triton", "partition.triton", "semi_structured.triton", "semi_structured.sparse_tensor_core")
 """Modules of ``fpe.kernels`` that ask for the device."""
+COMPILED = ("triton", "sparse_tensor_core")
+"""Backends whose kernels are ours."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,11 @@ def offline(arch: int, device: Device, skip: Callable[[str, str], bool]) -> Iter
     Yields:
         What was compiled.
     """
-    from fpe.kernels import dispatch
-    from fpe.kernels.semi_structured import backends
+    from fpe.kernels.block import backends as block
+    from fpe.kernels.dispatch import never
+    from fpe.kernels.mlp import backends as mlp
+    from fpe.kernels.partition import backends as partition
+    from fpe.kernels.semi_structured import backends as semi_structured
 
     from ..lab.compile import catching
 
@@ -120,9 +125,9 @@ def offline(arch: int, device: Device, skip: Callable[[str, str], bool]) -> Iter
         caught = stack.enter_context(catching(arch, skip))
         for name in MODULES:
             stack.enter_context(patch.object(import_module(f"fpe.kernels.{name}"), "device_of", lambda tensor: device))
-        stack.enter_context(patch.object(dispatch, "why_not_triton", lambda *a: None))
-        able = {"triton": lambda *a: None, "sparse_tensor_core": lambda *a: None}
-        stack.enter_context(patch.dict(backends.WHY_NOT, able))
+        for backends in (partition.SPLIT, partition.MERGE, block.BACKENDS, mlp.BACKENDS, semi_structured.BACKENDS):
+            able = {name: replace(b, why_not=never) for name, b in backends.items() if name in COMPILED}
+            stack.enter_context(patch.dict(backends, able))
         yield caught
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fpe.kernels.model import INFERENCE, PUBLISHED, TRAINING, Roof, best, crossover, layer_candidates
+from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
 
 from .. import memory, verdict
 from ..problems import Case, Problem
@@ -28,7 +29,7 @@ SHOWN_GPU = "h200"
 """Whose published roofs stand in where nothing was measured."""
 GPUS = ("a100", "a6000", "4090", "h100", "h200", "b200", "5090")
 ROWS = tuple(2**e for e in range(15))
-COLOURS = {"random": "#2a7de1", "2:4": "#2f9e44", "block": "#9c36b5", "parent": "#212529", "wide": "#868e96"}
+COLOURS = {RANDOM: "#2a7de1", TWO_FOUR: "#2f9e44", BLOCK: "#9c36b5", "parent": "#212529", "wide": "#868e96"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def crossover_table(layers: Sequence[Layer] = (LAYER, Layer(LAYER.n, LAYER.k, 4)
         roof = PUBLISHED[key]
         for layer in layers:
             for structure in layer.structures():
-                block = layer.block if structure == "block" else None
+                block = layer.block if structure == BLOCK else None
                 sizes = (structure, layer.n, layer.k, layer.alpha, layer.dtype, roof, block)
                 cells = [
                     verdict.rows_in_words(crossover(passes, *sizes, tolerance=tolerance))
@@ -290,7 +291,7 @@ def _predicted_points(name: str, roof: Roof, layer: Layer) -> list[tuple[float, 
     points = []
     for m in ROWS:
         structure = "random" if name == "parent" else name
-        block = layer.block if structure == "block" else None
+        block = layer.block if structure == BLOCK else None
         (found,) = layer_candidates(INFERENCE, structure, m, layer.n, layer.k, layer.alpha, layer.dtype, roof, block)
         shown = next(c for c in found if c.name == "parent") if name == "parent" else best(found)
         useful = 2 * m * layer.n * layer.k

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..activations import check_activation
 from ..checks import as_rows, autocast, check_pair, check_tensor
 from ..dispatch import choose_backend
-from .config import limit
+from . import ops
+from .backends import BACKENDS
 from .layout import BlockLayout
 
 
@@ -51,7 +51,7 @@ def block_matmul(
         (bias,) = autocast(bias)
     x, values = autocast(x, values)
     check_tensor(op, "x", x, (k,), batched=True, like=values)
-    chosen = choose_backend(op, backend, x, limit(layout.block))
+    chosen = choose_backend(op, backend, x, BACKENDS, layout.block)
     y = ops.block_matmul(as_rows(x, 1), values, *layout.tensors, bias, activation, n, k, chosen)
     return y.view(*x.shape[:-1], n)
 
@@ -81,7 +81,7 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
     dy, values = autocast(dy, values)
     check_tensor(op, "dy", dy, (n,), batched=True, like=values)
     dx = ops.block_matmul_t(
-        as_rows(dy, 1), values, *layout.tensors, n, k, choose_backend(op, backend, dy, limit(layout.block))
+        as_rows(dy, 1), values, *layout.tensors, n, k, choose_backend(op, backend, dy, BACKENDS, layout.block)
     )
     return dx.view(*dy.shape[:-1], k)
 
@@ -113,7 +113,7 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
     _check_index(op, layout, x)
     dy, x = autocast(dy, x)
     check_tensor(op, "dy", dy, (*x.shape[:-1], n), like=x)
-    chosen = choose_backend(op, backend, x, limit(layout.block))
+    chosen = choose_backend(op, backend, x, BACKENDS, layout.block)
     return ops.block_grad(as_rows(dy, 1), as_rows(x, 1), *layout.tensors, *layout.block, chosen)
 
 

@@ -57,3 +57,10 @@ def _segments(pointers: Tensor) -> list[tuple[int, int, int]]:
     """Non-empty segments of a compressed index, as ``(segment, start, stop)``."""
     bounds = pointers.tolist()
     return [(i, a, b) for i, (a, b) in enumerate(pairwise(bounds)) if a < b]
+
+
+OPERATIONS = {
+    "block_matmul": block_matmul_eager,
+    "block_matmul_t": block_matmul_t_eager,
+    "block_grad": block_grad_eager,
+}

@@ -248,3 +248,10 @@ def _launch_multiply(
     if config.split > 1:
         launch_reduce(out, result, bias, activation)
     return result.to(a.dtype)
+
+
+OPERATIONS = {
+    "block_matmul": block_matmul_triton,
+    "block_matmul_t": block_matmul_t_triton,
+    "block_grad": block_grad_triton,
+}

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .. import ops
 from ..activations import check_activation
 from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import choose_backend
@@ -12,6 +11,8 @@ from ..partition.api import check_labels, merge_matmul, split_matmul
 from ..partition.config import limit as too_many_children
 from ..partition.eager import Labels
 from ..partition.labels import check_alpha
+from . import ops
+from .backends import BACKENDS
 from .config import limit
 
 
@@ -74,7 +75,7 @@ def expanded_mlp(
             check_tensor(op, name, bias, shape, like=w1)
     trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w1, w2, bias1, bias2))
     reason = "a gradient is wanted" if trains else too_many_children(alpha) or limit(hidden, alpha, w1.element_size())
-    chosen = choose_backend(op, backend, w1, reason)
+    chosen = choose_backend(op, backend, w1, BACKENDS, reason)
     if trains or (chosen == "eager" and backend == "auto"):
         h = split_matmul(x, w1, labels1, alpha, bias1, activation, backend=backend)
         if labels2 is not None:

@@ -22,3 +22,8 @@ def expanded_mlp_eager(
     if labels2 is None:
         return linear(hidden.flatten(1), w2, bias2)
     return merge_matmul_eager(hidden, w2, labels2, bias2)
+
+
+OPERATIONS = {
+    "expanded_mlp": expanded_mlp_eager,
+}

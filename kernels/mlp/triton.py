@@ -199,3 +199,8 @@ def _launch(
         maxnreg=255,
     )
     return result.to(x.dtype)
+
+
+OPERATIONS = {
+    "expanded_mlp": expanded_mlp_triton,
+}

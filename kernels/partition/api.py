@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..activations import check_activation
 from ..checks import as_rows, autocast, check_tensor
-from ..dispatch import choose_backend, for_weights
-from . import interleaved
-from .config import limit
+from ..dispatch import choose_backend, stays
+from . import ops
+from .backends import MERGE, SPLIT
 from .eager import Labels
 from .labels import PackedLabels, check_alpha, digits, row_bytes
 
@@ -60,7 +59,7 @@ def split_matmul(
     bias = _check_epilogue(op, bias, (alpha, n), activation, w)
     x, w = autocast(x, w)
     check_tensor(op, "x", x, (k,), batched=True, like=w)
-    chosen = choose_backend(op, backend, w, limit(alpha), by_cost=True)
+    chosen = choose_backend(op, backend, w, SPLIT, alpha, by_cost=True)
     y = ops.split_matmul(as_rows(x, 1), w, table, bias, activation, alpha, transposed, chosen)
     return y.view(*x.shape[:-1], alpha, n)
 
@@ -113,8 +112,8 @@ def merge_matmul(
     given = w
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
-    chosen = for_weights(interleaved.choose_backend(op, backend, w, alpha), given, w)
-    y = ops.merge_matmul(as_rows(z, 2), w, table, bias, activation, transposed, chosen)
+    chosen = choose_backend(op, backend, w, MERGE, alpha, by_cost=True)
+    y = ops.merge_matmul(as_rows(z, 2), w, table, bias, activation, stays(given, w), transposed, chosen)
     return y.view(*z.shape[:-2], n)
 
 
@@ -153,7 +152,7 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
     alpha = dy.shape[-2]
     check_alpha(op, alpha)
     table, transposed = check_labels(op, labels, (n, k), alpha, x)
-    chosen = choose_backend(op, backend, x, limit(alpha), by_cost=True)
+    chosen = choose_backend(op, backend, x, SPLIT, alpha, by_cost=True)
     return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, transposed, chosen)
 
 

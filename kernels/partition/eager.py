@@ -53,3 +53,10 @@ def stored_like(labels: Labels, dw: Tensor) -> Tensor:
     """``dw`` contiguous as the weight is stored: by columns where the labels are packed for its transpose."""
     transposed = isinstance(labels, PackedLabels) and labels.transposed
     return dw.T.contiguous().T if transposed else dw.contiguous()
+
+
+OPERATIONS = {
+    "split_matmul": split_matmul_eager,
+    "merge_matmul": merge_matmul_eager,
+    "partition_grad": partition_grad_eager,
+}

@@ -5,68 +5,38 @@ Whatever the labels are, an edge reads one child of its input, so that the weigh
 their own order. The activations are laid side by side by a copy.
 """
 
-from importlib import import_module
+from collections.abc import Callable
 
 from torch import Tensor
 
-from .. import dispatch
 from ..activations import finish
-from ..semi_structured.backends import WHY_NOT
 from ..semi_structured.layout import SemiStructuredLayout
 from ..semi_structured.memo import once_per_version
-from .config import limit
 from .labels import PackedLabels
 
-BACKENDS = ("sparse_tensor_core", "torch")
-"""Those of the semi-structured operations that run it."""
 CHILDREN = (2, 4)
 
 
-def choose_backend(op: str, backend: str, w: Tensor, alpha: int) -> str:
-    """As :func:`fpe.kernels.dispatch.choose_backend`, with two backends more.
-
-    Raises:
-        ValueError: No such backend exists.
-        UnsupportedError: The one insisted on cannot run this call; the message says why.
-    """
-    if backend not in BACKENDS:
-        return dispatch.choose_backend(op, backend, w, limit(alpha), by_cost=True, more=BACKENDS)
-    reason = why_not(backend, w, w.shape[0], w.shape[1], alpha)
-    if reason:
-        raise dispatch.UnsupportedError(f"{op}: backend {backend!r} cannot run here: {reason}")
-    return backend
-
-
-def why_not(backend: str, operand: Tensor, n: int, k: int, alpha: int) -> str | None:
-    """What keeps a backend from ``merge_matmul`` with a weight ``[n, k]``, in words; ``None`` where it can run."""
-    if alpha not in CHILDREN:
-        return f"it takes 2 or 4 children, got {alpha}"
-    return WHY_NOT[backend](operand, n, alpha * k)
-
-
-def merge_matmul_interleaved(
-    z: Tensor,
-    w: Tensor,
-    labels: Tensor,
-    transposed: bool,
-    bias: Tensor | None,
-    activation: str | None,
-    backend: str,
-) -> Tensor:
-    """As :func:`fpe.kernels.merge_matmul`, by a backend of the semi-structured operations.
+def as_merge(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``merge_matmul`` on ``z[M, alpha, K]`` by a product with a 2:4 weight.
 
     Args:
-        z: ``[M, alpha, K]``.
-        w: ``[N, K]``.
-        labels: uint8 ``[N, K]``, or planes of bits.
-        transposed: Whether the planes are those of ``w.T``.
-        bias: ``[N]``, or none.
-        activation: Of :data:`fpe.kernels.activations.ACTIVATIONS`, or none.
-        backend: One of :data:`BACKENDS`.
+        multiply: From activations ``[M, K * alpha]``, the weight ``w[N, K]``, alpha, the layout of the weight that
+            reads children side by side, and a bias or none, to ``y[M, N]``.
     """
-    run = import_module(f"..semi_structured.{backend}", __package__).multiply_interleaved
-    layout = _layout(labels, *w.shape, z.shape[1], transposed)
-    return finish(run(z.transpose(1, 2).flatten(1), w, z.shape[1], layout, bias), activation)
+
+    def merge_matmul(
+        z: Tensor,
+        w: Tensor,
+        labels: Tensor | PackedLabels,
+        bias: Tensor | None = None,
+        activation: str | None = None,
+    ) -> Tensor:
+        table, transposed = (labels.planes, labels.transposed) if isinstance(labels, PackedLabels) else (labels, False)
+        layout = _layout(table, *w.shape, z.shape[1], transposed)
+        return finish(multiply(z.transpose(1, 2).flatten(1), w, z.shape[1], layout, bias), activation)
+
+    return merge_matmul
 
 
 @once_per_version

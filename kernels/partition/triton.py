@@ -477,3 +477,10 @@ def _shared_options(config: Config, alpha: int, operand: Tensor) -> dict[str, An
         "BLOCK_K": config.block_k,
         **launch_options(config, operand),
     }
+
+
+OPERATIONS = {
+    "split_matmul": split_matmul_triton,
+    "merge_matmul": merge_matmul_triton,
+    "partition_grad": partition_grad_triton,
+}

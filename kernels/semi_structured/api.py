@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from .. import dispatch, ops
 from ..checks import as_rows, autocast, check_pair, check_tensor
-from .backends import choose_backend
+from ..dispatch import choose_backend, stays
+from . import ops
+from .backends import BACKENDS
 from .layout import SemiStructuredLayout
 
 
@@ -50,8 +51,8 @@ def semi_structured_matmul(
     check_tensor(op, "x", x, (k,), batched=True, like=values)
     rows = as_rows(x, 1)
     used = _kept(values, layout)
-    chosen = dispatch.for_weights(choose_backend(op, backend, rows, layout), given, used)
-    y = ops.semi_structured_matmul(rows, used, layout.codes, bias, k, chosen)
+    chosen = choose_backend(op, backend, rows, BACKENDS, layout.children * n, k, by_cost=True)
+    y = ops.semi_structured_matmul(rows, used, layout.codes, bias, k, stays(given, used), chosen)
     return y.view(*x.shape[:-1], layout.children, n)
 
 
@@ -87,8 +88,8 @@ def semi_structured_matmul_t(
     check_tensor(op, "dy", dy, (layout.children, n), batched=True, like=values)
     rows = as_rows(dy, 2)
     used = _kept(values, layout)
-    chosen = dispatch.for_weights(choose_backend(op, backend, rows, layout), given, used)
-    dx = ops.semi_structured_matmul_t(rows, used, layout.codes, k, chosen)
+    chosen = choose_backend(op, backend, rows, BACKENDS, layout.children * n, k, by_cost=True)
+    dx = ops.semi_structured_matmul_t(rows, used, layout.codes, k, stays(given, used), chosen)
     return dx.view(*dy.shape[:-2], k)
 
 
@@ -119,7 +120,8 @@ def semi_structured_grad(dy: Tensor, x: Tensor, layout: SemiStructuredLayout, *,
     dy, x = autocast(dy, x)
     check_tensor(op, "dy", dy, (*x.shape[:-1], layout.children, n), like=x)
     rows = as_rows(x, 1)
-    dvalues = ops.semi_structured_grad(as_rows(dy, 2), rows, layout.codes, choose_backend(op, backend, rows, layout))
+    chosen = choose_backend(op, backend, rows, BACKENDS, layout.children * n, k, by_cost=True)
+    dvalues = ops.semi_structured_grad(as_rows(dy, 2), rows, layout.codes, chosen)
     return _kept(dvalues, layout)
 
 
@@ -146,7 +148,9 @@ def semi_structured_compress(w: Tensor, layout: SemiStructuredLayout, *, backend
     n, k = _check_layout(op, layout)
     check_tensor(op, "w", w, (n, k))
     _check_index(op, layout, w)
-    chosen = dispatch.choose_backend(op, "auto" if backend in ("sparse_tensor_core", "torch") else backend, w)
+    copies = {name: BACKENDS[name] for name in ("triton", "eager")}
+    wanted = "auto" if backend in BACKENDS and backend not in copies else backend
+    chosen = choose_backend(op, wanted, w, copies, n, k)
     return _kept(ops.semi_structured_compress(w, layout.codes, layout.children, chosen), layout)
 
 

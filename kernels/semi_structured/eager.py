@@ -34,3 +34,12 @@ def semi_structured_compress_eager(w: Tensor, layout: SemiStructuredLayout) -> T
 def semi_structured_expand_eager(values: Tensor, layout: SemiStructuredLayout) -> Tensor:
     """The adjoint of :func:`semi_structured_compress_eager`: the children's dense weights, added, ``[N, K]``."""
     return layout.to_dense(values).sum(0)
+
+
+OPERATIONS = {
+    "semi_structured_matmul": semi_structured_matmul_eager,
+    "semi_structured_matmul_t": semi_structured_matmul_t_eager,
+    "semi_structured_grad": semi_structured_grad_eager,
+    "semi_structured_compress": semi_structured_compress_eager,
+    "semi_structured_expand": semi_structured_expand_eager,
+}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..device import device_of
+from ..partition.interleaved import as_merge
 from .config import STEP, SparseConfig, choose_sparse
 from .eager import semi_structured_matmul_eager
 from .fragments import TILE_ROWS, Fragments, pack_weights
@@ -195,3 +196,11 @@ def _misplaced(values: Tensor, layout: SemiStructuredLayout) -> str | None:
         turned = pack_transposed(values, layout.codes, layout.shape[1], "fragments")
         packed["values seen from their outputs"] = turned, layout.transposed(values)[0]
     return next((name for name, (ours, plain) in packed.items() if not torch.equal(ours, pack_weights(plain))), None)
+
+
+OPERATIONS = {
+    "semi_structured_matmul": semi_structured_matmul_sparse_tensor_core,
+    "semi_structured_matmul_t": semi_structured_matmul_t_sparse_tensor_core,
+    "semi_structured_grad": semi_structured_grad_sparse_tensor_core,
+    "merge_matmul": as_merge(multiply_interleaved),
+}

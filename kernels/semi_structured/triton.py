@@ -505,3 +505,12 @@ def _pairs(values: Tensor) -> Tensor:
     flat = values.contiguous().view(-1)
     whole = flat if flat.storage_offset() % 2 == 0 else flat.clone()
     return whole.view(torch.int32 if values.element_size() == 2 else torch.int64)
+
+
+OPERATIONS = {
+    "semi_structured_matmul": semi_structured_matmul_triton,
+    "semi_structured_matmul_t": semi_structured_matmul_t_triton,
+    "semi_structured_grad": semi_structured_grad_triton,
+    "semi_structured_compress": semi_structured_compress_triton,
+    "semi_structured_expand": semi_structured_expand_triton,
+}

@@ -18,6 +18,7 @@ from torch.sparse import (
 )
 
 from ..dispatch import why_not_triton
+from ..partition.interleaved import as_merge
 from .eager import semi_structured_grad_eager, semi_structured_matmul_t_eager
 from .fragments import pack_metadata
 from .layout import SemiStructuredLayout
@@ -224,3 +225,11 @@ def from_sparse_semi_structured(tensor: SparseSemiStructuredTensor) -> tuple[Ten
     chunks = tensor.meta.contiguous().view(inputs // 32, outputs // 32, 8, 2, 2, 2)  # instruction, tile, g, half, chunk
     codes = chunks.permute(1, 3, 5, 2, 0, 4).reshape(outputs, inputs // 16).contiguous().view(torch.uint8)
     return tensor.packed[None], SemiStructuredLayout((outputs, inputs), codes)
+
+
+OPERATIONS = {
+    "semi_structured_matmul": semi_structured_matmul_torch,
+    "semi_structured_matmul_t": semi_structured_matmul_t_torch,
+    "semi_structured_grad": semi_structured_grad_torch,
+    "merge_matmul": as_merge(multiply_interleaved),
+}
