@@ -16,6 +16,7 @@ import fpe
 from fpe.bench import accuracy
 from fpe.bench.lab.replay import Access
 from fpe.kernels.dispatch import Backend
+from fpe.kernels.structures import STRUCTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -166,7 +167,7 @@ class Recipe:
 
 POLICIES = ("magnitude", "input", "block", "partition")
 RECIPES = (
-    *(Recipe(structure, policy) for structure in ("random", "2:4", "block") for policy in POLICIES),
+    *(Recipe(structure, policy) for structure in STRUCTURES for policy in POLICIES),
     *(Recipe(structure, policy, alpha=3) for structure in ("random", "block") for policy in POLICIES),
     Recipe(alpha=4),
     Recipe("block", "input", alpha=4),

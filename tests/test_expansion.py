@@ -33,10 +33,11 @@ from torch.nn.functional import linear
 
 import fpe
 from fpe import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
+from fpe.kernels.structures import STRUCTURES
 
 # Properties of any expansion of any pair
 
-STRUCTURES_OF_SPLIT = {"random": ("random", "2:4", "block"), "groups": ("random",), "gram": ("random",)}
+STRUCTURES_OF_SPLIT = {"random": STRUCTURES, "groups": ("random",), "gram": ("random",)}
 
 
 @dataclass(frozen=True)

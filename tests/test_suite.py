@@ -21,9 +21,9 @@ from fpe.bench.problems import AbsentError, Case, Problem
 from fpe.bench.providers import PROVIDERS, Provider
 from fpe.bench.results import Results
 from fpe.bench.table import Table
+from fpe.kernels.structures import STRUCTURES
 
 SMALL = Case(7, 48, 64, 2, "random", "fp32", (16, 32))
-STRUCTURES = ("random", "2:4", "block")
 FAST = {"seconds": 0.0, "rounds": (2, 2)}
 
 

@@ -17,7 +17,7 @@ from ..kernels import (
 from ..kernels.partition.labels import digits, row_bytes
 from ..kernels.semi_structured.memo import once_per_version
 from ..kernels.structures import STRUCTURES, TWO_FOUR
-from ..partition import Partition
+from ..partition import RULES, Partition
 from .base import ExpandedLinear, check_known
 from .dense_form import masked_copy
 from .placement import overwrite, whole
@@ -77,8 +77,8 @@ class _LabelledLinear(ExpandedLinear):
 
     @property
     def unit(self) -> tuple[int, int]:
-        """A tile where labels are constant on tiles, else a single edge."""
-        return self.block_shape or (1, 1)
+        """What the structure has whole: a tile, a quad or a single edge."""
+        return self.block_shape or RULES[self.structure].unit
 
     @property
     def labels(self) -> Tensor:
