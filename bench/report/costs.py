@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fpe.kernels.model import INFERENCE, PUBLISHED, TRAINING, Roof, best, crossover, layer_candidates
-from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
+from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR
 
 from .. import memory, verdict
 from ..problems import Case, Problem
@@ -29,7 +29,8 @@ SHOWN_GPU = "h200"
 """Whose published roofs stand in where nothing was measured."""
 GPUS = ("a100", "a6000", "4090", "h100", "h200", "b200", "5090")
 ROWS = tuple(2**e for e in range(15))
-COLOURS = {RANDOM: "#2a7de1", TWO_FOUR: "#2f9e44", BLOCK: "#9c36b5", "parent": "#212529", "wide": "#868e96"}
+COLOURS = dict.fromkeys(STRUCTURES, "#e8590c")
+COLOURS |= {RANDOM: "#2a7de1", TWO_FOUR: "#2f9e44", BLOCK: "#9c36b5", "parent": "#212529", "wide": "#868e96"}
 
 
 @dataclass(frozen=True)
