@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .gpus import ARCHITECTURES, GPUS, architecture
+
 
 @dataclass(frozen=True)
 class Device:
@@ -28,30 +30,30 @@ class Device:
     name: str = ""
 
     @property
+    def matrix(self) -> str:
+        """Its own matrix instruction: see :class:`~fpe.kernels.gpus.Architecture`."""
+        return architecture(self.arch).matrix
+
+    @property
     def computed_right(self) -> bool:
         """Whether a tile that a program computes must be the right operand of its product.
 
-        On compute capability 9.0 Triton hands a computed left operand to ``wgmma`` in registers. The assembler then
+        With ``wgmma`` Triton hands a computed left operand to it in registers. The assembler then
         lets the next turn overwrite them in flight, or makes the matrix instructions wait for each other. The right
         operand always lies in shared memory.
         """
-        return self.arch == 90
+        return self.matrix == "wgmma"
 
     @property
     def sets_fence(self) -> bool:
         """Whether kernels must set the fence before ``wgmma`` that Triton leaves out (:func:`fences_copies`)."""
-        return self.arch == 90 and not fences_copies()
+        return self.computed_right and not fences_copies()
 
 
 KNOWN = {
-    80: Device(80, 108, 166_912, 40 << 20),  # A100
-    86: Device(86, 84, 101_376, 6 << 20),  # A6000
-    89: Device(89, 128, 101_376, 72 << 20),  # RTX 4090
-    90: Device(90, 132, 232_448, 50 << 20),  # H100, H200
-    100: Device(100, 148, 232_448, 126 << 20),  # B200
-    120: Device(120, 170, 101_376, 96 << 20),  # RTX 5090
+    a.arch: Device(a.arch, GPUS[a.example].sms, a.shared, int(GPUS[a.example].l2) << 20) for a in ARCHITECTURES.values()
 }
-"""A device of each architecture, for compiling and choosing without one at hand (vendor's data sheets)."""
+"""A device of each architecture, for compiling and choosing without one at hand."""
 
 
 def interpreting() -> bool:

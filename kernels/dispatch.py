@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from .device import arch_of, fences_copies, interpreting
-from .model import PUBLISHED, Roof, candidates, roof_named
+from .gpus import OLDEST, architecture
+from .model import Roof, candidates, roof_named
 from .tables import file_name
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MIN_ARCH = 80
 
 
 class UnsupportedError(ValueError):
@@ -171,23 +171,19 @@ def dtype_name(operand: Tensor) -> str:
 
 @cache
 def roof_of(index: int) -> Roof:
-    """The roof of a CUDA device: the measured one that is shipped, else what is published of it or of its kind."""
+    """The roof of a CUDA device: the measured one that is shipped, else what is published of it or of its like."""
     return roof_for(torch.cuda.get_device_name(index), arch_of(torch.device("cuda", index)))
 
 
 def roof_for(name: str, arch: int) -> Roof:
-    """The roof of a GPU by its name; for one that is not known, the slowest published one of its architecture.
+    """The roof of a GPU by its name, measured if one is shipped, else :func:`~fpe.kernels.model.roof_named`.
 
     Measured roofs are ``kernels/configs/roof_<name>.json``, as ``fpe gpu`` writes them.
     """
     shipped = files(__package__) / "configs" / file_name("roof", name)
     if shipped.is_file():
         return Roof.of(json.loads(shipped.read_text()), str(shipped))
-    try:
-        return roof_named(name)
-    except ValueError:
-        alike = [roof for roof in PUBLISHED.values() if roof.arch == arch] or list(PUBLISHED.values())
-        return min(alike, key=lambda roof: roof.bandwidth)
+    return roof_named(name, max(arch, OLDEST))
 
 
 @cache
@@ -213,7 +209,7 @@ def _unfenced(device: torch.device) -> str | None:
     On 9.0 the kernels set the fence that is missing (:attr:`Device.sets_fence`). Further on Triton cannot pipeline one.
     """
     arch = arch_of(device)
-    if not 100 <= arch < 120 or fences_copies():
+    if architecture(arch).matrix != "tcgen05.mma" or fences_copies():
         return None
     return f"on compute capability {arch / 10} it needs Triton 3.7.1 or newer: older ones leave out a fence"
 
@@ -221,4 +217,4 @@ def _unfenced(device: torch.device) -> str | None:
 def too_old(device: torch.device) -> str | None:
     """What keeps the kernels from a CUDA device, in words; ``None`` where nothing does."""
     arch = arch_of(device)
-    return f"it needs compute capability {MIN_ARCH / 10} or newer, got {arch / 10}" if arch < MIN_ARCH else None
+    return f"it needs compute capability {OLDEST / 10} or newer, got {arch / 10}" if arch < OLDEST else None

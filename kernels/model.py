@@ -20,6 +20,7 @@ from math import ceil, log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .gpus import GPUS, OLDEST, Gpu, architecture
 from .structures import BLOCK, STRUCTURES, TWO_FOUR
 
 OPS = ("split_matmul", "merge_matmul", "partition_grad")
@@ -52,8 +53,6 @@ ASSUMED_REACH = Share(0.90, 0.80)
 """What the best program reaches of published figures: a copy of the bandwidth, a large GEMM of the arithmetic."""
 ASSUMED_SMALL_BLOCKS = {16: 0.35, 32: 0.65, 64: 1.0, 128: 1.0}
 """What is left of the arithmetic share of blocks, by their smaller side."""
-ASSUMED_WARP_MMA = {90: 0.65, 100: 0.35}
-"""What is left of the arithmetic share of ``mma.sp`` where it is not the architecture's own matrix instruction."""
 ASSUMED_UNPACKING = {"packed labels": 1.75, "sparse tensor cores": 0.5}
 """Integer instructions for each weight and child, done again for every tile of rows: half of the seven instructions of
 all kinds that a compiled sketch needs for a weight and its two children, as twice the integer rate can be issued."""
@@ -140,30 +139,15 @@ class Roof:
         return cls(**{**own, "source": "measured", "reach": Share(1.0, 1.0), "shares": {**ASSUMED, **shares}})
 
 
-def _published(
-    name: str, arch: int, gb_s: float, tensor: float, tf32: float, fp32: float, l2_mb: float, sms: int, ghz: float
-) -> Roof:
-    """A roof from a data sheet: GB/s, dense TFLOP/s, MB, multiprocessors and boost clock."""
-    flops = {"bf16": tensor * 1e12, "fp16": tensor * 1e12, "tf32": tf32 * 1e12, "fp32": fp32 * 1e12}
+def _published(gpu: Gpu) -> Roof:
+    """The roof of a data sheet."""
+    flops = {"bf16": gpu.tensor * 1e12, "fp16": gpu.tensor * 1e12, "tf32": gpu.tf32 * 1e12, "fp32": gpu.fp32 * 1e12}
     # The CUDA programming guide gives 64 bitwise instructions a clock and multiprocessor for all of these.
-    return Roof(name, arch, gb_s * 1e9, flops, l2_mb * 2**20, 64 * sms * ghz * 1e9)
+    return Roof(gpu.name, gpu.arch, gpu.bandwidth * 1e9, flops, gpu.l2 * 2**20, 64 * gpu.sms * gpu.clock * 1e9)
 
 
-PUBLISHED: Mapping[str, Roof] = {
-    "a100": _published("A100 80GB SXM", 80, 2039, 312, 156, 19.5, 40, 108, 1.41),
-    "a100-40": _published("A100 40GB SXM", 80, 1555, 312, 156, 19.5, 40, 108, 1.41),
-    "3090": _published("RTX 3090", 86, 936, 71, 35.6, 35.6, 6, 82, 1.70),
-    "a6000": _published("RTX A6000", 86, 768, 154.8, 77.4, 38.7, 6, 84, 1.80),
-    "l4": _published("L4", 89, 300, 121, 60, 30.3, 48, 58, 2.04),
-    "l40s": _published("L40S", 89, 864, 362, 183, 91.6, 96, 142, 2.52),
-    "4090": _published("RTX 4090", 89, 1008, 165.2, 82.6, 82.6, 72, 128, 2.52),
-    "h100": _published("H100 SXM", 90, 3350, 989, 494, 66.9, 50, 132, 1.98),
-    "h100-pcie": _published("H100 PCIe", 90, 2039, 756, 378, 51.2, 50, 114, 1.755),
-    "h200": _published("H200", 90, 4800, 989, 494, 66.9, 50, 132, 1.98),
-    "b200": _published("B200", 100, 8000, 2250, 1125, 75, 126, 148, 1.965),
-    "5090": _published("RTX 5090", 120, 1792, 209.5, 104.8, 104.8, 96, 170, 2.407),
-}
-"""Vendors' data sheets, dense rates without sparsity. Published, not measured: :data:`ASSUMED_REACH` is applied."""
+PUBLISHED: Mapping[str, Roof] = {key: _published(gpu) for key, gpu in GPUS.items()}
+"""Roofs by :data:`~fpe.kernels.gpus.GPUS`. Published, not measured: :data:`ASSUMED_REACH` is applied."""
 
 
 def roof_named(name: str, arch: int | None = None) -> Roof:
@@ -181,9 +165,9 @@ def roof_named(name: str, arch: int | None = None) -> Roof:
     fitting = [key for key in PUBLISHED if {*key.split("-")} <= words and "laptop" not in words]
     if fitting:
         return PUBLISHED[max(fitting, key=len)]
-    older = [roof for roof in PUBLISHED.values() if arch is not None and roof.arch <= arch]
-    if older:
-        stand_in = max(older, key=lambda roof: roof.arch)
+    if arch is not None and arch >= OLDEST:
+        alike = [roof for roof in PUBLISHED.values() if roof.arch == architecture(arch).arch]
+        stand_in = min(alike, key=lambda roof: roof.bandwidth)
         return replace(stand_in, name=f"{name}, taken for a {stand_in.name}")
     raise ValueError(f"GPU must be one of {', '.join(PUBLISHED)} or a measured roof's file, got {name!r}")
 
@@ -333,7 +317,7 @@ def candidates(
     stored = formats["partition labels"] + activations
     found.append(costs("packed labels", stored, alpha * useful, why=_too_old(roof)))
     why = _too_old(roof) or _why_not_sparse(op, structure, alpha, dtype)
-    rate = 2 * ASSUMED_WARP_MMA.get(roof.arch, 1.0)
+    rate = 2 * architecture(roof.arch).warp_mma
     # A merge's activations are laid side by side first, by a copy; weights that have changed are compressed anew.
     more, launches = (2.0 * size * m * alpha * k, 2) if op == "merge_matmul" else (0.0, 1)
 
@@ -464,7 +448,7 @@ def crossover(
 
 
 def _too_old(roof: Roof) -> str:
-    return "" if roof.arch >= 80 else f"it needs compute capability 8.0, got {roof.arch / 10}"
+    return "" if roof.arch >= OLDEST else f"it needs compute capability {OLDEST / 10}, got {roof.arch / 10}"
 
 
 def _why_not_sparse(op: str, structure: str, alpha: int, dtype: str) -> str:

@@ -14,7 +14,6 @@ pytest.importorskip("triton")
 
 from fpe.bench.lab import cli  # noqa: E402
 from fpe.bench.lab.compile import (  # noqa: E402
-    ARCHITECTURES,
     CASES,
     KERNELS,
     OPERATIONS,
@@ -23,7 +22,8 @@ from fpe.bench.lab.compile import (  # noqa: E402
     check,
     expected_matrix,
 )
-from fpe.bench.lab.sass import LIMITS, analyse, main_loop, programs_per_sm, read_sass  # noqa: E402
+from fpe.bench.lab.sass import analyse, main_loop, programs_per_sm, read_sass  # noqa: E402
+from fpe.kernels.gpus import ARCHITECTURES  # noqa: E402
 
 SASS = """
 .text._multiply:
@@ -154,10 +154,6 @@ def test_programs_per_sm(arch: int, warps: int, registers: int, shared: int, hel
 def test_tensor_memory_limits_programs() -> None:
     assert programs_per_sm(100, 4, 32, 0, tensor=128)["tensor"] == 4
     assert "tensor" not in programs_per_sm(100, 4, 32, 0)
-
-
-def test_limits_know_every_architecture() -> None:
-    assert set(LIMITS) == set(ARCHITECTURES)
 
 
 # Complaints.

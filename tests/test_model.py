@@ -15,6 +15,7 @@ from fpe.bench import verdict
 from fpe.bench.cli import cli
 from fpe.bench.results import Results
 from fpe.kernels import model
+from fpe.kernels.gpus import ARCHITECTURES
 from fpe.kernels.model import PUBLISHED, Roof, Share, best, candidates, crossover
 
 FLAT = Roof(
@@ -81,7 +82,7 @@ def test_shares_reach_and_sparse_rates_scale_the_time() -> None:
     dense, sparse = (at(n, structure="2:4", m=8192, roof=whole) for n in ("wide dense", "sparse tensor cores"))
     assert dense.seconds == pytest.approx(2 * sparse.seconds)
     hopper = at("sparse tensor cores", structure="2:4", m=8192, roof=replace(whole, arch=90))
-    assert hopper.seconds == pytest.approx(sparse.seconds / model.ASSUMED_WARP_MMA[90])
+    assert hopper.seconds == pytest.approx(sparse.seconds / ARCHITECTURES[90].warp_mma)
 
 
 def test_memory_bound_split_costs_what_the_format_says() -> None:

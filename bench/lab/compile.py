@@ -39,6 +39,7 @@ from ...kernels import epilogue
 from ...kernels.block import triton as block_kernels
 from ...kernels.block.layout import BlockLayout, grid
 from ...kernels.device import KNOWN, interpreting
+from ...kernels.gpus import architecture
 from ...kernels.mlp import triton as mlp_kernels
 from ...kernels.partition import gluon as partition_direct
 from ...kernels.partition import triton as partition_kernels
@@ -46,7 +47,7 @@ from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ..results import Results
 from ..table import Table
 from . import hazards, sass
-from .sass import LIMITS, Row, programs_per_sm
+from .sass import Row, programs_per_sm
 
 ARCHITECTURES = tuple(KNOWN)
 GROUP, COLUMNS = 128, 256
@@ -406,7 +407,7 @@ def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
         "tensor_columns": tensor,
         "programs_per_sm": programs,
         "limited_by": min(held, key=lambda name: held[name]),
-        "occupancy": round(programs * warps / LIMITS[launch.arch].warps, 3),
+        "occupancy": round(programs * warps / architecture(launch.arch).warps, 3),
         "tile_bytes": tile,
         "narrow_because": NARROW.get((case.op, case.dtype), "") if facts["load_bits"] < 128 else "",
         "instructions_per_byte": round(facts["loop_instructions"] * warps / consumed, 4),
@@ -455,7 +456,7 @@ def expected_matrix(row: Row) -> str:
     if row["dtype"] == "fp32":
         return "FFMA"
     if row["rows"] >= 64 and row["num_warps"] % 4 == 0:
-        return {90: "HGMMA", 100: "UTCHMMA"}.get(row["arch"], "HMMA")
+        return {"mma": "HMMA", "wgmma": "HGMMA", "tcgen05.mma": "UTCHMMA"}[architecture(row["arch"]).matrix]
     return "HMMA"
 
 

@@ -6,35 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...kernels.gpus import architecture
+
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a multiprocessor holds (CUDA programming guide, technical specifications by compute capability).
-
-    Attributes:
-        warps: Resident warps.
-        programs: Resident programs.
-        shared: Bytes of shared memory, of which each program costs 1024 more than it asks for.
-        tensor: Columns of tensor memory.
-    """
-
-    warps: int
-    programs: int
-    shared: int
-    tensor: int = 0
-    registers: int = 65536
-
-
-LIMITS = {
-    80: Limits(64, 32, 167_936),
-    86: Limits(48, 16, 102_400),
-    89: Limits(48, 24, 102_400),
-    90: Limits(64, 32, 233_472),
-    100: Limits(64, 32, 233_472, tensor=512),
-    120: Limits(48, 24, 102_400),
-}
+REGISTERS = 65_536
+"""Of a multiprocessor."""
 
 
 def programs_per_sm(arch: int, warps: int, registers: int, shared: int, tensor: int = 0) -> dict[str, int]:
@@ -47,13 +25,13 @@ def programs_per_sm(arch: int, warps: int, registers: int, shared: int, tensor: 
         shared: Bytes of shared memory that a program asks for; given in units of 128.
         tensor: Columns of tensor memory of a program.
     """
-    limits = LIMITS[arch]
+    limits = architecture(arch)
     of_a_warp = -(-max(registers, 1) * 32 // 256) * 256
     held = {
         "programs": limits.programs,
         "warps": limits.warps // warps,
-        "registers": limits.registers // of_a_warp // 4 * 4 // warps,
-        "shared": limits.shared // (-(-(shared + 1024) // 128) * 128),
+        "registers": REGISTERS // of_a_warp // 4 * 4 // warps,
+        "shared": limits.shared_sm // (-(-(shared + 1024) // 128) * 128),
     }
     if tensor:
         held["tensor"] = limits.tensor // tensor

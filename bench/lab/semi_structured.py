@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from ...kernels.device import KNOWN
+from ...kernels.gpus import ARCHITECTURES, GPUS, runs_mma_sp
 from ...kernels.semi_structured import gluon as sparse_kernels
 from ...kernels.semi_structured import pack, sparse_tensor_core
 from ...kernels.semi_structured import triton as dense_kernels
@@ -30,8 +31,6 @@ from .sass import Row, programs_per_sm
 SHAPE = (14336, 4096)
 """``(N, K)`` of the parent: an LLM's."""
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-SPARSE_ARCHITECTURES = (80, 86, 89, 90, 120)
-"""Where the sparse tensor core kernel is meant to run; on 100 ``mma`` is not the way to multiply."""
 
 PACKED = ("values", "parent", "parent.T", "parent with holes", "parent of four", "transposed values")
 """What is packed: stored values, a parent's weight along its rows and across them, with a mask, children of four."""
@@ -83,46 +82,19 @@ STREAMS = {
 """For each kernel: the source of the loads of what it streams: the weights, for dW both operands."""
 
 
-@dataclass(frozen=True)
-class Rate:
-    """Published rates of a device's tensor cores, bf16 with float32 accumulation. Nothing here was measured by us.
-
-    Attributes:
-        device: Its name.
-        dense: Peak of dense matmuls, TFLOP/s (vendor's data sheet); the sparse peak is twice that.
-        mma: Share of the dense peak that warp-level ``mma`` reaches, where another instruction is meant for the peak;
-            1 where ``mma`` is that instruction; ``None`` where nobody has published it.
-        own: The instruction that reaches the sparse peak.
-    """
-
-    device: str
-    dense: float
-    mma: float | None
-    own: str
-
-
-RATES = {
-    80: Rate("A100", 312, 1, "mma.sp"),
-    86: Rate("RTX A6000", 154.8, 1, "mma.sp"),
-    89: Rate("RTX 4090", 165.2, 1, "mma.sp"),
-    90: Rate("H100, H200", 989.4, 0.629, "wgmma.sp"),  # share: Luo et al., arXiv 2501.12084, the mean over types
-    100: Rate("B200", 2250, None, "tcgen05.mma.sp"),
-    120: Rate("RTX 5090", 209.5, 1, "mma.sp"),
-}
-
-
 def rates() -> Table:
     """What sparse tensor cores can gain over the wide dense layer where arithmetic bounds it: predicted bounds."""
     rows = []
-    for arch, rate in RATES.items():
-        bound = None if rate.mma is None else 2 * rate.mma
+    for arch in ARCHITECTURES.values():
+        gpu, share = GPUS[arch.example], arch.measured_warp_mma
+        bound = None if share is None else 2 * share
         rows.append(
             (
-                f"{rate.device}, sm_{arch}",
-                f"{rate.dense:g}",
-                "-" if rate.mma is None else f"{rate.mma:.1%}",
+                f"{gpu.name}, sm_{arch.arch}",
+                f"{gpu.tensor:g}",
+                "-" if share is None else f"{share:.1%}",
                 "-" if bound is None else f"{bound:.2f}",
-                rate.own,
+                f"{arch.matrix}.sp",
                 "2.00",
                 "-" if bound is None else f"{2 / bound:.2f}",
             )
@@ -255,7 +227,7 @@ def run(
 ) -> Results:
     """Compiles cases for architectures, one row for each pair; the sparse kernel where it is meant to run."""
     cases, architectures = tuple(cases), tuple(architectures)
-    pairs = [(c, a) for a, c in product(architectures, cases) if c.op != "sparse" or a in SPARSE_ARCHITECTURES]
+    pairs = [(c, a) for a, c in product(architectures, cases) if c.op != "sparse" or runs_mma_sp(a)]
     rows = [compile_case(case, arch) for case, arch in progress(pairs, len(pairs))]
     settings = {"triton": triton.__version__, "shape": list(SHAPE), "architectures": list(architectures)}
     return Results("lab-semi-structured", settings, rows)

@@ -6,13 +6,14 @@ from typing import Any
 import pandas as pd
 import triton
 
+from ...kernels.gpus import ARCHITECTURES as KINDS
 from ..results import Results
 from ..table import Table
 from . import compile as compiler
 from . import semi_structured
 from .sass import Row
 
-ARCHITECTURES = (90, 100)
+ARCHITECTURES = tuple(arch for arch, kind in KINDS.items() if kind.matrix != "mma")
 """Where matrix instructions run beside the program, or leave their sums in tensor memory."""
 KEPT = (
     *("kernel", "arch", "case", "op", "alpha", "dtype", "tile", "split", "num_warps", "matrix", "registers", "shared"),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from ..device import Device
+from ..gpus import architecture
 from ..rules import power_above, split_reduction
 from ..tables import tuned
 from .layout import BlockLayout
@@ -131,7 +132,7 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     # More warps than 16-byte loads of the weight tile would narrow the loads; large tiles of float32, and 64 x 64
     # on some architectures, spill with four.
     warps = 8 if block_m * out >= 128 * (64 if itemsize == 4 else 128) else 4
-    if itemsize == 2 and block_m * out == 64 * 64 and device.arch in (80, 86, 100):
+    if itemsize == 2 and block_m * out == 64 * 64 and architecture(device.arch).spills_square:
         warps = 8
     warps = max(1, min(warps, block_in * out * itemsize // 512))
 

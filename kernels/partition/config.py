@@ -100,7 +100,7 @@ def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
     if config.direct:
         return 0
     m, n, k, alpha = config.block_m, config.block_n, config.block_k, problem.alpha
-    buffers = max(config.num_stages - (0 if device.arch in (90, 100) else 1), 1)
+    buffers = max(config.num_stages - (1 if device.matrix == "mma" else 0), 1)
     if problem.op == "partition_grad":
         children = m * (k if problem.transposed else n)
         other = m * (n if problem.transposed else k)
@@ -145,7 +145,7 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     most = (256 // alpha if merge or alpha == 2 else 128 // alpha) if narrow else 64 // alpha
     if narrow and device.computed_right:
         most = max(most, 64)  # the rows of activations must fill a warpgroup's matrix instruction
-    if merge and device.arch not in (90, 100):
+    if merge and device.matrix == "mma":
         most = min(most, 64)  # warp-wide matrix instructions keep both operands in registers
     block_m = min(max(16, power_above(m)), max(most, 16))
     inner = (128 if alpha <= 2 and block_m <= 16 else 64 if alpha <= 4 else 32) if narrow else 32

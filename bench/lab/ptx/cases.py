@@ -11,6 +11,7 @@ from ....kernels.activations import finish
 from ....kernels.block import eager as block_twins
 from ....kernels.block import triton as block_kernels
 from ....kernels.block.layout import BlockLayout, grid
+from ....kernels.gpus import runs_mma_sp
 from ....kernels.mlp import triton as mlp_kernels
 from ....kernels.mlp.eager import expanded_mlp_eager
 from ....kernels.partition import eager as partition_twins
@@ -27,8 +28,6 @@ MULTIPLIES = ("split", "merge", "split_t", "merge_t")
 BLOCK = ("forward", "dx", "dw")
 SEMI_STRUCTURED = ("forward", "dx", "dw", "compress", "expand")
 SPARSE = ("forward", "dx")
-SPARSE_ARCHITECTURES = (80, 86, 89, 90, 120)
-"""Where the kernel on sparse tensor cores is meant to run."""
 
 Function = Callable[..., Tensor]
 
@@ -378,4 +377,4 @@ QUICK = (
 
 def runs_on(case: Case, arch: int) -> bool:
     """Whether an architecture runs a case."""
-    return case.family != "sparse" or arch in SPARSE_ARCHITECTURES
+    return case.family != "sparse" or runs_mma_sp(arch)

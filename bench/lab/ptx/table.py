@@ -1,5 +1,6 @@
 """From full opcode to handler, for an architecture."""
 
+from ....kernels.gpus import architecture
 from . import blackwell, floats, hopper, integers, matrix, movement
 from .machine import Handler
 
@@ -12,8 +13,8 @@ def table(arch: int) -> dict[str, Handler]:
     handlers = {**integers.HANDLERS, **floats.HANDLERS, **movement.HANDLERS, **matrix.HANDLERS}
     if arch >= 90:
         handlers |= hopper.STMATRIX
-    if arch == 90:
+    if architecture(arch).matrix == "wgmma":
         handlers |= hopper.HANDLERS
-    if arch == 100:
+    if architecture(arch).matrix == "tcgen05.mma":
         handlers |= blackwell.HANDLERS
     return handlers
