@@ -89,7 +89,9 @@ OURS = "fpe/"
 def _ours(name: str) -> Provider:
     """The package's layer with a backend insisted on, or with ``"auto"``."""
     families = {structure: {TWO_FOUR: SEMI_STRUCTURED, BLOCK: BLOCKS}.get(structure, SPLIT) for structure in STRUCTURES}
-    runs_as = {structure: backends[name].in_model for structure, backends in families.items() if name in backends}
+    runs_as: dict[str, str] = {
+        structure: backends[name].in_model for structure, backends in families.items() if name in backends
+    }
     build = partial(expanded, backend=name)
     if name in SPLIT or name == "auto":
         return Provider(OURS + name, build, candidate=runs_as)

@@ -29,7 +29,7 @@ SHOWN_GPU = "h200"
 """Whose published roofs stand in where nothing was measured."""
 GPUS = ("a100", "a6000", "4090", "h100", "h200", "b200", "5090")
 ROWS = tuple(2**e for e in range(15))
-COLOURS = dict.fromkeys(STRUCTURES, "#e8590c")
+COLOURS: dict[str, str] = {**dict.fromkeys(STRUCTURES, "#e8590c")}
 COLOURS |= {RANDOM: "#2a7de1", TWO_FOUR: "#2f9e44", BLOCK: "#9c36b5", "parent": "#212529", "wide": "#868e96"}
 
 
