@@ -107,6 +107,34 @@ def mlp(*sizes: int, between: Iterable[nn.Module] = (), bias: bool = True, seed:
     return nn.Sequential(*layers[:-1])
 
 
+class Residual(nn.Module):
+    """The MLP block of a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(12)
+        self.fc1 = nn.Linear(12, 16)
+        self.fc2 = nn.Linear(16, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.fc2(nn.functional.gelu(self.fc1(self.norm(x))))
+
+
+class Transformer(nn.Module):
+    """Two blocks and a head: no Sequential at the top."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList([Residual(), Residual()])
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     """Copies of everything a model stores."""
     return {name: value.clone() for name, value in model.state_dict().items()}
