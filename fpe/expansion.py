@@ -6,9 +6,10 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
+from fpe.kernels import HOLE
+from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, Structure
+
 from .checkpoint import guard_state_dict
-from .kernels import HOLE
-from .kernels.structures import BLOCK, RANDOM, STRUCTURES, Structure
 from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, SplitLinear
 from .partition import Partition, check_block, check_generator
 from .probe import check_pairs

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from .kernels import HOLE
-from .kernels.block.layout import grid, tiles
-from .kernels.structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR, Structure
+from fpe.kernels import HOLE
+from fpe.kernels.block.layout import grid, tiles
+from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR, Structure
 
 _CHUNK = 1 << 24  # keys drawn at a time: bounds the working memory of large layers
 

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from .kernels import HOLE
-from .kernels.block.layout import grid
+from fpe.kernels import HOLE
+from fpe.kernels.block.layout import grid
+
 from .partition import Partition, deal
 
 Policy = Literal["magnitude", "input", "block", "partition"]

@@ -22,7 +22,8 @@ import torch
 from torch import Generator, Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from .kernels.block.layout import tiles
+from fpe.kernels.block.layout import tiles
+
 from .layers import ExpandedLinear
 from .partition import check_generator
 

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import BlockLayout, block_matmul
-from ..kernels.block.layout import tiles
+from fpe.kernels import BlockLayout, block_matmul
+from fpe.kernels.block.layout import tiles
+
 from ..partition import check_block
 from .base import ExpandedLinear, check_known
 from .grid import PlaneGrid

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ..kernels import (
+from fpe.kernels import (
     HOLE,
     PackedLabels,
     SemiStructuredLayout,
@@ -14,9 +14,10 @@ from ..kernels import (
     semi_structured_matmul,
     split_matmul,
 )
-from ..kernels.partition.labels import digits, row_bytes
-from ..kernels.semi_structured.memo import once_per_version
-from ..kernels.structures import STRUCTURES, TWO_FOUR
+from fpe.kernels.partition.labels import digits, row_bytes
+from fpe.kernels.semi_structured.memo import once_per_version
+from fpe.kernels.structures import STRUCTURES, TWO_FOUR
+
 from ..partition import RULES, Partition
 from .base import ExpandedLinear, check_known
 from .dense_form import masked_copy
