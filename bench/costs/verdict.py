@@ -20,7 +20,7 @@ from fpe.kernels.model import (
     roof_named,
     seconds_of,
 )
-from fpe.kernels.structures import BLOCK, STRUCTURES, TWO_FOUR
+from fpe.kernels.structures import BLOCK, admitted
 
 from ..latency.providers import OURS
 from ..results import Results
@@ -51,7 +51,7 @@ class Layer:
 
     def structures(self) -> tuple[str, ...]:
         """The structures that such a layer can have."""
-        return tuple(s for s in STRUCTURES if s != TWO_FOUR or self.alpha == 2)
+        return admitted(self.alpha)
 
     def __str__(self) -> str:
         return f"{self.n} x {self.k} layer, alpha = {self.alpha}, {self.dtype}"
