@@ -1,4 +1,7 @@
-"""Tuned configurations as data: JSON files with their provenance, which a chooser asks before its rule.
+"""The configuration of a launch: tuned ones as data, JSON files with their provenance, and before all else by rule.
+
+A family's ``config.py`` has a ``Problem``, which says what must be done and knows its rule and what fits, and a
+``Config``; :func:`choose` does the rest for all of them.
 
 ``{"provenance": {...}, "entries": [{"op": "block_matmul", "max_m": 64, "block": [64, 64], "config": {...}}]}``:
 an entry holds for problems of up to ``max_m`` rows whose attributes are those that it names.
@@ -6,15 +9,57 @@ an entry holds for problems of up to ``max_m`` rows whose attributes are those t
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from .device import Device
 
 NOTES = ("family", "max_m", "config", "milliseconds", "rule_milliseconds", "tried", "skipped")
 """What an entry holds besides its conditions."""
+
+
+Config = TypeVar("Config")
+
+
+class Problem(Protocol[Config]):
+    """What a launch must do, of any family.
+
+    Attributes:
+        family: Whose tables hold for it.
+    """
+
+    family: ClassVar[str]
+
+    @property
+    def m(self) -> int:
+        """Rows of activations."""
+        ...
+
+    def rule(self, device: Device) -> Config:
+        """The configuration where nothing was tuned; it may ask for more than fits."""
+        ...
+
+    def fits(self, config: Config, device: Device) -> bool:
+        """Whether a configuration can run: its sizes are possible, and what it keeps on chip fits."""
+        ...
+
+
+def choose(problem: Problem[Config], device: Device) -> Config:
+    """The configuration of a launch: a tuned entry where one fits, else the rule's, made smaller until it fits.
+
+    Smaller is first a pipeline less deep, then fewer rows of activations.
+    """
+    config: Any = problem.rule(device)
+    for entry in tuned(problem.family, device, type(config)):
+        if entry.holds(problem) and problem.fits(entry.config, device):
+            return entry.config
+    while config.num_stages > 2 and not problem.fits(config, device):
+        config = replace(config, num_stages=config.num_stages - 1)
+    while config.block_m > 16 and not problem.fits(config, device):
+        config = replace(config, block_m=config.block_m // 2)
+    return config
 
 
 @dataclass(frozen=True)
@@ -31,7 +76,7 @@ class Entry:
     where: Mapping[str, Any]
     config: Any
 
-    def fits(self, problem: Any) -> bool:
+    def holds(self, problem: Any) -> bool:
         """Whether a launch falls under this entry."""
         return problem.m <= self.max_m and all(getattr(problem, name) == value for name, value in self.where.items())
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 import fpe
 from fpe.bench.studies.data import load_digits
-from fpe.kernels import BlockLayout, block_grad, block_matmul, block_matmul_t
-from fpe.kernels.block import config as configs
-from fpe.kernels.block.config import Config, Problem, choose, is_valid, shared_bytes
+from fpe.kernels import BlockLayout, block_grad, block_matmul, block_matmul_t, tables
+from fpe.kernels.block.config import Config, Problem, shared_bytes
 from fpe.kernels.device import KNOWN
-from fpe.kernels.tables import parse
+from fpe.kernels.tables import choose, parse
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TRIAD = ((torch.float32, "triton"), (torch.float32, "eager"), (torch.float64, "eager"))
@@ -276,7 +275,7 @@ def test_the_rule_always_chooses_what_can_run(arch: int, op: str) -> None:
     for block, m, itemsize, tiles in product(SHAPES, (1, 16, 17, 64, 1000, 8192), (2, 4), (1, 64, 448)):
         problem = Problem(op, m, block, tiles, 32, 4096, itemsize)
         config = choose(problem, KNOWN[arch])
-        assert is_valid(op, config, block, itemsize, KNOWN[arch]), (problem, config)
+        assert problem.fits(config, KNOWN[arch]), (problem, config)
 
 
 def test_the_rule_fills_the_device_for_one_token() -> None:
@@ -309,15 +308,16 @@ def test_few_configurations_serve_all_batch_sizes() -> None:
     ids=str,
 )
 def test_an_impossible_configuration_is_invalid(change: dict[str, int]) -> None:
-    good = Config(64, 32, 2, 8, 4, 5)
-    assert is_valid("block_matmul", good, (64, 64), 2, KNOWN[80])
-    assert not is_valid("block_matmul", replace(good, **change), (64, 64), 2, KNOWN[80])
+    good, problem = Config(64, 32, 2, 8, 4, 5), Problem("block_matmul", 64, (64, 64), 64, 32, 4096, 2)
+    assert problem.fits(good, KNOWN[80])
+    assert not problem.fits(replace(good, **change), KNOWN[80])
 
 
 def test_shared_memory_of_the_pipeline() -> None:
     config = Config(64, 32, 1, 8, 4, 7)
-    assert shared_bytes("block_matmul", config, (128, 64), 2) == 3 * 32 * (64 + 128) * 2
-    assert shared_bytes("block_grad", config, (128, 64), 2) == 6 * 64 * (128 + 64) * 2
+    problem = Problem("block_matmul", 64, (128, 64), 64, 32, 4096, 2)
+    assert shared_bytes(problem, config) == 3 * 32 * (64 + 128) * 2
+    assert shared_bytes(replace(problem, op="block_grad"), config) == 6 * 64 * (128 + 64) * 2
 
 
 def test_a_tuned_entry_goes_before_the_rule() -> None:
@@ -326,7 +326,7 @@ def test_a_tuned_entry_goes_before_the_rule() -> None:
     too_large = {**entry, "max_m": 1024, "config": {**fields, "block_m": 4096, "num_stages": 9}}
     table = parse({"provenance": {"device": "a test"}, "entries": [too_large, entry]}, Config)
     assert [e.max_m for e in table] == [64, 1024]
-    with patch.object(configs, "tuned", return_value=table):
+    with patch.object(tables, "tuned", return_value=table):
         problem = Problem("block_matmul", 64, (64, 64), 448, 32, 4096, 2)
         assert choose(problem, KNOWN[90]) == Config(**fields)
         assert choose(replace(problem, m=65), KNOWN[90]).block_m == 128  # that entry is invalid: the rule

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import fpe
 from fpe.kernels import PackedLabels, expanded_mlp
 from fpe.kernels.device import KNOWN
-from fpe.kernels.mlp.config import MAX_ACCUMULATORS, choose, limit
+from fpe.kernels.mlp.config import MAX_ACCUMULATORS, Problem, limit
+from fpe.kernels.tables import choose
 
 DTYPES = (torch.float16, torch.bfloat16)
 
@@ -218,7 +219,7 @@ def test_bad_calls_say_what_is_wrong(case: BadCall) -> None:
 def test_what_is_said_to_fit_fits() -> None:
     for alpha, hidden in product(range(1, 9), (1, 16, 17, 64, 100, 128)):
         if limit(hidden, alpha, 2) is None:
-            config = choose(64, hidden, alpha)
+            config = choose(Problem(64, hidden, alpha), KNOWN[90])
             held = (1 << (alpha - 1).bit_length()) * config.block_h * config.block_m
             assert hidden <= config.block_h and held <= MAX_ACCUMULATORS
     assert limit(129, 2, 2) and limit(8, 2, 4) and limit(128, 8, 2) is None

@@ -18,12 +18,11 @@ from fpe.kernels.partition.config import (
     MAX_ALPHA,
     Config,
     Problem,
-    choose,
-    is_valid,
     shared_bytes,
     warps_of,
 )
 from fpe.kernels.partition.labels import digits, row_bytes
+from fpe.kernels.tables import choose
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -396,7 +395,7 @@ def test_the_rule_always_chooses_what_can_run(arch: int, op: str) -> None:
     for m, (n, k), transposed, alpha, (itemsize, pairs) in every:
         problem = Problem(op, m, n, k, transposed, alpha, itemsize, pairs)
         config = choose(problem, KNOWN[arch])
-        assert is_valid(problem, config, KNOWN[arch]), (problem, config)
+        assert problem.fits(config, KNOWN[arch]), (problem, config)
         assert config.direct == (pairs and m <= DIRECT_ROWS and op != "partition_grad")
 
 
@@ -423,8 +422,8 @@ def test_few_configurations_serve_all_batch_sizes() -> None:
 )
 def test_an_impossible_configuration_is_invalid(change: dict[str, int]) -> None:
     good, problem = Config(64, 64, 64, 2, 8, 4, 4), Problem("split_matmul", 64, 4096, 4096, False, 2, 2)
-    assert is_valid(problem, good, KNOWN[80])
-    assert not is_valid(problem, replace(good, **change), KNOWN[80])
+    assert problem.fits(good, KNOWN[80])
+    assert not problem.fits(replace(good, **change), KNOWN[80])
 
 
 @pytest.mark.parametrize(
@@ -435,9 +434,9 @@ def test_an_impossible_configuration_is_invalid(change: dict[str, int]) -> None:
 def test_an_impossible_direct_configuration_is_invalid(change: dict[str, int]) -> None:
     good = Config(32, 64, 128, 2, 8, 4, 1, direct=True)
     problem = Problem("split_matmul", 64, 4096, 4096, False, 4, 2, pairs=True)
-    assert is_valid(problem, good, KNOWN[80]) and shared_bytes(problem, good, KNOWN[80]) == 0
-    assert not is_valid(problem, replace(good, **change), KNOWN[80])
-    assert not is_valid(replace(problem, pairs=False), good, KNOWN[80])
+    assert problem.fits(good, KNOWN[80]) and shared_bytes(problem, good, KNOWN[80]) == 0
+    assert not problem.fits(replace(good, **change), KNOWN[80])
+    assert not replace(problem, pairs=False).fits(good, KNOWN[80])
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -445,7 +444,7 @@ def test_warps_that_share_a_reduction_add_in_shared_memory(transposed: bool) -> 
     problem = Problem("split_matmul", 16, 4096, 4096, transposed, 2, 2, pairs=True)
     tile = {"block_n": 128, "block_k": 128} if transposed else {"block_n": 32, "block_k": 512}
     config = Config(16, **tile, split=1, group=8, num_warps=8, num_stages=1, direct=True)
-    assert warps_of(config, transposed) == (4, 2) and is_valid(problem, config, KNOWN[90])
+    assert warps_of(config, transposed) == (4, 2) and problem.fits(config, KNOWN[90])
     assert shared_bytes(problem, config, KNOWN[90]) == 8 * 2 * 512  # 8 warps, two tiles of 8 rows
 
 

@@ -21,10 +21,12 @@ from fpe.kernels import (
 )
 from fpe.kernels.device import KNOWN
 from fpe.kernels.model import PUBLISHED
-from fpe.kernels.semi_structured import backends, config
+from fpe.kernels.semi_structured import backends
 from fpe.kernels.semi_structured import ops as semi_structured_ops
 from fpe.kernels.semi_structured import torch_sparse as torch_backend
+from fpe.kernels.semi_structured.config import Problem
 from fpe.kernels.semi_structured.memo import once_per_version
+from fpe.kernels.tables import choose
 
 # What cannot run is refused by name, or left to another path by "auto".
 
@@ -250,9 +252,9 @@ def test_the_rule_fills_the_device_and_is_bounded(arch: int) -> None:
     sides = [16, 32, 64, 128]
     for op in ("semi_structured_matmul", "semi_structured_matmul_t", "semi_structured_grad"):
         for itemsize in (2, 4):
-            met = {config.choose(op, m, 14336, 4096, 2, itemsize, KNOWN[arch]) for m in range(1, 4097)}
+            met = {choose(Problem(op, m, 14336, 4096, 2, itemsize), KNOWN[arch]) for m in range(1, 4097)}
             assert len(met) <= 16
             assert all(c.block_m in sides and c.block_n in sides and c.block_k in sides for c in met)
-    one = config.choose("semi_structured_matmul", 1, 4096, 4096, 2, 2, KNOWN[90])
+    one = choose(Problem("semi_structured_matmul", 1, 4096, 4096, 2, 2), KNOWN[90])
     assert one.block_m == 16 and 64 * one.split >= KNOWN[90].sms
-    assert config.choose("semi_structured_matmul", 8192, 4096, 4096, 2, 2, KNOWN[90]).split == 1
+    assert choose(Problem("semi_structured_matmul", 8192, 4096, 4096, 2, 2), KNOWN[90]).split == 1

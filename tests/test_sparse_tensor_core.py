@@ -30,9 +30,10 @@ from fpe.kernels import HOLE, SemiStructuredLayout, semi_structured_matmul, semi
 from fpe.kernels.device import KNOWN
 from fpe.kernels.epilogue import aligned_pairs
 from fpe.kernels.semi_structured import sparse_tensor_core
-from fpe.kernels.semi_structured.config import SparseConfig, choose_sparse, stage_bytes
+from fpe.kernels.semi_structured.config import SparseConfig, SparseProblem, stage_bytes
 from fpe.kernels.semi_structured.fragments import Fragments, pack, unpack
 from fpe.kernels.semi_structured.layout import CODES, complement
+from fpe.kernels.tables import choose
 
 KINDS = {torch.bfloat16: "bf16", torch.float16: "f16"}
 each_dtype = pytest.mark.parametrize("dtype", KINDS, ids=readable_id)
@@ -173,7 +174,7 @@ class Case:
     def id(self) -> str:
         shape = f"{self.m}x{self.n}x{self.k}"
         own = self.config
-        return f"{shape}-m{own.block_m}-split{own.split}-stages{own.stages}" if own else shape
+        return f"{shape}-m{own.block_m}-split{own.split}-stages{own.num_stages}" if own else shape
 
 
 CASES = (
@@ -213,7 +214,7 @@ def test_the_kernel_is_exact_on_small_integers(case: Case, children: int, dtype:
 def test_the_traffic_lab_replays_the_kernels_accesses(case: Case, children: int) -> None:
     """Every program's copies and stores, in their order."""
     weight = weight_of("random", case.n, case.k, children)
-    config = case.config or choose_sparse(case.m, case.n, case.k, children, KNOWN[90])
+    config = case.config or choose(SparseProblem(case.m, case.n, case.k, children), KNOWN[90])
     done: dict[tuple[int, int], list[tuple[bool, list[int]]]] = defaultdict(list)
 
     def note(machine: Machine, store: bool, where: Pointer, mask: object) -> None:
@@ -376,13 +377,16 @@ def test_torch_compile_asks_the_self_check_and_does_not_trace_it(monkeypatch: py
 def test_the_rule_fits_and_fills(arch: int, children: int) -> None:
     device = KNOWN[arch]
     for m in (1, 8, 9, 64, 100, 8192):
-        config = choose_sparse(m, 14336, 4096, children, device)
+        config = choose(SparseProblem(m, 14336, 4096, children), device)
         assert config.block_m in (8, 16, 32, 64, 128) and config.block_m * children <= 128
-        assert config.stages >= 2 and config.stages * stage_bytes(config.block_m, children) <= device.shared
-    assert choose_sparse(1, 4096, 4096, children, device).split * 32 >= device.sms / 2
-    assert choose_sparse(8192, 4096, 4096, children, device).split == 1
+        assert config.num_stages >= 2 and config.num_stages * stage_bytes(config.block_m, children) <= device.shared
+    assert choose(SparseProblem(1, 4096, 4096, children), device).split * 32 >= device.sms / 2
+    assert choose(SparseProblem(8192, 4096, 4096, children), device).split == 1
     partial_sums = 4 * children * 64 * 14336 * 2 * 2  # written and read, of two parts
-    assert partial_sums > 0.04 * 14336 * 4096 * children and choose_sparse(64, 14336, 4096, children, device).split == 1
+    assert (
+        partial_sums > 0.04 * 14336 * 4096 * children
+        and choose(SparseProblem(64, 14336, 4096, children), device).split == 1
+    )
 
 
 COMPILE = """

@@ -120,10 +120,11 @@ REAL = """
 from dataclasses import replace
 from fpe.bench.gpu.ahead import compile_candidate
 from fpe.bench.gpu.tune_jobs import BlockJob, PartitionJob
+from fpe.kernels import tables
 from fpe.kernels.device import KNOWN
 import torch
 for job in (PartitionJob("merge_matmul", True, 2, 128), BlockJob("dX", (64, 64), 64)):
-    config = job.choose(job.setup("meta")[2], KNOWN[90])
+    config = tables.choose(job.setup("meta")[2], KNOWN[90])
     print(repr(compile_candidate(job, config, KNOWN[90], False)))
     print(repr(compile_candidate(job, config, replace(KNOWN[90], shared=4096), False)))
     print(repr(compile_candidate(job, replace(config, num_warps=3), KNOWN[90], False)))
@@ -168,7 +169,7 @@ def test_the_chosen_one_is_timed_beside_its_neighbours_in_turns() -> None:
         def why_not(self, job: Any, config: Any) -> str:
             return "it does not fit" if config == configs[4] else ""
 
-    configs = [c := JOB.choose(JOB.setup("meta")[2], DEVICE), *tune.neighbours(c, tune.planned(JOB, DEVICE))]
+    configs = [c := tables.choose(JOB.setup("meta")[2], DEVICE), *tune.neighbours(c, tune.planned(JOB, DEVICE))]
     with patch.object(tune, "interleaved", timed):
         rows = tune.nearest(JOB, DEVICE, "cpu", Found(DEVICE, 0))
     assert asked == [["0", "1", "2", "3", "5"]]
@@ -196,12 +197,12 @@ def test_a_table_is_of_one_device(tmp_path: Path) -> None:
     tune.write(tmp_path / "configs", h200, [{**entry, "config": asdict(chosen)}])
     assert [p.name for p in (tmp_path / "configs").iterdir()] == ["partition_nvidia_h200.json"]
     problem = partition_config.Problem("split_matmul", 16, 4096, 4096, False, 2, 2)
-    rule = partition_config.choose(problem, h200)
+    rule = tables.choose(problem, h200)
     tables.tuned.cache_clear()
     with patch.object(tables, "files", lambda package: tmp_path):
-        assert partition_config.choose(problem, h200) == chosen != rule
-        assert partition_config.choose(problem, replace(h200, name="NVIDIA H100 80GB HBM3")) == rule
-        assert partition_config.choose(problem, KNOWN[90]) == rule
+        assert tables.choose(problem, h200) == chosen != rule
+        assert tables.choose(problem, replace(h200, name="NVIDIA H100 80GB HBM3")) == rule
+        assert tables.choose(problem, KNOWN[90]) == rule
     tables.tuned.cache_clear()
 
 
@@ -213,11 +214,11 @@ def test_tuner_walks_its_plan_and_writes_a_table_that_the_chooser_reads(tmp_path
     assert sorted(entry.where["op"] for entry in entries) == ["block_grad", "block_matmul", "block_matmul"]
     labels = tables.parse(json.loads((tmp_path / "partition_sm80.json").read_text()), partition_config.Config)
     assert len({(e.where["op"], e.where["transposed"]) for e in labels}) == 6
-    with patch.object(partition_config, "tuned", return_value=labels):
+    with patch.object(tables, "tuned", return_value=labels):
         problem = partition_config.Problem("split_matmul", 5, 999, 999, False, 2, 4)
-        (entry,) = (e for e in labels if e.fits(problem))
-        assert partition_config.choose(problem, KNOWN[80]) == entry.config
-        assert partition_config.choose(replace(problem, alpha=4), KNOWN[80]) != entry.config
+        (entry,) = (e for e in labels if e.holds(problem))
+        assert tables.choose(problem, KNOWN[80]) == entry.config
+        assert tables.choose(replace(problem, alpha=4), KNOWN[80]) != entry.config
     assert {"device", "torch", "commit"} <= set(table["provenance"])
 
 
@@ -225,7 +226,7 @@ def test_tuner_discards_what_is_wrong_and_keeps_the_fastest() -> None:
     job = tune.small(tune.jobs())[0]
     times = iter([3.0, 1.0, 2.0])
     entry, _ = tune.tune(job, KNOWN[80], lambda call: next(times), "cpu", 3)
-    tried = [job.choose(job.setup("cpu")[2], KNOWN[80])]
+    tried = [tables.choose(job.setup("cpu")[2], KNOWN[80])]
     assert entry["milliseconds"] == 1.0 and entry["rule_milliseconds"] == 3.0
     assert entry["config"] != asdict(tried[0])
     with patch("fpe.bench.accuracy.excess", lambda *a: 2.0), pytest.raises(RuntimeError, match="agrees"):

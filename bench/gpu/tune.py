@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fpe.kernels.device import Device
-from fpe.kernels.tables import table_name
+from fpe.kernels.tables import choose, table_name
 
 from .. import accuracy
 from ..latency.timing import interleaved
@@ -124,7 +124,7 @@ def planned(job: Job, device: Device, limit: int | None = None) -> list[Config]:
     others = list(job.candidates(problem, device))
     if limit is not None and limit <= len(others):
         others = random.Random(0).sample(others, limit - 1)
-    return [job.choose(problem, device), *others]
+    return [choose(problem, device), *others]
 
 
 def neighbours(config: Config, others: Iterable[Config], count: int = 5) -> list[Config]:
@@ -235,7 +235,7 @@ def nearest(job: Job, device: Device, target: str, ahead: Ahead, seconds: float 
         the fastest, or ``status`` ``"absent"`` and a ``reason``.
     """
     problem = job.setup("meta")[2]
-    chosen = job.choose(problem, device)
+    chosen = choose(problem, device)
     configs = [chosen, *neighbours(chosen, job.candidates(problem, device))]
     ahead.begin(job, configs)
     found = list(trials(job, configs, target, ahead))

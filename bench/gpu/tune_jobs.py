@@ -74,10 +74,6 @@ class BlockJob:
         """The same at a size that the interpreter can walk."""
         return replace(self, m=5, shape=(64, 64), block=(16, 32), dtype=torch.float32)
 
-    def choose(self, problem: block_config.Problem, device: Device) -> Config:
-        """What is chosen without tuning."""
-        return block_config.choose(problem, device)
-
     def conditions(self, problem: block_config.Problem) -> dict[str, Any]:
         """Where the entry will hold."""
         return {"op": problem.op, "block": list(problem.block), "itemsize": problem.itemsize}
@@ -92,7 +88,7 @@ class BlockJob:
         stages = (3, 4, 5) if grad else (5, 7, 9)
         for choice in product(rows, inner, splits, groups, (2, 4, 8), stages):
             config = block_config.Config(*choice)
-            if block_config.is_valid(problem.op, config, problem.block, problem.itemsize, device):
+            if problem.fits(config, device):
                 yield config
 
     def setup(self, target: str) -> Setup:
@@ -151,10 +147,6 @@ class PartitionJob:
         """The same at a size that the interpreter can walk."""
         return replace(self, m=5, shape=(64, 64), dtype=torch.float32)
 
-    def choose(self, problem: partition_config.Problem, device: Device) -> Config:
-        """What is chosen without tuning."""
-        return partition_config.choose(problem, device)
-
     def conditions(self, problem: partition_config.Problem) -> dict[str, Any]:
         """Where the entry will hold."""
         return {name: getattr(problem, name) for name in ("op", "transposed", "alpha", "itemsize")}
@@ -172,7 +164,7 @@ class PartitionJob:
         tiled = product(rows, sides, splits, (4, 8), (1, 3, 4), (False,))
         for block_m, (n, k), split, warps, stages, is_direct in (*direct, *tiled):
             config = partition_config.Config(block_m, n, k, split, 8, warps, stages, is_direct)
-            if partition_config.is_valid(problem, config, device):
+            if problem.fits(config, device):
                 yield config
 
     def setup(self, target: str) -> Setup:

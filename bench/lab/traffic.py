@@ -16,6 +16,7 @@ from fpe.kernels.partition import config as partition
 from fpe.kernels.partition.labels import digits, row_bytes
 from fpe.kernels.semi_structured import config as semi_structured
 from fpe.kernels.semi_structured.fragments import TILE_ROWS
+from fpe.kernels.tables import choose
 
 from ..results import Results
 from ..table import Table
@@ -88,8 +89,8 @@ class Case:
 class Layer(Protocol):
     """A layer as its kernels see it: what :func:`measure` asks of a family."""
 
-    def config(self, op: str, device: Device) -> Config:
-        """What the launcher chooses on a device."""
+    def problem(self, op: str) -> Any:
+        """What the launcher chooses a configuration for."""
 
     def launches(self, op: str, config: Any) -> list[Launch]:
         """What the launcher launches."""
@@ -111,14 +112,11 @@ class BlockLayer:
     case: Case
     layout: BlockLayout
 
-    def _problem(self, op: str) -> block.Problem:
+    def problem(self, op: str) -> block.Problem:
+        """See :class:`Layer`."""
         if op == "dW":
             return block.grad_problem(self.layout, self.case.m, self.case.itemsize)
         return block.matmul_problem(self.layout, op == "dX", self.case.m, self.case.itemsize)
-
-    def config(self, op: str, device: Device) -> block.Config:
-        """See :class:`Layer`."""
-        return block.choose(self._problem(op), device)
 
     def launches(self, op: str, config: block.Config) -> list[Launch]:
         """See :class:`Layer`."""
@@ -126,9 +124,9 @@ class BlockLayer:
 
     def on_chip(self, op: str, config: block.Config, device: Device) -> tuple[int, int]:
         """See :class:`Layer`."""
-        problem = self._problem(op)
+        problem = self.problem(op)
         columns = problem.block[1] if op == "dW" else config.block_m
-        return block.shared_bytes(problem.op, config, problem.block, self.case.itemsize), columns * problem.block[0]
+        return block.shared_bytes(problem, config), columns * problem.block[0]
 
     def compulsory(self, op: str) -> int:
         """The blocks as stored, the index tensors that the kernel reads, inputs that some block meets, all results."""
@@ -155,7 +153,8 @@ class PartitionLayer:
 
     case: Case
 
-    def _problem(self, op: str) -> partition.Problem:
+    def problem(self, op: str) -> partition.Problem:
+        """See :class:`Layer`."""
         merged, what = op.startswith("merged"), op.split()[-1]
         split = merged == (what == "dX")
         name = "partition_grad" if what == "dW" else "split_matmul" if split else "merge_matmul"
@@ -164,17 +163,13 @@ class PartitionLayer:
         pairs = c.itemsize == 2 and c.k % 2 == 0
         return partition.Problem(name, c.m, c.n, c.k, transposed, c.alpha, c.itemsize, pairs)
 
-    def config(self, op: str, device: Device) -> partition.Config:
-        """See :class:`Layer`."""
-        return partition.choose(self._problem(op), device)
-
     def launches(self, op: str, config: partition.Config) -> list[Launch]:
         """See :class:`Layer`."""
-        return partition_launches(self._problem(op), config)
+        return partition_launches(self.problem(op), config)
 
     def on_chip(self, op: str, config: partition.Config, device: Device) -> tuple[int, int]:
         """See :class:`Layer`."""
-        problem = self._problem(op)
+        problem = self.problem(op)
         sums = 1 if problem.op == "merge_matmul" else problem.alpha
         columns = config.block_n if problem.transposed else config.block_k
         tile = config.block_n * config.block_k
@@ -191,7 +186,7 @@ class PartitionLayer:
 
     def results(self, op: str) -> int:
         """See :class:`Layer`."""
-        c, problem = self.case, self._problem(op)
+        c, problem = self.case, self.problem(op)
         if problem.op == "partition_grad":
             return c.n * c.k
         outputs = c.k if problem.transposed else c.n
@@ -204,12 +199,12 @@ class SemiStructuredLayer:
 
     case: Case
 
-    def config(self, op: str, device: Device) -> semi_structured.Config | semi_structured.SparseConfig:
+    def problem(self, op: str) -> semi_structured.Problem | semi_structured.SparseProblem:
         """See :class:`Layer`."""
         c = self.case
         if op == SPARSE:
-            return semi_structured.choose_sparse(c.m, c.n, c.k, 2, device)
-        return semi_structured.choose(_SEMI_STRUCTURED[op], c.m, c.n, c.k, 2, c.itemsize, device)
+            return semi_structured.SparseProblem(c.m, c.n, c.k, 2)
+        return semi_structured.Problem(_SEMI_STRUCTURED[op], c.m, c.n, c.k, 2, c.itemsize)
 
     def launches(self, op: str, config: Any) -> list[Launch]:
         """See :class:`Layer`."""
@@ -221,8 +216,8 @@ class SemiStructuredLayer:
     def on_chip(self, op: str, config: Any, device: Device) -> tuple[int, int]:
         """See :class:`Layer`."""
         if op == SPARSE:
-            return config.stages * semi_structured.stage_bytes(config.block_m, 2), 2 * TILE_ROWS * config.block_m
-        used = semi_structured.shared_bytes(_SEMI_STRUCTURED[op], config, 2, self.case.itemsize)
+            return config.num_stages * semi_structured.stage_bytes(config.block_m, 2), 2 * TILE_ROWS * config.block_m
+        used = semi_structured.shared_bytes(self.problem(op), config)
         m, n, k = config.block_m, config.block_n, config.block_k
         return used, {"forward": 2 * n * m, "dX": m * k, "dW": 2 * n * k}[op]
 
@@ -298,7 +293,7 @@ def measure(
         ``scratch`` is what a split kernel hands to its reduction. It is in ``written``, though nobody reads it again:
         on a device the next operation may overwrite it while it is still in L2.
     """
-    config = config or of.config(op, device)
+    config = config or choose(of.problem(op), device)
     programs = occupancy(op, config, of, device)
     memory = L2(l2)
     for launch in of.launches(op, config):
@@ -353,7 +348,7 @@ def run(
     for case in cases:
         of = layer(case, seed)
         for op in case.ops:
-            config = of.config(op, device)
+            config = choose(of.problem(op), device)
             if group is not None:
                 config = dataclasses.replace(config, group=group)
             row = measure(op, case, of, device, l2, config)

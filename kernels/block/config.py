@@ -1,12 +1,12 @@
 """Which tiles a block kernel runs with: data, chosen by a pure function and testable without a GPU."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
+from typing import ClassVar
 
 from ..device import Device
 from ..gpus import architecture
 from ..rules import power_above, split_reduction
-from ..tables import tuned
 from .layout import BlockLayout
 
 SUPPORTED_BLOCKS = (16, 32, 64, 128)
@@ -43,35 +43,6 @@ class Config:
     num_stages: int
 
 
-def is_valid(op: str, config: Config, block: tuple[int, int], itemsize: int, device: Device) -> bool:
-    """Whether a configuration can run: sizes divide, and the pipeline's buffers fit into shared memory.
-
-    Args:
-        op: ``"block_matmul"`` or ``"block_grad"``.
-        config: The configuration.
-        block: ``(out, in)`` of the block as the kernel multiplies it; ``(bn, bk)`` for ``block_grad``.
-        itemsize: Bytes of an operand's element.
-        device: Where it would run.
-    """
-    powers = (config.block_m, config.block_in, config.split, config.num_warps)
-    if any(size < 1 or size & (size - 1) for size in powers) or config.num_stages < 1 or config.group < 1:
-        return False
-    if config.block_m < 16 or any(side not in SUPPORTED_BLOCKS for side in block):
-        return False
-    if op == "block_matmul" and (block[1] % config.block_in or config.block_in < 16):
-        return False
-    return shared_bytes(op, config, block, itemsize) <= device.shared
-
-
-def shared_bytes(op: str, config: Config, block: tuple[int, int], itemsize: int) -> int:
-    """Shared memory that the pipelined operand tiles take, in bytes."""
-    if op == "block_matmul":
-        tile, buffers = config.block_in * (config.block_m + block[0]), (config.num_stages - 1) // 2
-    else:
-        tile, buffers = config.block_m * (block[0] + block[1]), config.num_stages - 1
-    return tile * itemsize * max(buffers, 1)
-
-
 @dataclass(frozen=True)
 class Problem:
     """What a launch must do.
@@ -94,6 +65,23 @@ class Problem:
     width: int
     itemsize: int
 
+    family: ClassVar[str] = "block"
+
+    def rule(self, device: Device) -> Config:
+        """The configuration where nothing was tuned."""
+        return _grad_rule(self, device) if self.op == "block_grad" else _matmul_rule(self, device)
+
+    def fits(self, config: Config, device: Device) -> bool:
+        """Whether a configuration can run: sizes divide, and the pipeline's buffers fit into shared memory."""
+        powers = (config.block_m, config.block_in, config.split, config.num_warps)
+        if any(size < 1 or size & (size - 1) for size in powers) or config.num_stages < 1 or config.group < 1:
+            return False
+        if config.block_m < 16 or limit(self.block):
+            return False
+        if self.op == "block_matmul" and (self.block[1] % config.block_in or config.block_in < 16):
+            return False
+        return shared_bytes(self, config) <= device.shared
+
 
 def matmul_problem(layout: BlockLayout, transposed: bool, m: int, itemsize: int) -> Problem:
     """The forward of ``m`` rows, or (``transposed``) their dX."""
@@ -110,19 +98,21 @@ def grad_problem(layout: BlockLayout, m: int, itemsize: int) -> Problem:
     return Problem("block_grad", m, layout.block, layout.rows.shape[0], 0, 0, itemsize)
 
 
-def choose(problem: Problem, device: Device) -> Config:
-    """The configuration of a launch: a tuned entry where there is one, else a rule."""
-    for entry in tuned("block", device, Config):
-        if entry.fits(problem) and is_valid(problem.op, entry.config, problem.block, problem.itemsize, device):
-            return entry.config
-    return _grad_rule(problem, device) if problem.op == "block_grad" else _matmul_rule(problem, device)
+def shared_bytes(problem: Problem, config: Config) -> int:
+    """Shared memory that the pipelined operand tiles take, in bytes."""
+    out, inner = problem.block
+    if problem.op == "block_matmul":
+        tile, buffers = config.block_in * (config.block_m + out), (config.num_stages - 1) // 2
+    else:
+        tile, buffers = config.block_m * (out + inner), config.num_stages - 1
+    return tile * problem.itemsize * max(buffers, 1)
 
 
 def _grad_rule(problem: Problem, device: Device) -> Config:
     block_m = 64 if problem.itemsize == 2 else 32
     warps = 8 if problem.block[0] * problem.block[1] >= 128 * 128 else 4
     split = split_reduction(problem.tiles, ceil(problem.m / block_m), device)
-    return _deepest(problem, Config(block_m, block_m, split, 1, warps, num_stages=4), device)
+    return Config(block_m, block_m, split, 1, warps, num_stages=4)
 
 
 def _matmul_rule(problem: Problem, device: Device) -> Config:
@@ -148,11 +138,4 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
         if rows + flight > device.l2:
             break
         group *= 2
-    return _deepest(problem, Config(block_m, block_in, split, group, warps, num_stages=7), device)
-
-
-def _deepest(problem: Problem, config: Config, device: Device) -> Config:
-    """The configuration with as deep a pipeline as shared memory allows."""
-    while config.num_stages > 2 and not is_valid(problem.op, config, problem.block, problem.itemsize, device):
-        config = replace(config, num_stages=config.num_stages - 1)
-    return config
+    return Config(block_m, block_in, split, group, warps, num_stages=7)

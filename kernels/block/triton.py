@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..device import device_of, stored_dtype
 from ..epilogue import activate, in_groups, launch_options, launch_reduce, multiply_loaded, rows_contiguous
-from .config import Config, choose, grad_problem, matmul_problem
+from ..tables import choose
+from .config import Config, grad_problem, matmul_problem
 from .layout import BlockLayout
 
 

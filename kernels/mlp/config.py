@@ -1,6 +1,10 @@
 """Tiles of the fused MLP: few choices, as it is for small layers."""
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from ..device import Device
+from ..rules import power_above
 
 MAX_HIDDEN = 128
 """Parents that a program holds, for each of its rows and of their children."""
@@ -34,27 +38,38 @@ def limit(hidden: int, alpha: int, itemsize: int) -> str | None:
     most = MAX_ACCUMULATORS // 16
     if itemsize != 2:
         return "it takes float16 and bfloat16: in float32 the children's sums do not fit into registers"
-    if hidden > MAX_HIDDEN or _above(alpha) * _tile(hidden) > most:
+    if hidden > MAX_HIDDEN or power_above(alpha) * _tile(hidden) > most:
         return f"it takes up to {MAX_HIDDEN} hidden parents with {most} children in all, got {hidden} with {alpha} each"
     return None
 
 
-def choose(m: int, hidden: int, alpha: int) -> Config:
-    """The configuration of a launch, by rule.
+@dataclass(frozen=True)
+class Problem:
+    """What a launch must do.
 
-    Args:
+    Attributes:
         m: Rows of activations.
         hidden: Parents in the hidden layer.
         alpha: Children of each.
     """
-    block_h, held = _tile(hidden), _above(alpha) * _tile(hidden)
-    block_m = min(_tile(m), max(MAX_ACCUMULATORS // (2 * held), 16), 64)
-    return Config(block_m, block_h, 64, 64, num_warps=8 if held * block_m > 4096 else 4, num_stages=3)
 
+    m: int
+    hidden: int
+    alpha: int
 
-def _above(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
+    family: ClassVar[str] = "mlp"
+
+    def rule(self, device: Device) -> Config:
+        """The configuration where nothing was tuned."""
+        block_h, held = _tile(self.hidden), power_above(self.alpha) * _tile(self.hidden)
+        block_m = min(_tile(self.m), max(MAX_ACCUMULATORS // (2 * held), 16), 64)
+        return Config(block_m, block_h, 64, 64, num_warps=8 if held * block_m > 4096 else 4, num_stages=3)
+
+    def fits(self, config: Config, device: Device) -> bool:
+        """Whether a configuration can run: a program holds all parents, and its sums fit."""
+        held = power_above(self.alpha) * config.block_h
+        return config.block_h >= self.hidden and held * config.block_m <= MAX_ACCUMULATORS
 
 
 def _tile(n: int) -> int:
-    return max(16, _above(n))
+    return max(16, power_above(n))

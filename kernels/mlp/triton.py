@@ -15,7 +15,8 @@ from ..epilogue import activate, multiply, rows_contiguous
 from ..partition.eager import Labels
 from ..partition.labels import digits, row_bytes
 from ..partition.triton import TYPES, bit_masks, child_share, stored_weight
-from .config import Config, choose
+from ..tables import choose
+from .config import Config, Problem
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -157,7 +158,7 @@ def _launch(
     first = stored_weight(w1, labels1, alpha, keep_order=True)
     second = None if labels2 is None else stored_weight(w2, labels2, alpha, keep_order=True)
     words2 = rows_contiguous(w2) if second is None else second.words
-    config = config or choose(m, hidden, alpha)
+    config = config or choose(Problem(m, hidden, alpha), device_of(x))
     _expanded_mlp[(triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_o))](
         x,
         first.words,

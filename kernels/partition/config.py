@@ -1,11 +1,11 @@
 """Which tiles a partition kernel runs with: data, chosen by a pure function and testable without a GPU."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
+from typing import ClassVar
 
 from ..device import Device
 from ..rules import power_above, power_below, split_reduction
-from ..tables import tuned
 
 DIRECT_ROWS = 64
 """Rows of activations up to which the direct kernels serve."""
@@ -72,17 +72,24 @@ class Problem:
     itemsize: int
     pairs: bool = False
 
+    family: ClassVar[str] = "partition"
 
-def is_valid(problem: Problem, config: Config, device: Device) -> bool:
-    """Whether a configuration can run: sizes are powers of two, and what it keeps on chip fits."""
-    powers = (config.block_m, config.block_n, config.block_k, config.split, config.num_warps)
-    if any(size < 1 or size & (size - 1) for size in powers) or config.num_stages < 1 or config.group < 1:
-        return False
-    if config.direct:
-        return _is_direct(problem, config) and shared_bytes(problem, config, device) <= device.shared
-    if min(config.block_m, config.block_n, config.block_k) < 16 or config.block_k % 8:
-        return False
-    return shared_bytes(problem, config, device) <= device.shared
+    def rule(self, device: Device) -> Config:
+        """The configuration where nothing was tuned."""
+        if self.op == "partition_grad":
+            return _grad_rule(self, device)
+        return _direct_rule(self, device) if self.pairs and self.m <= DIRECT_ROWS else _matmul_rule(self, device)
+
+    def fits(self, config: Config, device: Device) -> bool:
+        """Whether a configuration can run: sizes are powers of two, and what it keeps on chip fits."""
+        powers = (config.block_m, config.block_n, config.block_k, config.split, config.num_warps)
+        if any(size < 1 or size & (size - 1) for size in powers) or config.num_stages < 1 or config.group < 1:
+            return False
+        if config.direct:
+            return _is_direct(self, config) and shared_bytes(self, config, device) <= device.shared
+        if min(config.block_m, config.block_n, config.block_k) < 16 or config.block_k % 8:
+            return False
+        return shared_bytes(self, config, device) <= device.shared
 
 
 def warps_of(config: Config, transposed: bool) -> tuple[int, int]:
@@ -126,18 +133,6 @@ def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
         return (alpha * children + other) * problem.itemsize * buffers
     x = m * (n if problem.transposed else k) * (alpha if problem.op == "merge_matmul" else 1)
     return ((n * k + x) * buffers + 2 * n * k) * problem.itemsize
-
-
-def choose(problem: Problem, device: Device) -> Config:
-    """The configuration of a launch: a tuned entry where there is one, else a rule."""
-    for entry in tuned("partition", device, Config):
-        if entry.fits(problem) and is_valid(problem, entry.config, device):
-            return entry.config
-    if problem.op == "partition_grad":
-        return _grad_rule(problem, device)
-    if problem.pairs and problem.m <= DIRECT_ROWS:
-        return _direct_rule(problem, device)
-    return _matmul_rule(problem, device)
 
 
 def _direct_rule(problem: Problem, device: Device) -> Config:
@@ -203,7 +198,7 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
 
     partial, weights = m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
     split = split_reduction(programs, steps, device, partial, weights)
-    return _deepest(problem, Config(block_m, block_n, block_k, split, 8, warps, 4), device)
+    return Config(block_m, block_n, block_k, split, 8, warps, 4)
 
 
 def _grad_rule(problem: Problem, device: Device) -> Config:
@@ -214,13 +209,4 @@ def _grad_rule(problem: Problem, device: Device) -> Config:
     tiles = ceil(problem.n / block_n) * ceil(problem.k / block_k)
     split = split_reduction(tiles, ceil(problem.m / block_m), device)
     warps = 8 if alpha * block_n * block_k >= 128 * 128 else 4
-    return _deepest(problem, Config(block_m, block_n, block_k, split, 8, warps, 4), device)
-
-
-def _deepest(problem: Problem, config: Config, device: Device) -> Config:
-    """The configuration with as deep a pipeline, then as large a reduction step, as shared memory allows."""
-    while config.num_stages > 2 and not is_valid(problem, config, device):
-        config = replace(config, num_stages=config.num_stages - 1)
-    while not is_valid(problem, config, device) and config.block_m > 16:
-        config = replace(config, block_m=config.block_m // 2)
-    return config
+    return Config(block_m, block_n, block_k, split, 8, warps, 4)

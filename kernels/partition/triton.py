@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..device import device_of, interpreting, stored_dtype
 from ..epilogue import activate, in_groups, launch_options, launch_reduce, multiply, multiply_loaded, rows_contiguous
-from .config import Config, Problem, choose
+from ..tables import choose
+from .config import Config, Problem
 from .direct import launch_direct
 from .eager import Labels, stored_like
 from .labels import PackedLabels, digits, pack_planes, row_bytes

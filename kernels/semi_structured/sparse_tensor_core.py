@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..device import device_of
 from ..partition.interleaved import as_merge
-from .config import STEP, SparseConfig, choose_sparse
+from ..tables import choose
+from .config import STEP, SparseConfig, SparseProblem
 from .eager import semi_structured_matmul_eager
 from .fragments import TILE_ROWS, Fragments, pack_weights
 from .layout import SemiStructuredLayout
@@ -86,7 +87,7 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, conf
 
     m, children = x.shape[0], fragments.weights.shape[0]
     steps = fragments.weights.shape[2] // 2
-    config = config or choose_sparse(m, n, steps * STEP, children, device_of(x))
+    config = config or choose(SparseProblem(m, n, steps * STEP, children), device_of(x))
     # The reduction adds the bias before anything is rounded, so that with one there is float32 to reduce.
     whole = config.split == 1 and bias is None
     out = x.new_empty((config.split, m, children, n), dtype=x.dtype if whole else torch.float32)
@@ -108,7 +109,7 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, conf
                 BLOCK_M=config.block_m,
                 SPLIT=config.split,
                 GROUP=config.group,
-                STAGES=config.stages,
+                STAGES=config.num_stages,
                 DTYPE="bf16" if x.dtype == torch.bfloat16 else "f16",
                 num_warps=config.num_warps,
                 maxnreg=255,  # left to itself the assembler stops at 64 and spills a few bytes

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..device import device_of, stored_dtype
 from ..epilogue import in_groups, launch_options, multiply, multiply_loaded, rows_contiguous, summed
-from .config import Config, choose
+from ..tables import choose
+from .config import Config, Problem
 from .layout import SemiStructuredLayout
 
 
@@ -466,7 +467,8 @@ def _bits(t: Tensor) -> Tensor:
 
 
 def _chosen(op: str, m: int, layout: SemiStructuredLayout, operand: Tensor) -> Config:
-    return choose(op, m, *layout.shape, layout.children, operand.element_size(), device_of(operand))
+    problem = Problem(op, m, *layout.shape, layout.children, operand.element_size())
+    return choose(problem, device_of(operand))
 
 
 def _run(launch: Any, shape: tuple[int, ...], config: Config, operand: Tensor, bias: Tensor | None = None) -> Tensor:
