@@ -21,8 +21,8 @@ LAYER = (96, 128)
 @contextmanager
 def small_plan() -> Iterator[None]:
     """The plan of ``fpe gpu`` over a layer that a CPU can run, a few batch sizes and a few checks."""
-    from fpe.bench import shapes
-    from fpe.bench.device import plan, roof, steps
+    from fpe.bench.gpu import plan, roof, steps
+    from fpe.bench.latency import shapes
 
     with ExitStack() as stack:
         stack.enter_context(patch.dict(shapes.SETS, dict.fromkeys(shapes.SETS, (LAYER,))))
@@ -80,8 +80,8 @@ class InThisProcess(Executor):
 @contextmanager
 def whole_plan(device: FakeDevice) -> Iterator[None]:
     """Every step of the plan, each with a few units; a board that counts its energy, none of the tools that watch."""
-    from fpe.bench import ahead, energy, shapes, tune
-    from fpe.bench.device import checks, plan, warm
+    from fpe.bench.gpu import ahead, checks, plan, tune, warm
+    from fpe.bench.latency import energy, shapes
 
     jobs, first, every = tune.jobs, plan.kernels_first, checks.checks
 
@@ -119,7 +119,7 @@ def whole_plan(device: FakeDevice) -> Iterator[None]:
 
 def main(faults: str, which: str, options: str) -> int:
     """The measuring process, with faults in JSON, over the ``"small"`` plan or the ``"whole"`` one."""
-    from fpe.bench.device import worker
+    from fpe.bench.gpu import worker
 
     torch.set_num_threads(1)
     found = tuple(Fault(**{**fault, "shape": tuple(fault.get("shape", ()))}) for fault in json.loads(faults))

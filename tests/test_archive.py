@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from fpe.bench import documents
-from fpe.bench.device import archive
-from fpe.bench.device.cli import main
-from fpe.bench.device.steps import Context, keep
-from fpe.bench.problems import Case
-from fpe.bench.report import costs
+from fpe.bench.gpu import archive
+from fpe.bench.gpu.cli import main
+from fpe.bench.gpu.steps import Context, keep
+from fpe.bench.latency.problems import Case
+from fpe.bench.report import costs, documents
 from fpe.bench.results import Results
 from fpe.kernels.model import PUBLISHED
 

@@ -13,8 +13,10 @@ from support import ROOT, seeded
 from torch import nn
 
 import fpe
-from fpe.bench import documents, ledger, summary, tune
 from fpe.bench.cli import cli
+from fpe.bench.costs import ledger
+from fpe.bench.gpu import tune
+from fpe.bench.report import documents, summary
 from fpe.bench.results import Results
 from fpe.bench.studies import boolean, data, dnf, protocol, vision
 from fpe.kernels.block import config

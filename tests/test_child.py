@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from fpe.bench.device.child import watch
+from fpe.bench.gpu.child import watch
 
 TARGET = "echo target; exec sleep 60"
 
@@ -55,7 +55,7 @@ def test_a_target_that_outlives_its_tool_is_killed(tmp_path: Path) -> None:
 def test_a_target_is_killed_when_the_measuring_process_is(tmp_path: Path) -> None:
     """By a signal that it cannot see, as whoever watches it does where it hangs."""
     note = tmp_path / "process"
-    code = f"from fpe.bench.device.child import watch; watch({tool(note, 'wait')!r}, 60.0)"
+    code = f"from fpe.bench.gpu.child import watch; watch({tool(note, 'wait')!r}, 60.0)"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as measures:
         for _ in range(3000):
             if note.exists() and note.read_text().endswith("\n"):

@@ -15,11 +15,11 @@ import pytest
 import torch
 from support import ROOT
 
-from fpe.bench.device import archive, blocks, child, plan, roof, steps
-from fpe.bench.device.checks import checks
-from fpe.bench.device.cli import headline, main
-from fpe.bench.lost import LostError
-from fpe.bench.problems import Case
+from fpe.bench.gpu import archive, blocks, child, plan, roof, steps
+from fpe.bench.gpu.checks import checks
+from fpe.bench.gpu.cli import headline, main
+from fpe.bench.gpu.lost import LostError
+from fpe.bench.latency.problems import Case
 from fpe.bench.results import Results
 from fpe.kernels.model import PUBLISHED, Roof, Share, layer_candidates
 from fpe.kernels.partition import config

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fpe.bench import energy
-from fpe.bench.problems import AbsentError
+from fpe.bench.latency import energy
+from fpe.bench.latency.problems import AbsentError
 
 
 class Board:

@@ -15,11 +15,11 @@ import pytest
 import torch
 from support import ROOT
 
-from fpe.bench.device import archive
-from fpe.bench.device.cli import main
+from fpe.bench.costs.verdict import Layer
+from fpe.bench.gpu import archive
+from fpe.bench.gpu.cli import main
 from fpe.bench.report import costs
 from fpe.bench.results import Results
-from fpe.bench.verdict import Layer
 from fpe.kernels.model import Roof
 
 PROGRAM = ROOT / "tests/fake_run.py"
@@ -253,9 +253,9 @@ def test_the_pool_compiles_what_the_headline_launches() -> None:
     out = in_a_process("""
 import json
 from pathlib import Path
-from fpe.bench import suite
-from fpe.bench.device import plan, warm
-from fpe.bench.device.steps import Context
+from fpe.bench.latency import suite
+from fpe.bench.gpu import plan, warm
+from fpe.bench.gpu.steps import Context
 from fpe.kernels.device import KNOWN
 made = {"device": "NVIDIA H200"}
 with small_plan():
@@ -324,7 +324,7 @@ import json, os
 from pathlib import Path
 os.environ["TRITON_CACHE_DIR"] = {str(tmp_path)!r}
 from fpe import kernels
-from fpe.bench.device import warm
+from fpe.bench.gpu import warm
 
 def files():
     return sorted(str(path) for path in Path({str(tmp_path)!r}).rglob("*") if path.is_file())
@@ -355,8 +355,8 @@ def test_a_candidate_without_room_is_skipped_and_the_others_are_tuned() -> None:
 import json
 from dataclasses import replace
 from fake_run import InThisProcess
-from fpe.bench import ahead, tune
-from fpe.bench.tune_jobs import PartitionJob
+from fpe.bench.gpu import ahead, tune
+from fpe.bench.gpu.tune_jobs import PartitionJob
 from fpe.kernels.device import KNOWN
 from unittest.mock import patch
 job, found = PartitionJob("split_matmul", False, 2, 128, shape=(128, 128)), []

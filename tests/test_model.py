@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 from support import ROOT, BadCall, readable_id
 
-from fpe.bench import verdict
 from fpe.bench.cli import cli
+from fpe.bench.costs import verdict
 from fpe.bench.results import Results
 from fpe.kernels import model
 from fpe.kernels.gpus import ARCHITECTURES

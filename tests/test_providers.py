@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 import fpe
-from fpe.bench import memory, peers, suite
-from fpe.bench.problems import AbsentError, Case, Problem
-from fpe.bench.providers import PROVIDERS
+from fpe.bench.costs import memory
+from fpe.bench.latency import peers, suite
+from fpe.bench.latency.problems import AbsentError, Case, Problem
+from fpe.bench.latency.providers import PROVIDERS
 
 STRUCTURES = ("random", "2:4", "block")
 

@@ -11,9 +11,9 @@ import pytest
 from support import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fpe.bench import providers, suite, timing
 from fpe.bench.lab import traffic
-from fpe.bench.problems import Case, Problem
+from fpe.bench.latency import providers, suite, timing
+from fpe.bench.latency.problems import Case, Problem
 from fpe.bench.results import COMMITTED, Results
 
 # Bytes.

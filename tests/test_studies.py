@@ -17,8 +17,8 @@ from support import Recipe, mlp, readable_id, seeded
 from torch import nn
 
 import fpe
-from fpe.bench import summary
 from fpe.bench.cli import cli
+from fpe.bench.report import summary
 from fpe.bench.results import Results
 from fpe.bench.studies import conditions, data, sweep, tables
 from fpe.bench.studies import mlp as mlp_study

@@ -14,10 +14,11 @@ from support import ROOT, BadCall, readable_id
 from torch import Tensor, nn
 
 import fpe
-from fpe.bench import cost_cli, providers, shapes, suite
 from fpe.bench.cli import cli
-from fpe.bench.problems import Case, Problem
-from fpe.bench.providers import PROVIDERS, Provider
+from fpe.bench.cli import costs as cost_cli
+from fpe.bench.latency import providers, shapes, suite
+from fpe.bench.latency.problems import Case, Problem
+from fpe.bench.latency.providers import PROVIDERS, Provider
 from fpe.bench.results import Results
 from fpe.bench.table import Table
 
@@ -225,7 +226,15 @@ def test_pytest_benchmark_names_every_case(tmp_path: Path) -> None:
     """One case through the plug-in itself: its name, its group and the columns that its JSON carries."""
     out = tmp_path / "out.json"
     chosen = "test_latency[block-M1-384x512-fp32-dX-fpe/eager]"
-    command = [sys.executable, "-m", "pytest", f"bench/test_latency.py::{chosen}", "--benchmark-only", "-p", "no:xdist"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        f"bench/latency/test_latency.py::{chosen}",
+        "--benchmark-only",
+        "-p",
+        "no:xdist",
+    ]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of xdist
     done = subprocess.run(
         [*command, f"--benchmark-json={out}"], cwd=ROOT, env=alone, capture_output=True, text=True, check=False

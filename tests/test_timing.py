@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fpe.bench import test_latency, timing
-from fpe.bench.timing import Timing, flusher, interleaved
+from fpe.bench.latency import test_latency, timing
+from fpe.bench.latency.timing import Timing, flusher, interleaved
 
 CLOCK = 2e6
 """Cycles a millisecond."""

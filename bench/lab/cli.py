@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..options import output_option
+from ..cli.options import output_option
 
 OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp")
 
@@ -41,7 +41,7 @@ def compile_command(
     from rich.console import Console
     from rich.progress import track
 
-    from ..output import finish
+    from ..cli.output import finish
     from . import compile as compiler
 
     _compilable(architectures)
@@ -63,11 +63,11 @@ def compile_command(
 def ladder_command(as_json: bool, output: Path) -> None:
     """Count what plain ways of applying labels cost in machine instructions, up to the way that is shipped."""
     from ...kernels.device import interpreting
-    from ..output import finish
+    from ..cli.output import finish
 
     if interpreting():
         raise click.ClickException("kernels are interpreted where TRITON_INTERPRET=1; unset it to compile them")
-    from .. import summary
+    from ..report import summary
     from . import ladder
 
     results = ladder.run()
@@ -88,11 +88,11 @@ def headline_command(arch: int, jobs: int, as_json: bool, output: Path) -> None:
     import triton
 
     from ...kernels.device import KNOWN
-    from ..device import plan, warm
-    from ..device.cli import planning
-    from ..output import finish
+    from ..cli.output import finish
+    from ..gpu import plan, warm
+    from ..gpu.cli import planning
+    from ..report.summary import compile_times
     from ..results import Results
-    from ..summary import compile_times
 
     _compilable([arch])
     rows = warm.compile_all(plan.kernels_first(planning()), arch, KNOWN[arch], jobs)
@@ -120,7 +120,7 @@ def traffic_command(
     """Count the bytes that every operation asks for, touches, and moves through a simulated L2 to DRAM."""
     from rich.console import Console
 
-    from ..output import finish
+    from ..cli.output import finish
     from . import traffic
 
     cases = traffic.cases_of(m, **sizes)
@@ -145,8 +145,8 @@ def semi_structured_command(architectures: tuple[int, ...], as_json: bool, outpu
     from rich.progress import track
 
     from ...kernels.device import KNOWN
-    from ..output import finish
-    from ..summary import compiled
+    from ..cli.output import finish
+    from ..report.summary import compiled
     from . import semi_structured
 
     _compilable(architectures)
@@ -186,7 +186,7 @@ def hazards_command(
     from rich.console import Console
     from rich.progress import track
 
-    from ..output import finish
+    from ..cli.output import finish
     from . import survey
 
     _compilable(architectures)
@@ -228,7 +228,7 @@ def execute_command(
     from rich.console import Console
     from rich.progress import track
 
-    from ..output import finish, print_table
+    from ..cli.output import finish, print_table
     from .ptx import cases, execute
 
     _compilable(architectures)
@@ -258,7 +258,7 @@ def mutate_command(architectures: tuple[int, ...], most: int, jobs: int | None, 
     from rich.console import Console
     from rich.progress import track
 
-    from ..output import finish
+    from ..cli.output import finish
     from .ptx import mutate
 
     _compilable(architectures)

@@ -18,7 +18,7 @@ from fpe.kernels.semi_structured import config as semi_structured
 from fpe.kernels.semi_structured.fragments import TILE_ROWS
 
 from ..results import Results
-from ..summary import Table
+from ..table import Table
 from .cache import L2, schedule
 from .replay import (
     INDEX,

@@ -11,12 +11,11 @@ from torch import nn
 
 import fpe
 
-from .. import summary
-from ..ledger import layer_ledger
+from ..costs.ledger import layer_ledger
 from ..results import Results, provenance
 from ..studies import boolean, vision
 from ..table import Table
-from . import costs, figures
+from . import costs, figures, summary
 from .committed import FIGURES, LLM_LAYER, TABLES
 
 T = TypeVar("T")

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from fpe.kernels.model import ASSUMED, INFERENCE, PUBLISHED, TRAINING, Roof, best, crossover, layer_candidates
 from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
 
-from .. import memory, verdict
-from ..problems import Case, Problem
-from ..providers import OURS, PEERS, PROVIDERS
+from ..costs import memory, verdict
+from ..costs.verdict import Layer
+from ..latency.problems import Case, Problem
+from ..latency.providers import OURS, PEERS, PROVIDERS
 from ..results import COMMITTED, Results
 from ..table import Table
-from ..verdict import Layer
 from .figures import figure, svg
 
 LAYER = Layer()

@@ -13,7 +13,7 @@ from torch import nn
 import fpe
 
 from ..results import Results
-from ..summary import Table
+from ..table import Table
 from .boolean import Choices, make_data
 from .conditions import linear_of
 from .dnf import clause_of

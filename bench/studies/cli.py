@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from .. import summary
-from ..options import common, output_option
-from ..output import GOES_ON, NOTHING_WRITTEN, finish, print_json, print_path, print_table, stopping
+from ..cli.options import common, output_option
+from ..cli.output import GOES_ON, NOTHING_WRITTEN, finish, print_json, print_path, print_table, stopping
+from ..report import summary
 from . import boolean, boolean_sweep, catalogue, cnn, transformer, vision
 from .features import features_command
 from .sweep import Study

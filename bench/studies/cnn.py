@@ -16,7 +16,7 @@ import fpe
 from fpe.convolution import expand_conv_pair
 
 from ..results import Results
-from ..summary import Table
+from ..table import Table
 from .conditions import CONTINUED
 from .data import load_cifar10
 from .protocol import Data, Training

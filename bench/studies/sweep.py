@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 
-from ..progress import progress
+from ..cli.progress import progress
 from ..results import Results
-from ..summary import Table
+from ..table import Table
 
 
 class ImpossibleError(ValueError):

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from ..results import Results
-from ..summary import Table
+from ..table import Table
 from . import published
 from .conditions import CONTINUED, DENSE
 from .mlp import Cell

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fpe
 
 from ..results import Results
-from ..summary import Table
+from ..table import Table
 from . import conditions
 from .conditions import CONTINUED, WIDE
 from .protocol import Training

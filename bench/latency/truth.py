@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fpe.layers import ExpandedLinear
 
-from . import accuracy
+from .. import accuracy
 from .problems import Problem
 from .providers import Provider
 

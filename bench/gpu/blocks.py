@@ -5,9 +5,9 @@ from typing import Any
 
 from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
 
-from ..problems import Case
-from ..providers import OURS
-from ..suite import Skip
+from ..latency.problems import Case
+from ..latency.providers import OURS
+from ..latency.suite import Skip
 from .steps import RED
 
 _FAMILIES = {RANDOM: "partition", TWO_FOUR: "semi_structured", BLOCK: "block"}

@@ -1,6 +1,6 @@
 """Whether the package imports, compiles and walks ``fpe gpu --dry-run`` with the PyTorch and Triton at hand.
 
-Run as ``python -m fpe.bench.device.compatible``, with another Triton or another PyTorch in front on ``PYTHONPATH``.
+Run as ``python -m fpe.bench.gpu.compatible``, with another Triton or another PyTorch in front on ``PYTHONPATH``.
 """
 
 import platform
@@ -18,7 +18,7 @@ from fpe import bench, kernels
 from fpe.kernels.device import KNOWN
 from fpe.kernels.structures import BLOCK, STRUCTURES, TWO_FOUR
 
-from ..problems import Case
+from ..latency.problems import Case
 from . import cli, warm
 
 ARCHITECTURES = (80, 90)
@@ -36,7 +36,7 @@ def trace() -> int:
     """Traces an expanded network of each structure whole, as ``torch.compile`` does; returns how many."""
     for structure in STRUCTURES:
         dense = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
-        wide = fpe.expand(dense, 2, structure=structure, block=(4, 16) if structure == BLOCK else None)
+        wide = fpe.expand(dense, 2, structure=structure, block=(4, 16) if structure == BLOCK else None)  # type: ignore[arg-type]
         torch.compile(wide, fullgraph=True, backend="eager")(torch.randn(3, 64)).sum().backward()
     return len(STRUCTURES)
 

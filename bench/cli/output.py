@@ -9,8 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from .results import Results
-from .summary import Table
+from ..results import Results
+from ..table import Table
 
 console = Console()
 errors = Console(stderr=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..lost import LostError
 from ..results import provenance
 from .guard import end_with_the_watcher
+from .lost import LostError
 from .plan import walk
 from .steps import Context
 
@@ -21,7 +21,7 @@ LOST = 3
 def main(arguments: Sequence[str]) -> int:
     """Walks the plan as the options say, given as one JSON object: see :func:`context_of`.
 
-    Standard input is a pipe that whoever watches holds open, see :func:`~fpe.bench.device.guard.end_with_the_watcher`:
+    Standard input is a pipe that whoever watches holds open, see :func:`~fpe.bench.gpu.guard.end_with_the_watcher`:
     two processes would write the same rows after a restart.
     """
     threading.Thread(target=end_with_the_watcher, daemon=True).start()

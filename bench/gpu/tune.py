@@ -23,11 +23,11 @@ from torch import Tensor
 from fpe.kernels.device import Device
 from fpe.kernels.tables import table_name
 
-from . import accuracy
+from .. import accuracy
+from ..latency.timing import interleaved
+from ..results import provenance
 from .ahead import Ahead
 from .lost import raise_if_lost
-from .results import provenance
-from .timing import interleaved
 from .tune_jobs import Config, Job, headline_jobs, jobs, small
 
 __all__ = ["Config", "Job", "headline_jobs", "jobs", "nearest", "run", "small", "tune"]
@@ -55,7 +55,7 @@ def run(
         target: Where tensors are made.
         limit: At most so many candidates for each job, the rule's and others drawn at random.
         report: Called with a line for each job.
-        workers: Processes that compile: see :class:`~fpe.bench.ahead.Ahead`.
+        workers: Processes that compile: see :class:`~fpe.bench.gpu.ahead.Ahead`.
     """
     end = time.monotonic() + budget
     entries: list[dict[str, Any]] = []

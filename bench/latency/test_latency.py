@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from fpe.bench import shapes
-from fpe.bench.problems import AbsentError, Case, Problem
-from fpe.bench.providers import PROVIDERS
-from fpe.bench.suite import PASSES, call
-from fpe.bench.timing import flusher
+from fpe.bench.latency import shapes
+from fpe.bench.latency.problems import AbsentError, Case, Problem
+from fpe.bench.latency.providers import PROVIDERS
+from fpe.bench.latency.suite import PASSES, call
+from fpe.bench.latency.timing import flusher
 from fpe.kernels.structures import STRUCTURES
 
 CUDA = torch.cuda.is_available()

@@ -31,7 +31,7 @@ def compile_candidate(job: Any, config: Any, device: Device, tf32: bool) -> str:
     Returns:
         Why it cannot run, in words; nothing where it can, and its binary is in Triton's cache.
     """
-    from .lab.compile import catching
+    from ..lab.compile import catching
 
     torch.backends.cuda.matmul.allow_tf32 = tf32
     launch, _, _ = job.setup("meta")

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ..problems import Case, Problem
-from ..providers import find
-from ..shapes import SETS
-from ..suite import call
-from ..timing import flusher
+from ..latency.problems import Case, Problem
+from ..latency.providers import find
+from ..latency.shapes import SETS
+from ..latency.suite import call
+from ..latency.timing import flusher
 from . import gate, guard
 from .checks import checks
 
@@ -34,7 +34,7 @@ def watch(
 
     A tool that is killed does not take what it watches with it, which would go on holding the device. Both are put into
     a process group of their own, and what is left of the group is killed when the command ends, however it does; also
-    where this process is killed: the group's leader is a guard that notices (:mod:`fpe.bench.device.guard`).
+    where this process is killed: the group's leader is a guard that notices (:mod:`fpe.bench.gpu.guard`).
 
     Args:
         command: Program and arguments.

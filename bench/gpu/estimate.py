@@ -9,11 +9,11 @@ from heapq import heapify, heappushpop
 from fpe.kernels import model
 from fpe.kernels.model import Roof, layer_candidates
 
-from ..problems import Case
-from ..providers import Provider
+from ..latency.problems import Case
+from ..latency.providers import Provider
+from ..latency.suite import PASSES
+from ..latency.timing import FLUSH
 from ..results import COMMITTED, Results
-from ..suite import PASSES
-from ..timing import FLUSH
 from .warm import Launch
 
 SETUP = 0.15

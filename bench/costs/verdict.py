@@ -22,9 +22,9 @@ from fpe.kernels.model import (
 )
 from fpe.kernels.structures import BLOCK, STRUCTURES, TWO_FOUR
 
-from .providers import OURS
-from .results import Results
-from .table import Table
+from ..latency.providers import OURS
+from ..results import Results
+from ..table import Table
 
 ROWS = (1, 16, 64, 256, 1024, 8192)
 """Batch sizes whose ratios a verdict shows."""

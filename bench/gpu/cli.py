@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from ..lost import LostError
-from ..providers import OURS, PROVIDERS, find
+from ..latency.providers import OURS, PROVIDERS, find
 from ..results import provenance
 from ..table import Table
 from . import archive
+from .lost import LostError
 from .plan import STEPS, promised, walk
 from .steps import Context, Rows, keep, red
 from .supervise import supervise
 
 NAMES = tuple(step.name for step in STEPS)
-WORKER = (sys.executable, "-m", "fpe.bench.device.worker")
+WORKER = (sys.executable, "-m", "fpe.bench.gpu.worker")
 START = 8.0
 """Seconds until a process has imported everything and the device is ready."""
 PACKED_EVERY = 10.0

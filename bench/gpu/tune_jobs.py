@@ -25,7 +25,7 @@ from fpe.kernels.device import Device
 from fpe.kernels.partition import config as partition_config
 from fpe.kernels.partition.labels import digits, row_bytes
 
-from .shapes import KEY_ROWS, SETS
+from ..latency.shapes import KEY_ROWS, SETS
 
 OPERATIONS = ("forward", "dX", "dW")
 BLOCKS = ((64, 64), (128, 128), (128, 64), (64, 128), (32, 32), (16, 64), (16, 16))

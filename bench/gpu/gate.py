@@ -15,10 +15,10 @@ from torch import Tensor
 from fpe.kernels import UnsupportedError
 
 from .. import accuracy
-from ..lost import raise_if_lost
-from ..problems import DTYPES
-from ..suite import float32_as
-from ..truth import poisoned
+from ..latency.problems import DTYPES
+from ..latency.suite import float32_as
+from ..latency.truth import poisoned
+from .lost import raise_if_lost
 
 Cast = Callable[[Tensor], Tensor]
 """What a check does to its float64 operands before it computes with them."""

@@ -4,10 +4,10 @@ import re
 
 from fpe.kernels.model import bytes_by_format, relative
 
-from .results import Results, mean_and_spread
-from .studies import boolean as boolean_study
-from .studies import published
-from .table import Table
+from ..results import Results, mean_and_spread
+from ..studies import boolean as boolean_study
+from ..studies import published
+from ..table import Table
 
 
 def boolean(results: Results) -> Table:

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..lost import LostError, raise_if_lost
 from ..results import Results, provenance
+from .lost import LostError, raise_if_lost
 
 Rows = list[dict[str, Any]]
 RED = ("wrong", "error")

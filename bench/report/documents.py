@@ -6,11 +6,11 @@ A document holds marked places, ``<!-- table: boolean -->`` ... ``<!-- end -->``
 import re
 from pathlib import Path
 
-from .report import figures
-from .report.committed import FIGURES, TABLES
-from .table import Table
+from ..table import Table
+from . import figures
+from .committed import FIGURES, TABLES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 """The checkout; documents exist there alone, not in an installed package."""
 
 DOCUMENTS = (

@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 import torch
 
+from ..results import COMMITTED, Results
 from .options import common, output_option
 from .output import NOTHING_WRITTEN, console, errors, print_json, print_path, print_table, stopping
-from .results import COMMITTED, Results
 
 
 @click.command()
@@ -17,7 +17,7 @@ from .results import COMMITTED, Results
 @common
 def report(quick: bool, output: Path, seed: int, device: str, as_json: bool) -> None:
     """Run the case studies and write one HTML page with their figures (minutes on two cores)."""
-    from .report import build
+    from ..report import build
 
     with stopping(NOTHING_WRITTEN):
         page, results, tables = build(output, seed=seed, device=device, quick=quick, quiet=as_json)
@@ -54,8 +54,8 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
 
     Copy the files that it writes to kernels/configs/ to have them used.
     """
-    from ..kernels.device import KNOWN, device_of, interpreting
-    from . import tune
+    from ...kernels.device import KNOWN, device_of, interpreting
+    from ..gpu import tune
 
     if dry_run:
         if not interpreting():
@@ -80,7 +80,7 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
 @click.command()
 def docs() -> None:
     """Fill the tables and figures of README.md and docs/ from the committed results."""
-    from .documents import ROOT, in_checkout, refresh
+    from ..report.documents import ROOT, in_checkout, refresh
 
     if not in_checkout():
         raise click.ClickException(f"the documents are in a checkout of the repository alone, and {ROOT} is none")

@@ -8,15 +8,16 @@ from typing import Any
 import click
 import torch
 
-from ..kernels.model import ITEMSIZE, PASSES, Roof
-from ..kernels.structures import STRUCTURES
-from . import shapes, suite, verdict, whole
+from ...kernels.model import ITEMSIZE, PASSES, Roof
+from ...kernels.structures import STRUCTURES
+from ..costs import verdict
+from ..latency import shapes, suite, whole
+from ..latency.providers import PROVIDERS, find
+from ..results import Results
+from ..table import Table
 from .options import output_option
 from .output import NOTHING_WRITTEN, console, finish, print_table, stopping
 from .progress import progress
-from .providers import PROVIDERS, find
-from .results import Results
-from .table import Table
 
 
 def sized(command: Callable) -> Callable:
@@ -96,7 +97,7 @@ def _roof_beside(path: Path, results: Results) -> str:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def gpu_command(arguments: tuple[str, ...]) -> None:
     """Measure everything that needs a GPU, in minutes: correctness first, then times (--help says more)."""
-    from .device.cli import main
+    from ..gpu.cli import main
 
     raise SystemExit(main(arguments))
 

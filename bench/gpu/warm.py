@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from fpe.kernels.device import KNOWN, Device
 
-from ..problems import Case
+from ..latency.problems import Case
 from .steps import Rows
 
 MODULES = ("block.triton", "partition.triton", "semi_structured.triton", "semi_structured.sparse_tensor_core")

@@ -5,32 +5,32 @@ from importlib import import_module
 import click
 
 COMMANDS = {
-    "docs": ("commands:docs", "Fill the tables and figures of README.md and docs/ from the committed results."),
+    "docs": ("cli.commands:docs", "Fill the tables and figures of README.md and docs/ from the committed results."),
     "explain": (
-        "cost_cli:explain_command",
+        "cli.costs:explain_command",
         "Say which implementation runs an expanded layer, what each would cost, and why (predicted).",
     ),
     "gpu": (
-        "cost_cli:gpu_command",
+        "cli.costs:gpu_command",
         "Measure everything that needs a GPU, in minutes: correctness first, then times (--help says more).",
     ),
     "lab": ("lab.cli:lab", "Prove the kernels without a GPU: compile them, trace their memory traffic."),
     "latency": (
-        "cost_cli:latency_command",
+        "cli.costs:latency_command",
         "Time expanded layers beside the parent, the wide dense layer and peers, here and now.",
     ),
     "report": (
-        "commands:report",
+        "cli.commands:report",
         "Run the case studies and write one HTML page with their figures (minutes on two cores).",
     ),
-    "results": ("commands:results_command", "Print a results file, or list the committed ones."),
+    "results": ("cli.commands:results_command", "Print a results file, or list the committed ones."),
     "study": ("studies.cli:study", "Run one of the paper's experiments and print it beside the published figures."),
     "tune": (
-        "commands:tune_command",
+        "cli.commands:tune_command",
         "Find the fastest tiles of the block and partition kernels on the GPU at hand.",
     ),
     "verdict": (
-        "cost_cli:verdict_command",
+        "cli.costs:verdict_command",
         "Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above.",
     ),
 }
@@ -49,7 +49,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        return getattr(import_module(f".{module}", __package__), attribute)
+        return getattr(import_module(f"..{module}", __package__), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the list."""

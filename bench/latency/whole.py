@@ -17,8 +17,8 @@ from torch import nn
 
 import fpe
 
-from .results import Results
-from .table import Table
+from ..results import Results
+from ..table import Table
 
 SIZES = ((784, 32, 10), (512, 64, 100))
 """The README's own model, and a classifier of features: inputs, hidden neurons before the split, classes."""

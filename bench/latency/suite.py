@@ -20,8 +20,8 @@ from fpe.kernels import UnsupportedError, model
 from fpe.kernels.structures import BLOCK, STRUCTURES, TWO_FOUR
 from fpe.partition import Structure
 
-from . import memory
-from .lost import raise_if_lost
+from ..costs import memory
+from ..gpu.lost import raise_if_lost
 from .problems import AbsentError, Case, Problem
 from .providers import OURS, Provider
 from .timing import Call, interleaved

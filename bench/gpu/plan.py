@@ -19,12 +19,12 @@ import torch
 from fpe.kernels.device import KNOWN, Device, device_of, interpreting
 from fpe.kernels.model import PUBLISHED, Roof, roof_named
 
-from .. import energy, shapes, suite, tune
-from ..ahead import Ahead
-from ..problems import AbsentError, Case, Problem
-from ..providers import PROVIDERS, Provider, find
-from . import child, warm
+from ..latency import energy, shapes, suite
+from ..latency.problems import AbsentError, Case, Problem
+from ..latency.providers import PROVIDERS, Provider, find
+from . import child, tune, warm
 from . import roof as roofs
+from .ahead import Ahead
 from .blocks import skip_red
 from .checks import checks
 from .estimate import POOL, seconds_of_case, seconds_of_compiling
@@ -361,7 +361,7 @@ def _watch(context: Context, tool: list[str], what: str) -> Any:
         return "a dry run has no GPU"
     if shutil.which(tool[0]) is None:
         return f"{tool[0]} is not installed"
-    command = [*tool, sys.executable, "-m", "fpe.bench.device.child", what]
+    command = [*tool, sys.executable, "-m", "fpe.bench.gpu.child", what]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if what == "gate" else None
     seconds = min(max(context.deadline - context.clock(), 10.0), WATCHED_SECONDS)
     return child.watch(command, seconds, environment)

@@ -20,7 +20,7 @@ import torch
 SCHEMA = 1
 """Version of the files' layout."""
 
-COMMITTED = Path(__file__).parent / "results"
+COMMITTED = Path(__file__).parent
 """Results that were measured and committed, from which documents are drawn."""
 
 

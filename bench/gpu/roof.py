@@ -10,9 +10,9 @@ import torch
 from fpe.kernels.device import KNOWN
 from fpe.kernels.model import ASSUMED, ASSUMED_LAUNCH, PASSES, Roof, layer_candidates
 
-from ..problems import DTYPES
-from ..suite import float32_as
-from ..timing import interleaved
+from ..latency.problems import DTYPES
+from ..latency.suite import float32_as
+from ..latency.timing import interleaved
 
 COPIED = 1 << 30
 """Bytes of the copy on a GPU."""
