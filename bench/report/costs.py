@@ -13,15 +13,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fpe.kernels.model import ASSUMED, INFERENCE, PUBLISHED, TRAINING, Roof, best, crossover, layer_candidates
-from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
+from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR
 
 from ..costs import memory, verdict
 from ..costs.verdict import Layer
 from ..latency.problems import Case, Problem
 from ..latency.providers import OURS, PEERS, PROVIDERS
 from ..results import COMMITTED, Results
+from ..studies.drawing import figure, svg
 from ..table import Table
-from .figures import figure, svg
 
 LAYER = Layer()
 """The layer that is drawn: the second one of an 8B language model's MLP, which ``fpe gpu`` measures first."""
@@ -29,7 +29,8 @@ SHOWN_GPU = "h200"
 """Whose published roofs stand in where nothing was measured."""
 GPUS = ("a100", "a6000", "4090", "h100", "h200", "b200", "5090")
 ROWS = tuple(2**e for e in range(15))
-COLOURS = {RANDOM: "#2a7de1", TWO_FOUR: "#2f9e44", BLOCK: "#9c36b5", "parent": "#212529", "wide": "#868e96"}
+COLOURS: dict[str, str] = {**dict.fromkeys(STRUCTURES, "#e8590c")}
+COLOURS |= {RANDOM: "#2a7de1", TWO_FOUR: "#2f9e44", BLOCK: "#9c36b5", "parent": "#212529", "wide": "#868e96"}
 
 
 @dataclass(frozen=True)

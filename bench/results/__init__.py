@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,12 +157,6 @@ def provenance(commit: str | None = None) -> dict[str, Any]:
 
         found |= {"triton": triton.__version__, "cuda": torch.version.cuda or "none", "driver": _driver()}
     return found
-
-
-def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for a single value)."""
-    array = np.asarray(list(values), dtype=float)
-    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else 0.0
 
 
 def _commit() -> str:
