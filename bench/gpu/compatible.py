@@ -36,7 +36,7 @@ def trace() -> int:
     """Traces an expanded network of each structure whole, as ``torch.compile`` does; returns how many."""
     for structure in STRUCTURES:
         dense = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
-        wide = fpe.expand(dense, 2, structure=structure, block=(4, 16) if structure == BLOCK else None)  # type: ignore[arg-type]
+        wide = fpe.expand(dense, 2, structure=structure, block=(4, 16) if structure == BLOCK else None)
         torch.compile(wide, fullgraph=True, backend="eager")(torch.randn(3, 64)).sum().backward()
     return len(STRUCTURES)
 
