@@ -315,6 +315,7 @@ def fake_device(**given: Any) -> Iterator[FakeDevice]:
         "graph": capture,
         "stream": on_stream,
         "mem_get_info": lambda *a: (1 << 30, 1 << 30),
+        "is_current_stream_capturing": lambda: device.capturing,
         "memory_allocated": lambda *a: 0,
         "max_memory_allocated": lambda *a: 0,
         "reset_peak_memory_stats": lambda *a: None,
