@@ -66,7 +66,7 @@ from fpe.bench.lab.ptx import mutate
 from fpe.bench.lab.ptx.cases import Case
 from fpe.bench.lab.ptx.execute import execute
 
-split = Case("partition", "split", shape=(40, 1100), m=3, bias=True)
+split = Case("partition", "split", shape=(20, 4400), m=3, bias=True)
 tiled = Case("partition", "split", shape=(40, 1100), m=70)
 grad = Case("partition", "grad", m=64, shape=(128, 64))
 

@@ -165,8 +165,10 @@ class PartitionJob:
         rows = (32, 64) if grad else tuple(b for b in (16, 32, 64, 128) if b <= max(16, 2 * m))
         splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
         sides = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128))
-        loads = ((16, 256), (32, 256)) if problem.transposed else ((64, 128), (128, 128))
-        direct = product((8, 16, 32, 64), loads, splits, (4,), (1,), (True,))
+        depths, outputs = ((16, 32), (64, 128, 256)) if problem.transposed else ((128,), (16, 32, 64, 128))
+        every = product(depths, outputs, (1, 2, 4, 8))
+        loads = [(depth * warps, out) if problem.transposed else (out, depth * warps) for depth, out, warps in every]
+        direct = product((8, 16, 32, 64), loads, splits, (4, 8), (1,), (True,))
         tiled = product(rows, sides, splits, (4, 8), (1, 3, 4), (False,))
         for block_m, (n, k), split, warps, stages, is_direct in (*direct, *tiled):
             config = partition_config.Config(block_m, n, k, split, 8, warps, stages, is_direct)

@@ -44,6 +44,23 @@ LINE = re.compile(r'//## File "([^"]*)", line (\d+)')
 LABEL = re.compile(r"^(\.L_\w+):")
 TARGET = re.compile(r"`\((\.L_\w+)\)")
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+INTEGER = (
+    "LOP3",
+    "PRMT",
+    "SHF",
+    "IADD",
+    "IADD3",
+    "VIADD",
+    "LEA",
+    "SEL",
+    "ISETP",
+    "IMNMX",
+    "VIMNMX",
+    "MOV",
+    "SGXT",
+    "BMSK",
+)
+"""What runs at the integer rate, half of what can be issued (CUDA programming guide, arithmetic instructions)."""
 MATRIX = re.compile(r"^(HMMA|[HQI]GMMA|UTC[A-Z]*MMA|IMMA|QMMA|OMMA|DMMA)\b")
 
 
@@ -166,6 +183,23 @@ def main_loop(instructions: list[Instruction], labels: dict[str, int], multiplie
     return max(inner, key=lambda loop: sum(work[i] for i in loop), default=range(0))
 
 
+def most_in_flight(loop: list[Instruction], streams: set[tuple[str, int]]) -> int:
+    """Bytes of streamed loads that a thread has under way at the most, in turn after turn of a loop.
+
+    A load is under way until an instruction waits for the scoreboard that it sets. Copies to shared memory set none
+    that says when they have arrived; they are not counted.
+    """
+    under_way: Counter[int] = Counter()
+    most = 0
+    for instruction in loop + loop:
+        for board in [board for board in under_way if instruction.waits >> board & 1]:
+            del under_way[board]
+        if instruction.named("LDG") and instruction.source in streams and instruction.sets is not None:
+            under_way[instruction.sets] += instruction.width // 8
+            most = max(most, under_way.total())
+    return most
+
+
 def analyse(sass: str, resources: str, streams: set[tuple[str, int]], multiplies: bool) -> Row:
     """Facts of one binary.
 
@@ -197,4 +231,7 @@ def analyse(sass: str, resources: str, streams: set[tuple[str, int]], multiplies
         "loop_instructions": len(loop),
         "loop_load_bytes": sum(i.width // 8 for i in in_loop),
         "loop_loads": len(in_loop),
+        "loop_integer": sum(instructions[p].named(*INTEGER) for p in loop),
+        "loop_in_flight": most_in_flight([instructions[p] for p in loop], streams),
+        "loop_shared": sum(instructions[p].named("LDS", "STS", "LDSM", "STSM") for p in loop),
     }

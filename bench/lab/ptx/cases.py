@@ -372,8 +372,10 @@ def _partition_cases() -> tuple[Case, ...]:
         *each(shape=(64, 640), m=130),
         *each(shape=(1, 1), m=1),
         *each(m=1, dtype="fp16", alpha=4),
-        *each(("split", "merge"), shape=(40, 1100), m=3, bias=True),  # their reductions are split over programs
+        *each(("split", "merge"), shape=(40, 1100), m=3, bias=True),  # warps that share a reduction
         *each(("split_t", "merge_t"), shape=(1100, 40), m=3, bias=True, activation="gelu"),
+        *each(("split", "merge"), shape=(20, 4400), m=3, bias=True),  # programs that share it, too
+        *each(("split_t", "merge_t"), shape=(4400, 20), m=3, bias=True, activation="gelu"),
         *each(("grad", "grad_t"), shape=(20, 40), m=530),
         *each(("grad", "grad_t"), shape=(66, 70), alpha=3, holes=True),
         *each(holes=True, packed=False, alpha=3),
