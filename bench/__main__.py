@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Runs the command line, or says what it needs; ``gpu`` runs with PyTorch and pandas alone."""
     if sys.argv[1:2] == ["gpu"]:
-        from .device.cli import main as gpu
+        from .gpu.cli import main as gpu
 
         try:
             sys.exit(gpu(sys.argv[2:]))

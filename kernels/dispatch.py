@@ -84,6 +84,7 @@ def fastest(
     *call: object,
     structure: str = "random",
     constant: bool = True,
+    transposed: bool = False,
 ) -> str:
     """The backend that is predicted to be fastest of those that can run.
 
@@ -95,10 +96,11 @@ def fastest(
         call: What else their ``why_not`` takes.
         structure: As the cost model names it.
         constant: Whether the weights stay from call to call.
+        transposed: Whether the weight is stored as its transpose.
     """
     if operand.dtype in TRITON_DTYPES:
         names = {backend.in_model: name for name, backend in backends.items()}
-        for known in ranked_here(op, *sizes, operand, structure, constant):
+        for known in ranked_here(op, *sizes, operand, structure, constant, transposed):
             if known in names and not backends[names[known]].why_not(operand, *call):
                 return names[known]
     return "eager"
@@ -127,6 +129,7 @@ def ranked(
     roof: Roof,
     structure: str = "random",
     constant: bool = True,
+    transposed: bool = False,
 ) -> tuple[str, ...]:
     """The candidates of the cost model, the one that is predicted to be fastest first; those after the twin left out.
 
@@ -140,26 +143,44 @@ def ranked(
         roof: Of the device.
         structure: As the cost model names it.
         constant: Whether the weights stay from call to call.
+        transposed: Whether the weight is stored as its transpose.
     """
     if min(m, n, k) < 1:
         return (EAGER,)
-    every = candidates(op, structure, m, n, k, alpha, dtype, roof, constant=constant)
+    every = candidates(op, structure, m, n, k, alpha, dtype, roof, None, constant, transposed)
     names = [c.name for c in sorted(every, key=lambda c: c.seconds) if not c.reason_not]
     return tuple(names[: names.index(EAGER) + 1])
 
 
 def ranked_here(
-    op: str, m: int, n: int, k: int, alpha: int, operand: Tensor, structure: str = "random", constant: bool = True
+    op: str,
+    m: int,
+    n: int,
+    k: int,
+    alpha: int,
+    operand: Tensor,
+    structure: str = "random",
+    constant: bool = True,
+    transposed: bool = False,
 ) -> tuple[str, ...]:
     """:func:`ranked` on the device and in the type of an operand."""
-    return _ranked_on(op, m, n, k, alpha, dtype_name(operand), operand.get_device(), structure, constant)
+    return _ranked_on(op, m, n, k, alpha, dtype_name(operand), operand.get_device(), structure, constant, transposed)
 
 
 @lru_cache(maxsize=4096)
 def _ranked_on(
-    op: str, m: int, n: int, k: int, alpha: int, dtype: str, index: int, structure: str, constant: bool
+    op: str,
+    m: int,
+    n: int,
+    k: int,
+    alpha: int,
+    dtype: str,
+    index: int,
+    structure: str,
+    constant: bool,
+    transposed: bool,
 ) -> tuple[str, ...]:
-    return ranked(op, m, n, k, alpha, dtype, roof_of(index), structure, constant)
+    return ranked(op, m, n, k, alpha, dtype, roof_of(index), structure, constant, transposed)
 
 
 def dtype_name(operand: Tensor) -> str:

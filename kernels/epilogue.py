@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .device import input_precision, interpreting, stored_dtype
 
@@ -135,3 +137,13 @@ def summed(parts: Tensor, like: Tensor, bias: Tensor | None = None) -> Tensor:
 def rows_contiguous(x: Tensor) -> Tensor:
     """Copies what is not contiguous along its last dimension: the kernels stride over the others alone."""
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def aligned_pairs(x: Tensor, width: int) -> Tensor:
+    """Rows of ``width`` 16-bit numbers that begin at 16 bytes, zero beyond their own, as pairs (int32).
+
+    A copy where ``x`` lies otherwise or has shorter rows.
+    """
+    aligned = x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:-1])
+    whole = x.shape[-1] == width and x.stride(-1) == 1 and aligned
+    return (x if whole else pad(x, (0, width - x.shape[-1])).contiguous()).view(torch.int32)

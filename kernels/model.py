@@ -54,9 +54,21 @@ ASSUMED_REACH = Share(0.90, 0.80)
 ASSUMED_SMALL_BLOCKS = {16: 0.35, 32: 0.65, 64: 1.0, 128: 1.0}
 """What is left of the arithmetic share of blocks, by their smaller side."""
 ASSUMED_UNPACKING = {"packed labels": 1.75, "sparse tensor cores": 0.5}
-"""Integer instructions for each weight and child, done again for every tile of rows: half of the seven instructions of
-all kinds that a compiled sketch needs for a weight and its two children, as twice the integer rate can be issued."""
+"""Integer slots for each weight and child, done again for every tile of rows: half of the seven instructions of all
+kinds that a compiled sketch needs for a weight and its two children, as twice the integer rate can be issued."""
 ASSUMED_TILE_ROWS = 128
+DECODE_ROWS = 64
+"""Rows of 16-bit activations up to which labels are unpacked by :data:`UNPACKING` instead."""
+UNPACKING: Mapping[tuple[str, bool], Mapping[int, tuple[float, float]]] = {
+    ("split_matmul", False): {2: (1.55, 1.67), 3: (2.56, 2.57), 4: (3.06, 3.07), 8: (6.55, 13.1)},
+    ("split_matmul", True): {2: (2.16, 2.19), 3: (3.41, 6.82), 4: (3.91, 7.82), 8: (15.06, 30.12)},
+    ("merge_matmul", False): {2: (1.55, 1.83), 3: (2.56, 2.9), 4: (3.06, 3.56), 8: (6.55, 13.1)},
+    ("merge_matmul", True): {2: (2.22, 2.22), 3: (3.34, 3.31), 4: (3.84, 3.83), 8: (7.56, 15.12)},
+}
+"""Integer slots for each weight, by operation, transposition and children: for up to 16 rows, and for every 32.
+
+Counted by ``fpe lab compile`` in the binaries for compute capability 9.0 (the others differ little): the instructions
+at the integer rate, or half of all where that is more. A test holds them equal to the committed counts."""
 ASSUMED_LAUNCH = 2.5e-6
 """Seconds from one kernel's end to the next one's first useful work."""
 
@@ -252,6 +264,7 @@ def candidates(
     roof: Roof,
     block: tuple[int, int] | None = None,
     constant: bool = True,
+    transposed: bool = False,
 ) -> list[Candidate]:
     """Every way to run an operation, those that cannot be chosen included, in a fixed order.
 
@@ -267,6 +280,7 @@ def candidates(
         roof: Of the device.
         block: ``(bn, bk)`` of structure ``"block"``; 64 x 64 if not given.
         constant: Whether the weights stay from call to call, so that compressed forms of them are kept.
+        transposed: Whether the weight is stored as its transpose.
 
     Raises:
         ValueError: An argument is not one of these, or a size is not positive.
@@ -291,11 +305,13 @@ def candidates(
     ) -> Candidate:
         """A candidate; ``speed`` is its arithmetic's rate over the dense one's, ``before`` what is copied first."""
         share = roof.shares[name]
-        per_weight = 0.0 if grad else alpha * ASSUMED_UNPACKING.get(name, 0.0)
+        per_weight = alpha * ASSUMED_UNPACKING.get(name, 0.0) * ceil(m / ASSUMED_TILE_ROWS)
+        if name == "packed labels" and m <= DECODE_ROWS and size == 2 and (n if transposed else k) % 2 == 0:
+            per_weight = unpacking(op, transposed, alpha, m)
         parts = {
             "memory": bytes_ / (roof.bandwidth * roof.reach.bandwidth * share.bandwidth),
             "arithmetic": flops / (roof.flops[dtype] * roof.reach.arithmetic * share.arithmetic * speed),
-            "unpacking": n * k * per_weight * ceil(m / ASSUMED_TILE_ROWS) / roof.integer,
+            "unpacking": 0.0 if grad else n * k * per_weight / roof.integer,
         }
         launch = launches * roof.launch_seconds + before / (roof.bandwidth * roof.reach.bandwidth)
         limit = max(parts, key=lambda part: parts[part])
@@ -332,6 +348,23 @@ def candidates(
     moved, packs = anew("torch.sparse")
     found.append(costs("torch.sparse", two_four, alpha * useful, launches + packs, 2.0, why, more + moved))
     return found
+
+
+def unpacking(op: str, transposed: bool, alpha: int, m: int) -> float:
+    """Integer slots that up to :data:`DECODE_ROWS` rows spend on a weight; 0 for ``partition_grad``.
+
+    Args:
+        op: As :func:`candidates` takes it.
+        transposed: Whether the weight is stored as its transpose.
+        alpha: Children; for more than the table has, in proportion.
+        m: Rows of activations.
+    """
+    if op == "partition_grad":
+        return 0.0
+    table = UNPACKING[op, transposed]
+    known = min((count for count in table if count >= alpha), default=max(table))
+    few, many = table[known]
+    return (few if m <= 16 else many * ceil(m / 32)) * max(alpha / known, 1.0)
 
 
 def repacking(name: str, op: str, structure: str, weights: int, alpha: int, size: int) -> tuple[float, int]:
@@ -399,7 +432,8 @@ def layer_candidates(
     for name in passes:
         op, rows, columns = PASSES[name](n, k)
         tile = turned.get(name, block)
-        found.append(candidates(op, structure, m, rows, columns, alpha, dtype, roof, tile, "dW" not in passes))
+        stays = "dW" not in passes
+        found.append(candidates(op, structure, m, rows, columns, alpha, dtype, roof, tile, stays, name == "dX"))
     return found
 
 

@@ -21,8 +21,8 @@ LAYER = (96, 128)
 @contextmanager
 def small_plan() -> Iterator[None]:
     """The plan of ``fpe gpu`` over a layer that a CPU can run, a few batch sizes and a few checks."""
-    from fpe.bench import shapes
-    from fpe.bench.device import plan, roof, steps
+    from fpe.bench.gpu import plan, roof, steps
+    from fpe.bench.latency import shapes
 
     with ExitStack() as stack:
         stack.enter_context(patch.dict(shapes.SETS, dict.fromkeys(shapes.SETS, (LAYER,))))
@@ -39,12 +39,19 @@ def small_plan() -> Iterator[None]:
 
 
 class _Nvml:
-    """NVML of a board that draws 400 W."""
+    """NVML of a board that draws 400 W, on a clock of its own: how busy this machine is changes nothing.
+
+    A wait for the device takes a millisecond, a reading a tenth of one, a look at the clock a microsecond.
+    """
 
     NVMLError = RuntimeError
 
     def __init__(self, device: FakeDevice) -> None:
-        self.device = device
+        self.device, self.readings, self.looks = device, 0, 0
+
+    def perf_counter(self) -> float:
+        self.looks += 1
+        return 1e-3 * self.device.waits + 1e-4 * self.readings + 1e-6 * self.looks
 
     def nvmlInit(self) -> None: ...  # noqa: N802
 
@@ -52,7 +59,8 @@ class _Nvml:
         return uuid
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        return int(400 * self.device.clock())
+        self.readings += 1
+        return round(400e3 * self.perf_counter())
 
 
 class InThisProcess(Executor):
@@ -72,8 +80,8 @@ class InThisProcess(Executor):
 @contextmanager
 def whole_plan(device: FakeDevice) -> Iterator[None]:
     """Every step of the plan, each with a few units; a board that counts its energy, none of the tools that watch."""
-    from fpe.bench import ahead, energy, shapes, tune
-    from fpe.bench.device import checks, plan, warm
+    from fpe.bench.gpu import ahead, checks, plan, tune, warm
+    from fpe.bench.latency import energy, shapes
 
     jobs, first, every = tune.jobs, plan.kernels_first, checks.checks
 
@@ -81,6 +89,7 @@ def whole_plan(device: FakeDevice) -> Iterator[None]:
         first = (next(job for job in jobs() if job.family == family) for family in ("partition", "block"))
         return [replace(job, shape=(128, 128)) for job in first]
 
+    board = _Nvml(device)
     with small_plan(), ExitStack() as stack:
         stack.enter_context(patch.dict(shapes.SETS, headline=(LAYER, (64, 48))))
         for where, name, value in (
@@ -98,18 +107,19 @@ def whole_plan(device: FakeDevice) -> Iterator[None]:
             (tune, "headline_jobs", few_jobs),
             (energy, "spent", partial(energy.spent, seconds=0.01)),
             (energy, "BATCH", 0.001),
+            (energy, "time", board),
             (energy, "find_spec", lambda name: name == "pynvml"),
             (warm, "ProcessPoolExecutor", InThisProcess),
             (ahead, "ProcessPoolExecutor", InThisProcess),
         ):
             stack.enter_context(patch.object(where, name, value))
-        stack.enter_context(patch.dict(sys.modules, pynvml=_Nvml(device)))
+        stack.enter_context(patch.dict(sys.modules, pynvml=board))
         yield
 
 
 def main(faults: str, which: str, options: str) -> int:
     """The measuring process, with faults in JSON, over the ``"small"`` plan or the ``"whole"`` one."""
-    from fpe.bench.device import worker
+    from fpe.bench.gpu import worker
 
     torch.set_num_threads(1)
     found = tuple(Fault(**{**fault, "shape": tuple(fault.get("shape", ()))}) for fault in json.loads(faults))

@@ -10,8 +10,9 @@ from support import ROOT, seeded
 from torch import nn
 
 import fpe
-from fpe.bench import documents, ledger
 from fpe.bench.cli import cli
+from fpe.bench.costs import ledger
+from fpe.bench.report import documents
 from fpe.bench.results import Results
 from fpe.bench.studies import vision
 from fpe.kernels.model import bytes_by_format

@@ -16,7 +16,7 @@ from test_studies import fake_study
 
 from fpe.bench.__main__ import main
 from fpe.bench.cli import COMMANDS, cli
-from fpe.bench.options import MAX_SEED
+from fpe.bench.cli.options import MAX_SEED
 from fpe.bench.results import Results
 from fpe.bench.studies import boolean, catalogue, cnn, every, mlp, sweep, vision
 from fpe.bench.studies.protocol import Data
@@ -283,9 +283,9 @@ def interrupted(*args: Any, **kwargs: Any) -> Any:
         (("study", "boolean"), "fpe.bench.studies.boolean.run_trials", "begins anew"),
         (("study", "vision", "--data", "digits"), "fpe.bench.studies.vision.run_trials", "begins anew"),
         (("report", "--quick"), "fpe.bench.studies.boolean.run_trials", "begins anew"),
-        (("tune", "--dry-run"), "fpe.bench.tune.run", "begins anew"),
-        (("latency",), "fpe.bench.suite.measure", "begins anew"),
-        (("latency", "--level", "model"), "fpe.bench.whole.measure", "begins anew"),
+        (("tune", "--dry-run"), "fpe.bench.gpu.tune.run", "begins anew"),
+        (("latency",), "fpe.bench.latency.suite.measure", "begins anew"),
+        (("latency", "--level", "model"), "fpe.bench.latency.whole.measure", "begins anew"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -300,7 +300,7 @@ def test_ctrl_c_says_what_is_left(
 def test_ctrl_c_in_a_gpu_run_says_that_it_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fpe.bench.device.cli.main", interrupted)
+    monkeypatch.setattr("fpe.bench.gpu.cli.main", interrupted)
     monkeypatch.setattr(sys, "argv", ["fpe", "gpu"])
     with pytest.raises(SystemExit) as caught:
         main()

@@ -6,9 +6,8 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from fpe.bench import documents
-from fpe.bench.problems import Case
-from fpe.bench.report import costs
+from fpe.bench.latency.problems import Case
+from fpe.bench.report import costs, documents
 from fpe.bench.results import Results
 from fpe.kernels.model import INFERENCE, PUBLISHED, bytes_by_format, crossover, layer_candidates, seconds_of
 from fpe.kernels.structures import STRUCTURES

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fpe
-from fpe.bench import whole
+from fpe.bench.latency import whole
 from fpe.bench.results import COMMITTED, Results
 from fpe.layers import ExpandedLinear, dense_form
 

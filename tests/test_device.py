@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -16,11 +15,11 @@ import pytest
 import torch
 from support import ROOT
 
-from fpe.bench.device import archive, blocks, child, plan, roof, steps
-from fpe.bench.device.checks import checks
-from fpe.bench.device.cli import headline, main
-from fpe.bench.lost import LostError
-from fpe.bench.problems import Case
+from fpe.bench.gpu import archive, blocks, child, plan, roof, steps
+from fpe.bench.gpu.checks import checks
+from fpe.bench.gpu.cli import headline, main
+from fpe.bench.gpu.lost import LostError
+from fpe.bench.latency.problems import Case
 from fpe.bench.results import Results
 from fpe.kernels.model import PUBLISHED, Roof, Share, layer_candidates
 from fpe.kernels.partition import config
@@ -80,11 +79,14 @@ def test_no_unit_begins_that_would_end_too_late(tmp_path: Path) -> None:
     steps.run(step({"b": lambda: [{"x": 1}]}, seconds=70), context(tmp_path), 60)
     assert Results.read(tmp_path / "latency.jsonl").rows == [] and "1 left" in said[-1]
 
+    now = [0.0]
+
     def slow() -> list[dict]:
-        time.sleep(0.05)
+        now[0] += 0.05
         return [{"x": 1}]
 
-    steps.run(step({"a": slow, "b": slow}, share=0.01), context(tmp_path), budget=1.0)
+    ticking = replace(context(tmp_path), clock=lambda: now[0])
+    steps.run(step({"a": slow, "b": slow}, share=0.01), ticking, budget=1.0)
     assert [row["key"] for row in Results.read(tmp_path / "latency.jsonl").rows] == ["a"]
 
 
@@ -232,49 +234,6 @@ def test_the_plan_is_printed_without_a_gpu(capsys: pytest.CaptureFixture[str]) -
     said = capsys.readouterr().out
     assert "9 minutes, NVIDIA H200, 16 cores: expected by the cost model, not measured" in said
     assert [line.split()[0] for line in said.splitlines()[2:]] == [s.name for s in plan.STEPS]
-
-
-# The archive.
-
-
-def archived(folder: Path, *rows: dict, device: str = "NVIDIA H200", dry: bool = False) -> Path:
-    made = {"device": device, "commit": "abc"}
-    Results("latency", {"device": device, "dry_run": dry}, list(rows), made).write(folder / "latency.jsonl")
-    (folder / "roof.json").write_text('{"name": "x"}')
-    return archive.pack(folder, folder / archive.NAME)
-
-
-def test_an_archive_joins_the_committed_results(tmp_path: Path) -> None:
-    first, second, root = tmp_path / "1", tmp_path / "2", tmp_path / "results"
-    archive.merge(archived(first, {"key": "a", "x": 1}, {"key": "b", "x": 1}), root)
-    written = archive.merge(archived(second, {"key": "b", "x": 2}, {"key": "c", "x": 2}), root)
-    assert [path.relative_to(root).as_posix() for path in written] == [
-        "nvidia-h200/latency.jsonl", "nvidia-h200/roof.json",
-    ]  # fmt: skip
-    merged = Results.read(written[0])
-    assert [(r["key"], r["x"]) for r in merged.rows] == [("a", 1), ("b", 2), ("c", 2)]
-    assert merged.provenance["commit"] == "abc"
-
-
-def test_only_what_a_gpu_measured_is_merged(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="dry run"):
-        archive.merge(archived(tmp_path, {"key": "a"}, dry=True), tmp_path / "results")
-    (tmp_path / "text").write_text("no archive")
-    with pytest.raises(ValueError, match="expected an archive"):
-        archive.merge(tmp_path / "text")
-    odd = tmp_path / "odd.tar.gz"
-    with tarfile.open(odd, "w:gz") as file:
-        file.add(tmp_path / "text", "../text")
-    with pytest.raises(ValueError, match=r"found '\.\./text'"):
-        archive.merge(odd)
-
-
-def test_another_machine_goes_on_with_an_archive(tmp_path: Path) -> None:
-    packed, folder = archived(tmp_path, {"key": "a", "x": 1}), tmp_path / "rows"
-    archive.unpack(packed, folder)
-    assert Results.read(folder / "latency.jsonl").rows == [{"key": "a", "x": 1}]
-    with pytest.raises(ValueError, match="name an empty folder"):
-        archive.unpack(packed, folder)
 
 
 # What other tools say.

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpe.bench import lost
-from fpe.bench.device import gate
-from fpe.bench.device.checks import checks
-from fpe.bench.lost import LostError
+from fpe.bench.gpu import gate, lost
+from fpe.bench.gpu.checks import checks
+from fpe.bench.gpu.lost import LostError
 from fpe.kernels import UnsupportedError
 
 

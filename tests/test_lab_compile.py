@@ -22,7 +22,7 @@ from fpe.bench.lab.compile import (  # noqa: E402
     check,
     expected_matrix,
 )
-from fpe.bench.lab.sass import analyse, main_loop, programs_per_sm, read_sass  # noqa: E402
+from fpe.bench.lab.sass import Instruction, analyse, main_loop, most_in_flight, programs_per_sm, read_sass  # noqa: E402
 from fpe.kernels.gpus import ARCHITECTURES  # noqa: E402
 
 SASS = """
@@ -69,6 +69,7 @@ GOOD = {
     "tile_bytes": 8192,
     "hazards": {},
     "first_hazard": "",
+    "loop_shared": 0,
 }
 
 
@@ -88,6 +89,9 @@ def test_facts_of_a_snippet() -> None:
         "loop_instructions": 4,
         "loop_load_bytes": 16,
         "loop_loads": 1,
+        "loop_integer": 0,
+        "loop_in_flight": 0,
+        "loop_shared": 0,
     }
 
 
@@ -97,6 +101,23 @@ def test_instructions_keep_their_lines_and_widths() -> None:
     assert [i.width for i in instructions[:3]] == [32, 128, 64]
     assert [i.predicated for i in instructions[5:7]] == [True, True]
     assert labels == {".L_x_1": 3, ".L_x_2": 9}
+
+
+def test_bytes_in_flight_end_where_their_scoreboard_is_waited_for() -> None:
+    stream, other, none = ("gluon.py", 7), ("gluon.py", 9), 7 << 5
+
+    def load(board: int, source: tuple[str, int] = stream, opcode: str = "LDG.E.128") -> Instruction:
+        return Instruction(opcode, "R4, [R2.64]", "", source, board << 5)
+
+    def use(*boards: int) -> Instruction:
+        return Instruction("LOP3.LUT", "R4, R4, R5, RZ", "", other, sum(1 << 11 + board for board in boards) | none)
+
+    streams = {stream}
+    assert most_in_flight([load(0), load(0), load(1), use(0), load(2), use(1, 2)], streams) == 48
+    assert most_in_flight([load(0), use(0), load(1), use(1)], streams) == 16
+    # Used in the next turn; activations and copies do not count.
+    turn = [use(0), load(0), load(2, other), use(1, 2), load(1, opcode="LDG.E.64"), load(3, opcode="LDGSTS.E.128")]
+    assert most_in_flight(turn, streams) == 24
 
 
 def test_narrow_and_synchronous_loads_are_seen() -> None:
@@ -176,8 +197,8 @@ def test_tensor_memory_limits_programs() -> None:
         ({"arch": 100, "rows": 128}, "meant UTCHMMA, got HMMA"),
         ({"dtype": "fp32"}, "meant FFMA, got HMMA"),
         ({"hazards": {"in flight": 8}, "first_hazard": "LDSM R4, line 3"}, "hazards: 8 x in flight; LDSM R4"),
-        ({"kernel": "multiply_rows", "tile": "16x64", "instructions_per_weight": 14.1, "shared": 0}, "14.1"),
-        ({"kernel": "multiply_columns", "tile": "16", "instructions_per_weight": 5.0}, "30732 bytes where none"),
+        ({"kernel": "multiply_rows", "tile": "16x64", "instructions_per_weight": 14.1}, "14.1"),
+        ({"kernel": "multiply_columns", "tile": "64", "loop_shared": 3}, "3 instructions on shared"),
     ],
 )
 def test_check_complains(change: dict, complaint: str) -> None:
@@ -217,8 +238,9 @@ def test_expected_matrix(change: dict, meant: str) -> None:
             {"BLOCK_N": 32, "BLOCK_K": 128, "TRANSPOSED": True, "TURNED": True, "BLOCK_M": 16},
             (8192, 16),
         ),
-        ("multiply_rows", {"BLOCK_N": 64}, (16384, 16)),
-        ("multiply_columns", {"UNROLL": 2}, (16384, 16)),
+        ("multiply_rows", {"BLOCK_N": 64, "WARPS_IN": 1}, (16384, 16)),
+        ("multiply_rows", {"BLOCK_N": 32, "WARPS_IN": 4}, (32768, 16)),
+        ("multiply_columns", {"UNROLL": 2, "num_warps": 4}, (16384, 16)),
         ("_expanded_mlp", {"BLOCK_H": 64, "BLOCK_K": 32, "TURNED": False, "BLOCK_M": 16}, (4096, 64)),
         ("_expanded_mlp", {"BLOCK_H": 64, "BLOCK_K": 32, "TURNED": True, "BLOCK_M": 16}, (4096, 16)),
         (

@@ -11,12 +11,13 @@ import pytest
 from click.testing import CliRunner
 from support import ROOT, BadCall, readable_id
 
-from fpe.bench import verdict
 from fpe.bench.cli import cli
-from fpe.bench.results import Results
+from fpe.bench.costs import verdict
+from fpe.bench.results import COMMITTED, Results
 from fpe.kernels import model
 from fpe.kernels.gpus import ARCHITECTURES
 from fpe.kernels.model import PUBLISHED, Roof, Share, best, candidates, crossover
+from fpe.kernels.partition.config import DIRECT_ROWS
 
 FLAT = Roof(
     "flat", 80, 1e12, {"bf16": 1e14, "fp32": 1e13}, 1e6, 1e15, 1e-6, "measured", Share(1, 1),
@@ -70,6 +71,46 @@ def test_time_is_the_largest_part_and_the_launches() -> None:
     assert unpacked.limited_by == "unpacking"
     assert unpacked.seconds == pytest.approx(2 * N * K * 2 * model.ASSUMED_UNPACKING["packed labels"] / 1e11 + 1e-6)
     assert at("parent", m=129, roof=slow).limited_by != "unpacking"
+
+
+def test_few_rows_unpack_as_the_binaries_do() -> None:
+    slow = replace(FLAT, integer=1e9)
+
+    def slots(m: int, alpha: int = 2, op: str = "split_matmul", **options: object) -> float:
+        found = at("packed labels", op=op, m=m, alpha=alpha, roof=slow, **options)
+        return (found.seconds - slow.launch_seconds) * slow.integer / (1024 * 2048)
+
+    table = model.UNPACKING["split_matmul", False]
+    assert slots(1) == slots(16) == pytest.approx(table[2][0])
+    assert slots(32) == pytest.approx(table[2][1]) and slots(64) == pytest.approx(2 * table[2][1])
+    assert slots(16, 5) == pytest.approx(table[8][0]) and slots(16, 16) == pytest.approx(2 * table[8][0])
+    assert slots(16, transposed=True) == pytest.approx(model.UNPACKING["split_matmul", True][2][0])
+    assert slots(16, op="merge_matmul") == pytest.approx(model.UNPACKING["merge_matmul", False][2][0])
+    tiled = 2 * model.ASSUMED_UNPACKING["packed labels"]
+    assert slots(65) == pytest.approx(tiled) == slots(16, dtype="fp32")
+    assert slots(16, k=2047) * 2048 / 2047 == pytest.approx(tiled) == slots(16, n=1023, transposed=True) * 1024 / 1023
+    (forward,), (dx,) = (
+        model.layer_candidates((name,), "random", 16, 1024, 2048, 2, "bf16", slow) for name in ("forward", "dX")
+    )
+    forward, dx = (next(c for c in found if c.name == "packed labels") for found in (forward, dx))
+    assert dx.seconds > forward.seconds
+
+
+def test_slots_of_few_rows_are_those_of_the_committed_binaries() -> None:
+    assert model.DECODE_ROWS == DIRECT_ROWS
+    rows = {
+        (row["op"], row["alpha"], row["case"].rsplit("-m", 1)[-1]): row
+        for row in Results.read(COMMITTED / "lab/compile.jsonl").rows
+        if row["arch"] == 90 and row["dtype"] == "bf16" and row["kernel"].startswith("multiply_")
+    }
+    for (op, transposed), table in model.UNPACKING.items():
+        name = op.removesuffix("_matmul") + ("_t" if transposed else "")
+        for alpha, slots in table.items():
+            for m, found in zip((16, 32), slots, strict=True):
+                row = rows.get((name, alpha, str(m))) or rows[name, alpha, "16"]  # where one binary serves both
+                tiles = math.ceil(m / int(row["tile"].split("x")[0]))
+                counted = tiles * max(row["instructions_per_weight"] / 2, row["integer_per_weight"])
+                assert found == pytest.approx(counted, rel=0.05), (name, alpha, m)
 
 
 def test_shares_reach_and_sparse_rates_scale_the_time() -> None:

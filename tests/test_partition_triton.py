@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
+from math import ceil
 from unittest.mock import patch
 
 import pytest
@@ -12,7 +13,16 @@ from torch import Tensor
 
 from fpe.kernels import HOLE, PackedLabels, merge_matmul, partition_grad, split_matmul
 from fpe.kernels.device import KNOWN
-from fpe.kernels.partition.config import DIRECT_ROWS, MAX_ALPHA, Config, Problem, choose, is_valid, shared_bytes
+from fpe.kernels.partition.config import (
+    DIRECT_ROWS,
+    MAX_ALPHA,
+    Config,
+    Problem,
+    choose,
+    is_valid,
+    shared_bytes,
+    warps_of,
+)
 from fpe.kernels.partition.labels import digits, row_bytes
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -419,7 +429,7 @@ def test_an_impossible_configuration_is_invalid(change: dict[str, int]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"block_m": 4}, {"block_n": 32}, {"block_k": 64}, {"num_warps": 8}, {"block_n": 128, "block_m": 64}],
+    [{"block_m": 4}, {"block_n": 32}, {"block_k": 64}, {"num_warps": 2}, {"block_n": 128, "block_m": 64}],
     ids=str,
 )
 def test_an_impossible_direct_configuration_is_invalid(change: dict[str, int]) -> None:
@@ -428,6 +438,33 @@ def test_an_impossible_direct_configuration_is_invalid(change: dict[str, int]) -
     assert is_valid(problem, good, KNOWN[80]) and shared_bytes(problem, good, KNOWN[80]) == 0
     assert not is_valid(problem, replace(good, **change), KNOWN[80])
     assert not is_valid(replace(problem, pairs=False), good, KNOWN[80])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_warps_that_share_a_reduction_add_in_shared_memory(transposed: bool) -> None:
+    problem = Problem("split_matmul", 16, 4096, 4096, transposed, 2, 2, pairs=True)
+    tile = {"block_n": 128, "block_k": 128} if transposed else {"block_n": 32, "block_k": 512}
+    config = Config(16, **tile, split=1, group=8, num_warps=8, num_stages=1, direct=True)
+    assert warps_of(config, transposed) == (4, 2) and is_valid(problem, config, KNOWN[90])
+    assert shared_bytes(problem, config, KNOWN[90]) == 8 * 2 * 512  # 8 warps, two tiles of 8 rows
+
+
+LARGE = ((14336, 4096), (4096, 14336), (8192, 8192), (28672, 8192), (5120, 13824), (3584, 18944), (49152, 12288))
+"""Layers of language models whose weights have 64 MB and more."""
+
+
+@pytest.mark.parametrize("alpha", [2, 4, 8])
+@pytest.mark.parametrize("op", ["split_matmul", "merge_matmul"])
+def test_partial_sums_of_large_layers_stay_few_and_the_device_full(op: str, alpha: int) -> None:
+    for (n, k), m, transposed, arch in product(LARGE, (1, 8, 16, 32, 64), (False, True), KNOWN):
+        problem = Problem(op, m, n, k, transposed, alpha, 2, pairs=True)
+        config, device = choose(problem, KNOWN[arch]), KNOWN[arch]
+        outputs, out = (k, config.block_k) if transposed else (n, config.block_n)
+        sums = 1 if op == "merge_matmul" else alpha
+        stored = 4 * m * sums * outputs * config.split if config.split > 1 else 0
+        assert stored <= (0.02 if m <= 16 else 0.04) * 2 * n * k, (problem, config)
+        warps = ceil(m / config.block_m) * ceil(outputs / out) * config.split * config.num_warps
+        assert warps >= 4 * device.sms, (problem, config)
 
 
 def test_shared_memory_of_the_tiles() -> None:

@@ -8,8 +8,8 @@ import torch
 from support import allow
 from torch import Tensor
 
-from fpe.bench import peers
-from fpe.bench.problems import AbsentError, Case, Problem
+from fpe.bench.latency import peers
+from fpe.bench.latency.problems import AbsentError, Case, Problem
 from fpe.kernels.semi_structured.backends import BACKENDS
 
 

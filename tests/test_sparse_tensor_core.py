@@ -28,6 +28,7 @@ from fpe.bench.lab.replay import sparse_tensor_core_launches
 from fpe.bench.lab.semi_structured import check, rates
 from fpe.kernels import HOLE, SemiStructuredLayout, semi_structured_matmul, semi_structured_matmul_t
 from fpe.kernels.device import KNOWN
+from fpe.kernels.epilogue import aligned_pairs
 from fpe.kernels.semi_structured import sparse_tensor_core
 from fpe.kernels.semi_structured.config import SparseConfig, choose_sparse, stage_bytes
 from fpe.kernels.semi_structured.fragments import Fragments, pack, unpack
@@ -268,13 +269,13 @@ def test_rows_that_lie_awkwardly_are_copied_and_others_are_not(form: str, copied
     x = {
         "rows": buffer[:5, 8:136],
         "shifted": buffer[:5, 1:129],
-        "odd": buffer.flatten()[: 5 * 273].view(5, 273)[:, :128],
+        "odd": buffer.flatten()[: 5 * 276].view(5, 276)[:, :128],
         "transposed": buffer[:5, :128].T.contiguous().T,
         "strided": buffer[:5, :256:2],
     }[form]
     with on_numpy():
         y = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, weight.values, weight.layout)
-    assert (sparse_tensor_core._aligned_rows(x, 128).data_ptr() != x.data_ptr()) == copied
+    assert (aligned_pairs(x, 128).data_ptr() != x.data_ptr()) == copied
     assert torch.equal(y, semi_structured_matmul(x.double(), weight.values.double(), weight.layout).bfloat16())
 
 

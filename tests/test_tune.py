@@ -17,11 +17,11 @@ from compiler_double import compile_by_number
 from support import ROOT
 from torch import Tensor
 
-from fpe.bench import tune
-from fpe.bench.ahead import Ahead
 from fpe.bench.cli import cli
-from fpe.bench.timing import Timing
-from fpe.bench.tune_jobs import BlockJob, PartitionJob, headline_jobs
+from fpe.bench.gpu import tune
+from fpe.bench.gpu.ahead import Ahead
+from fpe.bench.gpu.tune_jobs import BlockJob, PartitionJob, headline_jobs
+from fpe.bench.latency.timing import Timing
 from fpe.kernels import tables
 from fpe.kernels.block import config as block_config
 from fpe.kernels.device import KNOWN
@@ -118,8 +118,8 @@ def test_what_a_compiler_refuses_is_not_launched() -> None:
 
 REAL = """
 from dataclasses import replace
-from fpe.bench.ahead import compile_candidate
-from fpe.bench.tune_jobs import BlockJob, PartitionJob
+from fpe.bench.gpu.ahead import compile_candidate
+from fpe.bench.gpu.tune_jobs import BlockJob, PartitionJob
 from fpe.kernels.device import KNOWN
 import torch
 for job in (PartitionJob("merge_matmul", True, 2, 128), BlockJob("dX", (64, 64), 64)):

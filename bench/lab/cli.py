@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..options import output_option
+from ..cli.options import output_option
 
 OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp")
 
@@ -41,7 +41,7 @@ def compile_command(
     from rich.console import Console
     from rich.progress import track
 
-    from ..output import finish
+    from ..cli.output import finish
     from . import compile as compiler
 
     _compilable(architectures)
@@ -63,11 +63,11 @@ def compile_command(
 def ladder_command(as_json: bool, output: Path) -> None:
     """Count what plain ways of applying labels cost in machine instructions, up to the way that is shipped."""
     from ...kernels.device import interpreting
-    from ..output import finish
+    from ..cli.output import finish
 
     if interpreting():
         raise click.ClickException("kernels are interpreted where TRITON_INTERPRET=1; unset it to compile them")
-    from .. import summary
+    from ..report import summary
     from . import ladder
 
     results = ladder.run()
@@ -88,11 +88,11 @@ def headline_command(arch: int, jobs: int, as_json: bool, output: Path) -> None:
     import triton
 
     from ...kernels.device import KNOWN
-    from ..device import plan, warm
-    from ..device.cli import planning
-    from ..output import finish
+    from ..cli.output import finish
+    from ..gpu import plan, warm
+    from ..gpu.cli import planning
+    from ..report.summary import compile_times
     from ..results import Results
-    from ..summary import compile_times
 
     _compilable([arch])
     rows = warm.compile_all(plan.kernels_first(planning()), arch, KNOWN[arch], jobs)
@@ -120,7 +120,7 @@ def traffic_command(
     """Count the bytes that every operation asks for, touches, and moves through a simulated L2 to DRAM."""
     from rich.console import Console
 
-    from ..output import finish
+    from ..cli.output import finish
     from . import traffic
 
     cases = traffic.cases_of(m, **sizes)
@@ -145,8 +145,8 @@ def semi_structured_command(architectures: tuple[int, ...], as_json: bool, outpu
     from rich.progress import track
 
     from ...kernels.device import KNOWN
-    from ..output import finish
-    from ..summary import compiled
+    from ..cli.output import finish
+    from ..report.summary import compiled
     from . import semi_structured
 
     _compilable(architectures)
@@ -181,12 +181,13 @@ def hazards_command(
 
     An exit status of 1: registers that are touched while a matrix instruction may still use them, shared memory read
     before its barrier or fence, tensor memory read before its wait, matrix instructions that the assembler serialised.
-    Every `fpe lab compile` makes the same search; this one prints what it finds by operation.
+    Every `fpe lab compile` makes the same search; this one prints what it finds by operation. A file that exists keeps
+    its rows of other versions of Triton, other kernels, architectures and operations.
     """
     from rich.console import Console
     from rich.progress import track
 
-    from ..output import finish
+    from ..cli.output import finish
     from . import survey
 
     _compilable(architectures)
@@ -195,14 +196,15 @@ def hazards_command(
         return track(rows, "Compiling", total, console=Console(stderr=True, quiet=as_json))
 
     results = survey.run(architectures or survey.ARCHITECTURES, operations, kernels, jobs, progress)
-    finish(results, output / "hazards.jsonl", survey.table(results), as_json)
+    file = output / "hazards.jsonl"
+    finish(survey.joined(file, results, operations), file, survey.table(results), as_json)
     bad = [row for row in results.rows if row["hazards"]]
     if bad:
         first = f"{bad[0]['case']} on sm_{bad[0]['arch']}: {bad[0]['first_hazard']}"
         raise click.ClickException(f"{len(bad)} of {len(results.rows)} binaries have hazards; the first: {first}")
 
 
-EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse")
+EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse", "pack")
 
 
 @lab.command("execute")
@@ -228,7 +230,7 @@ def execute_command(
     from rich.console import Console
     from rich.progress import track
 
-    from ..output import finish, print_table
+    from ..cli.output import finish, print_table
     from .ptx import cases, execute
 
     _compilable(architectures)
@@ -258,7 +260,7 @@ def mutate_command(architectures: tuple[int, ...], most: int, jobs: int | None, 
     from rich.console import Console
     from rich.progress import track
 
-    from ..output import finish
+    from ..cli.output import finish
     from .ptx import mutate
 
     _compilable(architectures)

@@ -8,7 +8,10 @@ How work is counted: the main loop is the innermost loop that holds the matrix i
 is its SASS instructions, times the program's warps, over the bytes of the streamed tiles that one turn consumes: warp
 instructions for each byte of weight. dW streams both operands, so there it is for each byte of activations.
 ``instructions_per_weight`` is the same for each weight and thread: what an issue slot of a lane costs, comparable with
-the slots that a device has while a weight comes out of DRAM.
+the slots that a device has while a weight comes out of DRAM; ``integer_per_weight`` are those at the integer rate.
+
+``in_flight`` are bytes of a multiprocessor: of streamed loads into registers that its threads have under way at most,
+with as many programs as fit.
 """
 
 import hashlib
@@ -43,6 +46,7 @@ from ...kernels.gpus import architecture
 from ...kernels.mlp import triton as mlp_kernels
 from ...kernels.partition import gluon as partition_direct
 from ...kernels.partition import triton as partition_kernels
+from ...kernels.partition.config import COLUMNS, GROUP
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ..results import Results
 from ..table import Table
@@ -50,8 +54,6 @@ from . import hazards, sass
 from .sass import Row, programs_per_sm
 
 ARCHITECTURES = tuple(KNOWN)
-GROUP, COLUMNS = 128, 256
-"""Columns of a weight that the direct kernels load at once: as it is stored, and of its transpose."""
 BLOCK_OPERATIONS = ("forward", "dx", "dw")
 PARTITION_OPERATIONS = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
 """On the weight as it is stored, and on its transpose: forward, dX and dW of both layers of a pair."""
@@ -182,7 +184,7 @@ def read(cubin: bytes, ptx: str, streams: set[tuple[str, int]], multiplies: bool
     """Facts of a binary (:func:`fpe.bench.lab.sass.analyse`), and its hazards: how many of each kind, and the first."""
     code, resources = disassemble(cubin)
     found = hazards.search(*sass.read_sass(code), ptx)
-    facts = sass.analyse(code, resources, streams, multiplies)
+    facts = sass.analyse(code, resources, sass.lines_in_binary(ptx, streams), multiplies)
     return {**facts, "hazards": hazards.counted(found), "first_hazard": found[0].said if found else ""}
 
 
@@ -368,9 +370,9 @@ def _tile(kernel: str, given: dict[str, Any], itemsize: int) -> tuple[int, int]:
         rows = given["BLOCK_M" if given["TURNED"] else "BLOCK_H"]
         return given["BLOCK_H"] * given["BLOCK_K"] * itemsize, rows
     if kernel == "multiply_rows":
-        return given["BLOCK_N"] * GROUP * itemsize, 16
+        return given["BLOCK_N"] * GROUP * given["WARPS_IN"] * itemsize, 16
     if kernel == "multiply_columns":
-        return given["UNROLL"] * 16 * COLUMNS * itemsize, 16
+        return given["UNROLL"] * 16 * given["num_warps"] * COLUMNS * itemsize, 16
     if kernel == "_partition_multiply":
         rows = given["BLOCK_M" if given["TURNED"] else "BLOCK_K" if given["TRANSPOSED"] else "BLOCK_N"]
         return given["BLOCK_N"] * given["BLOCK_K"] * itemsize, rows
@@ -412,6 +414,8 @@ def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
         "narrow_because": NARROW.get((case.op, case.dtype), "") if facts["load_bits"] < 128 else "",
         "instructions_per_byte": round(facts["loop_instructions"] * warps / consumed, 4),
         "instructions_per_weight": round(facts["loop_instructions"] * warps * 32 * itemsize / consumed, 2),
+        "integer_per_weight": round(facts["loop_integer"] * warps * 32 * itemsize / consumed, 2),
+        "in_flight": facts["loop_in_flight"] * 32 * warps * programs,
     }
 
 
@@ -440,8 +444,8 @@ def check(row: Row) -> list[str]:
         spent = row["instructions_per_weight"]
         if spent > ISSUE_SLOTS:
             complaints.append(f"{spent} instructions a weight: unpacking would outlast the memory")
-    if row["kernel"] in DIRECT and row["shared"]:
-        complaints.append(f"shared memory: {row['shared']} bytes where none is meant")
+    if row["kernel"] in DIRECT and row["loop_shared"]:
+        complaints.append(f"{row['loop_shared']} instructions on shared memory in a loop that needs none")
     return complaints
 
 
@@ -524,6 +528,7 @@ def _cells(row: Row) -> dict[str, str]:
         "programs/SM": f"{row['programs_per_sm']} ({row['limited_by']})",
         "streamed loads": re.sub(r"\.(E|BYPASS|ACCESS)\b", "", loads) or "-",
         "matrix": ", ".join(row["matrix"]) or ("FFMA" if row["loop_instructions"] else "-"),
+        "KB in flight/SM": f"{row['in_flight'] / 1024:.0f}" if row["in_flight"] else "-",
         "instr./weight": f"{row['instructions_per_weight']:.1f}" if row["loop_instructions"] else "-",
         "complaints": "; ".join(row["complaints"]) or "none",
     }

@@ -44,6 +44,23 @@ LINE = re.compile(r'//## File "([^"]*)", line (\d+)')
 LABEL = re.compile(r"^(\.L_\w+):")
 TARGET = re.compile(r"`\((\.L_\w+)\)")
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+INTEGER = (
+    "LOP3",
+    "PRMT",
+    "SHF",
+    "IADD",
+    "IADD3",
+    "VIADD",
+    "LEA",
+    "SEL",
+    "ISETP",
+    "IMNMX",
+    "VIMNMX",
+    "MOV",
+    "SGXT",
+    "BMSK",
+)
+"""What runs at the integer rate, half of what can be issued (CUDA programming guide, arithmetic instructions)."""
 MATRIX = re.compile(r"^(HMMA|[HQI]GMMA|UTC[A-Z]*MMA|IMMA|QMMA|OMMA|DMMA)\b")
 
 
@@ -109,6 +126,42 @@ def read_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
     return instructions, labels
 
 
+PTX_FILE = re.compile(r'^\s*\.file\s+(\d+)\s+(?:"[^"\n]*"\s+)?"([^"\n]+)"', re.MULTILINE)
+PTX_LINE = re.compile(r"^\s*\.loc\s+(\d+)\s+(\d+)")
+PTX_LOAD = re.compile(r"^\s*(?:@\S+\s+)?(?:ld\.global|cp\.async\.c[ag])")
+
+
+def lines_in_binary(ptx: str, source: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Lines that a binary gives for the loads of some source lines.
+
+    Triton writes a load as inline assembly: what stands in for masked elements, then the load itself. From version 3.8
+    on the compiler counts a source line for every line of that text, so that the load seems to stand below its own.
+
+    Args:
+        ptx: What the binary was assembled from.
+        source: File names and lines of the loads in the source.
+
+    Raises:
+        ValueError: A line of the binary is that of such a load and of another.
+    """
+    files = {number: Path(name).name for number, name in PTX_FILE.findall(ptx)}
+    found: dict[tuple[str, int], set[bool]] = {}
+    current, block, began = ("", 0), False, None
+    for line in ptx.splitlines():
+        if "inline asm" in line:
+            block, began = "begin" in line, None
+        elif at := PTX_LINE.match(line):
+            current = (files.get(at[1], at[1]), int(at[2]))
+        elif line.strip().endswith(";"):
+            began = (began or current) if block else current
+            if PTX_LOAD.match(line):
+                found.setdefault(current, set()).add(began in source)
+    twice = sorted(line for line, ours in found.items() if len(ours) > 1)
+    if twice:
+        raise ValueError(f"the binary gives line {twice[0][1]} of {twice[0][0]} for loads of different lines")
+    return {line for line, ours in found.items() if True in ours}
+
+
 def main_loop(instructions: list[Instruction], labels: dict[str, int], multiplies: bool = True) -> range:
     """Positions of the innermost loop with the most matrix instructions; empty where there is none.
 
@@ -128,6 +181,23 @@ def main_loop(instructions: list[Instruction], labels: dict[str, int], multiplie
                 loops.append(loop)
     inner = [a for a in loops if not any(a != b and b.start >= a.start and b.stop <= a.stop for b in loops)]
     return max(inner, key=lambda loop: sum(work[i] for i in loop), default=range(0))
+
+
+def most_in_flight(loop: list[Instruction], streams: set[tuple[str, int]]) -> int:
+    """Bytes of streamed loads that a thread has under way at the most, in turn after turn of a loop.
+
+    A load is under way until an instruction waits for the scoreboard that it sets. Copies to shared memory set none
+    that says when they have arrived; they are not counted.
+    """
+    under_way: Counter[int] = Counter()
+    most = 0
+    for instruction in loop + loop:
+        for board in [board for board in under_way if instruction.waits >> board & 1]:
+            del under_way[board]
+        if instruction.named("LDG") and instruction.source in streams and instruction.sets is not None:
+            under_way[instruction.sets] += instruction.width // 8
+            most = max(most, under_way.total())
+    return most
 
 
 def analyse(sass: str, resources: str, streams: set[tuple[str, int]], multiplies: bool) -> Row:
@@ -161,4 +231,7 @@ def analyse(sass: str, resources: str, streams: set[tuple[str, int]], multiplies
         "loop_instructions": len(loop),
         "loop_load_bytes": sum(i.width // 8 for i in in_loop),
         "loop_loads": len(in_loop),
+        "loop_integer": sum(instructions[p].named(*INTEGER) for p in loop),
+        "loop_in_flight": most_in_flight([instructions[p] for p in loop], streams),
+        "loop_shared": sum(instructions[p].named("LDS", "STS", "LDSM", "STSM") for p in loop),
     }

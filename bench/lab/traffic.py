@@ -18,7 +18,7 @@ from fpe.kernels.semi_structured import config as semi_structured
 from fpe.kernels.semi_structured.fragments import TILE_ROWS
 
 from ..results import Results
-from ..summary import Table
+from ..table import Table
 from .cache import L2, schedule
 from .replay import (
     INDEX,
@@ -179,7 +179,8 @@ class PartitionLayer:
         columns = config.block_n if problem.transposed else config.block_k
         tile = config.block_n * config.block_k
         area = tile if problem.op == "partition_grad" else config.block_m * tile // columns
-        return partition.shared_bytes(problem, config, device), sums * area
+        shares = partition.warps_of(config, problem.transposed)[0] if config.direct else 1
+        return partition.shared_bytes(problem, config, device), shares * sums * area
 
     def compulsory(self, op: str) -> int:
         """The parent's weights or their gradient, the labels' bits, activations and results, each once."""

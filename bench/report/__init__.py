@@ -11,13 +11,12 @@ from torch import nn
 
 import fpe
 
-from .. import summary
-from ..ledger import layer_ledger
+from ..costs.ledger import layer_ledger
 from ..results import Results, provenance
 from ..studies import boolean, boolean_drawn, vision
 from ..studies.drawing import svg
 from ..table import Table
-from . import costs, figures
+from . import costs, figures, summary
 from .committed import FIGURES, LLM_LAYER, STUDIES, TABLES
 
 T = TypeVar("T")

@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from .. import summary, whole
-from ..device.cli import NAMES, plan_table, planning
+from ..gpu.cli import NAMES, plan_table, planning
 from ..lab import semi_structured, survey, traffic
 from ..lab.ptx import execute, mutate
+from ..latency import whole
 from ..results import COMMITTED, Results
 from ..studies import every
 from ..table import Table
-from . import costs, figures
+from . import costs, figures, summary
 
 LLM_LAYER = (14336, 4096)
 """Output and input features of the layer whose bytes are shown (an 8B language model's MLP)."""

@@ -8,8 +8,8 @@ import click
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..options import common, output_option
-from ..output import GOES_ON, NOTHING_WRITTEN, finish, stopping
+from ..cli.options import common, output_option
+from ..cli.output import GOES_ON, NOTHING_WRITTEN, finish, stopping
 from ..results import Results
 from ..table import Table
 from . import boolean, published

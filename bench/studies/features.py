@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..options import check_folder, device_option
+from ..cli.options import check_folder, device_option
 from .study import OwnCommand
 
 Batches = Iterable[tuple[Tensor, Tensor]]

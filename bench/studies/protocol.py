@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fpe
 from fpe.layers import ExpandedLinear
 
-from ..progress import progress
+from ..cli.progress import progress
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import click
 import torch
 from joblib import Parallel, delayed
 
-from ..options import common, output_option
-from ..output import GOES_ON, print_json, print_path, print_table, stopping
-from ..progress import progress
+from ..cli.options import common, output_option
+from ..cli.output import GOES_ON, print_json, print_path, print_table, stopping
+from ..cli.progress import progress
 from ..results import Results
 from ..table import Table
 from .study import Study, committed

@@ -15,8 +15,8 @@ from torch import nn
 
 import fpe
 
-from ..options import common, output_option
-from ..output import NOTHING_WRITTEN, finish, stopping
+from ..cli.options import common, output_option
+from ..cli.output import NOTHING_WRITTEN, finish, stopping
 from ..results import Results
 from ..table import Table
 from .data import FASHION_MNIST, load_digits, load_fashion_mnist, load_features

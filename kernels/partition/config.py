@@ -10,6 +10,9 @@ from ..tables import tuned
 DIRECT_ROWS = 64
 """Rows of activations up to which the direct kernels serve."""
 
+GROUP, COLUMNS = 128, 64
+"""What a warp of a direct kernel loads at once of a weight: columns of 16 rows, and of its transpose."""
+
 MAX_ALPHA = 8
 """Children that the Triton kernels take: an accumulator, or a tile of activations, for each."""
 
@@ -32,7 +35,7 @@ class Config:
         num_warps: Warps of a program.
         num_stages: Triton's pipeline depth.
         direct: Whether weights go from memory to the tensor cores through nothing in between (``gluon.py``), which
-            suits few rows; then ``block_n`` x ``block_k`` is what four warps load at once.
+            suits few rows; then ``block_n`` x ``block_k`` is what its warps load at once.
     """
 
     block_m: int
@@ -76,29 +79,45 @@ def is_valid(problem: Problem, config: Config, device: Device) -> bool:
     if any(size < 1 or size & (size - 1) for size in powers) or config.num_stages < 1 or config.group < 1:
         return False
     if config.direct:
-        return _is_direct(problem, config)
+        return _is_direct(problem, config) and shared_bytes(problem, config, device) <= device.shared
     if min(config.block_m, config.block_n, config.block_k) < 16 or config.block_k % 8:
         return False
     return shared_bytes(problem, config, device) <= device.shared
 
 
+def warps_of(config: Config, transposed: bool) -> tuple[int, int]:
+    """Of a direct kernel's warps: how many share a reduction, and how many take outputs of their own."""
+    inner = config.num_warps * COLUMNS // config.block_k if transposed else config.block_k // GROUP
+    return inner, config.num_warps // max(inner, 1)
+
+
 def _is_direct(problem: Problem, config: Config) -> bool:
-    """Whether a direct kernel takes it: its tiles are what four warps load, and the sums fit their registers."""
-    rows, columns = ((16, 32), 256) if problem.transposed else ((64, 128), 128)
-    outputs = columns if problem.transposed else config.block_n
-    sums = (1 if problem.op == "merge_matmul" else problem.alpha) * config.block_m * outputs // 128
-    takes = problem.pairs and problem.op != "partition_grad" and config.num_warps == 4 and config.block_m >= 8
-    return takes and config.block_n in rows and config.block_k == columns and sums <= 128
+    """Whether a direct kernel takes it: its tile is what its warps load, once or twice, and the sums fit registers."""
+    warps_in, warps_out = warps_of(config, problem.transposed)
+    able = problem.pairs and problem.op != "partition_grad" and config.num_warps in (4, 8)
+    if not (able and warps_in and warps_out):
+        return False
+    if problem.transposed:
+        outputs, loads = COLUMNS, config.block_n // (16 * warps_in)
+        tile = (16 * warps_in * loads, COLUMNS * warps_out)
+    else:
+        outputs, loads = config.block_n // warps_out, config.block_n // (16 * warps_out)
+        tile = (16 * warps_out * loads, GROUP * warps_in)
+    sums = (1 if problem.op == "merge_matmul" else problem.alpha) * config.block_m * outputs // 32
+    return (config.block_n, config.block_k) == tile and loads in (1, 2) and config.block_m >= 8 and sums <= 128
 
 
 def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
-    """Shared memory of the pipelined tiles and of the shares that go through it, in bytes.
+    """Shared memory of the pipelined tiles and of the shares that go through it, in bytes; of a direct kernel its sums.
 
     From compute capability 9.0 on the matrix instructions read shared memory while the next tiles arrive: one more
     buffer.
     """
     if config.direct:
-        return 0
+        # Of the warps that share a reduction: one of their sums at a time.
+        warps_in, warps_out = warps_of(config, problem.transposed)
+        tiles = 1 if problem.transposed else config.block_n // (16 * warps_out)
+        return config.num_warps * tiles * config.block_m // 8 * 512 if warps_in > 1 else 0
     m, n, k, alpha = config.block_m, config.block_n, config.block_k, problem.alpha
     buffers = max(config.num_stages - (1 if device.matrix == "mma" else 0), 1)
     if problem.op == "partition_grad":
@@ -122,17 +141,45 @@ def choose(problem: Problem, device: Device) -> Config:
 
 
 def _direct_rule(problem: Problem, device: Device) -> Config:
-    sums = 1 if problem.op == "merge_matmul" else problem.alpha
+    """Few rows: enough warps must be under way to hide the latency of memory, at little cost in bytes.
+
+    What fills the device, cheapest first: narrower tiles, whose warps share the reduction, while programs ask L2 for at
+    most half as many bytes of activations as of weights; a split reduction, while its partial sums are at most 2 % of
+    the weights' bytes (4 % above 16 rows); more warps a program. Only where that leaves half of the device empty do
+    tiles become as narrow, and splits as many, as they can.
+    """
+    merge = problem.op == "merge_matmul"
+    sums, children = (1, problem.alpha) if merge else (problem.alpha, 1)
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
     # The transposed kernel loads 16 rows at a time, or 32 where the registers hold them beside the sums.
-    block_n, block_k = (32 if sums <= 2 and problem.alpha <= 4 else 16, 256) if problem.transposed else (64, 128)
-    out, inner = (block_k, block_n) if problem.transposed else (block_n, block_k)
-    most = min(8 * power_below(max(128 * 16 // (sums * out), 1)), 32 if problem.alpha <= 4 else 16)
+    deep = 32 if sums <= 2 and problem.alpha <= 4 else 16
+    of_a_warp, depth, widest = (64, deep, 256) if problem.transposed else (16, GROUP, 64)
+    most = min(power_below(128 * 32 // (sums * of_a_warp)), 32 if problem.alpha <= 4 else 16)
     block_m = min(max(8, power_above(problem.m)), most)
-    programs, steps = ceil(problem.m / block_m) * ceil(outputs / out), ceil(reduced / inner)
+    tiles_m, read = ceil(problem.m / block_m), min(problem.m, block_m) * children
     partial, weights = problem.m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
-    split = split_reduction(programs, steps, device, partial, weights)
-    return Config(block_m, block_n, block_k, split, 8, 4, 1, direct=True)
+    allowed = (0.02 if problem.m <= 16 else 0.04) * weights
+    out, split, warps = widest, 1, 4
+
+    def fills(share: float) -> bool:
+        return tiles_m * ceil(outputs / out) * split >= share * device.sms
+
+    def steps() -> float:
+        return reduced / (depth * (warps * of_a_warp // out) * split)
+
+    while not fills(1.5) and out > of_a_warp and steps() >= 4 and 4 * read <= out:
+        out //= 2
+    while not fills(1.5) and steps() >= 8 and 2 * split * partial <= allowed:
+        split *= 2
+    if not fills(1.5) and steps() >= 4:
+        warps = 8
+    while not fills(0.5) and out > of_a_warp and steps() >= 4:
+        out //= 2
+    while not fills(0.5) and steps() >= 8 and split < 16:
+        split *= 2
+    inner = depth * (warps * of_a_warp // out)
+    block_n, block_k = (inner, out) if problem.transposed else (out, inner)
+    return Config(block_m, block_n, block_k, split, 8, warps, 1, direct=True)
 
 
 def _matmul_rule(problem: Problem, device: Device) -> Config:

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from .config import Config
+from ..epilogue import aligned_pairs
+from .config import Config, warps_of
 from .labels import digits
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def launch_direct(
     m, size_in, size_out = x.shape[0], (n if transposed else k), (k if transposed else n)
     step = config.block_n if transposed else config.block_k
     steps = -(-size_in // step)
-    pairs = _pairs(x, steps * step)
+    pairs = aligned_pairs(x, steps * step)
     sums = 1 if merge else alpha
+    warps_in, warps_out = warps_of(config, transposed)
     unit = 4 if words.stride(0) % 4 == 0 else 1
     common: dict[str, Any] = {
         "stride_xm": pairs.stride(0) // 4,
@@ -60,6 +61,8 @@ def launch_direct(
         "ALPHA": alpha,
         "DIGITS": digits(alpha),
         "MERGE": merge,
+        "WARPS_IN": warps_in,
+        "WARPS_OUT": warps_out,
         "BLOCK_M": config.block_m,
         "SPLIT": config.split,
         "UNIT": unit,
@@ -68,23 +71,16 @@ def launch_direct(
         "ACTIVATION": activation if config.split == 1 else None,
         "HAS_BIAS": bias is not None and config.split == 1,
         "num_warps": config.num_warps,
-        "maxnreg": 255 if transposed or config.block_m > 16 or (merge and alpha > 4) else REGISTERS,
+        "maxnreg": 255 if config.block_m > 16 or alpha > (2 if transposed else 4 if merge else 8) else REGISTERS,
     }
     tiles = -(-m // config.block_m) * -(-size_out // (config.block_k if transposed else config.block_n))
     tensors = (pairs, words, labels, bias, out)
     if transposed:
-        unroll = config.block_n // 16
+        unroll = config.block_n // (16 * warps_in)
         multiply_columns[(tiles, config.split)](
             *tensors, M=m, N=n, K=k, STEPS_N=steps, UNROLL=unroll, WHOLE_COLUMNS=k % 8 == 0, **common
         )
     else:
         multiply_rows[(tiles, config.split)](
-            *tensors, M=m, N=n, SIZE_WORDS=k // 2, GROUPS=steps, BLOCK_N=config.block_n, **common
+            *tensors, M=m, N=n, SIZE_WORDS=k // 2, STEPS_K=steps, BLOCK_N=config.block_n, **common
         )
-
-
-def _pairs(x: Tensor, width: int) -> Tensor:
-    """Rows of ``width`` activations that begin at 16 bytes, zero beyond their own, as pairs (int32)."""
-    aligned = x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:-1])
-    whole = x.shape[-1] == width and x.stride(-1) == 1 and aligned
-    return (x if whole else pad(x, (0, width - x.shape[-1])).contiguous()).view(torch.int32)

@@ -6,21 +6,23 @@ the 16 bytes that a lane loads are its registers of two ``mma.sync.m16n8k16``:
 - *On the weight as it is stored* it loads eight neighbouring weights of row ``g`` and of row ``g + 8``, and the
   same columns of activation row ``g``. Words 0 and 1 belong to the first instruction, words 2 and 3 to the second.
 - *On its transpose* the reduction runs over the rows, so a pair of weights must come from two of them. A lane loads
-  eight columns of the rows ``4 t .. 4 t + 3``. One ``prmt`` takes the low or the high halves of two rows; the halves of
-  word ``i`` are the outputs ``8 g + 2 i`` and ``8 g + 2 i + 1``.
+  eight columns of four or eight neighbouring rows. One ``prmt`` takes the low or the high halves of two rows; the
+  halves of word ``i`` are the outputs ``8 g + 2 i`` and ``8 g + 2 i + 1``.
 
 The labels lie in memory as these registers want them (see :class:`fpe.kernels.PackedLabels`): shifted left, a word has
 the labels of two of a lane's words in the signs of its bytes, and one ``prmt`` replicates two signs to a mask.
 
-No shared memory, no ``ldmatrix``, no conversion, and the same instructions on every architecture from 8.0 on.
+The loop has no shared memory, no ``ldmatrix`` and no conversion, and is the same on every architecture from 8.0 on.
+Of a program's warps ``WARPS_OUT`` take different outputs and ``WARPS_IN`` different parts of the reduction, whose sums
+meet in shared memory once, after the loop.
 
-Tensors have the shape ``[tiles of 16 outputs, tiles of 8 rows of activations, 32 lanes, 4 registers]``.
+Tensors have the shape ``[parts of the reduction, tiles of outputs, tiles of 8 rows of activations, 32 lanes, 4
+registers]``; a tile is 16 outputs, or 64 on the transpose.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-WARPS = gl.constexpr(4)
 STEPS = gl.constexpr(4)  # of 32 columns: what a lane's label word serves
 
 
@@ -79,12 +81,23 @@ def _halves_of_two(first, second, high: gl.constexpr):
     return gl.inline_asm_elementwise(text, "=r,r,r", [first, second], gl.int32, is_pure=True, pack=1)
 
 
+@gluon.constexpr_function
+def _both(child):
+    """``lop3`` for words of which two masks, of the digits 1 and 0, leave those of a child."""
+    table = 0xF0 & (0xCC if child >> 1 & 1 else 0x33) & (0xAA if child & 1 else 0x55)
+    return f"lop3.b32 $0, $1, $2, $3, {table:#x};"
+
+
 @gluon.jit
 def _share(words, masks, CHILD: gl.constexpr, DIGITS: gl.constexpr):
     """A child's weights out of words, zero elsewhere. From the highest digit on: children share what they can."""
-    for i in gl.static_range(DIGITS):
-        mask = masks[DIGITS - 1 - i]
-        words = words & (mask if (CHILD >> (DIGITS - 1 - i)) % 2 == 1 else ~mask)
+    if DIGITS == 3:
+        words = words & (masks[2] if CHILD >> 2 == 1 else ~masks[2])
+    if DIGITS == 1:
+        words = words & (masks[0] if CHILD == 1 else ~masks[0])
+    else:
+        operands = [words, masks[1], masks[0]]
+        words = gl.inline_asm_elementwise(_both(CHILD), "=r,r,r,r", operands, gl.int32, is_pure=True, pack=1)
     return words
 
 
@@ -102,22 +115,34 @@ def _activate(acc, ACTIVATION: gl.constexpr):
 
 @gluon.constexpr_function
 def _only(dim, layout):
-    """The layout of one of four dimensions."""
-    for other in (3, 2, 1, 0):
+    """The layout of one of five dimensions."""
+    for other in (4, 3, 2, 1, 0):
         if other != dim:
             layout = gl.SliceLayout(other, layout)
     return layout
 
 
 @gluon.constexpr_function
-def _layout(outputs, rows):
-    return gl.BlockedLayout([outputs, rows, 1, 4], [1, 1, 32, 1], [WARPS, 1, 1, 1], [3, 2, 1, 0])
+def _layout(warps_in, warps_out, outputs, rows):
+    return gl.BlockedLayout([1, outputs, rows, 1, 4], [1, 1, 1, 32, 1], [warps_in, warps_out, 1, 1, 1], [4, 3, 2, 1, 0])
+
+
+@gluon.jit
+def _places(LAYOUT: gl.constexpr, INNER: gl.constexpr, TILES: gl.constexpr, TILES_M: gl.constexpr):
+    """Where an element of a tensor stands: indices along its five dimensions."""
+    inner = gl.arange(0, INNER, _only(0, LAYOUT))[:, None, None, None, None]
+    tile = gl.arange(0, TILES, _only(1, LAYOUT))[None, :, None, None, None]
+    tile_m = gl.arange(0, TILES_M, _only(2, LAYOUT))[None, None, :, None, None]
+    lane = gl.arange(0, 32, _only(3, LAYOUT))[None, None, None, :, None]
+    register = gl.arange(0, 4, _only(4, LAYOUT))[None, None, None, None, :]
+    return inner, tile, tile_m, lane, register
 
 
 @gluon.jit
 def _store(
     acc, out_ptr, bias_ptr, first, column, row, M, SIZE, stride_om, HAS_BIAS: gl.constexpr, ACTIVATION: gl.constexpr
 ):
+    acc = gl.expand_dims(gl.sum(acc, 0), 0)
     mask = (column < SIZE) & (row < M)
     if HAS_BIAS:
         acc += gl.load(bias_ptr + (first + column), mask=mask, other=0.0).to(gl.float32)
@@ -134,6 +159,7 @@ def _group(
     upper_labels_ptrs,
     lower_labels_ptrs,
     group,
+    inner,
     word,
     SIZE_WORDS,
     stride_xa,
@@ -144,12 +170,18 @@ def _group(
     KIND: gl.constexpr,
     WHOLE: gl.constexpr,
 ):
-    """128 columns: adds their products to the sums."""
+    """128 columns of each part of the reduction: adds their products to the sums."""
     upper_labels = ()
     lower_labels = ()
     for digit in gl.static_range(DIGITS):
-        upper_labels += (gl.load(upper_labels_ptrs + (group * 4 + digit * stride_pp)),)
-        lower_labels += (gl.load(lower_labels_ptrs + (group * 4 + digit * stride_pp)),)
+        at = group * 4 + digit * stride_pp
+        if WHOLE:
+            upper_labels += (gl.load(upper_labels_ptrs + at),)
+            lower_labels += (gl.load(lower_labels_ptrs + at),)
+        else:
+            mask = (group + inner) * 64 < SIZE_WORDS
+            upper_labels += (gl.load(upper_labels_ptrs + at, mask=mask, other=0),)
+            lower_labels += (gl.load(lower_labels_ptrs + at, mask=mask, other=0),)
     uppers = ()
     lowers = ()
     for step in gl.static_range(STEPS):
@@ -200,7 +232,7 @@ def multiply_rows(
     M,
     N,
     SIZE_WORDS,
-    GROUPS,
+    STEPS_K,
     stride_xm,
     stride_xa,
     stride_wn,
@@ -212,6 +244,8 @@ def multiply_rows(
     ALPHA: gl.constexpr,
     DIGITS: gl.constexpr,
     MERGE: gl.constexpr,
+    WARPS_IN: gl.constexpr,
+    WARPS_OUT: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
     SPLIT: gl.constexpr,
@@ -224,13 +258,10 @@ def multiply_rows(
     """``split_matmul`` and ``merge_matmul`` on the weight as it is stored, of ``BLOCK_N`` outputs.
 
     Strides of ``x`` are counted in 16 bytes, those of the weight in ``UNIT`` words: so a load is known to be aligned.
-    ``x`` has ``GROUPS`` groups of 128 columns, zero beyond those of the weight; a group of the weight may end early.
+    ``x`` has ``STEPS_K`` steps of 128 columns a part, zero beyond those of the weight, whose last step may end early.
     """
-    LAYOUT: gl.constexpr = _layout(BLOCK_N // 64, BLOCK_M // 8)
-    tile = gl.arange(0, BLOCK_N // 16, _only(0, LAYOUT))[:, None, None, None]
-    tile_m = gl.arange(0, BLOCK_M // 8, _only(1, LAYOUT))[None, :, None, None]
-    lane = gl.arange(0, 32, _only(2, LAYOUT))[None, None, :, None]
-    register = gl.arange(0, 4, _only(3, LAYOUT))[None, None, None, :]
+    LAYOUT: gl.constexpr = _layout(WARPS_IN, WARPS_OUT, BLOCK_N // 16 // WARPS_OUT, BLOCK_M // 8)
+    inner, tile, tile_m, lane, register = _places(LAYOUT, WARPS_IN, BLOCK_N // 16, BLOCK_M // 8)
     tiles_m = (M + BLOCK_M - 1) // BLOCK_M
     pid_m = gl.program_id(0) % tiles_m  # programs that read the same weights run together
     pid_n = gl.program_id(0) // tiles_m
@@ -241,28 +272,28 @@ def multiply_rows(
     upper = gl.minimum(row, N - 1).to(gl.int64)
     lower = gl.minimum(row + 8, N - 1).to(gl.int64)
     m = gl.minimum(pid_m * BLOCK_M + tile_m * 8 + lane // 4, M - 1).to(gl.int64)
-    word = lane % 4 * 4 + register
+    word = inner * 64 + lane % 4 * 4 + register
     x_ptrs = x_ptr + m * (stride_xm * 4) + word
     upper_ptrs = words_ptr + upper * (stride_wn * UNIT) + word
     lower_ptrs = words_ptr + lower * (stride_wn * UNIT) + word
-    upper_labels_ptrs = labels_ptr + upper * stride_pn + lane % 4
-    lower_labels_ptrs = labels_ptr + lower * stride_pn + lane % 4
+    upper_labels_ptrs = labels_ptr + upper * stride_pn + (inner * 4 + lane % 4)
+    lower_labels_ptrs = labels_ptr + lower * stride_pn + (inner * 4 + lane % 4)
 
     accs = ()
     for _ in gl.static_range(1 if MERGE else ALPHA):
-        accs += (gl.full([BLOCK_N // 16, BLOCK_M // 8, 32, 4], 0.0, gl.float32, LAYOUT),)
-    first = GROUPS * pid_split // SPLIT
-    last = GROUPS * (pid_split + 1) // SPLIT
-    for group in range(first, last if WHOLE else gl.minimum(last, SIZE_WORDS // 64)):
+        accs += (gl.full([WARPS_IN, BLOCK_N // 16, BLOCK_M // 8, 32, 4], 0.0, gl.float32, LAYOUT),)
+    first = STEPS_K * pid_split // SPLIT
+    last = STEPS_K * (pid_split + 1) // SPLIT
+    for step in range(first, last if WHOLE else gl.minimum(last, SIZE_WORDS // (64 * WARPS_IN))):
         accs = _group(
-            accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, group, word, SIZE_WORDS,
-            stride_xa, stride_pp, ALPHA, DIGITS, MERGE, KIND, True,
+            accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, step * WARPS_IN, inner, word,
+            SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, MERGE, KIND, True,
         )  # fmt: skip
     if not WHOLE:
-        if last == GROUPS:
+        if last == STEPS_K:
             accs = _group(
-                accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, GROUPS - 1, word,
-                SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, MERGE, KIND, False,
+                accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, (STEPS_K - 1) * WARPS_IN,
+                inner, word, SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, MERGE, KIND, False,
             )  # fmt: skip
 
     column = row + register // 2 * 8
@@ -280,7 +311,7 @@ def _rows(
     labels_ptrs,
     first,
     turn,
-    lane,
+    row,
     N,
     mask_columns,
     stride_xa,
@@ -296,24 +327,27 @@ def _rows(
     WHOLE: gl.constexpr,
     WHOLE_COLUMNS: gl.constexpr,
 ):
-    """``16 * UNROLL`` rows of the stored weight from ``first`` on, all their columns of this program."""
+    """``16 * UNROLL`` rows of each part of the reduction: adds the products of this program's columns to the sums."""
     words = ()
     labels = ()
     for part in gl.static_range(UNROLL):
-        at = first + part * 16
+        at = first + part * 4
         for i in gl.static_range(4):
             words_at = words_ptrs[i] + at * (stride_wn * UNIT)
             if WHOLE and WHOLE_COLUMNS:
                 words += (gl.load(words_at),)
             else:
-                words += (gl.load(words_at, mask=(at + lane % 4 * 4 + i < N) & mask_columns, other=0),)
+                words += (gl.load(words_at, mask=(at + row + i < N) & mask_columns, other=0),)
             for digit in gl.static_range(DIGITS):
                 labels_at = labels_ptrs[i] + (at * stride_pn + digit * stride_pp)
                 if WHOLE:
                     label = gl.load(labels_at)
                 else:
-                    label = gl.load(labels_at, mask=at + lane % 4 * 4 + i < N, other=0)
+                    label = gl.load(labels_at, mask=at + row + i < N, other=0)
                 labels += (label << turn,)
+    xs = ()
+    for child in gl.static_range(ALPHA if MERGE else 1):
+        xs += (gl.load(x_ptrs + (child * (stride_xa * 4) + first // 2)),)
     for part in gl.static_range(UNROLL):
         # Registers of A: rows 0 and 1 low, rows 0 and 1 high, rows 2 and 3 low, rows 2 and 3 high.
         pairs = ()
@@ -326,11 +360,8 @@ def _rows(
                 other = gl.broadcast(labels[(part * 4 + a // 2 * 2 + 1) * DIGITS + digit], words[0])[0]
                 of_pair += (_masks_of_two(label, other, a % 2),)
             masks += (of_pair,)
-        x = gl.load(x_ptrs + (first + part * 16) // 2)
         sums = ()
         for child in gl.static_range(ALPHA):
-            if MERGE and child > 0:
-                x = gl.load(x_ptrs + (child * (stride_xa * 4) + (first + part * 16) // 2))
             a0 = _share(pairs[0], masks[0], child, DIGITS)
             a1 = _share(pairs[1], masks[1], child, DIGITS)
             a2 = _share(pairs[2], masks[2], child, DIGITS)
@@ -338,9 +369,9 @@ def _rows(
             new = ()
             for i in gl.static_range(4):
                 acc = gl.inline_asm_elementwise(
-                    _multiply(KIND, (((i, 4 + i, 8 + i, 12 + i), (0, 1)),), 24),
+                    _multiply(KIND, (((i, 4 + i, 8 + i, 12 + i), (2 * part, 2 * part + 1)),), 24),
                     _constraints(5),
-                    [accs[i if MERGE else child * 4 + i], a0, a1, a2, a3, x],
+                    [accs[i if MERGE else child * 4 + i], a0, a1, a2, a3, xs[child if MERGE else 0]],
                     gl.float32,
                     is_pure=True,
                     pack=4,
@@ -377,6 +408,8 @@ def multiply_columns(
     ALPHA: gl.constexpr,
     DIGITS: gl.constexpr,
     MERGE: gl.constexpr,
+    WARPS_IN: gl.constexpr,
+    WARPS_OUT: gl.constexpr,
     BLOCK_M: gl.constexpr,
     UNROLL: gl.constexpr,
     SPLIT: gl.constexpr,
@@ -387,47 +420,47 @@ def multiply_columns(
     ACTIVATION: gl.constexpr,
     HAS_BIAS: gl.constexpr,
 ):
-    """``split_matmul`` and ``merge_matmul`` on the transpose of the stored weight ``[N, K]``, of 256 columns.
+    """``split_matmul`` and ``merge_matmul`` on the transpose of the stored weight ``[N, K]``, 64 columns a warp.
 
-    ``x`` has ``STEPS_N`` steps of ``16 * UNROLL`` rows of the weight, zero beyond the last.
+    ``x`` has ``STEPS_N`` steps of ``16 * UNROLL`` rows of the weight a part, zero beyond the last. With ``UNROLL`` of 2
+    a lane has eight neighbouring rows of 32, so that 16 bytes of activations belong to them.
     """
-    LAYOUT: gl.constexpr = _layout(1, BLOCK_M // 8)
-    warp = gl.arange(0, WARPS, _only(0, LAYOUT))[:, None, None, None]
-    tile_m = gl.arange(0, BLOCK_M // 8, _only(1, LAYOUT))[None, :, None, None]
-    lane = gl.arange(0, 32, _only(2, LAYOUT))[None, None, :, None]
-    register = gl.arange(0, 4, _only(3, LAYOUT))[None, None, None, :]
+    LAYOUT: gl.constexpr = _layout(WARPS_IN, WARPS_OUT, 1, BLOCK_M // 8)
+    inner, tile, tile_m, lane, register = _places(LAYOUT, WARPS_IN, WARPS_OUT, BLOCK_M // 8)
     tiles_m = (M + BLOCK_M - 1) // BLOCK_M
     pid_m = gl.program_id(0) % tiles_m
     pid_k = gl.program_id(0) // tiles_m
     pid_split = gl.program_id(1)
 
-    chunk = (pid_k * WARPS + warp) * 8 + lane // 4  # of eight columns
+    chunk = (pid_k * WARPS_OUT + tile) * 8 + lane // 4  # of eight columns
     nearest = gl.minimum(chunk, (K - 1) // 8)
     turn = 6 - nearest // 4 % 4 * 2
     mask_columns = nearest * 4 + register < K // 2
     words_ptrs = ()
     labels_ptrs = ()
+    row = (inner * 4 + lane % 4) * (4 * UNROLL)
     for i in gl.static_range(4):
-        n = (lane % 4 * 4 + i).to(gl.int64)
+        n = (row + i).to(gl.int64)
         words_ptrs += (words_ptr + n * (stride_wn * UNIT) + (nearest * 4 + register),)
         labels_ptrs += (labels_ptr + n * stride_pn + (nearest // 16 * 4 + nearest % 4),)
     m = gl.minimum(pid_m * BLOCK_M + tile_m * 8 + lane // 4, M - 1).to(gl.int64)
-    x_ptrs = x_ptr + m * (stride_xm * 4) + (lane % 4 * 2 + register % 2)
+    x_ptrs = x_ptr + m * (stride_xm * 4) + (row // 2 + register % (2 * UNROLL))
 
     accs = ()
     for _ in gl.static_range(4 if MERGE else 4 * ALPHA):
-        accs += (gl.full([WARPS, BLOCK_M // 8, 32, 4], 0.0, gl.float32, LAYOUT),)
+        accs += (gl.full([WARPS_IN, WARPS_OUT, BLOCK_M // 8, 32, 4], 0.0, gl.float32, LAYOUT),)
+    BLOCK_N: gl.constexpr = 16 * UNROLL * WARPS_IN
     first = STEPS_N * pid_split // SPLIT
     last = STEPS_N * (pid_split + 1) // SPLIT
-    for step in range(first, last if WHOLE else gl.minimum(last, N // (16 * UNROLL))):
+    for step in range(first, last if WHOLE else gl.minimum(last, N // BLOCK_N)):
         accs = _rows(
-            accs, x_ptrs, words_ptrs, labels_ptrs, step * (16 * UNROLL), turn, lane, N, mask_columns, stride_xa,
+            accs, x_ptrs, words_ptrs, labels_ptrs, step * BLOCK_N, turn, row, N, mask_columns, stride_xa,
             stride_wn, stride_pp, stride_pn, ALPHA, DIGITS, MERGE, KIND, UNROLL, UNIT, True, WHOLE_COLUMNS,
         )  # fmt: skip
     if not WHOLE:
         if last == STEPS_N:
             accs = _rows(
-                accs, x_ptrs, words_ptrs, labels_ptrs, (STEPS_N - 1) * (16 * UNROLL), turn, lane, N, mask_columns,
+                accs, x_ptrs, words_ptrs, labels_ptrs, (STEPS_N - 1) * BLOCK_N, turn, row, N, mask_columns,
                 stride_xa, stride_wn, stride_pp, stride_pn, ALPHA, DIGITS, MERGE, KIND, UNROLL, UNIT, False,
                 WHOLE_COLUMNS,
             )  # fmt: skip

@@ -45,10 +45,11 @@ def _implementation(
     sizes: tuple[int, int, int, int],
     operand: Tensor,
     constant: bool = True,
+    transposed: bool = False,
 ) -> Callable[..., Tensor]:
     """What runs an operation of sizes ``(m, n, k, alpha)``; ``"auto"`` takes what is fastest there."""
     if backend == "auto":
-        backend = fastest(op, sizes, operand, backends, sizes[-1], constant=constant)
+        backend = fastest(op, sizes, operand, backends, sizes[-1], constant=constant, transposed=transposed)
     return implementation(backends[backend].module, op)
 
 
@@ -70,7 +71,7 @@ def _run_split(
     backend: str,
 ) -> Tensor:
     n, k = w.shape
-    run = _implementation("split_matmul", SPLIT, backend, (x.shape[0], n, k, alpha), w)
+    run = _implementation("split_matmul", SPLIT, backend, (x.shape[0], n, k, alpha), w, transposed=transposed)
     return run(x, w, as_labels(labels, transposed, n, k, alpha), alpha, bias, activation)
 
 
@@ -110,7 +111,7 @@ def _run_merge(
     backend: str,
 ) -> Tensor:
     (m, alpha, k), n = z.shape, w.shape[0]
-    run = _implementation("merge_matmul", MERGE, backend, (m, n, k, alpha), w, constant)
+    run = _implementation("merge_matmul", MERGE, backend, (m, n, k, alpha), w, constant, transposed)
     return run(z, w, as_labels(labels, transposed, n, k, alpha), bias, activation)
 
 

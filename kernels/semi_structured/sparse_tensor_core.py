@@ -7,7 +7,6 @@ from math import ceil
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..device import device_of
 from ..partition.interleaved import as_merge
@@ -82,7 +81,7 @@ def _packed_parent(w: Tensor, alpha: int, codes: Tensor, kept: Tensor | None, qu
 
 
 def _multiply(x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, config: SparseConfig | None) -> Tensor:
-    from ..epilogue import summed
+    from ..epilogue import aligned_pairs, summed
     from .gluon import multiply
 
     m, children = x.shape[0], fragments.weights.shape[0]
@@ -93,7 +92,7 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, conf
     out = x.new_empty((config.split, m, children, n), dtype=x.dtype if whole else torch.float32)
     with torch.cuda.device_of(x):
         if out.numel():
-            pairs = _aligned_rows(x, steps * STEP)
+            pairs = aligned_pairs(x, steps * STEP)
             multiply[(ceil(m / config.block_m) * ceil(n / TILE_ROWS), config.split)](
                 pairs,
                 fragments.weights,
@@ -115,12 +114,6 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, conf
                 maxnreg=255,  # left to itself the assembler stops at 64 and spills a few bytes
             )
         return summed(out, x, bias)
-
-
-def _aligned_rows(x: Tensor, width: int) -> Tensor:
-    """Rows of whole steps that begin at 16 bytes, as pairs (int32): a copy where ``x`` has others."""
-    whole = x.shape[1] == width and x.stride(1) == 1 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
-    return (x if whole else pad(x, (0, width - x.shape[1])).contiguous()).view(torch.int32)
 
 
 # The self-check.

@@ -1,0 +1,66 @@
+"""The command line: the list of commands. What a command needs is imported when it is called, PyTorch above all."""
+
+from importlib import import_module
+
+import click
+
+COMMANDS = {
+    "docs": ("cli.commands:docs", "Fill the tables and figures of README.md and docs/ from the committed results."),
+    "explain": (
+        "cli.costs:explain_command",
+        "Say which implementation runs an expanded layer, what each would cost, and why (predicted).",
+    ),
+    "gpu": (
+        "cli.costs:gpu_command",
+        "Measure everything that needs a GPU, in minutes: correctness first, then times (--help says more).",
+    ),
+    "lab": ("lab.cli:lab", "Prove the kernels without a GPU: compile them, trace their memory traffic."),
+    "latency": (
+        "cli.costs:latency_command",
+        "Time expanded layers beside the parent, the wide dense layer and peers, here and now.",
+    ),
+    "report": (
+        "cli.commands:report",
+        "Run the case studies and write one HTML page with their figures (minutes on two cores).",
+    ),
+    "results": ("cli.commands:results_command", "Print a results file, or list the committed ones."),
+    "study": ("studies.cli:study", "Run one of the paper's experiments and print it beside the published figures."),
+    "tune": (
+        "cli.commands:tune_command",
+        "Find the fastest tiles of the block and partition kernels on the GPU at hand.",
+    ),
+    "verdict": (
+        "cli.costs:verdict_command",
+        "Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above.",
+    ),
+}
+"""Where each command is, and the line that the list of commands shows of it: the first of the command's own help."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is called, and not to list it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the alphabet."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command itself."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        return getattr(import_module(f"..{module}", __package__), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="fixed-parameter-expansion", prog_name="fpe")
+def cli() -> None:
+    """Fixed Parameter Expansion: wider networks at the same number of non-zero weights.
+
+    Start with 'fpe report', which runs the case studies and writes a page to look at.
+    """

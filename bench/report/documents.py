@@ -1,0 +1,65 @@
+"""Tables and figures of the documents, drawn from committed results: nothing there is typed by hand.
+
+A document holds marked places, ``<!-- table: boolean -->`` ... ``<!-- end -->``; :func:`refresh` fills them.
+"""
+
+import re
+from pathlib import Path
+
+from ..studies.drawing import save
+from ..table import Table
+from .committed import FIGURES, TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout; documents exist there alone, not in an installed package."""
+
+DOCUMENTS = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/boolean.md",
+    "docs/kernels.md",
+    "docs/lab.md",
+    "docs/semi_structured.md",
+    "docs/studies.md",
+)
+
+_PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def fill(text: str) -> str:
+    """A document's text with every marked place filled from the committed results.
+
+    Raises:
+        ValueError: A place names no table.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(2)
+        if name not in TABLES:
+            raise ValueError(f"documents: expected one of {', '.join(TABLES)} in a place, got {name!r}")
+        return f"{match.group(1)}{markdown(TABLES[name]())}{match.group(4)}"
+
+    return _PLACE.sub(replace, text)
+
+
+def in_checkout() -> bool:
+    """Whether there are documents: an installed package has none."""
+    return all((ROOT / name).is_file() for name in DOCUMENTS)
+
+
+def refresh() -> list[Path]:
+    """Fills the documents and draws their figures; returns what was written."""
+    written = []
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(fill(path.read_text()))
+        written.append(path)
+    written += [save(draw(), ROOT / "docs/figures" / f"{name}.svg") for name, draw in FIGURES.items()]
+    return written
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, its title above it."""
+    alignment = ["---", *("---:" for _ in table.columns[1:])]
+    lines = [table.columns, alignment, *table.rows]
+    return f"*{table.title}*\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -1,0 +1,110 @@
+"""Tables drawn from raw rows, for the terminal and for the page."""
+
+import re
+
+from fpe.kernels.model import bytes_by_format, relative
+
+from ..results import Results
+from ..table import Table
+
+
+def formats(n: int, k: int, alphas: tuple[int, ...] = (2, 4, 8)) -> Table:
+    """Bytes of one layer by storage format, over the dense parent."""
+    columns = [relative(bytes_by_format(n, k, alpha)) for alpha in alphas]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [(name, *(f"{c[name]:.3f}" if name in c else "-" for c in columns)) for name in names]
+    title = f"Bytes of a {n} x {k} layer at 16 bits, over its dense parent's"
+    return Table(title, ("format", *(f"alpha = {alpha}" for alpha in alphas)), rows)
+
+
+def ledger(before: list[dict], after: list[dict], name: str) -> Table:
+    """Weights of each layer before and after."""
+    rows = [
+        (
+            f"{old['layer']}: {old['kind']} → {new['kind']}",
+            f"{old['out']} x {old['in']}",
+            f"{new['out']} x {new['in']}",
+            f"{old['nonzeros']}",
+            f"{new['nonzeros']}",
+            f"{new['stored']}",
+            f"{old['biases']} → {new['biases']}",
+        )
+        for old, new in zip(before, after, strict=True)
+    ]
+    totals = [sum(row[key] for row in side) for side, key in ((before, "nonzeros"), (after, "nonzeros"))]
+    stored, biases = sum(r["stored"] for r in after), [sum(r["biases"] for r in side) for side in (before, after)]
+    rows.append(("total", "", "", f"{totals[0]}", f"{totals[1]}", f"{stored}", f"{biases[0]} → {biases[1]}"))
+    columns = ("layer", "dense", "expanded", "weights", "non-zeros", "stored", "biases")
+    return Table(f"Non-zero ledger: {name}", columns, rows)
+
+
+def compile_times(results: Results) -> Table:
+    """What binaries took to compile, by kernel."""
+    rows = []
+    for kernel, group in _by(results, "kernel"):
+        taken = group["compile_seconds"]
+        failed = int((group["status"] != "ok").sum())
+        rows.append((kernel, f"{len(group)}", f"{failed}", f"{taken.median():.2f}", f"{taken.sum():.1f}"))
+    title = f"{len(results.rows)} binaries for sm_{results.settings['arch']}, Triton {results.settings['triton']}"
+    return Table(title, ("kernel", "binaries", "failed", "median s", "all s"), rows)
+
+
+def compiled(results: Results) -> Table:
+    """What the offline compiler found, over all binaries of a kernel and architecture."""
+    rows: list[tuple[str, ...]] = []
+    for (kernel, arch), group in results.frame.groupby(["kernel", "arch"], sort=False):
+        spills = group[["spill_stores", "spill_loads", "stack", "local"]].sum(axis=1)
+        matrix = sorted({re.match(r"\w+(\.SP)?", name)[0] for names in group["matrix"] for name in names})  # type: ignore[index]
+        rows.append(
+            (
+                f"{str(kernel).strip('_')}, sm_{arch}",
+                f"{len(group)}",
+                f"{group['registers'].max()}",
+                f"{spills.max()}",
+                f"{group['shared'].max()}",
+                f"{group['programs_per_sm'].min()}",
+                ", ".join(matrix) or "-",
+                f"{sum(bool(c) for c in group['complaints'])}",
+            )
+        )
+    columns = ("kernel", "binaries", "registers", "spilt bytes", "shared bytes", "programs/SM", "matrix", "complaints")
+    settings = results.settings
+    return Table(f"Compiled by Triton {settings['triton']}, the worst of each kernel and architecture", columns, rows)
+
+
+def ladder(results: Results) -> Table:
+    """Instructions a weight, by rung and architecture."""
+    body = [
+        (
+            row["rung"],
+            f"sm_{row['arch']}",
+            f"{row['instructions_per_weight']:.1f}",
+            f"{row['shared_per_weight']:.2f}",
+            str(row["registers"]),
+            str(row["spilled"]),
+            row["how"],
+        )
+        for row in results.rows
+    ]
+    n, k, m = results.settings["tile"]
+    version = results.settings["triton"]
+    title = f"Machine instructions a weight and lane, alpha = 2, tile {n} x {k} by {m} rows, Triton {version}"
+    return Table(title, ("rung", "arch", "instr./weight", "shared mem./weight", "registers", "spilt", "how"), body)
+
+
+def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype: str = "bf16") -> Table:
+    """Machine instructions that the partition kernels spend on a weight in decoding, by operation and children."""
+    found: dict[tuple[str, int], dict[int, str]] = {}
+    for row in results.rows:
+        if row["kernel"].startswith("multiply_") and row["dtype"] == dtype and row["case"].endswith("-m16"):
+            cells = found.setdefault((row["op"], row["alpha"]), {})
+            cells.setdefault(row["arch"], f"{row['instructions_per_weight']:.1f} ({row['registers']} registers)")
+    body = [(op, str(alpha), *(cells.get(arch, "-") for arch in architectures)) for (op, alpha), cells in found.items()]
+    columns = ("operation", "children", *(f"sm_{arch}" for arch in architectures))
+    return Table(
+        f"Instructions a weight and lane, {dtype}, 16 rows, Triton {results.settings['triton']}", columns, body
+    )
+
+
+def _by(results: Results, column: str) -> list:
+    return [(str(name), group) for name, group in results.frame.groupby(column, sort=False)]
