@@ -1,9 +1,11 @@
-"""Results that are appended: rows are whole, a run goes on, and damage is named."""
+"""Result files: written and read back, appended to with whole rows, and refused by name where they are damaged."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from fpe.bench.results import Results
 
@@ -40,3 +42,26 @@ def test_damaged_results_are_named(tmp_path: Path, change, says: str) -> None:
         with pytest.raises(ValueError, match=r"r\.jsonl") as caught:
             read(path)
         assert says in str(caught.value)
+
+
+def test_results_round_trip(tmp_path: Path) -> None:
+    results = Results("s", {"a": (1, 2)}, [{"x": np.float32(0.5), "n": torch.tensor(3)}])
+    back = Results.read(results.write(tmp_path / "deep" / "r.jsonl"))
+    assert back.rows == [{"x": 0.5, "n": 3}] and back.settings == {"a": [1, 2]}
+    assert set(back.provenance) >= {"device", "torch", "commit"}
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["r.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "schema 1, got an empty file"),
+        ('{"schema": 99}\n', "schema 1, got 99"),
+        ('{"schema": 1, "study": "s", "settings": {}, "provenance": {}}\n{"x": 1', "line 2 is cut"),
+    ],
+)
+def test_results_refuse_what_they_cannot_read(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Results.read(path)

@@ -16,6 +16,7 @@ from . import boolean, published
 from .boolean import CONDITIONS, BooleanStudy
 from .drawing import COLOURS, figure, save, strip
 from .intervals import mean_and_sd
+from .protocol import described
 from .study import OwnCommand, committed
 
 
@@ -73,9 +74,7 @@ def table(results: Results) -> Table:
                 "-" if paper is None else f"{paper:.1f}",
                 _accuracy(group["test_accuracy"]),
                 f"{group['clause_capacity'].mean():.3f}",
-                f"{group['cosine_similarity'].mean():+.3f}",
-                f"{group['neurons'].iloc[0]}",
-                f"{group['nonzeros'].iloc[0]}",
+                *described(group),
             )
         )
     settings = results.settings

@@ -22,7 +22,7 @@ from .dnf import clause_of
 from .drawing import COLOURS, doubling, figure, line
 from .intervals import interval
 from .protocol import Data
-from .stack import Stack, classification_loss, epochs_of
+from .stack import epochs_of, seeded, train_all
 from .study import committed
 from .sweep import Sweep
 
@@ -85,9 +85,8 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
             for model, generator in zip(models, generators, strict=True)
         ]
     weights = [fpe.nonzeros(model) for model in models]
-    stack = Stack([model.to(settings.device) for model in models])
-    order = torch.Generator().manual_seed(settings.seed + 1)
-    stack.train(epochs_of(data, settings.epochs, choices.batch, order), choices.training, classification_loss)
+    batches = epochs_of(data, settings.epochs, choices.batch, torch.Generator().manual_seed(settings.seed + 1))
+    stack = train_all(models, batches, choices.training, settings.device)
     accuracy = stack.accuracy(data.x_test, data.y_test)
     rows = []
     for trial, model in enumerate(stack.models()):
@@ -116,15 +115,13 @@ def _task(clauses: int, settings: Settings) -> tuple[Choices, Data]:
 @lru_cache(maxsize=2)
 def _dense(clauses: int, neurons: int, settings: Settings) -> list[nn.Module]:
     choices, data = _task(clauses, settings)
-    models: list[nn.Module] = []
-    for trial in range(settings.trials):
-        torch.manual_seed(settings.seed * 1009 + trial)
-        layers = nn.Linear(clauses * choices.literals, neurons), nn.ReLU(), nn.Linear(neurons, 1)
-        models.append(nn.Sequential(*layers).to(settings.device))
-    stack = Stack(models)
-    order = torch.Generator().manual_seed(settings.seed)
-    stack.train(epochs_of(data, settings.epochs, choices.batch, order), choices.training, classification_loss)
-    return [model.cpu() for model in stack.models()]
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(clauses * choices.literals, neurons), nn.ReLU(), nn.Linear(neurons, 1))
+
+    models = seeded(make, settings.trials, settings.seed)
+    batches = epochs_of(data, settings.epochs, choices.batch, torch.Generator().manual_seed(settings.seed))
+    return [model.cpu() for model in train_all(models, batches, choices.training, settings.device).models()]
 
 
 def gains(results: Results) -> pd.DataFrame:

@@ -21,8 +21,9 @@ from .conditions import CONTINUED
 from .data import load_cifar10
 from .intervals import interval
 from .protocol import Data, Training
-from .stack import Stack, classification_loss, epochs_of
+from .stack import Stack, epochs_of, seeded, train_all
 from .sweep import Sweep
+from .tables import beside_control
 
 RANDOM = "random"
 PLACES = ("head", "convolution", "both")
@@ -114,10 +115,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
         generator = torch.Generator().manual_seed(settings.seed * 1009 + trial)
         models.append(expand(dense, cell.condition, generator))
     weights = [fpe.nonzeros(model) for model in models]
-    stack = Stack([model.to(settings.device) for model in models])
-    order = torch.Generator().manual_seed(settings.seed + 1)
-    training = Training(settings.epochs, settings.batch, settings.lr)
-    stack.train(epochs_of(data, settings.epochs, settings.batch, order), training, classification_loss)
+    stack = _trained(models, settings, settings.seed + 1)
     accuracy = stack.accuracy(data.x_test, data.y_test, 500)
     return [
         {**asdict(cell), "trial": trial, "test_accuracy": round(a, 4), "nonzeros": n}
@@ -138,36 +136,31 @@ def _data(settings: Settings) -> Data:
 
 @lru_cache(maxsize=2)
 def _dense(neurons: int, channels: int, settings: Settings) -> list[nn.Module]:
-    models: list[nn.Module] = []
-    for trial in range(settings.trials):
-        torch.manual_seed(settings.seed * 1009 + trial)
-        models.append(network(neurons, channels).to(settings.device))
-    stack = Stack(models)
-    order = torch.Generator().manual_seed(settings.seed)
-    training = Training(settings.epochs, settings.batch, settings.lr)
-    stack.train(epochs_of(_data(settings), settings.epochs, settings.batch, order), training, classification_loss)
-    return [model.cpu() for model in stack.models()]
+    models = seeded(lambda: network(neurons, channels), settings.trials, settings.seed)
+    return [model.cpu() for model in _trained(models, settings, settings.seed).models()]
+
+
+def _trained(models: list[nn.Module], settings: Settings, seed: int) -> Stack:
+    order = torch.Generator().manual_seed(seed)
+    batches = epochs_of(_data(settings), settings.epochs, settings.batch, order)
+    return train_all(models, batches, Training(settings.epochs, settings.batch, settings.lr), settings.device)
 
 
 def table(results: Results, shown: Sequence[Cell]) -> Table:
     """A row for each cell, beside the network that was not expanded."""
-    frame = results.frame
-    shape = ["neurons", "channels", "trial"]
-    control = frame[frame["condition"] == CONTINUED].set_index(shape)["test_accuracy"].rename("control")
-    frame = frame.join(control, on=shape)
+    frame = beside_control(results, ["neurons", "channels"], "test_accuracy")
     rows = []
     for cell in shown:
         own = frame[(frame["condition"] == cell.condition) & (frame["neurons"] == cell.neurons)]
         if not len(own):
             continue
-        gain = own["test_accuracy"] - own["control"]
         rows.append(
             (
                 cell.condition,
                 f"{cell.neurons}",
                 f"{cell.channels}",
                 interval(own["test_accuracy"]),
-                "-" if cell.condition == CONTINUED else interval(gain, 2, "+"),
+                "-" if cell.condition == CONTINUED else interval(own["points"], 2, "+"),
                 f"{own['nonzeros'].iloc[0]}",
             )
         )

@@ -12,7 +12,7 @@ import fpe
 
 from . import conditions
 from .protocol import Data, Training
-from .stack import Stack, classification_loss, epochs_of
+from .stack import Stack, classification_loss, epochs_of, seeded, train_all
 from .sweep import ImpossibleError
 from .vision import default_choices, load
 
@@ -182,12 +182,8 @@ def load_once(data: str, device: str = "cpu") -> Data:
 def trained(settings: Settings, neurons: int, layers: int, around: int, epochs: int) -> list[nn.Module]:
     """The dense networks that cells of one shape begin from, on the CPU."""
     data = load_once(settings.data, settings.device)
-    models: list[nn.Module] = []
-    for trial in range(settings.trials):
-        torch.manual_seed(settings.seed * 1009 + trial)
-        models.append(perceptron(data.x.shape[1], int(data.y.max()) + 1, neurons, layers, around))
-    stack = Stack([model.to(settings.device) for model in models])
-    order = torch.Generator().manual_seed(settings.seed)
+    inputs, classes = data.x.shape[1], int(data.y.max()) + 1
+    models = seeded(lambda: perceptron(inputs, classes, neurons, layers, around), settings.trials, settings.seed)
+    batches = epochs_of(data, epochs, settings.batch, torch.Generator().manual_seed(settings.seed))
     training = Training(epochs, settings.batch, settings.lr)
-    stack.train(epochs_of(data, epochs, settings.batch, order), training, classification_loss)
-    return [model.cpu() for model in stack.models()]
+    return [model.cpu() for model in train_all(models, batches, training, settings.device).models()]

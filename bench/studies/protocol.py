@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
@@ -115,6 +116,11 @@ def describe(model: nn.Module, data: Data) -> dict[str, Any]:
         "nonzeros": fpe.nonzeros(model),
         "neurons": weight.shape[0],
     }
+
+
+def described(rows: pd.DataFrame) -> tuple[str, str, str]:
+    """What tables show of that: mean cosine, neurons and non-zeros."""
+    return f"{rows['cosine_similarity'].mean():+.3f}", f"{rows['neurons'].iloc[0]}", f"{rows['nonzeros'].iloc[0]}"
 
 
 def run_trials(job: Callable[..., Any], arguments: Sequence[dict[str, Any]], what: str, quiet: bool = False) -> list:

@@ -92,6 +92,24 @@ class Stack:
         return (right.double() / len(x) * 100).tolist()
 
 
+def train_all(
+    models: Sequence[nn.Module], batches: Iterator[tuple[Tensor, Tensor]], training: Training, device: str
+) -> Stack:
+    """Classifiers of one size, trained side by side on a device."""
+    stack = Stack([model.to(device) for model in models])
+    stack.train(batches, training, classification_loss)
+    return stack
+
+
+def seeded(make: Callable[[], nn.Module], trials: int, seed: int) -> list[nn.Module]:
+    """A network for each trial, from a seed of its own."""
+    models = []
+    for trial in range(trials):
+        torch.manual_seed(seed * 1009 + trial)
+        models.append(make())
+    return models
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Softmax and cross-entropy in one: half the passes over the logits that PyTorch's own takes on a CPU."""
 

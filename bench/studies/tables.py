@@ -14,19 +14,26 @@ from .intervals import interval
 from .mlp import Cell
 
 
-def against_control(results: Results) -> pd.DataFrame:
-    """The rows of perceptrons beside their control's, trial by trial.
+def beside_control(results: Results, shape: list[str], column: str) -> pd.DataFrame:
+    """The rows beside their control's, trial by trial.
 
-    Columns added: ``control`` (accuracy of the dense network of the same shape that trained as long), ``points`` and
-    ``relative`` (gain over it, in points and in percent of it).
+    Columns added: ``control`` (of the dense network of the same shape that trained as long) and ``points`` (over it).
+
+    Args:
+        results: Rows of a sweep.
+        shape: Columns that a network and its control share.
+        column: What is compared.
     """
-    frame = results.frame
-    shape = ["neurons", "layers", "around", "trial"]
-    control = frame[frame["condition"] == CONTINUED].set_index(shape)["test_accuracy"].rename("control")
-    joined = frame.join(control, on=shape)
-    joined["points"] = joined["test_accuracy"] - joined["control"]
-    joined["relative"] = joined["points"] / joined["control"] * 100
-    return joined
+    frame, key = results.frame, [*shape, "trial"]
+    control = frame[frame["condition"] == CONTINUED].set_index(key)[column].rename("control")
+    joined = frame.join(control, on=key)
+    return joined.assign(points=joined[column] - joined["control"])
+
+
+def against_control(results: Results) -> pd.DataFrame:
+    """The rows of perceptrons by :func:`beside_control`, and ``relative``: points in percent of the control."""
+    joined = beside_control(results, ["neurons", "layers", "around"], "test_accuracy")
+    return joined.assign(relative=joined["points"] / joined["control"] * 100)
 
 
 def perceptrons(results: Results, cells: Sequence[Cell], title: str) -> Table:

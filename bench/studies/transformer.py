@@ -21,8 +21,9 @@ from . import conditions
 from .conditions import CONTINUED, WIDE
 from .intervals import interval
 from .protocol import Training
-from .stack import Stack, classification_loss
+from .stack import Stack, seeded, train_all
 from .sweep import Sweep
+from .tables import beside_control
 
 CONTEXT = 64
 """Characters that the model sees."""
@@ -155,11 +156,8 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
         generator = torch.Generator().manual_seed(settings.seed * 1009 + trial)
         models.append(conditions.build(cell.condition, dense, 2, generator, pairs(settings.depth)))
     weights = [fpe.nonzeros(model) for model in models]
-    stack = Stack([model.to(settings.device) for model in models])
-    order = torch.Generator().manual_seed(settings.seed + 1)
-    training = Training(settings.epochs, settings.batch, settings.lr)
-    steps = STEPS * settings.epochs * (2 if conditions.from_scratch(cell.condition) else 1)
-    stack.train(batches(steps, settings.batch, order, settings.device), training, classification_loss)
+    epochs = settings.epochs * (2 if conditions.from_scratch(cell.condition) else 1)
+    stack = _trained(models, settings, settings.seed + 1, epochs)
     losses = bits_per_character(stack, settings.device)
     return [
         {**asdict(cell), "trial": trial, "bits_per_character": round(loss, 5), "nonzeros": count}
@@ -169,36 +167,29 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=2)
 def _dense(neurons: int, settings: Settings) -> list[nn.Module]:
-    models: list[nn.Module] = []
-    for trial in range(settings.trials):
-        torch.manual_seed(settings.seed * 1009 + trial)
-        models.append(Transformer(settings.width, settings.depth, neurons).to(settings.device))
-    stack = Stack(models)
-    order = torch.Generator().manual_seed(settings.seed)
-    training = Training(settings.epochs, settings.batch, settings.lr)
-    steps = STEPS * settings.epochs
-    stack.train(batches(steps, settings.batch, order, settings.device), training, classification_loss)
-    return [model.cpu() for model in stack.models()]
+    models = seeded(lambda: Transformer(settings.width, settings.depth, neurons), settings.trials, settings.seed)
+    return [model.cpu() for model in _trained(models, settings, settings.seed, settings.epochs).models()]
+
+
+def _trained(models: list[nn.Module], settings: Settings, seed: int, epochs: int) -> Stack:
+    order = torch.Generator().manual_seed(seed)
+    drawn = batches(STEPS * epochs, settings.batch, order, settings.device)
+    return train_all(models, drawn, Training(settings.epochs, settings.batch, settings.lr), settings.device)
 
 
 def table(results: Results, shown: Sequence[Cell]) -> Table:
     """A row for each cell, beside the model that was not expanded."""
-    frame = results.frame
-    control = (
-        frame[frame["condition"] == CONTINUED].set_index(["neurons", "trial"])["bits_per_character"].rename("control")
-    )
-    frame = frame.join(control, on=["neurons", "trial"])
+    frame = beside_control(results, ["neurons"], "bits_per_character")
     rows = []
     for cell in shown:
         own = frame[(frame["condition"] == cell.condition) & (frame["neurons"] == cell.neurons)]
         if len(own):
-            gain = own["bits_per_character"] - own["control"]
             rows.append(
                 (
                     cell.condition,
                     f"{cell.neurons}",
                     interval(own["bits_per_character"], 3),
-                    "-" if cell.condition == CONTINUED else interval(gain, 4, "+"),
+                    "-" if cell.condition == CONTINUED else interval(own["points"], 4, "+"),
                     f"{own['nonzeros'].iloc[0]}",
                 )
             )

@@ -22,7 +22,7 @@ from ..table import Table
 from .data import FASHION_MNIST, load_digits, load_fashion_mnist, load_features
 from .drawing import COLOURS, figure, strip
 from .intervals import interval
-from .protocol import Data, Training, describe, fit, run_trials
+from .protocol import Data, Training, describe, described, fit, run_trials
 from .study import OwnCommand
 
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -115,9 +115,7 @@ def table(results: Results) -> Table:
                 str(condition),
                 interval(accuracy),
                 "-" if str(condition).startswith("dense") else interval(improvement, 2, "+"),
-                f"{group['cosine_similarity'].mean():+.3f}",
-                f"{group['neurons'].iloc[0]}",
-                f"{group['nonzeros'].iloc[0]}",
+                *described(group),
             )
         )
     settings = results.settings
