@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := build/typecheck
 
-.PHONY: help report test test-triton lint docs figures clean
+.PHONY: help report test test-triton test-torch lint docs figures clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ test: $(READY)  ## Run the tests
 test-triton: $(READY)  ## Imports, compilations and the dry run with another Triton: make test-triton VERSION=3.6.0
 	$(BIN)/python -m pip install --quiet --no-deps --target build/triton-$(VERSION) triton==$(VERSION)
 	PYTHONPATH=build/triton-$(VERSION) $(BIN)/python -m fpe.bench.gpu.compatible
+
+test-torch: $(READY)  ## The same with another PyTorch and its Triton, gigabytes: make test-torch VERSION=2.11.0
+	$(BIN)/python -m pip install --quiet --target build/torch-$(VERSION) torch==$(VERSION)
+	PYTHONPATH=build/torch-$(VERSION) $(BIN)/python -m fpe.bench.gpu.compatible
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

@@ -39,6 +39,9 @@ TF32 = 2.0**-10
 PER_STEP = 8
 """Products that a tensor core adds before it truncates, at least: the inner size of its TF32 instruction."""
 
+OWN = ("triton", "sparse_tensor_core")
+"""Backends whose products are all this package's own; ``by_torch`` is said of all others."""
+
 
 def bound(truth: Tensor, spread: Tensor, terms: Tensor | float, dtype: str, by_torch: bool, tail: float) -> Tensor:
     """The error that each element may have, as the module derives it.
@@ -107,19 +110,23 @@ def dtype_name(dtype: torch.dtype) -> str:
     return {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
 
 
-LAST_BIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-23, "tf32": 2.0**-10}
-
-
-def excess_of_triad(ours: Tensor, yardstick: Tensor, truth: Tensor, dtype: str) -> float:
+def excess_of_triad(ours: Tensor, yardstick: Tensor, truth: Tensor, tf32: bool = False) -> float:
     """The same by a yardstick, for what is no single product: PyTorch's result in the same type.
 
-    Twice its error is allowed, the largest and the root mean square one, and the last bit of the largest result on top.
+    Twice its error is allowed, the largest and the root mean square one, and half of the last bit of the largest result
+    on top: by so much is off what was right until it was stored, where PyTorch's own error may be zero.
+
+    Args:
+        ours: The result.
+        yardstick: PyTorch's, of the same type.
+        truth: In float64.
+        tf32: Whether products may be computed in TF32, of which operands lose :data:`TF32` instead.
     """
     if ours.shape != truth.shape:
         return float("inf")
     if not truth.numel():
         return 0.0
-    granted = LAST_BIT[dtype] * float(truth.abs().max())
+    granted = (TF32 if tf32 else torch.finfo(ours.dtype).eps / 2) * float(truth.abs().max())
     found = []
     for size in (torch.Tensor.max, lambda e: e.square().mean().sqrt()):
         error, allowed = (float(size((t.double() - truth).abs())) for t in (ours, yardstick))

@@ -6,10 +6,12 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
+from fpe.kernels import HOLE
+from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, Structure
+
 from .checkpoint import guard_state_dict
-from .kernels import HOLE
 from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, SplitLinear
-from .partition import STRUCTURES, Partition, Structure, check_block, check_generator
+from .partition import Partition, check_block, check_generator
 from .probe import check_pairs
 from .replaceable import check_replaceable, check_unshared
 from .resparsify import POLICIES, Plan, Policy, choose, plan
@@ -159,8 +161,7 @@ def expand_pair(
 def _expanded(fc1: nn.Linear, chosen: Plan) -> ExpandedLinear:
     """The split layer, weights set, bias not yet."""
     partition, bias = chosen.first, fc1.bias is not None
-    if partition.structure == "block":
-        assert partition.block_shape is not None
+    if partition.block_shape:
         planes = (partition.alpha, 1)
         kept = partition.masks().flatten(0, 1)
         blocks = BlockLinear(kept, partition.block_shape, planes, bias, **_like(fc1))
@@ -187,7 +188,7 @@ def _successor(
         masked = MaskedLinear(kept, bias, **_like(fc2))
         masked.set_wide_weight(wide)
         return masked
-    if policy == "partition" and chosen.first.structure != "block":
+    if policy == "partition" and not chosen.first.block_shape:
         owner = chosen.second.to(torch.uint8).argmax(1).to(torch.uint8)
         merge = MergeLinear(Partition(owner, alpha), bias, **_like(fc2))
         merge.set_edge_weight(fc2.weight)
@@ -219,15 +220,8 @@ def _partition(
         partition = Partition.from_groups(groups, out_features, alpha, generator=generator)
     elif split == "gram":
         partition = Partition.from_gram(fc1.weight, alpha, generator=generator)
-    elif structure == "2:4":
-        if alpha != 2:
-            raise ValueError(f"expand: structure '2:4' has two children per neuron, got alpha = {alpha!r}")
-        partition = Partition.semi_structured(out_features, in_features, generator=generator)
-    elif structure == "block":
-        assert block is not None
-        partition = Partition.block(out_features, in_features, alpha, block=block, generator=generator)
     else:
-        partition = Partition.random(out_features, in_features, alpha, generator=generator)
+        partition = Partition.of(structure, out_features, in_features, alpha, block=block, generator=generator)
     if fc1.weight.is_meta:
         return partition
     labels = partition.labels.to(fc1.weight.device)
@@ -242,11 +236,11 @@ def _check_options(split: str, structure: str, block: object, resparsify: str, g
     ):
         if value not in known:
             raise ValueError(f"expand: {name} must be one of {known}, got {value!r}")
-    if structure != "random" and split != "random":
+    if structure != RANDOM and split != "random":
         raise ValueError(f"expand: structure {structure!r} goes with split 'random', got split {split!r}")
     if (split == "groups") != (groups is not None):
         raise ValueError(f"expand: split='groups' and groups=... go together, got split={split!r}, groups={groups!r}")
-    needs_block = structure == "block" or resparsify == "block"
+    needs_block = structure == BLOCK or resparsify == "block"
     if needs_block:
         check_block("expand", block)
     elif block is not None:

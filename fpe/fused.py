@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from .kernels import expanded_mlp
+from fpe.kernels import expanded_mlp
+
 from .layers import MaskedLinear, MergeLinear, SplitLinear
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu"}

@@ -1,17 +1,14 @@
 """Who owns each edge of a parent layer: the labels that divide its weights among the children."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
-from .kernels import HOLE
-from .kernels.block.layout import grid, tiles
-
-Structure = Literal["random", "2:4", "block"]
-STRUCTURES: tuple[Structure, ...] = ("random", "2:4", "block")
+from fpe.kernels import HOLE
+from fpe.kernels.block.layout import grid, tiles
+from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR, Structure
 
 _CHUNK = 1 << 24  # keys drawn at a time: bounds the working memory of large layers
 
@@ -47,7 +44,7 @@ class Partition:
         _check_alpha(self.alpha)
         if self.structure not in STRUCTURES:
             raise ValueError(f"Partition: structure must be one of {STRUCTURES}, got {self.structure!r}")
-        if (self.structure == "block") != (self.block_shape is not None):
+        if (self.structure == BLOCK) != (self.block_shape is not None):
             raise ValueError(
                 f"Partition: block_shape belongs to structure 'block' alone, got {self.block_shape} with "
                 f"{self.structure!r}"
@@ -158,7 +155,7 @@ class Partition:
         if in_features % 4:
             raise ValueError(f"semi_structured: in_features must be a multiple of 4, got {in_features}")
         quads = deal(out_features * in_features // 4, 4, 2, generator)
-        return cls(quads.view(out_features, in_features), 2, "2:4")
+        return cls(quads.view(out_features, in_features), 2, TWO_FOUR)
 
     @classmethod
     def block(
@@ -192,7 +189,30 @@ class Partition:
             )
         dealt = deal(rows, columns, alpha, generator)
         labels = dealt.repeat_interleave(bn, 0).repeat_interleave(bk, 1)
-        return cls(labels[:out_features, :in_features].contiguous(), alpha, "block", (bn, bk))
+        return cls(labels[:out_features, :in_features].contiguous(), alpha, BLOCK, (bn, bk))
+
+    @classmethod
+    def of(
+        cls,
+        structure: Structure,
+        out_features: int,
+        in_features: int,
+        alpha: int,
+        *,
+        block: tuple[int, int] | None = None,
+        generator: Generator | None = None,
+    ) -> "Partition":
+        """Deals the edges of a structure by name; ``block`` is that of structure ``"block"``.
+
+        Raises:
+            ValueError: A size is out of range, or the structure cannot have it.
+        """
+        return RULES[structure].deal(out_features, in_features, alpha, block, generator)
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """What policy ``"input"`` removes whole: a tile, a quad, or a single edge."""
+        return self.block_shape or RULES[self.structure].unit
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -226,35 +246,71 @@ class Partition:
             raise ValueError(
                 f"Partition: labels[{n}, {k}] is {int(labels[n, k])}; expected 0 .. {self.alpha - 1} or {HOLE}"
             )
-        if self.structure == "2:4":
-            self._validate_quads()
-        if self.structure == "block":
-            self._validate_tiles()
+        RULES[self.structure].check(self)
         return self
-
-    def _validate_quads(self) -> None:
-        if self.alpha != 2 or self.shape[1] % 4:
-            raise ValueError(
-                f"Partition: structure '2:4' needs alpha = 2 and inputs in fours, got alpha = {self.alpha} and "
-                f"{self.shape[1]} inputs"
-            )
-        crowded = (self.masks().unflatten(-1, (-1, 4)).sum(-1) > 2).any(0)
-        if bool(crowded.any()):
-            n, quad = crowded.nonzero()[0].tolist()
-            raise ValueError(f"Partition: not 2:4, row {n} gives a child more than two inputs in quad {quad}")
-
-    def _validate_tiles(self) -> None:
-        assert self.block_shape is not None
-        present = torch.stack([tiles(mask, self.block_shape).flatten(2).any(-1) for mask in self.masks()])
-        mixed = present.sum(0) > 1
-        if bool(mixed.any()):
-            r, c = mixed.nonzero()[0].tolist()
-            raise ValueError(f"Partition: tile ({r}, {c}) of {self.block_shape} belongs to several children")
 
     def __repr__(self) -> str:
         block = f", block={self.block_shape}" if self.block_shape else ""
         out_features, in_features = self.shape
         return f"Partition({out_features}x{in_features}, alpha={self.alpha}, {self.structure}{block})"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is particular to a structure.
+
+    Attributes:
+        deal: Draws a partition, from outputs, inputs, ``alpha``, ``block`` and a generator.
+        check: Raises ``ValueError`` where labels are not of the structure.
+        unit: What policy ``"input"`` removes whole, where the partition has no blocks.
+    """
+
+    deal: Callable[[int, int, int, tuple[int, int] | None, Generator | None], Partition]
+    check: Callable[[Partition], None] = lambda partition: None
+    unit: tuple[int, int] = (1, 1)
+
+
+def _check_quads(partition: Partition) -> None:
+    if partition.alpha != 2 or partition.shape[1] % 4:
+        raise ValueError(
+            f"Partition: structure {TWO_FOUR!r} needs alpha = 2 and inputs in fours, got alpha = {partition.alpha} and "
+            f"{partition.shape[1]} inputs"
+        )
+    crowded = (partition.masks().unflatten(-1, (-1, 4)).sum(-1) > 2).any(0)
+    if bool(crowded.any()):
+        n, quad = crowded.nonzero()[0].tolist()
+        raise ValueError(f"Partition: not 2:4, row {n} gives a child more than two inputs in quad {quad}")
+
+
+def _check_tiles(partition: Partition) -> None:
+    assert partition.block_shape is not None
+    present = torch.stack([tiles(mask, partition.block_shape).flatten(2).any(-1) for mask in partition.masks()])
+    mixed = present.sum(0) > 1
+    if bool(mixed.any()):
+        r, c = mixed.nonzero()[0].tolist()
+        raise ValueError(f"Partition: tile ({r}, {c}) of {partition.block_shape} belongs to several children")
+
+
+def _deal_quads(
+    out_features: int, in_features: int, alpha: int, block: tuple[int, int] | None, generator: Generator | None
+) -> Partition:
+    if alpha != 2:
+        raise ValueError(f"Partition: structure {TWO_FOUR!r} has two children per neuron, got alpha = {alpha!r}")
+    return Partition.semi_structured(out_features, in_features, generator=generator)
+
+
+def _deal_tiles(
+    out_features: int, in_features: int, alpha: int, block: tuple[int, int] | None, generator: Generator | None
+) -> Partition:
+    return Partition.block(out_features, in_features, alpha, block=check_block("Partition", block), generator=generator)
+
+
+RULES: dict[Structure, Rules] = {
+    RANDOM: Rules(lambda n, k, alpha, block, generator: Partition.random(n, k, alpha, generator=generator)),
+    TWO_FOUR: Rules(_deal_quads, _check_quads, (1, 4)),
+    BLOCK: Rules(_deal_tiles, _check_tiles),
+}
+"""What is particular to each structure: its one place in this package, beside its name."""
 
 
 def check_block(op: str, block: object) -> tuple[int, int]:

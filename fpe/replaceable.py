@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from .kernels.checks import FLOATING
+from fpe.kernels.checks import FLOATING
 
 HOOKS = (
     "_forward_pre_hooks",

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from .kernels import HOLE
-from .kernels.block.layout import grid
+from fpe.kernels import HOLE
+from fpe.kernels.block.layout import grid
+
 from .partition import Partition, deal
 
 Policy = Literal["magnitude", "input", "block", "partition"]
@@ -74,7 +75,7 @@ def plan(
     ======================  ====================================================================================
     ``"magnitude"``         the smallest of both layers in one ranking (the paper's)
     ``"input"``             the expanded layer pays alone and the output stays dense: the smallest weights, in
-                            whole tiles (structure ``"block"``) or quads (``"2:4"``) by mean magnitude
+                            whole tiles or quads where the structure has them, by mean magnitude
     ``"block"``             the smallest tiles of both layers in one ranking by mean magnitude
     ``"partition"``         every output edge stays at exactly one child, dealt at random, in whole tiles where
                             the structure is ``"block"``
@@ -112,9 +113,7 @@ def plan(
             f"resparsify={policy!r} must remove (alpha-1)*c*h = {excess} weights and has {limit} to choose from"
         )
     if policy == "input":
-        unit = {"random": (1, 1), "2:4": (1, 4), "block": partition.block_shape}[partition.structure]
-        assert unit is not None
-        kept = _keep([first], [unit], excess, generator)
+        kept = _keep([first], [partition.unit], excess, generator)
         second_kept = torch.ones(c, alpha, h, dtype=torch.bool)
     else:
         unit = block if policy == "block" else (1, 1)

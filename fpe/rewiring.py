@@ -22,8 +22,9 @@ import torch
 from torch import Generator, Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from .kernels.block.layout import tiles
-from .layers import BlockLinear, ExpandedLinear, MergeLinear, SplitLinear
+from fpe.kernels.block.layout import tiles
+
+from .layers import ExpandedLinear
 from .partition import check_generator
 
 if TYPE_CHECKING:
@@ -152,13 +153,13 @@ class Rewiring:
             growth = growth.abs()
         else:
             growth = torch.rand(kept.shape, generator=self.generator, device="cpu").to(kept.device)
-        planes = _planes(layer)
-        size, kept, growth = (_to_planes(t, planes) for t in (size, kept, growth))
-        if isinstance(layer, SplitLinear) and layer.structure == "2:4":
-            return _from_planes(exchanged(size, kept, growth, share), planes)
-        siblings_disjoint = len(kept) > 1 and bool((kept.sum(0) <= 1).all())
-        unit = getattr(layer, "block_shape", None) or (1, 1)
-        return _from_planes(moved(size, kept, growth, share, unit, siblings_disjoint), planes)
+        size, kept, growth = (_to_planes(t, layer.planes) for t in (size, kept, growth))
+        if layer.exchanges:
+            now = exchanged(size, kept, growth, share)
+        else:
+            siblings_disjoint = len(kept) > 1 and bool((kept.sum(0) <= 1).all())
+            now = moved(size, kept, growth, share, layer.unit, siblings_disjoint)
+        return _from_planes(now, layer.planes)
 
     def _followers(self, weight: nn.Parameter) -> list[Tensor]:
         """The tensors that belong to a weight, entry by entry."""
@@ -282,15 +283,6 @@ def _top(score: Tensor, among: Tensor, count: int) -> Tensor:
     best = score.double().masked_fill(~among, -torch.inf).flatten().topk(count).indices
     chosen.view(-1)[best] = True
     return chosen
-
-
-def _planes(layer: ExpandedLinear) -> tuple[int, int]:
-    """Planes of children along the outputs and along the inputs."""
-    if isinstance(layer, SplitLinear):
-        return layer.alpha, 1
-    if isinstance(layer, MergeLinear):
-        return 1, layer.alpha
-    return layer.planes if isinstance(layer, BlockLinear) else (1, 1)
 
 
 def _to_planes(wide: Tensor, planes: tuple[int, int]) -> Tensor:

@@ -64,9 +64,9 @@ class Fault:
     """Something that goes wrong.
 
     Attributes:
-        kind: ``"wrong"`` (a result is two per cent off), ``"chain"`` (float32 sums, each one chain of fused
-            multiply-adds), ``"hang"``, ``"illegal"`` (an access that loses the device) or ``"crash"`` (a signal
-            ends the process).
+        kind: ``"wrong"`` (a result is two per cent off), ``"rounded"`` (a float32 result has TF32's eleven bits),
+            ``"chain"`` (float32 sums, each one chain of fused multiply-adds), ``"hang"``, ``"illegal"`` (an access
+            that loses the device) or ``"crash"`` (a signal ends the process).
         launcher: Whose.
         dtype: Of the operand, as ``"bfloat16"``.
         shape: Of the first operand; any if not given.
@@ -92,6 +92,7 @@ class FakeDevice:
         stream: The current stream.
         launched: Kernel, key of its specialisation, and stream of each launch.
         now: Milliseconds of its clock ahead of the host's.
+        waits: How often the host has waited for it.
     """
 
     arch: int = 90
@@ -103,9 +104,11 @@ class FakeDevice:
     stream: int = 0
     launched: list[tuple[str, str, int]] = field(default_factory=list)
     now: float = 0.0
+    waits: int = 0
 
     def synchronize(self, *unused: Any) -> None:
         """Waits for the device."""
+        self.waits += 1
         if self.lost:
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more that one may read")
         if self.capturing:
@@ -225,6 +228,8 @@ def _fail(device: FakeDevice, fault: Fault, result: Tensor, args: tuple[Any, ...
         device.lost = True  # the call itself returns: launches are asynchronous
     if fault.kind == "chain" and args[5] is None:
         return _chain(*args[:5])
+    if fault.kind == "rounded":
+        return (result.float().view(torch.int32) & -(1 << 13)).view(torch.float32)
     return 1.02 * result if fault.kind == "wrong" else result
 
 

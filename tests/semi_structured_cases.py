@@ -1,14 +1,22 @@
 """What the tests of the 2:4 layout and of its operations share: shapes of parents, their labels and tensors."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
 from support import changed_fields, readable_id, seeded
 from torch import Tensor
+from torch.nn.functional import linear
 
 from fpe import Partition
-from fpe.kernels import HOLE, SemiStructuredLayout
+from fpe.kernels import (
+    HOLE,
+    SemiStructuredLayout,
+    semi_structured_grad,
+    semi_structured_matmul,
+    semi_structured_matmul_t,
+)
 
 
 @dataclass(frozen=True)
@@ -63,3 +71,23 @@ CASES = (
     Case(k=0),
 )
 each_case = pytest.mark.parametrize("case", CASES, ids=readable_id)
+
+
+Call = Callable[[Tensor, Tensor, SemiStructuredLayout, str], Tensor]
+OPS: dict[str, Call] = {
+    "forward": lambda x, v, layout, b: semi_structured_matmul(x, v, layout, backend=b),
+    "dx": lambda dy, v, layout, b: semi_structured_matmul_t(dy, v, layout, backend=b),
+    "dw": lambda dy, x, layout, b: semi_structured_grad(dy, x, layout, backend=b),
+}
+DENSE: dict[str, Callable[[Tensor, Tensor, SemiStructuredLayout], Tensor]] = {
+    "forward": lambda x, v, layout: linear(x, layout.to_dense(v).flatten(0, 1)).unflatten(-1, layout.values_shape[:2]),
+    "dx": lambda dy, v, layout: linear(dy.flatten(1), layout.to_dense(v).flatten(0, 1).T),
+    "dw": lambda dy, x, layout: layout.from_dense((dy.flatten(1).T @ x).unflatten(0, layout.values_shape[:2])),
+}
+each_op = pytest.mark.parametrize("op", OPS)
+
+
+def operands(op: str, case: Case, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    w, x, dy = case.tensors(dtype)
+    values = case.layout().from_dense(w)
+    return {"forward": (x, values), "dx": (dy, values), "dw": (dy, x)}[op]

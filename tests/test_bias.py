@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 from every_op import ACTIVATIONS, WITH_EPILOGUE, Case, Maker, Problem
 from support import assert_as_accurate, readable_id, seeded
-from torch import Tensor
 from torch.nn.functional import linear
 
 import fpe
+from fpe.bench import accuracy
 
 CASES = tuple(
     Case(op, backend, dtype, lead, n=n, k=k, alpha=alpha, block=(16, 32), bias=True, holes=0.2)
@@ -40,20 +41,11 @@ def problem_of(case: Case) -> Problem:
     return replace(made, operands=tuple(t.to(case.dtype) for t in normal))
 
 
-def one_rounding(truth: Tensor, sums: Tensor, case: Case) -> Tensor:
-    """The most that a result may be off: half of its last bit, and float32's error in sums of absolute values."""
-    info = torch.finfo(case.dtype)
-    last_bit = (info.eps * 2 ** truth.abs().log2().floor()).clamp(min=info.smallest_normal * info.eps)
-    return last_bit / 2 + case.k * 2**-24 * sums
-
-
 @each_case
 def test_one_rounding(case: Case) -> None:
     problem = problem_of(case)
-    exact = tuple(t.double() for t in problem.operands)
-    truth = problem.dense(*exact)
-    allowed = one_rounding(truth, problem.dense(*(t.abs() for t in exact)), case)
-    assert ((problem.ours(*problem.operands).double() - truth).abs() <= allowed).all()
+    expected = accuracy.expected(partial(problem.dense, *problem.operands))
+    assert accuracy.excess(problem.ours(*problem.operands), *expected, accuracy.dtype_name(case.dtype)) <= 1
 
 
 @pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a])
@@ -83,10 +75,10 @@ def _ragged_planes() -> fpe.BlockLinear:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=readable_id)
 @pytest.mark.parametrize("make", [_two_to_four, _ragged_planes], ids=["2:4", "ragged-planes"])
+@torch.no_grad()
 def test_layers_that_give_their_bias_to_an_operation(make: Callable[[], Any], dtype: torch.dtype) -> None:
     layer = make().to(dtype)
     torch.nn.init.normal_(layer.bias, std=5, generator=seeded(1))
     x = torch.randn(7, 64, generator=seeded(2)).to(dtype)
-    weight, bias = layer.wide_weight().double(), layer.bias.double()
-    truth, sums = (linear(f(x.double()), f(weight), f(bias)) for f in (lambda t: t, torch.abs))
-    assert ((layer(x).double() - truth).abs() <= one_rounding(truth, sums, Case("", dtype=dtype, k=64))).all()
+    expected = accuracy.expected(partial(linear, x, layer.wide_weight(), layer.bias))
+    assert accuracy.excess(layer(x), *expected, accuracy.dtype_name(dtype)) <= 1

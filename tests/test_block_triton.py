@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from support import BadCall, assert_as_accurate, cast, guarded, readable_id, seeded
+from support import BadCall, assert_as_accurate, cast, expanded_layers, guarded, readable_id, seeded
 from torch import Tensor, nn
 
 import fpe
@@ -186,9 +186,8 @@ def test_a_block_mlp_trains_as_the_eager_one(resparsify: str) -> None:
     losses: dict[str, list[float]] = {}
     for backend in ("triton", "eager"):
         wide = fpe.expand(dense, 2, structure="block", block=(16, 16), resparsify=resparsify, generator=seeded())  # type: ignore[arg-type]
-        for layer in wide.modules():
-            if isinstance(layer, fpe.BlockLinear):
-                layer.backend = backend
+        for layer in expanded_layers(wide):
+            layer.backend = backend
         optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
         losses[backend] = []
         for step in range(5):

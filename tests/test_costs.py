@@ -10,6 +10,7 @@ from fpe.bench.latency.problems import Case
 from fpe.bench.report import costs, documents
 from fpe.bench.results import Results
 from fpe.kernels.model import INFERENCE, PUBLISHED, bytes_by_format, crossover, layer_candidates, seconds_of
+from fpe.kernels.structures import STRUCTURES
 
 H200 = {"device": "NVIDIA H200", "commit": "abc1234", "torch": "2.11", "triton": "3.6"}
 
@@ -105,7 +106,7 @@ def test_crossovers_of_the_table_are_the_models() -> None:
     cells = next(row for row in table.rows if row[:2] == ("H200, alpha = 2", "block"))
     sizes = ("block", costs.LAYER.n, costs.LAYER.k, 2, "bf16", PUBLISHED["h200"], (64, 64))
     assert cells[2] == str(crossover(INFERENCE, *sizes, tolerance=0.10)) and "not measured" in table.title
-    assert len(table.rows) == len(costs.GPUS) * 5
+    assert len(table.rows) == len(costs.GPUS) * (2 * len(STRUCTURES) - 1)  # 2:4 is for two children
 
 
 def test_memory_is_within_the_bar_for_blocks_and_counts_labels() -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -24,6 +23,7 @@ from fpe.bench.latency.problems import Case
 from fpe.bench.results import Results
 from fpe.kernels.model import PUBLISHED, Roof, Share, layer_candidates
 from fpe.kernels.partition import config
+from fpe.kernels.structures import STRUCTURES
 from fpe.kernels.tables import parse
 
 # Steps: kept, skipped, cut, tried again.
@@ -79,11 +79,14 @@ def test_no_unit_begins_that_would_end_too_late(tmp_path: Path) -> None:
     steps.run(step({"b": lambda: [{"x": 1}]}, seconds=70), context(tmp_path), 60)
     assert Results.read(tmp_path / "latency.jsonl").rows == [] and "1 left" in said[-1]
 
+    now = [0.0]
+
     def slow() -> list[dict]:
-        time.sleep(0.05)
+        now[0] += 0.05
         return [{"x": 1}]
 
-    steps.run(step({"a": slow, "b": slow}, share=0.01), context(tmp_path), budget=1.0)
+    ticking = replace(context(tmp_path), clock=lambda: now[0])
+    steps.run(step({"a": slow, "b": slow}, share=0.01), ticking, budget=1.0)
     assert [row["key"] for row in Results.read(tmp_path / "latency.jsonl").rows] == ["a"]
 
 
@@ -233,49 +236,6 @@ def test_the_plan_is_printed_without_a_gpu(capsys: pytest.CaptureFixture[str]) -
     assert [line.split()[0] for line in said.splitlines()[2:]] == [s.name for s in plan.STEPS]
 
 
-# The archive.
-
-
-def archived(folder: Path, *rows: dict, device: str = "NVIDIA H200", dry: bool = False) -> Path:
-    made = {"device": device, "commit": "abc"}
-    Results("latency", {"device": device, "dry_run": dry}, list(rows), made).write(folder / "latency.jsonl")
-    (folder / "roof.json").write_text('{"name": "x"}')
-    return archive.pack(folder, folder / archive.NAME)
-
-
-def test_an_archive_joins_the_committed_results(tmp_path: Path) -> None:
-    first, second, root = tmp_path / "1", tmp_path / "2", tmp_path / "results"
-    archive.merge(archived(first, {"key": "a", "x": 1}, {"key": "b", "x": 1}), root)
-    written = archive.merge(archived(second, {"key": "b", "x": 2}, {"key": "c", "x": 2}), root)
-    assert [path.relative_to(root).as_posix() for path in written] == [
-        "nvidia-h200/latency.jsonl", "nvidia-h200/roof.json",
-    ]  # fmt: skip
-    merged = Results.read(written[0])
-    assert [(r["key"], r["x"]) for r in merged.rows] == [("a", 1), ("b", 2), ("c", 2)]
-    assert merged.provenance["commit"] == "abc"
-
-
-def test_only_what_a_gpu_measured_is_merged(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="dry run"):
-        archive.merge(archived(tmp_path, {"key": "a"}, dry=True), tmp_path / "results")
-    (tmp_path / "text").write_text("no archive")
-    with pytest.raises(ValueError, match="expected an archive"):
-        archive.merge(tmp_path / "text")
-    odd = tmp_path / "odd.tar.gz"
-    with tarfile.open(odd, "w:gz") as file:
-        file.add(tmp_path / "text", "../text")
-    with pytest.raises(ValueError, match=r"found '\.\./text'"):
-        archive.merge(odd)
-
-
-def test_another_machine_goes_on_with_an_archive(tmp_path: Path) -> None:
-    packed, folder = archived(tmp_path, {"key": "a", "x": 1}), tmp_path / "rows"
-    archive.unpack(packed, folder)
-    assert Results.read(folder / "latency.jsonl").rows == [{"key": "a", "x": 1}]
-    with pytest.raises(ValueError, match="name an empty folder"):
-        archive.unpack(packed, folder)
-
-
 # What other tools say.
 
 NCU = """==PROF== Connected to process 1
@@ -385,7 +345,7 @@ def test_the_whole_plan_is_walked_without_a_gpu_or_the_extras(tmp_path: Path) ->
     assert all(results.settings == {"device": "CPU, dry run", "dry_run": True} for results in found.values())
     assert {row["status"] for row in found["gate"].rows} == {"ok"}
     timed = [row for row in found["latency"].rows if "milliseconds" in row]
-    assert {row["structure"] for row in timed} == {"random", "2:4", "block"}
+    assert {row["structure"] for row in timed} == set(STRUCTURES)
     assert {(row["level"], row["pass"]) for row in timed} == {
         ("op", "forward"), ("op", "dX"), ("op", "dW"), ("op", "forward+backward"),
         ("merge", "forward"), ("merge", "dX"),

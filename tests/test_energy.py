@@ -1,7 +1,8 @@
 """Joules of a call, with a double of the device's counter and of NVML."""
 
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,16 @@ from fpe.bench.latency.problems import AbsentError
 
 
 class Board:
-    """A device that draws a constant power, and a counter that moves at its own pace; seconds and joules."""
+    """A device that draws a constant power, and a counter that moves at its own pace; seconds and joules.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, watts: float = 400.0, pace: float = 0.1) -> None:
+    ``pauses`` of the host stand between the end of its calls and each reading.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, watts: float = 400.0, pace: float = 0.1, pauses: Iterable[float] = ()
+    ) -> None:
         self.now, self.queued, self.watts, self.pace = 0.37, 0.0, watts, pace
+        self.pauses = iter(pauses)
         monkeypatch.setattr(energy.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
 
@@ -28,8 +35,9 @@ class Board:
 
         return made
 
-    def read(self) -> float:
-        return self.now // self.pace * self.pace * self.watts
+    def read(self) -> energy.Reading:
+        self.now += next(self.pauses, 0.0)
+        return energy.Reading(self.now, self.now // self.pace * self.pace * self.watts)
 
 
 def test_joules_are_power_times_time_for_long_and_short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +56,13 @@ def test_what_was_taken_before_the_counter_moved_is_not_charged(monkeypatch: pyt
     """A counter that moves twice a second: reading it at once would be off by up to half."""
     board = Board(monkeypatch, pace=0.5)
     assert energy.spent({"a": board.call(0.001)}, read=board.read)["a"].joules == pytest.approx(0.4, rel=0.04)
+
+
+def test_a_host_that_is_interrupted_before_a_reading_counts_that_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end for a quarter of a second: the counter goes on, and so must the clock."""
+    board = Board(monkeypatch, pace=0.001, pauses=[0.0, 0.0, 0.0, 0.25])
+    found = energy.spent({"a": board.call(0.01)}, read=board.read)["a"]
+    assert found.watts == pytest.approx(400, rel=0.004) and found.seconds > 1.25
 
 
 def test_a_counter_that_stands_still_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +111,8 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Callable[[Nvml, str], None]:
 
 def test_the_counter_is_nvmls_in_joules(board: Callable) -> None:
     board(Nvml())
-    assert energy.nvml_counter("cuda")() == 5000.0
+    before, reading, after = time.perf_counter(), energy.nvml_counter("cuda")(), time.perf_counter()
+    assert reading.joules == 5000.0 and before <= reading.seconds <= after
 
 
 @pytest.mark.parametrize(

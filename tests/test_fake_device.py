@@ -15,8 +15,10 @@ import pytest
 import torch
 from support import ROOT
 
+from fpe.bench.costs.verdict import Layer
 from fpe.bench.gpu import archive
 from fpe.bench.gpu.cli import main
+from fpe.bench.report import costs
 from fpe.bench.results import Results
 from fpe.kernels.model import Roof
 
@@ -24,6 +26,7 @@ PROGRAM = ROOT / "tests/fake_run.py"
 
 FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "chain", "launcher": "split_matmul_triton", "dtype": "float32"},
+    {"kind": "rounded", "launcher": "merge_matmul_triton", "dtype": "float32", "shape": (17, 2, 90)},
     {"kind": "wrong", "launcher": "partition_grad_triton", "shape": (3, 2, 96)},
     {"kind": "hang", "launcher": "semi_structured_grad_triton", "shape": (5, 2, 96)},
     {"kind": "illegal", "launcher": "block_grad_triton", "shape": (5, 256)},
@@ -71,7 +74,8 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
     said = " ".join(red.values())
     for words in ("times the error allowed", "it hangs", "illegal memory access", "its process died (SIGSEGV)"):
         assert words in said
-    assert {r["status"] for r in gate} <= {"ok", "absent"}  # the chain of additions among them
+    off = {(r["check"], r["dtype"], r["backend"], r["status"]) for r in gate if r["status"] not in ("ok", "absent")}
+    assert off == {("merge_matmul 17x70x90 alpha 2", "fp32", who, "wrong") for who in ("triton", "auto")}
     assert any(r["dtype"] == "fp32" and "split_matmul" in r["check"] and r["status"] == "ok" for r in gate)
 
     timed = Counter((r["key"], r["provider"]) for r in latency if "milliseconds" in r)
@@ -92,7 +96,7 @@ def test_each_fault_is_one_red_row_and_everything_else_is_timed(
     assert run(other, (), *chosen, "--resume", str(tmp_path / archive.NAME)) == 0
     again = rows(other, "latency")
     assert {r["key"] for r in again if r["run"] != before[r["key"]]} == {unit for unit, *_ in red}
-    assert not [r for r in again if r.get("status") in ("wrong", "error")]
+    assert not [r for r in again + rows(other, "gate") if r.get("status") in ("wrong", "error")]
     assert len(again) == len({(r["key"], r.get("pass", r.get("of_pass")), r["provider"]) for r in again})
     assert sorted(p.name for p in other.iterdir() if p.is_file()) == [archive.NAME, "summary.txt"]
     assert [r["commit"] for r in rows(other, "runs")] == ["abc", "abc"]
@@ -162,7 +166,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("cuda")
-def test_a_killed_run_goes_on_and_every_step_brings_its_rows(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_every_step_brings_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", HERE + WHOLE, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as first:
@@ -170,7 +174,7 @@ def test_a_killed_run_goes_on_and_every_step_brings_its_rows(tmp_path: Path) -> 
         first.kill()  # what watches: no line of it runs any more
     wait_for(lambda: not processes_of(tmp_path), 10.0)  # what measures is gone with it
     before = kept(tmp_path)
-    assert set(before) == {"runs", "compile", "latency"}
+    assert set(before) == {"runs", "compile", "latency"} and len(before["runs"]) == 1
 
     assert run(tmp_path, (), plan="whole") == 0
     found = kept(tmp_path)
@@ -183,6 +187,15 @@ def test_a_killed_run_goes_on_and_every_step_brings_its_rows(tmp_path: Path) -> 
     assert Roof.read(tmp_path / "rows/roof.json").arch == 90
     tables = {f"{family}_nvidia_h200.json" for family in ("partition", "block")}
     assert {*archive.read(tmp_path / archive.NAME)} == {*(f"{name}.jsonl" for name in found), "roof.json", *tables}
+
+    archive.merge(tmp_path / archive.NAME, tmp_path / "results")
+    monkeypatch.setattr(costs, "LAYER", Layer(96, 128))
+    drawn = costs.measured(tmp_path / "results")
+    assert drawn is not None and "; measured on NVIDIA H200 at commit " in costs.verdict_summary(drawn).title
+    energy = costs.energy_table(drawn)
+    assert energy is not None and [row[:5] for row in energy.rows] == [
+        ("96x128", structure, "2", "bf16", "1") for structure in ("random", "block")
+    ]
 
 
 def check_each_step(found: dict[str, list[dict[str, Any]]]) -> None:
@@ -212,7 +225,7 @@ def check_each_step(found: dict[str, list[dict[str, Any]]]) -> None:
     assert {(row["structure"], row["provider"]) for row in found["energy"]} == {
         (s, w) for s in ("random", "block") for w in who[:3]
     }
-    assert all(row["joules"] > 0 and row["watts"] == pytest.approx(400, rel=0.05) for row in found["energy"])
+    assert all(row["joules"] > 0 and row["watts"] == pytest.approx(400, rel=0.001) for row in found["energy"])
     assert {row["dtype"] for row in found["compile-gate"] if row["binaries"] > 0} == {"bf16", "fp16", "tf32", "fp32"}
     assert {row["status"] for row in found["gate"]} == {"ok"}
     neighbours = found["neighbours"]

@@ -258,6 +258,30 @@ def test_complaints_of_a_row() -> None:
     assert "8 x in flight" in said and "1 x fence" in said and "LDSM R4, line 3" in said
 
 
+def test_a_search_replaces_its_own_rows_in_a_file(tmp_path: Path) -> None:
+    def rows(kernels: str, version: str, arch: int, found: int) -> list[dict]:
+        names = (("split", "_partition_multiply"), ("forward", "_block_multiply"), ("forward", "sparse_tensor_core"))
+        named = ({"op": op, "kernel": kernel} for op, kernel in names)
+        return [{"kernels": kernels, "triton": version, "arch": arch, "found": found, **row} for row in named]
+
+    def results(*rows: dict, **settings: object) -> Results:
+        return Results("lab-hazards", {"architectures": sorted({row["arch"] for row in rows}), **settings}, [*rows])
+
+    path = tmp_path / "hazards.jsonl"
+    old = (*rows("before", "3.6.0", 90, 0), *rows("after", "3.6.0", 90, 0), *rows("after", "3.7.1", 90, 0))
+    new = results(*rows("after", "3.6.0", 90, 1))
+    assert survey.joined(path, new) is new
+    results(*old, before="abc").write(path)
+    got = survey.joined(path, new)
+    assert got.rows == [*old[:3], *new.rows, *old[6:]] and got.settings["before"] == "abc"
+    for row in (new.rows[0], new.rows[2]):
+        of_one = survey.joined(path, results(row), [{"split": "split", "forward": "2:4"}[row["op"]]])
+        assert of_one.rows == [row if {**r, "found": 1} == row else r for r in old]
+    other = results(*rows("after", "3.6.0", 100, 1))
+    got = survey.joined(path, other)
+    assert got.rows == [*old, *other.rows] and got.settings["architectures"] == [90, 100]
+
+
 # The compiler itself, in processes where Triton does not interpret.
 
 

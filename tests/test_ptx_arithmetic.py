@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from ptx_snippets import THREADS, run
+from ptx_text import THREADS, run_on_words
 
 SPECIAL = (0, 1, 2, 3, 31, 32, 33, 0x7F, 0x80, 0xFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xFFFFFFFF)
 
@@ -22,7 +22,7 @@ def words(seed: int) -> np.ndarray:
 def compute(instructions: str, *operands: np.ndarray) -> np.ndarray:
     """Runs instructions on operands in %r10, %r11, ... of each thread; the result is in %r30."""
     loads = "".join(f"ld.global.b32 %r{10 + i}, [%rd3+{4 * THREADS * i}];\n" for i in range(len(operands)))
-    return run(f"{loads}{instructions}\nst.global.b32 [%rd4], %r30;", np.concatenate(operands))
+    return run_on_words(f"{loads}{instructions}\nst.global.b32 [%rd4], %r30;", np.concatenate(operands))
 
 
 def signed(x: int, bits: int = 32) -> int:

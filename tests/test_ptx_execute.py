@@ -2,10 +2,13 @@
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,10 @@ import torch
 pytest.importorskip("triton")
 
 from click.testing import CliRunner
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
 
+from fpe import kernels
 from fpe.bench.lab import cli
 from fpe.bench.lab.ptx import execute, mutate
 from fpe.bench.lab.ptx.cases import CASES, QUICK, TYPES, Case, _Draw, problem, runs_on
@@ -72,9 +78,12 @@ def without(kernel_name, opcode):
         return mutate.changed(kernel, place, mutate.NOTHING)
     return change
 
-launches = []
-whole = execute(grad, 80, launches=launches)
-first, again = ([*mutate.mutants(launches[0].kernel, launches[0].visited, "constant changed", 5)] for _ in range(2))
+def drawn():
+    watch = mutate.Watch(lambda kernel: mutate.changes(kernel, ("constant changed",)))
+    whole = execute(grad, 80, watch=watch)
+    return whole, mutate.drawn(watch.felt[0], watch.kernels[0], 5)
+
+(whole, first), (_, again) = drawn(), drawn()
 print(json.dumps({
     "whole": whole["status"],
     "a part is not written": execute(split, 80, without("multiply_rows", "st.global"))["status"],
@@ -145,7 +154,7 @@ def test_the_judge_sees_a_unit_in_the_last_place(case: Case) -> None:
 @pytest.mark.parametrize("lying", ("plain", "strided", "padded", "broadcast", "columns", "offset"))
 def test_operands_lie_as_they_are_meant_to(lying: str) -> None:
     x, _ = problem(Case("partition", "split", lying=lying)).operands
-    plain = {"strided": (96, 1), "padded": (112, 1), "broadcast": (0, 1), "columns": (1, 19), "offset": (97, 1)}
+    plain = {"strided": (96, 1), "padded": (608, 1), "broadcast": (0, 1), "columns": (1, 19), "offset": (97, 1)}
     assert x.stride() == plain.get(lying, (90, 1)) and x.storage_offset() == (lying == "offset")
 
 
@@ -172,16 +181,39 @@ def test_committed_executions_are_all_as_meant() -> None:
     assert {row["case"] for row in results.rows if row["status"] != "exact"} <= approximate
 
 
-def test_committed_mutants_were_killed() -> None:
-    """Most of them, and of every class a good part: what may survive and why is in docs/lab.md, class by class.
+def _kernels() -> dict[tuple[str, str], set[tuple[str, str]]]:
+    """Every function of the package that Triton compiles, by module and name, with those that it calls."""
+    modules = [import_module(found.name) for found in pkgutil.walk_packages(kernels.__path__, kernels.__name__ + ".")]
+    of = {
+        value: (value.fn.__module__, value.fn.__name__)
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, (JITFunction, InterpretedFunction)) and value.fn.__module__ == module.__name__
+    }
 
-    Widened predicates survive most: a direct kernel masks the weights of its last turn, and the activations beside them
-    are zero.
-    """
+    def called(function: Callable) -> set[tuple[str, str]]:
+        known = (function.__globals__.get(name) for name in function.__code__.co_names)
+        return {of[value] for value in known if isinstance(value, (JITFunction, InterpretedFunction)) and value in of}
+
+    return {name: called(value.fn) for value, name in of.items()}
+
+
+def test_every_kernel_is_executed_by_some_case() -> None:
+    known = _kernels()
+    helpers = {name for called in known.values() for name in called}
+    launched = known.keys() - helpers
+    executed = {name for row in Results.read(COMMITTED / "lab/execute.jsonl").rows for name in row["kernels"]}
+    assert {name for _, name in launched} == executed
+    assert {"_pack", "_pack_transposed", "_reduce", "multiply", "multiply_columns", "_expanded_mlp"} <= executed
+    assert ("fpe.kernels.epilogue", "multiply") in helpers and len(launched) >= 14
+
+
+def test_committed_mutants_were_killed() -> None:
+    """Most of them, and of every class half: what survives and why is in docs/lab.md, class by class."""
     rows = Results.read(COMMITTED / "lab/mutation.jsonl").rows
     assert {row["class"] for row in rows} == {*mutate.CLASSES}
     assert {row["case"] for row in rows} == {case.id for case in mutate.CASES}
     killed = Counter(row["class"] for row in rows if row["killed"])
     tried = Counter(row["class"] for row in rows)
-    assert all(killed[name] >= 0.4 * tried[name] for name in tried), (killed, tried)
-    assert sum(killed.values()) >= 0.75 * len(rows)
+    assert all(killed[name] >= 0.5 * tried[name] for name in tried), (killed, tried)
+    assert sum(killed.values()) >= 0.8 * len(rows)

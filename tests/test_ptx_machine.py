@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ptx_snippets import THREADS, run
+from ptx_text import THREADS, run_on_words
 
 from fpe.bench.lab.ptx.machine import UnknownOpcode
 from fpe.bench.lab.ptx.memory import Fault
@@ -17,7 +17,7 @@ BARRIER = "bar.sync 0;"
 OWN_PROGRAM = "mul.wide.u32 %rd5, %r1, 256; add.s64 %rd4, %rd4, %rd5;"
 
 OF_OTHER_IN_OUTPUT = (
-    "xor.b32 %r20, %r2, 128; cvt.u64.u32 %rd8, %r20; add.s64 %rd8, %rd1, %rd8; ld.global.b32 %r10, [%rd8];"
+    "xor.b32 %r20, %r2, 128; cvt.u64.u32 %rd8, %r20; add.s64 %rd8, %rd2, %rd8; ld.global.b32 %r10, [%rd8];"
 )
 WAIT = "cp.async.wait_group 0;"
 COMMIT = "cp.async.commit_group;"
@@ -35,13 +35,13 @@ MISTAKES = {
         "ld.global.b32 %r10, [%rd3+4];",
         "setp.lt.u32 %p1, %r0, 63; mov.b32 %r10, 0; @%p1 ld.global.b32 %r10, [%rd3+4];",
     ),
-    "before a tensor": ("bounds", "ld.global.b32 %r10, [%rd0+-4];", "ld.global.b32 %r10, [%rd0+0];"),
+    "before a tensor": ("bounds", "ld.global.b32 %r10, [%rd1+-4];", "ld.global.b32 %r10, [%rd1+0];"),
     "far away": ("bounds", "mov.b64 %rd9, 4096; ld.global.b32 %r10, [%rd9];", LOAD),
     "shared bounds": ("bounds", "st.shared.b32 [%r4+1020], %r0;", "st.shared.b32 [%r4+768], %r0;"),
     "global alignment": (
         "alignment",
-        "ld.global.v2.b32 {%r10, %r11}, [%rd0+4];",
-        "ld.global.v2.b32 {%r10, %r11}, [%rd0+8];",
+        "ld.global.v2.b32 {%r10, %r11}, [%rd1+4];",
+        "ld.global.v2.b32 {%r10, %r11}, [%rd1+8];",
     ),
     "shared alignment": ("alignment", "st.shared.b32 [%r4+2], %r0;", "st.shared.b16 [%r4+2], %rs1;"),
     "uninitialised shared memory": ("uninitialised shared memory", GET, f"{PUT} {GET}"),
@@ -132,9 +132,9 @@ MISTAKES = {
 def test_a_mistake_is_caught_and_its_legal_variant_passes(name: str) -> None:
     kind, wrong, right = MISTAKES[name]
     with pytest.raises(Fault) as caught:
-        run(_lines("mov.b16 %rs1, 7; " + wrong))
+        run_on_words(_lines("mov.b16 %rs1, 7; " + wrong))
     assert caught.value.kind == kind
-    run(_lines("mov.b16 %rs1, 7; " + right))
+    run_on_words(_lines("mov.b16 %rs1, 7; " + right))
 
 
 def _lines(body: str) -> str:
@@ -142,9 +142,9 @@ def _lines(body: str) -> str:
 
 
 def test_programs_must_not_write_one_place() -> None:
-    with pytest.raises(Fault, match=r"race: warp 0 of program 1 writes byte 0 of output.*warp 0 of program 0"):
-        run(f"mov.b32 %r10, 7;\n{STORE}", ctas=2)
-    got = run(_lines(f"mov.b32 %r10, 7; {OWN_PROGRAM} {STORE}"), ctas=2, out=2 * THREADS)
+    with pytest.raises(Fault, match=r"race: warp 0 of program 1 writes byte 0 of out.*warp 0 of program 0"):
+        run_on_words(f"mov.b32 %r10, 7;\n{STORE}", ctas=2)
+    got = run_on_words(_lines(f"mov.b32 %r10, 7; {OWN_PROGRAM} {STORE}"), ctas=2, out=2 * THREADS)
     assert (got == 7).all()
 
 
@@ -156,27 +156,29 @@ def test_a_program_must_not_read_what_another_writes(writer: int) -> None:
         "write: st.global.b32 [%rd3], %r10; done: add.s32 %r10, %r10, 0;"
     )
     with pytest.raises(Fault, match="race"):
-        run(body, ctas=2)
-    run(body, ctas=1)
-    run(body.replace("write: st.global", "write: ld.global").replace("st.global.b32 [%rd3], %r10", LOAD[:-1]), ctas=2)
+        run_on_words(body, ctas=2)
+    run_on_words(body, ctas=1)
+    run_on_words(
+        body.replace("write: st.global", "write: ld.global").replace("st.global.b32 [%rd3], %r10", LOAD[:-1]), ctas=2
+    )
 
 
 def test_only_elements_of_a_strided_tensor_may_be_touched() -> None:
     words = np.arange(2 * THREADS, dtype=np.uint32)
-    body = _lines("mul.wide.u32 %rd5, %r0, 8; add.s64 %rd5, %rd0, %rd5; ld.global.b32 %r10, [%rd5]; " + STORE)
-    assert (run(body, words, every=2) == words[::2]).all()
-    with pytest.raises(Fault, match=r"bounds.*byte 4 of input"):
-        run(body.replace("[%rd5]", "[%rd5+4]"), words, every=2)
+    body = _lines("mul.wide.u32 %rd5, %r0, 8; add.s64 %rd5, %rd1, %rd5; ld.global.b32 %r10, [%rd5]; " + STORE)
+    assert (run_on_words(body, words, every=2) == words[::2]).all()
+    with pytest.raises(Fault, match=r"bounds.*byte 4 of in"):
+        run_on_words(body.replace("[%rd5]", "[%rd5+4]"), words, every=2)
 
 
 def test_an_unknown_instruction_is_named_in_full() -> None:
     with pytest.raises(UnknownOpcode, match=r"^add\.rz\.sat\.f32$"):
-        run("add.rz.sat.f32 %r10, %r0, %r0;")
+        run_on_words("add.rz.sat.f32 %r10, %r0, %r0;")
 
 
 def test_a_fault_says_where() -> None:
-    with pytest.raises(Fault, match=r"bounds: access of 4 bytes at byte 256 of input \(256 bytes\); ld.global.b32 of "):
-        run("ld.global.b32 %r10, [%rd3+4];")
+    with pytest.raises(Fault, match=r"bounds: access of 4 bytes at byte 256 of in \(256 bytes\); ld.global.b32 of "):
+        run_on_words("ld.global.b32 %r10, [%rd3+4];")
 
 
 def test_divergent_loops_and_branches_meet_again() -> None:
@@ -188,11 +190,11 @@ def test_divergent_loops_and_branches_meet_again() -> None:
     )
     thread = np.arange(THREADS)
     want = thread * (thread + 1) // 2 + np.where(thread % 2, 1000, -7)
-    assert (run(body).view(np.int32) == want).all()
+    assert (run_on_words(body).view(np.int32) == want).all()
 
 
 def test_threads_that_return_early_are_not_waited_for() -> None:
-    got = run(_lines("setp.ge.u32 %p1, %r0, 32; @%p1 ret; bar.sync 0; mov.b32 %r10, 5; " + STORE))
+    got = run_on_words(_lines("setp.ge.u32 %p1, %r0, 32; @%p1 ret; bar.sync 0; mov.b32 %r10, 5; " + STORE))
     assert (got[:32] == 5).all() and (got[32:] == 0xDEADBEEF).all()
 
 
@@ -206,16 +208,16 @@ def test_registers_and_labels_of_a_block_are_its_own() -> None:
         )
         + STORE
     )
-    assert (run(body) == 6).all()
+    assert (run_on_words(body) == 6).all()
 
 
 def test_what_the_compiler_leaves_undefined_is_poison() -> None:
     """Packed beside a value it may be ignored; looked at, it is NaN."""
     body = "mov.b64 %rd9, {%r0, %r35}; mov.b64 {%r10, %r11}, %rd9; prmt.b32 %r12, %r11, %r35, 0x3210; " + STORE
-    assert (run(_lines(body)) == np.arange(THREADS)).all()
-    assert (run(_lines(body.replace("{%r10, %r11}", "{%r11, %r10}"))) == 0xFFFFFFFF).all()
+    assert (run_on_words(_lines(body)) == np.arange(THREADS)).all()
+    assert (run_on_words(_lines(body.replace("{%r10, %r11}", "{%r11, %r10}"))) == 0xFFFFFFFF).all()
     with pytest.raises(Fault, match="uninitialised register"):
-        run(_lines(body.replace("0x3210", "0x3214")))
+        run_on_words(_lines(body.replace("0x3210", "0x3214")))
 
 
 def test_copies_fill_with_zeros_what_they_do_not_take() -> None:
@@ -224,13 +226,13 @@ def test_copies_fill_with_zeros_what_they_do_not_take() -> None:
         "shl.b32 %r20, %r0, 3; add.s32 %r20, %r3, %r20; and.b32 %r21, %r0, 1; shl.b32 %r21, %r21, 3; "
         "and.b32 %r22, %r0, 3; "
         "setp.eq.s32 %p1, %r22, 3; selp.b32 %r21, 4, %r21, %p1; setp.eq.s32 %p2, %r21, 0; mul.wide.u32 %rd6, %r0, 8; "
-        "add.s64 %rd6, %rd0, %rd6; selp.b64 %rd6, 64, %rd6, %p2; "
+        "add.s64 %rd6, %rd1, %rd6; selp.b64 %rd6, 64, %rd6, %p2; "
         "cp.async.ca.shared.global [%r20 + 0], [%rd6 + 0], 0x8, %r21; cp.async.wait_all; "
-        "ld.shared.v2.b32 {%r10, %r11}, [%r20]; mul.wide.u32 %rd7, %r0, 8; add.s64 %rd7, %rd1, %rd7; "
+        "ld.shared.v2.b32 {%r10, %r11}, [%r20]; mul.wide.u32 %rd7, %r0, 8; add.s64 %rd7, %rd2, %rd7; "
         "st.global.v2.b32 [%rd7], {%r10, %r11};"
     )
     words = np.arange(1, 2 * THREADS + 1, dtype=np.uint32)
-    got = run(body, words, out=2 * THREADS).reshape(-1, 2)
+    got = run_on_words(body, words, out=2 * THREADS).reshape(-1, 2)
     taken = np.array([0, 2, 0, 1])[np.arange(THREADS) % 4]
     assert (got == np.where(np.arange(2) < taken[:, None], words.reshape(-1, 2), 0)).all()
 
@@ -238,12 +240,12 @@ def test_copies_fill_with_zeros_what_they_do_not_take() -> None:
 def test_bytes_are_extended_and_cut_as_the_type_says() -> None:
     words = np.full(THREADS, 0x8081FF7F, np.uint32)
     loads = "ld.global.b8 %rs1, [%rd3+3]; ld.global.s8 %rs2, [%rd3+2]; mov.b32 %r10, {%rs1, %rs2}; "
-    assert (run(_lines(loads + STORE), words) == 0xFF810080).all()
+    assert (run_on_words(_lines(loads + STORE), words) == 0xFF810080).all()
     stores = (
         "mov.b32 {%rs3, _}, %r10; st.shared.b16 [%r4], %rs3; st.shared.b8 [%r4+1], %rs3; ld.shared.b16 %rs4, [%r4]; "
         "cvt.u32.u16 %r10, %rs4; "
     )
-    assert (run(_lines(f"{LOAD} {stores} {STORE}"), words) == 0x7F7F).all()
+    assert (run_on_words(_lines(f"{LOAD} {stores} {STORE}"), words) == 0x7F7F).all()
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_bytes_are_extended_and_cut_as_the_type_says() -> None:
     ),
 )
 def test_shuffles(mode: str, amount: int, clamp: int, source: object) -> None:
-    got = run(_lines(f"shfl.sync.{mode}.b32 %r10, %r0, {amount}, {clamp}, -1; " + STORE))
+    got = run_on_words(_lines(f"shfl.sync.{mode}.b32 %r10, %r0, {amount}, {clamp}, -1; " + STORE))
     thread = np.arange(THREADS)
     assert (got == thread // 32 * 32 + source(thread % 32)).all()  # type: ignore[operator]
 
@@ -270,11 +272,11 @@ def test_matrices_are_loaded_as_the_isa_says(transposed: bool) -> None:
         "mul.lo.s32 %r20, %r0, 2; mov.b32 {%rs1, _}, %r20; add.s32 %r21, %r20, 1; mov.b32 {%rs2, _}, %r21; "
         "st.shared.v2.b16 [%r4], {%rs1, %rs2}; bar.sync 0; and.b32 %r22, %r0, 15; shl.b32 %r22, %r22, 4; "
         "add.s32 %r22, %r3, %r22; ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r10, %r11}, [%r22]; "
-        "mul.wide.u32 %rd7, %r0, 8; add.s64 %rd7, %rd1, %rd7; st.global.v2.b32 [%rd7], {%r10, %r11};"
+        "mul.wide.u32 %rd7, %r0, 8; add.s64 %rd7, %rd2, %rd7; st.global.v2.b32 [%rd7], {%r10, %r11};"
     )
     if transposed:
         body = body.replace("x2.shared", "x2.trans.shared")
-    got = run(body, out=2 * THREADS).view(np.uint16).reshape(2, 32, 2, 2)
+    got = run_on_words(body, out=2 * THREADS).view(np.uint16).reshape(2, 32, 2, 2)
     matrices = np.arange(128).reshape(2, 8, 8)
     lane = np.arange(32)
     for matrix, part in ((m, p) for m in (0, 1) for p in (0, 1)):

@@ -1,12 +1,11 @@
-"""The latency suite: what is timed is the layer's own function, who is wrong gets no time, memory by hand."""
+"""The latency suite: who is wrong gets no time, plans and their commands, and the same cases under pytest-benchmark."""
 
 import json
 import os
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,133 +16,15 @@ from torch import Tensor, nn
 import fpe
 from fpe.bench.cli import cli
 from fpe.bench.cli import costs as cost_cli
-from fpe.bench.costs import memory
-from fpe.bench.latency import peers, providers, shapes, suite, test_latency, timing
-from fpe.bench.latency.problems import AbsentError, Case, Problem
+from fpe.bench.latency import providers, shapes, suite
+from fpe.bench.latency.problems import Case, Problem
 from fpe.bench.latency.providers import PROVIDERS, Provider
 from fpe.bench.results import Results
 from fpe.bench.table import Table
+from fpe.kernels.structures import STRUCTURES
 
 SMALL = Case(7, 48, 64, 2, "random", "fp32", (16, 32))
-STRUCTURES = ("random", "2:4", "block")
 FAST = {"seconds": 0.0, "rounds": (2, 2)}
-
-
-def problem(structure: str = "random", alpha: int = 2, **sizes: int) -> Problem:
-    options = {"m": 7, "n": 48, "k": 64, **sizes}
-    return Problem.make(Case(alpha=alpha, structure=structure, dtype="fp32", block=(16, 32), **options), "cpu")
-
-
-# Problems and providers.
-
-
-@pytest.mark.parametrize(("structure", "alpha"), [("random", 3), ("2:4", 2), ("block", 2), ("block", 4)])
-def test_labels_have_their_structure(structure: str, alpha: int) -> None:
-    made = problem(structure, alpha, k=128)
-    made.partition.validate()
-    assert made.partition.labels.unique().tolist() == list(range(alpha))
-    again = problem(structure, alpha, k=128)
-    assert torch.equal(made.partition.labels, again.partition.labels) and torch.equal(made.x, again.x)
-
-
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("bias", [False, True])
-def test_every_exact_provider_computes_the_expanded_layer(structure: str, bias: bool) -> None:
-    made = problem(structure)
-    truth = made.x.double() @ made.wide.double().T
-    ran = []
-    for provider in PROVIDERS.values():
-        if not provider.exact or structure not in provider.structures:
-            continue
-        try:
-            y = provider.build(made, bias)(made.x)
-        except (AbsentError, RuntimeError, ValueError):
-            continue
-        assert torch.allclose(y.double(), truth, atol=1e-5), provider.name
-        ran.append(provider.name)
-    assert {"wide", "masked", "fpe/auto", "fpe/eager"} <= set(ran)
-
-
-def fake_blksprs() -> SimpleNamespace:
-    """The functions of blksprs that the adapter calls, on dense blocks: ``[batch, rows, columns]`` and its grid."""
-
-    def grid(x: Tensor, block: int) -> Tensor:
-        return x.unflatten(1, (-1, block)).unflatten(3, (-1, block)).transpose(2, 3)  # [1, R, C, b, b]
-
-    def layout_of(x: Tensor, block: int) -> Tensor:
-        return grid(x, block).ne(0).flatten(3).any(3).int()
-
-    def to_sparse(x: Tensor, layout: Tensor, block: int, layout_cache: dict | None = None) -> Tensor:
-        return grid(x, block)[layout.bool()]
-
-    def to_dense(
-        v: Tensor, layout: Tensor, block: int, fill_value: float = 0, layout_cache: dict | None = None
-    ) -> Tensor:
-        tiles = v.new_zeros(*layout.shape, block, block)
-        tiles[layout.bool()] = v
-        return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-    def matmul(x, layout_x, y, layout_y, layout_o, block, layout_cache=None):
-        return to_sparse(to_dense(x, layout_x, block) @ to_dense(y, layout_y, block), layout_o, block)
-
-    ops = SimpleNamespace(to_sparse=to_sparse, to_dense=to_dense, matmul=matmul)
-    return SimpleNamespace(ops=ops, layouting=SimpleNamespace(build_sparsity_layout=layout_of), __spec__=object())
-
-
-def test_the_blksprs_adapter_hands_over_the_layers_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Problem.make(Case(32, 48, 64, structure="block", dtype="fp32", block=(16, 16)), "cpu")
-    with pytest.raises(AbsentError, match="not installed"):
-        peers.blksprs(made, False)
-    monkeypatch.setitem(sys.modules, "blksprs", fake_blksprs())
-    monkeypatch.setattr(peers, "find_spec", lambda name: object())
-    layer = peers.blksprs(made, False)
-    assert int(layer.layout.sum()) == 3 * 4 and torch.allclose(layer(made.x), made.x @ made.wide.T, atol=1e-5)
-    with pytest.raises(AbsentError, match="divide 7, 96 and 64"):
-        peers.blksprs(Problem.make(Case(7, 48, 64, structure="block", dtype="fp32", block=(16, 16)), "cpu"), False)
-    with pytest.raises(AbsentError, match="no bias"):
-        peers.blksprs(made, True)
-
-
-def test_the_parent_is_the_layer_before_its_expansion() -> None:
-    made = problem()
-    layer = PROVIDERS["parent"].build(made, False)
-    assert torch.equal(layer.weight, made.weight)
-    children = fpe.kernels.split_matmul(made.x, made.weight, made.partition.labels, 2)
-    assert torch.allclose(layer(made.x), children.sum(1), atol=1e-5)
-
-
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("name", ["parent", "wide", "masked", "fpe/eager"])
-def test_passes_are_the_gradients_of_autograd(structure: str, name: str) -> None:
-    made = problem(structure)
-    module = PROVIDERS[name].build(made, False)
-    x = made.x.clone().requires_grad_()
-    y = module(x)
-    dy = made.dy[:, : y.shape[1]]
-    dx, dw = torch.autograd.grad(y, [x, *module.parameters()], dy)
-    calls = {p: suite.call(made, module, p) for p in suite.PASSES["op"]}
-    assert torch.equal(calls["forward"](), y.detach())  # type: ignore[misc]
-    for _ in range(2):  # a call can be made again
-        assert [torch.equal(a, b) for a, b in zip(calls["dX"](), [dx], strict=True)] == [True]  # type: ignore[misc]
-        assert [torch.equal(a, b) for a, b in zip(calls["dW"](), [dw], strict=True)] == [True]  # type: ignore[misc]
-        assert [torch.equal(a, b) for a, b in zip(calls["forward+backward"](), [dx, dw], strict=True)] == [True, True]  # type: ignore[misc]
-    assert all(p.requires_grad for p in module.parameters())
-
-
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_mlps_of_all_providers_are_one_network(structure: str) -> None:
-    made = problem(structure)
-    built = {n: suite._build(made, PROVIDERS[n], "mlp") for n in ("wide", "masked", "fpe/eager", "parent")}
-    merged = built["wide"][2].weight.detach()
-    for name in ("masked", "fpe/eager"):
-        second = built[name][2]
-        assert int(second.kept().sum()) == made.weight.numel() == int((merged != 0).sum())
-    assert [tuple(m.shape) for m in (built["parent"][0].weight, built["parent"][2].weight)] == [(48, 64), (64, 48)]
-    before = built["fpe/eager"][0].wide_weight().clone()
-    suite.call(made, built["fpe/eager"], "step")()  # type: ignore[misc]
-    after = built["fpe/eager"][0].wide_weight()
-    assert not torch.equal(before, after) and torch.equal(before != 0, after != 0)
-
 
 # Rows.
 
@@ -186,8 +67,9 @@ def test_a_wrong_provider_gets_no_time() -> None:
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_successor_runs_by_the_backend_that_its_provider_names(structure: str) -> None:
+    made = Problem.make(replace(SMALL, structure=structure), "cpu")
     for name in ("eager", "auto", "triton"):
-        layer = suite.successor(problem(structure), PROVIDERS[f"fpe/{name}"])
+        layer = suite.successor(made, PROVIDERS[f"fpe/{name}"])
         assert isinstance(layer, fpe.layers.ExpandedLinear) and layer.backend == name
 
 
@@ -259,93 +141,13 @@ def test_float32_precision_is_as_the_dtype_says_and_restored() -> None:
         assert torch.backends.cuda.matmul.allow_tf32 is before
 
 
-# Timing.
-
-
-def test_calls_take_turns_and_times_are_theirs() -> None:
-    order: list[str] = []
-
-    def slow() -> None:
-        order.append("slow")
-        time.sleep(0.01)
-
-    taken = timing.interleaved({"slow": slow, "fast": lambda: order.append("fast")}, "cpu", 0.0, (4, 4))
-    assert order[-8:] == ["slow", "fast", "fast", "slow"] * 2
-    assert taken["slow"].median >= 10 > 5 > taken["fast"].median and taken["slow"].samples == 4
-
-
-def test_time_to_spend_sets_the_samples() -> None:
-    calls = {"call": lambda: time.sleep(0.005)}
-    few, many = (timing.interleaved(calls, "cpu", s, (1, 50))["call"].samples for s in (0.02, 0.2))
-    assert 1 <= few < many <= 50
-
-
-def test_the_device_clock_counts_between_pairs_of_readings(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, 4.0, 100.0, 101.0])
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            self.at = next(now)
-
-        def record(self) -> None: ...
-
-        def synchronize(self) -> None: ...
-
-        def elapsed_time(self, end: "Event") -> float:
-            return end.at - self.at
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    clock = test_latency.device_clock()
-    assert [clock() for _ in range(4)] == pytest.approx([0.0, 0.004, 0.004, 0.005])
-
-
-def test_pytest_benchmark_names_every_case(tmp_path: Path) -> None:
-    """One case through the plug-in itself: its name, its group and the columns that its JSON carries."""
-    out = tmp_path / "out.json"
-    chosen = "test_latency[block-M1-384x512-fp32-dX-fpe/eager]"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        f"bench/latency/test_latency.py::{chosen}",
-        "--benchmark-only",
-        "-p",
-        "no:xdist",
-    ]
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of xdist
-    done = subprocess.run(
-        [*command, f"--benchmark-json={out}"], cwd=ROOT, env=alone, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = json.loads(out.read_text())["benchmarks"]
-    assert found["name"] == chosen and found["group"] == "block-M1-384x512-fp32 dX"
-    assert found["extra_info"]["provider"] == "fpe/eager" and found["stats"]["rounds"] == 5
-
-
-# Memory.
-
-
-def test_memory_is_what_the_formats_promise() -> None:
-    made = problem(m=5)
-    x, (m, n, k) = made.x, (5, 48, 64)
-    parent, ours, masked = (PROVIDERS[name].build(made, False) for name in ("parent", "fpe/eager", "masked"))
-    found = {name: memory.columns(layer, x) for name, layer in (("parent", parent), ("ours", ours), ("masked", masked))}
-    assert found["parent"]["parameter_bytes"] == found["ours"]["parameter_bytes"] == 4 * n * k
-    assert found["masked"]["parameter_bytes"] == 2 * 4 * n * k and found["masked"]["optimizer_bytes"] == 4 * 4 * n * k
-    assert found["ours"]["gradient_bytes"] == 4 * n * k and found["ours"]["optimizer_bytes"] == 8 * n * k
-    assert found["parent"]["activation_bytes"] == 4 * m * k
-    assert found["masked"]["activation_bytes"] == 4 * m * k + 2 * 4 * n * k  # the masked copy of the wide weight
-    assert found["parent"]["index_bytes"] == 0 < found["ours"]["index_bytes"] <= n * k
-    assert found["ours"]["peak_bytes"] is None  # known on a GPU alone
-
-
 # Plans and shapes.
 
 
 def test_plans_leave_out_what_cannot_be() -> None:
     cases = list(suite.Plan(((8, 16), (8, 18)), (1, 2), alphas=(2, 4)).cases())
     assert {(c.k, c.alpha) for c in cases if c.structure == "2:4"} == {(16, 2)}
-    assert len(cases) == 2 * (3 + 2 + 2 + 2) and len(set(cases)) == len(cases)
+    assert len(cases) == 2 * (4 * len(STRUCTURES) - 3) and len(set(cases)) == len(cases)
 
 
 def test_shape_sets_are_the_published_ones() -> None:
@@ -417,38 +219,27 @@ def test_a_table_prints_without_any_library() -> None:
     assert text.splitlines() == ["T", "a     bb", "long   1", "x     22"]
 
 
-# Results that are appended.
+# Under pytest-benchmark.
 
 
-def test_appended_rows_are_whole_and_a_run_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
-    first = Results.resume(path, "s", {"a": (1, 2)})
-    first.append(path, {"x": 1}, {"x": 2})
-    again = Results.resume(path, "s", {"a": (1, 2)})
-    again.append(path, {"x": 3})
-    assert [row["x"] for row in Results.read(path).rows] == [1, 2, 3] == [row["x"] for row in again.rows]
-    with pytest.raises(ValueError, match="move it away"):
-        Results.resume(path, "s", {"a": (1, 3)})
-    with pytest.raises(ValueError, match="expected rows of 't'"):
-        Results.resume(path, "t", {"a": (1, 2)})
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda lines: [*lines, '{"x": 4'], "line 4 is cut"),
-        (lambda lines: [*lines, "[1]"], "line 4 is no row"),
-        (lambda lines: [json.dumps({**json.loads(lines[0]), "schema": 0}), *lines[1:]], "schema 1, got 0"),
-        (lambda lines: ['{"schema": 1}', *lines[1:]], "lacks study"),
-        (lambda lines: ["[]"], "schema 1, got none"),
-    ],
-    ids=["cut", "list", "schema", "header", "no header"],
-)
-def test_damaged_results_are_named(tmp_path: Path, change, says: str) -> None:
-    path = tmp_path / "r.jsonl"
-    Results("s", {}, [{"x": 1}, {"x": 2}]).write(path)
-    path.write_text("\n".join([*change(path.read_text().splitlines()), ""]))
-    for read in (Results.read, lambda p: Results.resume(p, "s", {})):
-        with pytest.raises(ValueError, match=r"r\.jsonl") as caught:
-            read(path)
-        assert says in str(caught.value)
+def test_pytest_benchmark_names_every_case(tmp_path: Path) -> None:
+    """One case through the plug-in itself: its name, its group and the columns that its JSON carries."""
+    out = tmp_path / "out.json"
+    chosen = "test_latency[block-M1-384x512-fp32-dX-fpe/eager]"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        f"bench/latency/test_latency.py::{chosen}",
+        "--benchmark-only",
+        "-p",
+        "no:xdist",
+    ]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of xdist
+    done = subprocess.run(
+        [*command, f"--benchmark-json={out}"], cwd=ROOT, env=alone, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = json.loads(out.read_text())["benchmarks"]
+    assert found["name"] == chosen and found["group"] == "block-M1-384x512-fp32 dX"
+    assert found["extra_info"]["provider"] == "fpe/eager" and found["stats"]["rounds"] == 5

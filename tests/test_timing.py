@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fpe.bench.latency import timing
+from fpe.bench.latency import test_latency, timing
 from fpe.bench.latency.timing import Timing, flusher, interleaved
 
 CLOCK = 2e6
@@ -150,6 +150,70 @@ def test_calls_take_turns_on_a_device_too(stream: Stream) -> None:
 def test_cycles_are_those_of_the_second_wait(stream: Stream) -> None:
     assert timing.cycles_per_millisecond() == pytest.approx(CLOCK, rel=0.01)  # a launch of the first is seen
     assert stream.done.count("hold") == 2
+
+
+# On a CPU, by its clock.
+
+
+class Wall:
+    """The clock of a machine that does nothing else: calls take what they say, milliseconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.done = 0.0, list[str]()
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now / 1e3)
+        monkeypatch.setattr(timing, "flusher", lambda device: lambda: self.pass_("flush", 0.5))
+
+    def pass_(self, name: str, takes: float) -> None:
+        self.done.append(name)
+        self.now += takes
+
+    def call(self, name: str, takes: float) -> Callable[[], None]:
+        return lambda: self.pass_(name, takes)
+
+
+def test_calls_take_turns_and_times_are_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = Wall(monkeypatch)
+    calls = {"slow": wall.call("slow", 10.0), "fast": wall.call("fast", 0.1)}
+    taken = interleaved(calls, "cpu", 0.0, (4, 4))
+    turns = ["slow", "fast", "fast", "slow"] * 2
+    assert wall.done[-16:] == [name for turn in turns for name in ("flush", turn)]
+    assert {name: taken[name].median for name in calls} == pytest.approx({"slow": 10.0, "fast": 0.1})
+    assert taken["slow"].samples == 4 and taken["slow"].eager == taken["slow"].host == taken["slow"].median
+
+
+def test_time_to_spend_sets_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample and the flush before it take 5 ms."""
+    wall = Wall(monkeypatch)
+
+    def samples(seconds: float) -> int:
+        return interleaved({"call": wall.call("call", 4.5)}, "cpu", seconds, (2, 50))["call"].samples
+
+    assert [samples(seconds) for seconds in (0.0, 0.0501, 0.2001, 9.0)] == [2, 10, 40, 50]
+
+
+# The clock of pytest-benchmark.
+
+
+def test_the_device_clock_counts_between_pairs_of_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 4.0, 100.0, 101.0])
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = next(now)
+
+        def record(self) -> None: ...
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, end: "Event") -> float:
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = test_latency.device_clock()
+    assert [clock() for _ in range(4)] == pytest.approx([0.0, 0.004, 0.004, 0.005])
+
+
+# Flushes.
 
 
 class Traffic(TorchDispatchMode):

@@ -11,15 +11,19 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
+from click.testing import CliRunner
 from compiler_double import compile_by_number
 from support import ROOT
 from torch import Tensor
 
+from fpe.bench.cli import cli
 from fpe.bench.gpu import tune
 from fpe.bench.gpu.ahead import Ahead
 from fpe.bench.gpu.tune_jobs import BlockJob, PartitionJob, headline_jobs
 from fpe.bench.latency.timing import Timing
 from fpe.kernels import tables
+from fpe.kernels.block import config as block_config
 from fpe.kernels.device import KNOWN
 from fpe.kernels.partition import config as partition_config
 
@@ -199,3 +203,48 @@ def test_a_table_is_of_one_device(tmp_path: Path) -> None:
         assert partition_config.choose(problem, replace(h200, name="NVIDIA H100 80GB HBM3")) == rule
         assert partition_config.choose(problem, KNOWN[90]) == rule
     tables.tuned.cache_clear()
+
+
+def test_tuner_walks_its_plan_and_writes_a_table_that_the_chooser_reads(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["tune", "--dry-run", "--output", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    table = json.loads((tmp_path / "block_sm80.json").read_text())
+    entries = tables.parse(table, block_config.Config)
+    assert sorted(entry.where["op"] for entry in entries) == ["block_grad", "block_matmul", "block_matmul"]
+    labels = tables.parse(json.loads((tmp_path / "partition_sm80.json").read_text()), partition_config.Config)
+    assert len({(e.where["op"], e.where["transposed"]) for e in labels}) == 6
+    with patch.object(partition_config, "tuned", return_value=labels):
+        problem = partition_config.Problem("split_matmul", 5, 999, 999, False, 2, 4)
+        (entry,) = (e for e in labels if e.fits(problem))
+        assert partition_config.choose(problem, KNOWN[80]) == entry.config
+        assert partition_config.choose(replace(problem, alpha=4), KNOWN[80]) != entry.config
+    assert {"device", "torch", "commit"} <= set(table["provenance"])
+
+
+def test_tuner_discards_what_is_wrong_and_keeps_the_fastest() -> None:
+    job = tune.small(tune.jobs())[0]
+    times = iter([3.0, 1.0, 2.0])
+    entry, _ = tune.tune(job, KNOWN[80], lambda call: next(times), "cpu", 3)
+    tried = [job.choose(job.setup("cpu")[2], KNOWN[80])]
+    assert entry["milliseconds"] == 1.0 and entry["rule_milliseconds"] == 3.0
+    assert entry["config"] != asdict(tried[0])
+    with patch("fpe.bench.accuracy.excess", lambda *a: 2.0), pytest.raises(RuntimeError, match="agrees"):
+        tune.tune(job, KNOWN[80], lambda call: 0.0, "cpu", 3)
+
+
+def test_tuner_draws_what_it_has_no_time_for() -> None:
+    """A limit takes candidates from the whole list, not its beginning, the same ones each time."""
+    job = tune.small(tune.jobs())[0]
+    seen: list[list[dict]] = [[], []]
+    for tried in seen:
+        launch, eager, problem = job.setup("cpu")
+
+        def noting(config: tune.Config, launch=launch, tried=tried) -> torch.Tensor:
+            tried.append(asdict(config))
+            return launch(config=config)
+
+        with patch.object(type(job), "setup", lambda *args, n=noting, e=eager, p=problem: (n, e, p)):
+            tune.tune(job, KNOWN[80], lambda call: 0.0, "cpu", 6)
+    everything = [asdict(c) for c in job.candidates(problem, KNOWN[80])]
+    places = [everything.index(c) for c in seen[0][1:]]
+    assert seen[0] == seen[1] and len(places) == 5 and max(places) > len(everything) / 2

@@ -20,7 +20,7 @@ from fpe.kernels.model import (
     roof_named,
     seconds_of,
 )
-from fpe.kernels.structures import BLOCK, STRUCTURES, TWO_FOUR
+from fpe.kernels.structures import BLOCK, admitted
 
 from ..latency.providers import OURS
 from ..results import Results
@@ -51,7 +51,7 @@ class Layer:
 
     def structures(self) -> tuple[str, ...]:
         """The structures that such a layer can have."""
-        return tuple(s for s in STRUCTURES if s != TWO_FOUR or self.alpha == 2)
+        return admitted(self.alpha)
 
     def __str__(self) -> str:
         return f"{self.n} x {self.k} layer, alpha = {self.alpha}, {self.dtype}"
@@ -243,8 +243,7 @@ def compared_table(
             )
             body.append((structure, row["workload"], *held, *cells))
     columns = ("structure", "workload", f"{tolerance:+.0%} up to", "predicted", "M", "fastest", "measured", "predicted")
-    device, commit = results.provenance["device"], results.provenance["commit"]
-    title = f"Time over the dense parent's of a {layer}; measured on {device} at {commit}, beside the model"
+    title = f"Time over the dense parent's of a {layer}; measured on {results.origin}, beside the model"
     return Table(title, (*columns, "error", "over wide"), body)
 
 

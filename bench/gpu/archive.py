@@ -3,7 +3,10 @@
 import json
 import re
 import tarfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..results import COMMITTED, Results
 
@@ -59,10 +62,10 @@ def merge(path: Path, root: Path = COMMITTED) -> list[Path]:
     """Puts an archive into the committed results of its device; returns what was written.
 
     Units that are there already give way to the archive's; rows say by ``run`` which run made them, and ``runs.jsonl``
-    what that ran with.
+    what that ran with. Each file's provenance then names the commits and days of the runs that its rows are of.
 
     Raises:
-        ValueError: See :func:`read`; or it holds a dry run, several devices, or damaged rows.
+        ValueError: See :func:`read`; or it holds a dry run, several devices, damaged rows, or rows of an unknown run.
     """
     files = read(path)
     made = {n: Results.parse(c.decode(), f"{path}: {n}") for n, c in files.items() if n.endswith(".jsonl")}
@@ -72,19 +75,29 @@ def merge(path: Path, root: Path = COMMITTED) -> list[Path]:
     if any(results.settings.get("dry_run", True) for results in made.values()):
         raise ValueError(f"{path}: it holds a dry run, and nothing that was measured on a GPU")
     folder = root / slug(devices.pop())
-    written = []
     for name, results in made.items():
         target = folder / name
         if target.exists():
             keys = {row["key"] for row in results.rows}
             results.rows[:0] = [row for row in Results.read(target).rows if row["key"] not in keys]
-        written.append(results.write(target))
+    runs = {row["run"]: row for row in made["runs.jsonl"].rows} if "runs.jsonl" in made else {}
+    unknown = {row["run"] for results in made.values() for row in results.rows} - set(runs)
+    if unknown:
+        raise ValueError(f"{path}: expected every run in runs.jsonl, which lacks {min(unknown)}")
+    written = [_of_runs(results, runs).write(folder / name) for name, results in made.items()]
     for name, content in files.items():
         if name.endswith(".json"):
             json.loads(content)
             (folder / name).write_bytes(content)
             written.append(folder / name)
     return written
+
+
+def _of_runs(results: Results, runs: Mapping[str, Mapping[str, Any]]) -> Results:
+    """The results with the commits and days of their rows' runs in their provenance."""
+    of = sorted({row["run"] for row in results.rows})
+    named = {name: ", ".join(dict.fromkeys(runs[run][name] for run in of)) for name in ("commit", "date")}
+    return replace(results, provenance={**results.provenance, **named})
 
 
 def slug(device: str) -> str:

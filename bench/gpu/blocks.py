@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
+from fpe.kernels.structures import BLOCK, TWO_FOUR
 
 from ..latency.problems import Case
 from ..latency.providers import OURS
 from ..latency.suite import Skip
 from .steps import RED
 
-_FAMILIES = {RANDOM: "partition", TWO_FOUR: "semi_structured", BLOCK: "block"}
+_FAMILIES: dict[str, str] = {TWO_FOUR: "semi_structured", BLOCK: "block"}
+"""Whose kernels run a structure; the others run from labels."""
 _OPERATIONS = {
     "partition": ("split_matmul", "merge_matmul", "partition_grad"),
     "semi_structured": ("semi_structured_matmul", "semi_structured_matmul_t", "semi_structured_grad"),
@@ -21,7 +22,7 @@ _OPERATIONS = {
 
 def operations(structure: str, level: str, pass_: str) -> set[tuple[str, str]]:
     """Families and operations that a measurement runs."""
-    first = _FAMILIES[structure]
+    first = _FAMILIES.get(structure, "partition")
     second = "block" if first == "block" else "partition"
     families = {"op": (first,), "layer": (first,), "merge": (second,)}.get(level, (first, second))
     if pass_ not in ("forward", "dX", "dW") or level == "mlp":

@@ -17,7 +17,7 @@ from ..latency.providers import find
 from ..latency.shapes import SETS
 from ..latency.suite import call
 from ..latency.timing import flusher
-from . import gate
+from . import gate, guard
 from .checks import checks
 
 MARKER = "linspace"
@@ -33,7 +33,8 @@ def watch(
     """Runs a command that starts processes of its own, and leaves none of them behind.
 
     A tool that is killed does not take what it watches with it, which would go on holding the device. Both are put into
-    a process group of their own, and what is left of the group is killed when the command ends, however it does.
+    a process group of their own, and what is left of the group is killed when the command ends, however it does; also
+    where this process is killed: the group's leader is a guard that notices (:mod:`fpe.bench.gpu.guard`).
 
     Args:
         command: Program and arguments.
@@ -41,15 +42,16 @@ def watch(
         environment: Instead of this process's.
 
     Returns:
-        Status and output, as :func:`subprocess.run` does.
+        Status and output, as :func:`subprocess.run` does; a signal that ended it counts as 128 and its number.
 
     Raises:
         TimeoutExpired: It took longer; ``output`` holds what it had printed.
     """
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
-    ) as process:
+    pipe, guarded = subprocess.PIPE, [sys.executable, guard.__file__, *command]
+    told, held = os.pipe()  # one of Popen's would be closed by communicate()
+    with os.fdopen(held, "wb"), os.fdopen(told) as stdin, subprocess.Popen(
+        guarded, stdin=stdin, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
+    ) as process:  # fmt: skip
         try:
             output, errors = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:

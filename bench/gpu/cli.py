@@ -17,7 +17,7 @@ from ..table import Table
 from . import archive
 from .lost import LostError
 from .plan import STEPS, promised, walk
-from .steps import Context, Rows, red
+from .steps import Context, Rows, keep, red
 from .supervise import supervise
 
 NAMES = tuple(step.name for step in STEPS)
@@ -121,8 +121,9 @@ def _measure(options: argparse.Namespace, worker: Sequence[str]) -> list[str]:
     made = provenance(options.commit)
     context = Context(device, folder, given["deadline"], given["run"], provenance=made, arch=90, clock=time.time)
     context.providers, context.jobs = tuple(given["providers"]), given["jobs"]
-    runs = context.results("runs")
-    packed = begun
+    runs, packed = context.results("runs"), begun
+    asked = {"minutes": options.minutes, "steps": list(steps)}
+    runs.append(context.path("runs"), {"key": context.run, "run": context.run, **made, **asked})
 
     def pack_now_and_then() -> None:
         nonlocal packed
@@ -136,8 +137,7 @@ def _measure(options: argparse.Namespace, worker: Sequence[str]) -> list[str]:
         else:
             supervise(worker, given, context, pack_now_and_then)
     finally:
-        asked = {"minutes": options.minutes, "steps": list(steps), "seconds": time.time() - begun}
-        runs.append(context.path("runs"), {"key": context.run, "run": context.run, **made, **asked})
+        keep(context, runs, context.run, [{**made, **asked}], time.time() - begun)
         problems = red(context, NAMES)
         text = summary(context, problems)
         print(f"\n{text}")

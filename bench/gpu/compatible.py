@@ -1,19 +1,22 @@
-"""Whether the Triton that is installed compiles what the package launches, and walks ``fpe gpu --dry-run``.
+"""Whether the package imports, compiles and walks ``fpe gpu --dry-run`` with the PyTorch and Triton at hand.
 
-Run as ``python -m fpe.bench.device.compatible``, with another Triton in front on ``PYTHONPATH``.
+Run as ``python -m fpe.bench.gpu.compatible``, with another Triton or another PyTorch in front on ``PYTHONPATH``.
 """
 
+import platform
 import sys
 from importlib import import_module
 from pkgutil import walk_packages
 from tempfile import TemporaryDirectory
 
+import numpy
+import torch
 import triton
 
 import fpe
 from fpe import bench, kernels
 from fpe.kernels.device import KNOWN
-from fpe.kernels.structures import TWO_FOUR
+from fpe.kernels.structures import BLOCK, STRUCTURES, TWO_FOUR
 
 from ..latency.problems import Case
 from . import cli, warm
@@ -29,14 +32,24 @@ SKIPPED = ("test_latency", "__main__", "compatible")
 """Modules that do more than define something as they are imported, or need a test runner."""
 
 
+def trace() -> int:
+    """Traces an expanded network of each structure whole, as ``torch.compile`` does; returns how many."""
+    for structure in STRUCTURES:
+        dense = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+        wide = fpe.expand(dense, 2, structure=structure, block=(4, 16) if structure == BLOCK else None)
+        torch.compile(wide, fullgraph=True, backend="eager")(torch.randn(3, 64)).sum().backward()
+    return len(STRUCTURES)
+
+
 def main() -> int:
     """Prints what was tried; returns the exit status."""
-    print(f"Triton {triton.__version__}")
+    versions = f"PyTorch {torch.__version__}, Triton {triton.__version__}, NumPy {numpy.__version__}"
+    print(f"{versions}, Python {platform.python_version()}")
     found = {m.name for p in (fpe, kernels, bench) for m in walk_packages(p.__path__, f"{p.__name__}.")}
     names = sorted(name for name in found if not name.endswith(SKIPPED))
     for name in names:
         import_module(name)
-    print(f"{len(names)} modules imported")
+    print(f"{len(names)} modules imported, networks of {trace()} structures traced")
     todo = [launch for case in CASES for level in ("op", "merge") for launch in warm.launches(case, level, ())
             if not (level == "merge" and case.structure == TWO_FOUR)]  # fmt: skip
     bad = 0

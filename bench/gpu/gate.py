@@ -24,8 +24,6 @@ Cast = Callable[[Tensor], Tensor]
 """What a check does to its float64 operands before it computes with them."""
 Run = Callable[[Cast, str], list[Tensor]]
 """Computes a check's results from operands that were cast, by a backend."""
-STRICT = ("triton", "sparse_tensor_core")
-"""Backends whose products are all this package's own: partial sums stay in float32."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +89,12 @@ def _worst(check: Check, ours: list[Tensor], dtype: str, backend: str, device: s
     truth = check.run(lambda t: stored(t).double(), "eager")
     if check.by_yardstick:
         yardstick = check.run(stored, "eager")
-        found = [accuracy.excess_of_triad(*three, dtype) for three in zip(ours, yardstick, truth, strict=True)]
+        found = [
+            accuracy.excess_of_triad(*three, tf32=dtype == "tf32") for three in zip(ours, yardstick, truth, strict=True)
+        ]
         return max(found, default=0.0)
     spread = [t.sqrt() for t in check.run(lambda t: stored(t).double().square(), "eager")]
     terms = check.run(lambda t: (stored(t) != 0).double(), "eager")
-    by_torch = backend not in STRICT or not check.op  # a layer may add its bias to what was stored already
+    by_torch = backend not in accuracy.OWN or not check.op  # a layer may add its bias to what was stored already
     every = zip(ours, truth, spread, terms, strict=True)
     return max((accuracy.excess(*four, dtype, by_torch) for four in every), default=0.0)

@@ -1,8 +1,6 @@
 """The process of ``fpe gpu`` that uses the device: what hangs, crashes or loses the device ends here alone."""
 
 import json
-import os
-import signal
 import sys
 import threading
 import time
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..results import provenance
+from .guard import end_with_the_watcher
 from .lost import LostError
 from .plan import walk
 from .steps import Context
@@ -22,7 +21,8 @@ LOST = 3
 def main(arguments: Sequence[str]) -> int:
     """Walks the plan as the options say, given as one JSON object: see :func:`context_of`.
 
-    Standard input is a pipe that whoever watches holds open: see :func:`end_with_the_watcher`.
+    Standard input is a pipe that whoever watches holds open, see :func:`~fpe.bench.gpu.guard.end_with_the_watcher`:
+    two processes would write the same rows after a restart.
     """
     threading.Thread(target=end_with_the_watcher, daemon=True).start()
     options = json.loads(arguments[0])
@@ -32,12 +32,6 @@ def main(arguments: Sequence[str]) -> int:
         print(f"  the device is lost to this process: {error}", flush=True)
         return LOST
     return 0
-
-
-def end_with_the_watcher() -> None:
-    """Ends this process and its group when the watching one is gone: two would write the same rows after a restart."""
-    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: it returns when the pipe's other end is closed
-    os.killpg(0, signal.SIGKILL)
 
 
 def context_of(options: Mapping[str, Any]) -> Context:

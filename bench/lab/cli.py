@@ -181,7 +181,8 @@ def hazards_command(
 
     An exit status of 1: registers that are touched while a matrix instruction may still use them, shared memory read
     before its barrier or fence, tensor memory read before its wait, matrix instructions that the assembler serialised.
-    Every `fpe lab compile` makes the same search; this one prints what it finds by operation.
+    Every `fpe lab compile` makes the same search; this one prints what it finds by operation. A file that exists keeps
+    its rows of other versions of Triton, other kernels, architectures and operations.
     """
     from rich.console import Console
     from rich.progress import track
@@ -195,14 +196,15 @@ def hazards_command(
         return track(rows, "Compiling", total, console=Console(stderr=True, quiet=as_json))
 
     results = survey.run(architectures or survey.ARCHITECTURES, operations, kernels, jobs, progress)
-    finish(results, output / "hazards.jsonl", survey.table(results), as_json)
+    file = output / "hazards.jsonl"
+    finish(survey.joined(file, results, operations), file, survey.table(results), as_json)
     bad = [row for row in results.rows if row["hazards"]]
     if bad:
         first = f"{bad[0]['case']} on sm_{bad[0]['arch']}: {bad[0]['first_hazard']}"
         raise click.ClickException(f"{len(bad)} of {len(results.rows)} binaries have hazards; the first: {first}")
 
 
-EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse")
+EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse", "pack")
 
 
 @lab.command("execute")

@@ -184,7 +184,7 @@ def read(cubin: bytes, ptx: str, streams: set[tuple[str, int]], multiplies: bool
     """Facts of a binary (:func:`fpe.bench.lab.sass.analyse`), and its hazards: how many of each kind, and the first."""
     code, resources = disassemble(cubin)
     found = hazards.search(*sass.read_sass(code), ptx)
-    facts = sass.analyse(code, resources, streams, multiplies)
+    facts = sass.analyse(code, resources, sass.lines_in_binary(ptx, streams), multiplies)
     return {**facts, "hazards": hazards.counted(found), "first_hazard": found[0].said if found else ""}
 
 

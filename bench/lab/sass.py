@@ -126,6 +126,42 @@ def read_sass(text: str) -> tuple[list[Instruction], dict[str, int]]:
     return instructions, labels
 
 
+PTX_FILE = re.compile(r'^\s*\.file\s+(\d+)\s+(?:"[^"\n]*"\s+)?"([^"\n]+)"', re.MULTILINE)
+PTX_LINE = re.compile(r"^\s*\.loc\s+(\d+)\s+(\d+)")
+PTX_LOAD = re.compile(r"^\s*(?:@\S+\s+)?(?:ld\.global|cp\.async\.c[ag])")
+
+
+def lines_in_binary(ptx: str, source: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Lines that a binary gives for the loads of some source lines.
+
+    Triton writes a load as inline assembly: what stands in for masked elements, then the load itself. From version 3.8
+    on the compiler counts a source line for every line of that text, so that the load seems to stand below its own.
+
+    Args:
+        ptx: What the binary was assembled from.
+        source: File names and lines of the loads in the source.
+
+    Raises:
+        ValueError: A line of the binary is that of such a load and of another.
+    """
+    files = {number: Path(name).name for number, name in PTX_FILE.findall(ptx)}
+    found: dict[tuple[str, int], set[bool]] = {}
+    current, block, began = ("", 0), False, None
+    for line in ptx.splitlines():
+        if "inline asm" in line:
+            block, began = "begin" in line, None
+        elif at := PTX_LINE.match(line):
+            current = (files.get(at[1], at[1]), int(at[2]))
+        elif line.strip().endswith(";"):
+            began = (began or current) if block else current
+            if PTX_LOAD.match(line):
+                found.setdefault(current, set()).add(began in source)
+    twice = sorted(line for line, ours in found.items() if len(ours) > 1)
+    if twice:
+        raise ValueError(f"the binary gives line {twice[0][1]} of {twice[0][0]} for loads of different lines")
+    return {line for line, ours in found.items() if True in ours}
+
+
 def main_loop(instructions: list[Instruction], labels: dict[str, int], multiplies: bool = True) -> range:
     """Positions of the innermost loop with the most matrix instructions; empty where there is none.
 

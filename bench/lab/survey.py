@@ -1,6 +1,7 @@
 """The shipped kernels searched for hazards (:mod:`fpe.bench.lab.hazards`), one row to a binary."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -53,6 +54,36 @@ def run(
         if row["matrix"]
     ]
     return Results("lab-hazards", {"architectures": list(architectures)}, kept)
+
+
+def joined(path: Path, results: Results, operations: Iterable[str] = ()) -> Results:
+    """A file's rows with new ones in the place of those they replace.
+
+    A file holds rows of several versions of Triton and of several trees. A new search replaces what the file has of the
+    same version, tree (``kernels``), architectures and operations; the rest stays.
+
+    Args:
+        path: The file; where there is none the new rows are all.
+        results: Of :func:`run`.
+        operations: What was searched, as :func:`run` takes it.
+    """
+    if not path.exists():
+        return results
+    before, searched = Results.read(path), set(operations)
+    of = {(row["kernels"], row["triton"]) for row in results.rows}
+    architectures = set(results.settings["architectures"])
+
+    def replaced(row: Row) -> bool:
+        name = "2:4" if operation(row).startswith("2:4") else row["op"]
+        same = (row["kernels"], row["triton"]) in of and row["arch"] in architectures
+        return same and (not searched or name in searched)
+
+    kept = [row for row in before.rows if not replaced(row)]
+    first = next((at for at, row in enumerate(before.rows) if replaced(row)), len(before.rows))
+    first = sum(not replaced(row) for row in before.rows[:first])
+    both = sorted(architectures | set(before.settings["architectures"]))
+    settings = {**before.settings, **results.settings, "architectures": both}
+    return Results(results.study, settings, [*kept[:first], *results.rows, *kept[first:]], results.provenance)
 
 
 def table(results: Results, by: tuple[str, ...] = ("kernels", "triton", "arch", "operation")) -> Table:

@@ -16,8 +16,21 @@ import torch
 from .problems import AbsentError
 from .timing import Call
 
-Counter = Callable[[], float]
-"""Joules that the device has taken since some time in the past."""
+
+class Reading(NamedTuple):
+    """What the counter shows.
+
+    Attributes:
+        seconds: Of the host's clock, taken with the counter: a host that is interrupted between the two would charge a
+            call for more or less than its own time.
+        joules: That the device has taken since some time in the past.
+    """
+
+    seconds: float
+    joules: float
+
+
+Counter = Callable[[], Reading]
 BATCH = 0.02
 """Seconds of calls, roughly, between two readings."""
 PATIENCE = 5.0
@@ -85,7 +98,12 @@ def nvml_counter(device: str = "cuda") -> Counter:
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except nvml.NVMLError as error:
         raise AbsentError(f"NVML does not tell this device's energy: {error}") from error
-    return lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+
+    def read() -> Reading:
+        joules = nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+        return Reading(time.perf_counter(), joules)
+
+    return read
 
 
 def _of(call: Call, read: Counter, seconds: float) -> Energy:
@@ -102,20 +120,21 @@ def _of(call: Call, read: Counter, seconds: float) -> Energy:
 
     start = repeat(2)
     batch = max(1, round(BATCH / max(repeat(1) - start, 1e-9)))
-    begun, first = _next_move(lambda: repeat(batch), read)
+    begun = _next_move(lambda: repeat(batch), read)
     count = 0
-    while repeat(batch) - begun < seconds:
+    while repeat(batch) - begun.seconds < seconds:
         pass
-    ended, last = _next_move(lambda: repeat(batch), read)
-    return Energy((last - first) / count, (last - first) / (ended - begun), count, ended - begun)
+    ended = _next_move(lambda: repeat(batch), read)
+    taken, joules = ended.seconds - begun.seconds, ended.joules - begun.joules
+    return Energy(joules / count, joules / taken, count, taken)
 
 
-def _next_move(step: Callable[[], float], read: Counter) -> tuple[float, float]:
-    """Repeats a step, which returns the time, until the counter moves; that time, and what it shows then."""
-    before = read()
-    begun = now = step()
-    while (joules := read()) == before:
-        if now - begun > PATIENCE:
+def _next_move(step: Callable[[], object], read: Counter) -> Reading:
+    """Repeats a step until the counter moves; returns what it shows then."""
+    first = now = read()
+    while now.joules == first.joules:
+        if now.seconds - first.seconds > PATIENCE:
             raise AbsentError(f"the energy counter did not move in {PATIENCE} seconds")
-        now = step()
-    return now, joules
+        step()
+        now = read()
+    return now

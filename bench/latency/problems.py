@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fpe
-from fpe.kernels.structures import BLOCK, TWO_FOUR
+from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 QUADS = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 0]])
@@ -94,7 +94,10 @@ def _labels(case: Case, generator: torch.Generator, device: str) -> Tensor:
     if case.structure == TWO_FOUR:
         choice = torch.randint(len(QUADS), (n, -(-k // 4)), generator=generator, device=device)
         return QUADS.to(device, torch.uint8)[choice].flatten(1)[:, :k].contiguous()
-    return torch.randint(alpha, (n, k), generator=generator, device=device, dtype=torch.uint8)
+    if case.structure == RANDOM:
+        return torch.randint(alpha, (n, k), generator=generator, device=device, dtype=torch.uint8)
+    host = torch.Generator().manual_seed(generator.initial_seed())
+    return fpe.Partition.of(case.structure, n, k, alpha, generator=host).labels.to(device)  # type: ignore[arg-type]
 
 
 class AbsentError(Exception):

@@ -1,7 +1,7 @@
 """Who is measured: one expanded layer's function as different programs run it, on the same weights and labels."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import nn
@@ -37,11 +37,11 @@ class Provider:
     merges: tuple[str, ...] = STRUCTURES
     trains: bool = True
     exact: bool = True
-    candidate: tuple[str, ...] = ("", "", "")
+    candidate: Mapping[str, str] = field(default_factory=dict)
 
     def predicted_as(self, structure: str) -> str:
         """The cost model's name for it, or nothing."""
-        return self.candidate[STRUCTURES.index(structure)]
+        return self.candidate.get(structure, "")
 
 
 def find(names: tuple[str, ...] = ()) -> list[Provider]:
@@ -88,24 +88,34 @@ OURS = "fpe/"
 
 def _ours(name: str) -> Provider:
     """The package's layer with a backend insisted on, or with ``"auto"``."""
-    runs_as = tuple(
-        backends[name].in_model if name in backends else "" for backends in (SPLIT, SEMI_STRUCTURED, BLOCKS)
-    )
+    families = {structure: {TWO_FOUR: SEMI_STRUCTURED, BLOCK: BLOCKS}.get(structure, SPLIT) for structure in STRUCTURES}
+    runs_as: dict[str, str] = {
+        structure: backends[name].in_model for structure, backends in families.items() if name in backends
+    }
     build = partial(expanded, backend=name)
     if name in SPLIT or name == "auto":
         return Provider(OURS + name, build, candidate=runs_as)
     return Provider(OURS + name, build, (TWO_FOUR,), (RANDOM, TWO_FOUR), candidate=runs_as)
 
 
+def _always(name: str) -> dict[str, str]:
+    return dict.fromkeys(STRUCTURES, name)
+
+
 PROVIDERS: dict[str, Provider] = {
     p.name: p
     for p in (
-        Provider("parent", lambda p, bias: dense_layer(p.weight, bias), exact=False, candidate=("parent",) * 3),
-        Provider("wide", lambda p, bias: dense_layer(p.wide, bias), candidate=("wide dense",) * 3),
+        Provider("parent", lambda p, bias: dense_layer(p.weight, bias), exact=False, candidate=_always("parent")),
+        Provider("wide", lambda p, bias: dense_layer(p.wide, bias), candidate=_always("wide dense")),
         Provider("masked", _masked),
         *(_ours(name) for name in ("auto", *MERGE)),
         Provider(
-            "torch.sparse 2:4", peers.semi_structured, (TWO_FOUR,), (), trains=False, candidate=("", "torch.sparse", "")
+            "torch.sparse 2:4",
+            peers.semi_structured,
+            (TWO_FOUR,),
+            (),
+            trains=False,
+            candidate={TWO_FOUR: "torch.sparse"},
         ),
         Provider("torch BSR", peers.bsr, (BLOCK,), (), trains=False),
         Provider("blksprs", peers.blksprs, (BLOCK,), (), trains=False),

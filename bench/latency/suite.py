@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fpe
 from fpe.kernels import UnsupportedError, model
-from fpe.kernels.structures import BLOCK, STRUCTURES, TWO_FOUR
+from fpe.kernels.structures import BLOCK, STRUCTURES, admitted
 from fpe.partition import Structure
 
 from ..costs import memory
@@ -304,7 +304,7 @@ class Plan:
             for n, k in self.shapes:
                 for alpha in self.alphas:
                     for structure in self.structures:
-                        if structure == TWO_FOUR and (alpha != 2 or k % 4):
+                        if structure not in admitted(alpha, k):
                             continue
                         case = Case(1, n, k, alpha, structure, dtype, self.block)
                         yield from (replace(case, m=m) for m in self.rows)

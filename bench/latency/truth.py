@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,10 @@ from fpe.layers import ExpandedLinear
 
 from .. import accuracy
 from .problems import Problem
-from .providers import Provider
+from .providers import OURS, Provider
 
 SAMPLED = 16
 """Rows of a result that are compared, spread over all; every element must be a number."""
-STRICT = ("fpe/triton", "fpe/sparse_tensor_core")
-"""Providers whose products are all this package's own."""
 
 
 class WrongResultError(ValueError):
@@ -66,7 +65,7 @@ class Truth:
         if name == "dW":
             ours, kept = as_wide(module, ours)
             expected = _where(expected, kept[expected.rows])
-        by_torch = provider.name not in STRICT or self.level == "layer"
+        by_torch = provider.name.removeprefix(OURS) not in accuracy.OWN or self.level == "layer"
         error = accuracy.excess(ours[expected.rows], *expected[1:], self.problem.case.dtype, by_torch)
         if not error <= 1:
             raise WrongResultError(f"{name} is off by {error:.3g} times the error allowed")
@@ -86,9 +85,7 @@ class Truth:
             wide = wide_weight(self.problem, self.level)
             left, right = (x, wide.T) if name == "forward" else (dy, wide)
         rows = torch.linspace(0, len(left) - 1, min(SAMPLED, len(left)), device=left.device).round().long()
-        left, right = left[rows].double(), right.double()
-        terms = (left != 0).double() @ (right != 0).double()
-        return Expected(rows, left @ right, (left.square() @ right.square()).sqrt(), terms)
+        return Expected(rows, *accuracy.expected(partial(torch.matmul, left[rows], right)))
 
 
 def wide_weight(problem: Problem, level: str) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import fpe
+from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR, admitted
 
 from ..results import Results
 from ..table import Table
@@ -27,11 +28,11 @@ ROWS = (1, 16, 256)
 
 EXPANSIONS: dict[str, dict[str, Any]] = {
     "random auto": {},
-    "2:4 auto": {"structure": "2:4"},
-    "4x16 auto": {"structure": "block", "block": (4, 16)},
+    "2:4 auto": {"structure": TWO_FOUR},
+    "4x16 auto": {"structure": BLOCK, "block": (4, 16)},
     "random magnitude": {"resparsify": "magnitude"},
     "random partition": {"resparsify": "partition"},
-    "4x16 partition": {"structure": "block", "block": (4, 16), "resparsify": "partition"},
+    "4x16 partition": {"structure": BLOCK, "block": (4, 16), "resparsify": "partition"},
 }
 """Options of :func:`fpe.expand` by name; between them they hold every kind of layer."""
 
@@ -55,7 +56,7 @@ class Case:
 
 def cases(rows: Sequence[int] = ROWS, alpha: int = 2) -> list[Case]:
     """Every model in every expansion; 2:4 is for two children."""
-    names = [name for name in EXPANSIONS if alpha == 2 or not name.startswith("2:4")]
+    names = [name for name, how in EXPANSIONS.items() if how.get("structure", RANDOM) in admitted(alpha)]
     return [Case(sizes, name, m, alpha) for sizes in SIZES for name in names for m in rows]
 
 

@@ -13,10 +13,11 @@ import fpe
 
 from ..costs.ledger import layer_ledger
 from ..results import Results, provenance
-from ..studies import boolean, vision
+from ..studies import boolean, boolean_drawn, vision
+from ..studies.drawing import svg
 from ..table import Table
 from . import costs, figures, summary
-from .committed import FIGURES, LLM_LAYER, TABLES
+from .committed import FIGURES, LLM_LAYER, STUDIES, TABLES
 
 T = TypeVar("T")
 
@@ -24,11 +25,9 @@ SHOWN_FIGURES = (
     *("traffic", "budget", "hidden", "widths", "vision-sweep"),
     *("boolean-sweep", "boolean-heatmap", "boolean-features"),
 )
-SHOWN_TABLES = (
-    *("boolean", "boolean-sensitivity", "by-width", "two-four", "controls", "rewiring", "deep", "many-classes"),
-    *("hidden", "cnn", "transformer", "traffic", "compiled"),
-)
-"""What the page shows of the committed results, by name."""
+"""Committed figures on the page, by name."""
+PLACED = ("boolean", "boolean-sensitivity", "by-width", "traffic", "compiled")
+"""Committed tables that stand at places of their own on the page, by name; those of all studies follow one another."""
 
 BOOLEAN_DEMO = replace(boolean.Choices(), epochs=100)
 """The case study at a length that two cores finish in a minute or two; the committed results have the full one."""
@@ -56,7 +55,7 @@ def build(
         results.write(output / f"report-{results.study}.jsonl")  # the studies' own files are longer runs
 
     ledgers = _ledgers(real, seed)
-    tables = [summary.boolean(case.results), summary.vision(real)]
+    tables = [boolean_drawn.table(case.results), vision.table(real)]
     tables += [summary.ledger(ledgers["dense"], after, name) for name, after in ledgers.items() if name != "dense"]
     tables.append(summary.formats(*LLM_LAYER))
     page = output / "report.html"
@@ -88,19 +87,20 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     drawn = {
-        **{f"boolean_{name}": figure for name, figure in figures.boolean_figures(case).items()},
-        "vision": figures.vision_accuracy(real),
+        **{f"boolean_{name}": figure for name, figure in boolean_drawn.figures(case).items()},
+        "vision": vision.accuracy_figure(real),
         "ledger": figures.ledger_bars(ledgers),
         "formats": figures.format_bars(*LLM_LAYER),
     }
     drawn |= {name.replace("-", "_"): made for name in SHOWN_FIGURES if (made := _if_there(FIGURES[name]))}
     return environment.get_template("page.html.j2").render(
-        figures={name: figures.svg(figure) for name, figure in drawn.items()},
+        figures={name: svg(figure) for name, figure in drawn.items()},
         boolean=tables[0],
         vision=tables[1],
         ledgers=tables[2:-1],
         formats=tables[-1],
-        committed={name.replace("-", "_"): _if_there(TABLES[name]) for name in SHOWN_TABLES},
+        committed={name.replace("-", "_"): _if_there(TABLES[name]) for name in PLACED},
+        studies=[table for name in STUDIES if name not in PLACED and (table := _if_there(STUDIES[name]))],
         choices=case.results.settings,
         real=real.settings,
         headline=_headline(case.results, real),

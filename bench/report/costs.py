@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from fpe.kernels.model import INFERENCE, PUBLISHED, TRAINING, Roof, best, crossover, layer_candidates
-from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
+from fpe.kernels.model import ASSUMED, INFERENCE, PUBLISHED, TRAINING, Roof, best, crossover, layer_candidates
+from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR
 
 from ..costs import memory, verdict
 from ..costs.verdict import Layer
 from ..latency.problems import Case, Problem
 from ..latency.providers import OURS, PEERS, PROVIDERS
 from ..results import COMMITTED, Results
+from ..studies.drawing import figure, svg
 from ..table import Table
-from .figures import figure, svg
 
 LAYER = Layer()
 """The layer that is drawn: the second one of an 8B language model's MLP, which ``fpe gpu`` measures first."""
@@ -29,7 +29,8 @@ SHOWN_GPU = "h200"
 """Whose published roofs stand in where nothing was measured."""
 GPUS = ("a100", "a6000", "4090", "h100", "h200", "b200", "5090")
 ROWS = tuple(2**e for e in range(15))
-COLOURS = {RANDOM: "#2a7de1", TWO_FOUR: "#2f9e44", BLOCK: "#9c36b5", "parent": "#212529", "wide": "#868e96"}
+COLOURS: dict[str, str] = {**dict.fromkeys(STRUCTURES, "#e8590c")}
+COLOURS |= {RANDOM: "#2a7de1", TWO_FOUR: "#2f9e44", BLOCK: "#9c36b5", "parent": "#212529", "wide": "#868e96"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Measured:
         """Provenance, for captions."""
         p = self.latency.provenance
         versions = ", ".join(f"{name} {p[name]}" for name in ("torch", "triton", "driver") if name in p)
-        return f"Measured on {p['device']} at commit {p['commit']} with {versions}; bench/results/{self.folder.name}/."
+        return f"Measured on {self.latency.origin} with {versions}; bench/results/{self.folder.name}/."
 
     def rows(self, step: str) -> list[dict[str, Any]]:
         """Rows of another step, none where it was not run."""
@@ -136,14 +137,18 @@ def roofs_table() -> Table:
 
 def shares_table(roof: Roof) -> Table:
     """What each implementation is taken to reach of a roof."""
-    rows = [(name, f"{s.bandwidth:.0%}", f"{s.arithmetic:.0%}") for name, s in roof.shares.items()]
+    fitted = {name: share != ASSUMED[name] for name, share in roof.shares.items()}
+    rows = [
+        (f"{name}{', measured' * fitted[name]}", f"{s.bandwidth:.0%}", f"{s.arithmetic:.0%}")
+        for name, s in roof.shares.items()
+    ]
     reach = (
         f"a copy, a GEMM; of the {roof.source} figures",
         f"{roof.reach.bandwidth:.0%}",
         f"{roof.reach.arithmetic:.0%}",
     )
-    assumed = "assumed" if "measured shares" not in roof.basis else "measured"
-    return Table(f"Shares of the roof, {assumed}", ("implementation", "bandwidth", "arithmetic"), [reach, *rows])
+    title = f"Shares of the roof, assumed{' unless marked' * any(fitted.values())}"
+    return Table(title, ("implementation", "bandwidth", "arithmetic"), [reach, *rows])
 
 
 def peers_table(device: Measured | None) -> Table | None:
@@ -164,6 +169,23 @@ def peers_table(device: Measured | None) -> Table | None:
         rows.append((*(str(part) for part in key), f"{1e3 * by['parent']:.1f}", f"{ours / by['parent']:.2f}", *peers))
     columns = ("layer", "structure", "alpha", "dtype", "M", "parent us", "ours", "wide", *PEERS)
     return Table("Forward, time over the parent's", columns, rows)
+
+
+def energy_table(device: Measured | None) -> Table | None:
+    """Energy of a forward of the parent, the wide layer and ours, where it was measured."""
+    joules: dict[tuple, dict[str, float]] = {}
+    for row in device.rows("energy") if device else []:
+        if "joules" in row:
+            key = f"{row['N']}x{row['K']}", row["structure"], row["alpha"], row["dtype"], row["M"]
+            joules.setdefault(key, {})[row["provider"]] = row["joules"]
+    who = ("parent", "wide", "fpe/auto")
+    rows = []
+    for key, by in joules.items():
+        if set(who) <= set(by):
+            over = [f"{by[name] / by['parent']:.2f}" for name in who[1:]]
+            rows.append((*(str(part) for part in key), f"{1e3 * by['parent']:.3g}", *over))
+    columns = ("layer", "structure", "alpha", "dtype", "M", "parent mJ", "wide over parent", "ours over parent")
+    return Table("Energy of a forward by the device's own counter", columns, rows) if rows else None
 
 
 def memory_table() -> Table:
@@ -398,7 +420,10 @@ def section(device: Measured | None = None) -> dict[str, Any]:
     return {
         "sentences": verdict.sentences(LAYER, rows, name, "measured" if device else roof.basis, 0.10),
         "drawings": [(svg(drawn), caption) for drawn, caption in drawings],
-        "tables": [t for t in (verdict_summary(device), crossover_table(), memory_table(), peers_table(device)) if t],
+        "tables": [
+            *(verdict_summary(device), crossover_table(), memory_table()),
+            *(t for t in (peers_table(device), energy_table(device)) if t),
+        ],
         "details": [traffic_table(device), roofs_table(), shares_table(roof)],
         "assumptions": verdict.assumptions(roof),
     }

@@ -6,8 +6,8 @@ A document holds marked places, ``<!-- table: boolean -->`` ... ``<!-- end -->``
 import re
 from pathlib import Path
 
+from ..studies.drawing import save
 from ..table import Table
-from . import figures
 from .committed import FIGURES, TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def refresh() -> list[Path]:
         path = ROOT / name
         path.write_text(fill(path.read_text()))
         written.append(path)
-    written += [figures.save(draw(), ROOT / "docs/figures" / f"{name}.svg") for name, draw in FIGURES.items()]
+    written += [save(draw(), ROOT / "docs/figures" / f"{name}.svg") for name, draw in FIGURES.items()]
     return written
 
 

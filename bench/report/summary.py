@@ -4,69 +4,8 @@ import re
 
 from fpe.kernels.model import bytes_by_format, relative
 
-from ..results import Results, mean_and_spread
-from ..studies import boolean as boolean_study
-from ..studies import published
+from ..results import Results
 from ..table import Table
-
-
-def boolean(results: Results) -> Table:
-    """The case study beside the paper's figures."""
-    rows = []
-    for condition, group in _by(results, "condition"):
-        paper = published.BOOLEAN.get(condition)
-        rows.append(
-            (
-                condition,
-                "-" if paper is None else f"{paper:.1f}",
-                _accuracy(group["test_accuracy"]),
-                f"{group['clause_capacity'].mean():.3f}",
-                f"{group['cosine_similarity'].mean():+.3f}",
-                f"{group['neurons'].iloc[0]}",
-                f"{group['nonzeros'].iloc[0]}",
-            )
-        )
-    settings = results.settings
-    title = f"Boolean case study, {settings['epochs']} + {settings['epochs']} epochs, {settings['trials']} trials"
-    columns = ("condition", "paper %", "test %", "capacity/clause", "cosine", "neurons", "non-zeros")
-    return Table(title, columns, rows)
-
-
-def sensitivity(results: Results) -> Table:
-    """Test accuracy as each unpublished choice moves."""
-    rows = []
-    for change, group in _by(results, "change"):
-        by = group.groupby("condition")["test_accuracy"]
-        rows.append((change, *(_accuracy(by.get_group(c)) for c in boolean_study.CONDITIONS)))
-    columns = ("change", *(f"{condition} %" for condition in boolean_study.CONDITIONS))
-    return Table("Boolean case study: one choice moved at a time", columns, rows)
-
-
-def vision(results: Results) -> Table:
-    """Accuracy on real data and relative improvement over the dense network trained as long."""
-    frame = results.frame
-    control = frame[frame["condition"] == "dense-continued"].set_index("trial")["test_accuracy"]
-    rows = []
-    for condition, group in _by(results, "condition"):
-        accuracy = group.set_index("trial")["test_accuracy"]
-        improvement = (accuracy - control) / control * 100
-        shown = "-" if condition.startswith("dense") else "{:+.2f} ± {:.2f}".format(*mean_and_spread(improvement))
-        rows.append(
-            (
-                condition,
-                _accuracy(accuracy),
-                shown,
-                f"{group['cosine_similarity'].mean():+.3f}",
-                f"{group['neurons'].iloc[0]}",
-                f"{group['nonzeros'].iloc[0]}",
-            )
-        )
-    settings = results.settings
-    title = (
-        f"{settings['data']}, {settings['neurons']} neurons, alpha = {settings['alpha']}, {settings['epochs']} + "
-        f"{settings['epochs']} epochs, {settings['trials']} trials"
-    )
-    return Table(title, ("condition", "test %", "improvement over dense %", "cosine", "neurons", "non-zeros"), rows)
 
 
 def formats(n: int, k: int, alphas: tuple[int, ...] = (2, 4, 8)) -> Table:
@@ -169,7 +108,3 @@ def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype
 
 def _by(results: Results, column: str) -> list:
     return [(str(name), group) for name, group in results.frame.groupby(column, sort=False)]
-
-
-def _accuracy(values: object) -> str:
-    return "{:.1f} ± {:.1f}".format(*mean_and_spread(values))  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ class Results:
     def frame(self) -> pd.DataFrame:
         """The rows as a data frame."""
         return pd.DataFrame(self.rows)
+
+    @property
+    def origin(self) -> str:
+        """On what it ran, of which commit and when: for titles and captions."""
+        on = f", {self.provenance['date']}" if "date" in self.provenance else ""
+        return f"{self.provenance['device']} at commit {self.provenance['commit']}{on}"
 
     def write(self, path: Path) -> Path:
         """Writes the file aside and renames it; returns its path."""
@@ -133,7 +140,7 @@ class Results:
 
 
 def provenance(commit: str | None = None) -> dict[str, Any]:
-    """Device, versions and commit of this run; with a GPU its driver, CUDA and Triton too.
+    """Device, versions, commit and day (UTC) of this run; with a GPU its driver, CUDA and Triton too.
 
     Args:
         commit: Of the code, where it runs outside its repository; else git is asked.
@@ -143,18 +150,13 @@ def provenance(commit: str | None = None) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit or _commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     if torch.cuda.is_available():
         import triton
 
         found |= {"triton": triton.__version__, "cuda": torch.version.cuda or "none", "driver": _driver()}
     return found
-
-
-def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for a single value)."""
-    array = np.asarray(list(values), dtype=float)
-    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else 0.0
 
 
 def _commit() -> str:

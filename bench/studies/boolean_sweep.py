@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 from torch import nn
 
@@ -17,10 +19,12 @@ from ..table import Table
 from .boolean import Choices, make_data
 from .conditions import linear_of
 from .dnf import clause_of
+from .drawing import COLOURS, doubling, figure, line
+from .intervals import interval
 from .protocol import Data
 from .stack import Stack, classification_loss, epochs_of
-from .sweep import Study
-from .tables import interval
+from .study import committed
+from .sweep import Sweep
 
 CLAUSES = (3, 6, 8, 10, 15, 20, 25, 32)
 """The counts of the paper's tables."""
@@ -172,7 +176,71 @@ def regressions(results: Results) -> Table:
     return Table("Relative improvement in percent, regressed", ("split: on", "slope", "R²", "networks"), rows)
 
 
-STUDY = Study(
+def lines(results: Results) -> Figure:
+    """Relative improvement by clauses at 8 neurons, and by neurons at 8 clauses."""
+    made, (left, right) = figure(9.2, 3.6, 2)
+    gained = gains(results)
+    for condition in ("random", "clause"):
+        kind = gained[gained["condition"] == condition]
+        colour = COLOURS[condition]
+        line(left, kind[kind["neurons"] == 8], "clauses", colour, f"{condition} split")
+        line(right, kind[kind["clauses"] == 8], "neurons", colour, f"{condition} split")
+    left.set(xlabel="clauses", ylabel="improvement over dense, %", title="8 neurons")
+    right.set(xlabel="neurons", title="8 clauses")
+    doubling(right)
+    for axis in (left, right):
+        axis.axhline(0, color="#adb5bd", linewidth=1)
+        axis.legend(frameon=False, fontsize=8)
+    return made
+
+
+def heatmap(results: Results) -> Figure:
+    """Mean relative improvement of every number of clauses and neurons, a panel for each split."""
+    made, axes = figure(9.2, 3.4, 2)
+    gained = gains(results)
+    by_split = {c: rows.pivot_table("relative", "neurons", "clauses") for c, rows in gained.groupby("condition")}
+    limit = max(float(np.nanmax(np.abs(grid.to_numpy()))) for grid in by_split.values())
+    for axis, condition in zip(axes, ("random", "clause"), strict=True):
+        grid = by_split[condition]
+        axis.imshow(grid, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+        for (y, x), value in np.ndenumerate(grid.to_numpy()):
+            shade = "white" if abs(value) > 0.6 * limit else "#212529"
+            if not np.isnan(value):
+                axis.text(x, y, f"{value:+.0f}", ha="center", va="center", fontsize=8, color=shade)
+        axis.set_xticks(range(len(grid.columns)), [f"{c}" for c in grid.columns])
+        axis.set_yticks(range(len(grid.index)), [f"{n}" for n in grid.index])
+        axis.set(xlabel="clauses", title=f"{condition} split, improvement over dense, %")
+        axis.spines[:].set_visible(False)
+    axes[0].set_ylabel("neurons")
+    return made
+
+
+def features(results: Results) -> Figure:
+    """Capacity and cosine by clauses at 8 neurons, and the gain of every network against the change of both."""
+    made, axes = figure(9.2, 6.4, 2, 2)
+    gained = gains(results)
+    for condition, rows in gained.groupby("condition"):
+        colour, eight = COLOURS[str(condition)], rows[rows["neurons"] == 8]
+        line(axes[0], eight, "clauses", colour, f"{condition} split", "capacity_ratio")
+        line(axes[1], eight, "clauses", colour, f"{condition} split", "cosine_similarity")
+        for axis, column in ((axes[2], "capacity_ratio"), (axes[3], "cosine_change")):
+            fit = stats.linregress(rows[column], rows["relative"])
+            ends = np.array([rows[column].min(), rows[column].max()])
+            axis.scatter(rows[column], rows["relative"], s=7, color=colour, alpha=0.5, linewidth=0)
+            label = f"{condition}: R² = {fit.rvalue**2:.2f}"
+            axis.plot(ends, fit.intercept + fit.slope * ends, color=colour, linewidth=2, label=label)
+    dense = gained[(gained["condition"] == "random") & (gained["neurons"] == 8)]
+    line(axes[1], dense, "clauses", COLOURS["dense"], "dense", "cosine_similarity_control")
+    axes[0].set(xlabel="clauses", ylabel="capacity of a clause, times dense", title="8 neurons")
+    axes[1].set(xlabel="clauses", ylabel="mean cosine of two neurons", title="8 neurons")
+    axes[2].set(xlabel="capacity of a clause, times dense", ylabel="improvement over dense, %")
+    axes[3].set(xlabel="fall of the mean cosine", ylabel="improvement over dense, %")
+    for axis in axes:
+        axis.legend(frameon=False, fontsize=8)
+    return made
+
+
+SWEEP: Sweep = Sweep(
     "boolean-sweep",
     "Learn formulas of 3 to 32 clauses with 4 to 32 neurons: dense, random split, clause split.",
     "boolean-sweep",
@@ -182,4 +250,14 @@ STUDY = Study(
     table,
     [Cell(condition, clauses=3) for condition in ("dense-continued", "random", "clause")],
     {"trials": 2, "epochs": 1, "samples": 2000},
+    tables={
+        "boolean-sweep": lambda: SWEEP.shown("boolean-sweep"),
+        "boolean-regressions": lambda: regressions(committed("boolean-sweep")),
+    },
+    figures={
+        "boolean-sweep": lambda: lines(committed("boolean-sweep")),
+        "boolean-heatmap": lambda: heatmap(committed("boolean-sweep")),
+        "boolean-features": lambda: features(committed("boolean-sweep")),
+    },
 )
+STUDIES = (SWEEP,)

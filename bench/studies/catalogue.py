@@ -1,14 +1,18 @@
 """The studies on multi-layer perceptrons, as lists of cells. Those of one data set share a file: a cell runs once."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fpe import resparsify
+from fpe.kernels.structures import TWO_FOUR
 
+from . import figures as drawn_as
 from . import published
+from . import tables as shown_as
 from .conditions import CONTINUED, DENSE, DROPCONNECT, FRESH, OVERLAPPING, STATIC, WIDE
 from .mlp import Cell, DeepSettings, Settings, run_cell
-from .sweep import Study
-from .tables import perceptrons
+from .study import committed
+from .sweep import Sweep
 
 PAPERS = "random magnitude"
 """The paper's own expansion: a random split, one magnitude ranking over both layers."""
@@ -31,7 +35,7 @@ def budget() -> list[Cell]:
     """Every policy on every structure to 32 neurons; at 64, and at alpha = 4 beyond 8, the ones worth comparing."""
     cells = _controls((8, 4, 16, 32, 64))
     for alpha, widths in ((2, (8, 4, 16, 32)), (4, (8, 4))):
-        masks = ("random", "shared", "2:4") if alpha == 2 else ("random", "shared")  # 2:4 is for two children
+        masks = ("random", "shared", TWO_FOUR) if alpha == 2 else ("random", "shared")  # 2:4 is for two children
         for neurons in widths:
             blocks = [b for b in BLOCKS if b != "64x64" or (neurons, alpha) == (8, 2) or neurons > 16]  # else as 16x64
             cells += [Cell(f"{m} {p}", neurons, alpha) for m in masks for p in ("magnitude", "input", "partition")]
@@ -93,6 +97,11 @@ def rewiring() -> list[Cell]:
     return cells
 
 
+CIFAR100 = "mlp-cifar100_lite2_512"
+"""Committed rows of the perceptrons on CIFAR-100 features; the other files' names say theirs."""
+FASHION = "mlp-fashion-mnist"
+
+
 def _study(
     name: str,
     about: str,
@@ -100,17 +109,20 @@ def _study(
     small: Sequence[Cell],
     rows_in: str = "mlp",
     settings: type = Settings,
-) -> Study:
-    return Study(
+    **drawn: Any,
+) -> Sweep:
+    """A sweep of perceptrons; ``drawn`` are its tables and figures."""
+    return Sweep(
         name,
         about,
         rows_in,
         settings,
         cells,
         run_cell,
-        lambda results, shown: perceptrons(results, shown, name.capitalize()),
+        lambda results, shown: shown_as.perceptrons(results, shown, name.capitalize()),
         small,
         {"trials": 2, "epochs": 1, "batch": 128, "data": "digits"},
+        **drawn,
     )
 
 
@@ -120,18 +132,35 @@ STUDIES = (
         "Compare every policy that pays for the wider layer, on every structure of the masks.",
         budget,
         [Cell(c, 4) for c in (CONTINUED, PAPERS, "2:4 input", "4x16 block", "shared partition")],
+        tables={
+            "budget": lambda: shown_as.by_width(committed(CIFAR100), budget()),
+            "by-width": lambda: shown_as.by_width(committed(CIFAR100), shown_as.CHOICES),
+            "paired": lambda: shown_as.paired(committed(CIFAR100)),
+            "two-four": lambda: shown_as.two_four(committed(CIFAR100)),
+        },
+        figures={"budget": lambda: drawn_as.budget(committed(CIFAR100))},
     ),
     _study(
         "controls",
         "Compare FPE with overlapping children, DropConnect, static sparsity, fresh weights and wider networks.",
         controls,
         [Cell(c, 4) for c in (CONTINUED, PAPERS, OVERLAPPING, DROPCONNECT, STATIC, FRESH, WIDE)],
+        tables={"controls": lambda: shown_as.by_width(committed(CIFAR100), controls())},
     ),
     _study(
         "vision-sweep",
         "Sweep widths, alpha and the time of the split; dense networks of more weights beside them.",
         vision,
         [*_few(4), Cell("gram magnitude", 4), Cell(PAPERS, 4, split=0.0)],
+        tables={
+            "vision-cifar100": lambda: shown_as.by_width(committed(CIFAR100), vision()),
+            "vision-fashion": lambda: shown_as.by_width(committed(FASHION), vision()),
+            "equivalent": lambda: shown_as.equivalent(committed(CIFAR100)),
+        },
+        figures={
+            "widths": lambda: drawn_as.widths([committed(CIFAR100), committed(FASHION)]),
+            "vision-sweep": lambda: drawn_as.vision(committed(CIFAR100)),
+        },
     ),
     _study(
         "deep",
@@ -140,18 +169,28 @@ STUDIES = (
         _few(4, layers=5),
         "deep",
         DeepSettings,
+        tables={"deep": lambda: shown_as.deep(committed("deep-cifar100_lite2_512"))},
     ),
     _study(
         "many-classes",
         "Expand every other one of five layers on a set of many classes (Table A4).",
         many_classes,
         _few(6, layers=5),
+        tables={"many-classes": lambda: shown_as.many_classes(committed("mlp-wordnet1000_minilm_384"))},
     ),
-    _study("hidden", "Expand a pair whose output is as wide as its input.", hidden, _few(8, around=16)),
+    _study(
+        "hidden",
+        "Expand a pair whose output is as wide as its input.",
+        hidden,
+        _few(8, around=16),
+        tables={"hidden": lambda: shown_as.by_width(committed(CIFAR100), hidden())},
+        figures={"hidden": lambda: drawn_as.hidden(committed(CIFAR100))},
+    ),
     _study(
         "rewiring",
         "Let the masks move while training goes on, with random and with gradient regrowth.",
         rewiring,
         [Cell(c, 4, rewire=r) for c in (PAPERS, "4x16 input") for r in ("random", "gradient")],
+        tables={"rewiring": lambda: shown_as.rewiring(committed(CIFAR100))},
     ),
 )

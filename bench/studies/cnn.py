@@ -19,10 +19,10 @@ from ..results import Results
 from ..table import Table
 from .conditions import CONTINUED
 from .data import load_cifar10
+from .intervals import interval
 from .protocol import Data, Training
 from .stack import Stack, classification_loss, epochs_of
-from .sweep import Study
-from .tables import interval
+from .sweep import Sweep
 
 RANDOM = "random"
 PLACES = ("head", "convolution", "both")
@@ -178,7 +178,7 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
     return Table(f"{title}; ± is a 95 % interval", columns, rows)
 
 
-STUDY = Study(
+SWEEP: Sweep = Sweep(
     "cnn",
     "Train a small convolutional network on CIFAR-10 and expand its head, its convolutions, or both.",
     "cnn",
@@ -188,4 +188,6 @@ STUDY = Study(
     table,
     [Cell(condition) for condition in (CONTINUED, "both auto")],
     {"trials": 2, "epochs": 1, "data": RANDOM},
+    tables={"cnn": lambda: SWEEP.shown("cnn-cifar10")},
 )
+STUDIES = (SWEEP,)

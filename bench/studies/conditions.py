@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import dropout, linear
 
 import fpe
+from fpe.kernels.structures import TWO_FOUR
 from fpe.layers import ExpandedLinear
 from fpe.partition import deal
 
@@ -86,7 +87,7 @@ def expansion(name: str, dense: nn.Module, alpha: int, generator: Generator, pai
     Raises:
         ValueError: The name is of another form, or the sizes do not admit it.
     """
-    match = re.fullmatch(r"(random|gram|2:4|shared|(\d+)x(\d+)) (auto|magnitude|input|block|partition)", name)
+    match = re.fullmatch(rf"(random|gram|{TWO_FOUR}|shared|(\d+)x(\d+)) (auto|magnitude|input|block|partition)", name)
     if not match:
         raise ValueError(f"condition: expected '<structure> <policy>' or a control's name, got {name!r}")
     kind, policy = match.group(1), match.group(4)
@@ -103,8 +104,8 @@ def expansion(name: str, dense: nn.Module, alpha: int, generator: Generator, pai
         options["split"] = "gram"
     elif match.group(2):
         options.update(structure="block", block=(int(match.group(2)), int(match.group(3))))
-    elif kind == "2:4":
-        options["structure"] = "2:4"
+    else:
+        options["structure"] = kind
     return fpe.expand(dense, alpha, **options)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cli.options import check_folder, device_option
+from .study import OwnCommand
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -99,3 +100,6 @@ def features_command(
         raise click.ClickException(str(error)) from error
     np.savez(output, X=x, y=y, Xt=x_test, yt=y_test)
     click.echo(f"Features: {output.resolve()}")
+
+
+STUDIES = (OwnCommand("features", features_command),)

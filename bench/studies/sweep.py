@@ -2,16 +2,20 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from joblib import Parallel, delayed
 
+from ..cli.options import common, output_option
+from ..cli.output import GOES_ON, print_json, print_path, print_table, stopping
 from ..cli.progress import progress
 from ..results import Results
 from ..table import Table
+from .study import Study, committed
 
 
 class ImpossibleError(ValueError):
@@ -19,11 +23,10 @@ class ImpossibleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Study:
+class Sweep(Study):
     """A study whose configurations are independent of one another.
 
     Attributes:
-        name: Of its command.
         about: The command's help.
         rows_in: Name of its results. Studies of one name and data share a file, so that a cell runs once.
         settings: What its cells share, a dataclass with defaults; among its fields ``trials``, ``epochs``, ``seed``
@@ -35,7 +38,6 @@ class Study:
         quick: Settings of ``--quick``, by name.
     """
 
-    name: str
     about: str
     rows_in: str
     settings: type
@@ -90,6 +92,48 @@ class Study:
             results.rows.extend(rows)
             results.write(path)
         return path, results, [cell for cell in cells if cell not in impossible]
+
+    def shown(self, rows: str) -> Table:
+        """Its table of all cells, from committed rows by the file's name."""
+        return self.table(committed(rows), list(dict.fromkeys(self.cells())))
+
+    def command(self) -> click.Command:
+        """A command with the study's settings for options."""
+
+        def run(output: Path, quick: bool, jobs: int, seed: int, device: str, as_json: bool, **given: Any) -> None:
+            chosen = {name: value for name, value in given.items() if value is not None}
+            try:
+                with stopping(GOES_ON):
+                    path, results, cells = self.run(output, quick, as_json, jobs, seed=seed, device=device, **chosen)
+            except (OSError, ValueError) as error:
+                raise click.ClickException(str(error)) from error
+            if as_json:
+                print_json(results)
+                return
+            print_table(self.table(results, cells))
+            print_path("Rows", path)
+
+        default = {field.name: field.default for field in fields(self.settings)}
+        options = [
+            click.option(
+                "--trials", type=click.IntRange(1), help=f"Networks of a kind.  [default: {default['trials']}]"
+            ),
+            click.option(
+                "--epochs", type=click.IntRange(1), help=f"Before, and after.  [default: {default['epochs']}]"
+            ),
+            click.option(
+                "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes side by side."
+            ),
+            click.option("--quick", is_flag=True, help="A few steps of small networks: to see that it runs."),
+            output_option(),
+        ]
+        if "data" in default:
+            options.insert(0, click.option("--data", help="A data set's name or path.  [default: what is installed]"))
+        command = common(run)
+        for option in reversed(options):
+            command = option(command)
+        text = f"{self.about}\n\nA run that was cut goes on where it stopped; rows of other settings are refused."
+        return click.command(self.name, help=text)(command)
 
     def path(self, folder: Path, quick: bool, settings: Any) -> Path:
         """The study's file in a folder."""

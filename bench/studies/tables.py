@@ -4,32 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
 from ..results import Results
 from ..table import Table
 from . import published
 from .conditions import CONTINUED, DENSE
+from .intervals import interval
 from .mlp import Cell
-
-
-def mean_and_half(values: npt.ArrayLike) -> tuple[float, float]:
-    """Mean and half the width of its 95 % confidence interval (Student's t); 0 of a single value."""
-    array = np.asarray(values, dtype=float)
-    if len(array) < 2:
-        return float(array.mean()), 0.0
-    return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
-
-
-def interval(values: npt.ArrayLike, places: int = 1, sign: str = "") -> str:
-    """Mean and half its 95 % confidence interval (Student's t); the mean alone of one value, a dash of none."""
-    count = np.size(values)
-    if not count:
-        return "-"
-    mean, half = mean_and_half(values)
-    return f"{mean:{sign}.{places}f} ± {half:.{places}f}" if count > 1 else f"{mean:{sign}.{places}f}"
 
 
 def against_control(results: Results) -> pd.DataFrame:

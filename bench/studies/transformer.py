@@ -19,10 +19,10 @@ from ..results import Results
 from ..table import Table
 from . import conditions
 from .conditions import CONTINUED, WIDE
+from .intervals import interval
 from .protocol import Training
 from .stack import Stack, classification_loss
-from .sweep import Study
-from .tables import interval
+from .sweep import Sweep
 
 CONTEXT = 64
 """Characters that the model sees."""
@@ -209,7 +209,7 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
     return Table(f"{title}; ± is a 95 % interval", columns, rows)
 
 
-STUDY = Study(
+SWEEP: Sweep = Sweep(
     "transformer",
     "Train a small transformer on the Python language reference and expand its MLPs.",
     "transformer",
@@ -219,4 +219,6 @@ STUDY = Study(
     table,
     [Cell(condition, 8) for condition in (CONTINUED, "random magnitude")],
     {"trials": 2, "epochs": 1, "batch": 2},
+    tables={"transformer": lambda: SWEEP.shown("transformer")},
 )
+STUDIES = (SWEEP,)

@@ -4,18 +4,26 @@ The control trains the dense network for all epochs. Relative improvement is
 ``(accuracy - accuracy of the control) / accuracy of the control``, averaged over trials.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import fpe
 
+from ..cli.options import common, output_option
+from ..cli.output import NOTHING_WRITTEN, finish, stopping
 from ..results import Results
+from ..table import Table
 from .data import FASHION_MNIST, load_digits, load_fashion_mnist, load_features
+from .drawing import COLOURS, figure, strip
+from .intervals import interval
 from .protocol import Data, Training, describe, fit, run_trials
+from .study import OwnCommand
 
 CONDITIONS: dict[str, dict[str, Any]] = {
     "dense-continued": {},
@@ -92,3 +100,67 @@ def run(choices: Choices, seed: int = 0, device: str = "cpu", quiet: bool = Fals
     jobs = [{"choices": choices, "trial": t, "seed": seed, "device": device} for t in range(choices.trials)]
     trials = run_trials(run_trial, jobs, f"{Path(choices.data).stem} study", quiet)
     return Results("vision", {**asdict(choices), "seed": seed}, [row for rows in trials for row in rows])
+
+
+def table(results: Results) -> Table:
+    """Accuracy on real data and relative improvement over the dense network trained as long."""
+    frame = results.frame
+    control = frame[frame["condition"] == "dense-continued"].set_index("trial")["test_accuracy"]
+    rows = []
+    for condition, group in frame.groupby("condition", sort=False):
+        accuracy = group.set_index("trial")["test_accuracy"]
+        improvement = (accuracy - control) / control * 100
+        rows.append(
+            (
+                str(condition),
+                interval(accuracy),
+                "-" if str(condition).startswith("dense") else interval(improvement, 2, "+"),
+                f"{group['cosine_similarity'].mean():+.3f}",
+                f"{group['neurons'].iloc[0]}",
+                f"{group['nonzeros'].iloc[0]}",
+            )
+        )
+    settings = results.settings
+    title = (
+        f"{settings['data']}, {settings['neurons']} neurons, alpha = {settings['alpha']}, {settings['epochs']} + "
+        f"{settings['epochs']} epochs, {settings['trials']} trials; ± is a 95 % interval"
+    )
+    return Table(title, ("condition", "test %", "improvement over dense %", "cosine", "neurons", "non-zeros"), rows)
+
+
+def accuracy_figure(results: Results) -> Figure:
+    """Every trial's accuracy on real data."""
+    frame = results.frame
+    conditions = list(dict.fromkeys(frame["condition"]))
+    made, (axis,) = figure(6.4, 3.2)
+    control = frame[frame["condition"] == "dense-continued"]["test_accuracy"].mean()
+    axis.axhline(control, color="#adb5bd", linestyle=":", linewidth=1.2)
+    for x, condition in enumerate(conditions):
+        strip(axis, x, frame[frame["condition"] == condition]["test_accuracy"], COLOURS[condition])
+    axis.set_xticks(range(len(conditions)), conditions)
+    axis.margins(y=0.12)
+    axis.set(ylabel="test accuracy, %", title=f"Real data: {Path(results.settings['data']).stem}")
+    return made
+
+
+@click.command("vision")
+@click.option("--data", help="'fashion-mnist', 'digits' or an .npz with X, y, Xt, yt.  [default: what is installed]")
+@click.option("--neurons", type=click.IntRange(1), help="Hidden neurons before the split.")
+@click.option("--alpha", type=click.IntRange(2), help="Children per neuron.")
+@click.option("--trials", type=click.IntRange(1), help="Networks trained.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs before and again after the split.")
+@output_option()
+@common
+def vision_command(output: Path, seed: int, device: str, as_json: bool, **given: Any) -> None:
+    """Classify real data with one hidden layer, dense and expanded."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    choices = replace(default_choices(chosen.get("data")), **chosen)
+    try:
+        with stopping(NOTHING_WRITTEN):
+            results = run(choices, seed, device, quiet=as_json)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    finish(results, output / "vision.jsonl", table(results), as_json)
+
+
+STUDIES = (OwnCommand("vision", vision_command),)

@@ -66,6 +66,23 @@ class ExpandedLinear(nn.Module):
         self._set_topology(topology)
         self.reset_parameters()
 
+    # How edges lie, and how they may move (:class:`fpe.Rewiring`)
+
+    @property
+    def planes(self) -> tuple[int, int]:
+        """Planes of children along the outputs and along the inputs."""
+        return 1, 1
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """``(bn, bk)`` of the edges that move together."""
+        return 1, 1
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether edges move by changing places inside a group of four inputs alone, as 2:4 demands."""
+        return False
+
     # The function
 
     def forward(self, x: Tensor) -> Tensor:

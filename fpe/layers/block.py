@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import BlockLayout, block_matmul
-from ..kernels.block.layout import tiles
+from fpe.kernels import BlockLayout, block_matmul
+from fpe.kernels.block.layout import tiles
+
 from ..partition import check_block
 from .base import ExpandedLinear, check_known
 from .grid import PlaneGrid
@@ -47,6 +48,7 @@ class BlockLinear(ExpandedLinear):
     """Where the kept blocks lie in the grid over the planes."""
     block_mask: Tensor
     """Which blocks are kept, bool ``[block rows, block columns]``."""
+    planes: tuple[int, int] = (1, 1)
     inside: Tensor | None
     """Which entries of ``edge_weight`` are edges, where not all are that lie inside the weight."""
 
@@ -67,6 +69,11 @@ class BlockLinear(ExpandedLinear):
         if outputs % planes[0] or inputs % planes[1]:
             raise ValueError(f"BlockLinear: planes {planes} must divide the weight's {outputs} x {inputs}")
         self._build((_count(kept, self.grid), *self.block_shape), bias, kept, device=device, dtype=dtype)
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """A block."""
+        return self.block_shape
 
     @property
     def grid(self) -> PlaneGrid:

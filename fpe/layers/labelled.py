@@ -5,7 +5,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ..kernels import (
+from fpe.kernels import (
     HOLE,
     PackedLabels,
     SemiStructuredLayout,
@@ -14,9 +14,11 @@ from ..kernels import (
     semi_structured_matmul,
     split_matmul,
 )
-from ..kernels.partition.labels import digits, row_bytes
-from ..kernels.semi_structured.memo import once_per_version
-from ..partition import STRUCTURES, Partition
+from fpe.kernels.partition.labels import digits, row_bytes
+from fpe.kernels.semi_structured.memo import once_per_version
+from fpe.kernels.structures import STRUCTURES, TWO_FOUR
+
+from ..partition import RULES, Partition
 from .base import ExpandedLinear, check_known
 from .dense_form import masked_copy
 from .placement import overwrite, whole
@@ -44,6 +46,8 @@ class _LabelledLinear(ExpandedLinear):
     """
 
     STORED: ClassVar[tuple[str, ...]] = ("packed",)
+    AXIS: ClassVar[int]
+    """Where children lie side by side in the wide weight: along its outputs (0) or its inputs (1)."""
     packed: PackedLabels
     """The labels as the operations take them."""
 
@@ -59,16 +63,23 @@ class _LabelledLinear(ExpandedLinear):
         if not isinstance(partition, Partition):
             raise TypeError(f"{name}: partition must be a fpe.Partition, got {type(partition).__name__}")
         check_known(name, "the partition's labels", partition.labels, torch.uint8)
-        super().__init__(*self._sizes(partition), backend)
+        sizes = list(partition.shape)
+        sizes[self.AXIS] *= partition.alpha
+        super().__init__(sizes[1], sizes[0], backend)
         self.alpha = partition.alpha
         self.structure = partition.structure
         self.block_shape = partition.block_shape
         self._build(partition.shape, bias, partition, device=device, dtype=dtype)
 
-    @staticmethod
-    def _sizes(partition: Partition) -> tuple[int, int]:
-        """Widths of the layer's input and output."""
-        raise NotImplementedError
+    @property
+    def planes(self) -> tuple[int, int]:
+        """Planes of children along the outputs and along the inputs."""
+        return (1, self.alpha) if self.AXIS else (self.alpha, 1)
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """What the structure has whole: a tile, a quad or a single edge."""
+        return self.block_shape or RULES[self.structure].unit
 
     @property
     def labels(self) -> Tensor:
@@ -87,6 +98,18 @@ class _LabelledLinear(ExpandedLinear):
         """The weight of each child, ``[alpha, *partition.shape]``, zero at the edges of others."""
         weight = whole(self.edge_weight)
         return torch.where(self._beside(weight, self.partition.masks()), weight, weight.new_zeros(()))
+
+    def masked_copy(self) -> Tensor:
+        """:meth:`wide_weight`, quicker."""
+        return masked_copy(self, self.AXIS, self.alpha)
+
+    def wide_weight(self) -> Tensor:
+        """The weight of the equivalent dense layer, ``[out_features, in_features]``."""
+        return self._side_by_side(self._children_weights())
+
+    def kept(self) -> Tensor:
+        """Which entries of :meth:`wide_weight` exist."""
+        return self._side_by_side(self.partition.masks())
 
     @torch.no_grad()
     def set_wide_weight(self, weight: Tensor) -> None:
@@ -109,7 +132,10 @@ class _LabelledLinear(ExpandedLinear):
 
     def _children(self, wide: Tensor) -> Tensor:
         """A wide weight or its mask, child by child: ``[alpha, *partition.shape]``."""
-        raise NotImplementedError
+        return wide.unflatten(self.AXIS, (self.alpha, -1)).movedim(self.AXIS, 0)
+
+    def _side_by_side(self, children: Tensor) -> Tensor:
+        return children.movedim(0, self.AXIS).flatten(self.AXIS, self.AXIS + 1)
 
     def _set_topology(self, topology: Partition) -> None:
         self.packed = PackedLabels.pack(topology.labels, self.alpha)
@@ -124,17 +150,14 @@ class _LabelledLinear(ExpandedLinear):
         alpha, structure, bn, bk = header.settings
         if alpha < 1 or not 0 <= structure < len(STRUCTURES):
             raise ValueError(f"alpha = {alpha} and structure {structure} are unknown")
-        n, k = cls._parents(header, alpha)
+        sizes = [header.out_features, header.in_features]
+        sizes[cls.AXIS] //= alpha
+        n, k = sizes
         planes, left = divmod(8 * len(words), n * row_bytes(k))
         if left or planes not in (digits(alpha), digits(alpha) + 1):
             raise ValueError(f"expected {digits(alpha)} planes of labels, or one more, of {n} x {k} edges")
         packed = PackedLabels(words.view(torch.uint8).view(planes, n, row_bytes(k)), (n, k), alpha)
         return Partition(packed.unpack(), alpha, STRUCTURES[structure], (bn, bk) if bn else None).validate()
-
-    @staticmethod
-    def _parents(header: Header, alpha: int) -> tuple[int, int]:
-        """Shape of the parent's weight."""
-        raise NotImplementedError
 
     @classmethod
     def _of(cls: type[Labelled], header: Header, topology: Partition, bias: bool, **factory: Any) -> Labelled:
@@ -157,27 +180,24 @@ class SplitLinear(_LabelledLinear):
     """An expanded layer: ``alpha`` children per parent, each with the edges that its label gives it.
 
     Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children. The partition's labels are
-    ``[parents, inputs]``; the arguments are those of :class:`_LabelledLinear`. With the ``"2:4"`` structure every
+    ``[parents, inputs]``; the arguments are those of :class:`_LabelledLinear`. With the 2:4 structure every
     backend of :func:`fpe.kernels.semi_structured_matmul` serves: on a GPU ``"auto"`` takes sparse tensor cores. The
     values are compressed once a forward in training, and once for each version of the weight without gradients.
     """
 
     KIND = 0
+    AXIS = 0
     STORED = ("packed", "quads")
     quads: SemiStructuredLayout | None
-    """The labels as the 2:4 operations take them, for the ``"2:4"`` structure."""
+    """The labels as the 2:4 operations take them, for the 2:4 structure."""
 
-    @staticmethod
-    def _sizes(partition: Partition) -> tuple[int, int]:
-        parents, inputs = partition.shape
-        return inputs, partition.alpha * parents
-
-    @staticmethod
-    def _parents(header: Header, alpha: int) -> tuple[int, int]:
-        return header.out_features // alpha, header.in_features
+    @property
+    def exchanges(self) -> bool:
+        """Whether it is 2:4."""
+        return self.quads is not None
 
     def _set_topology(self, topology: Partition) -> None:
-        self.quads = SemiStructuredLayout.from_labels(topology.labels) if self.structure == "2:4" else None
+        self.quads = SemiStructuredLayout.from_labels(topology.labels) if self.structure == TWO_FOUR else None
         super()._set_topology(topology)
 
     def _multiply(self, x: Tensor) -> Tensor:
@@ -195,21 +215,6 @@ class SplitLinear(_LabelledLinear):
         values = compress(weight, quads.codes, quads.kept, self.backend)
         return semi_structured_matmul(x, values, quads._replace(kept=None), bias, backend=self.backend)
 
-    def masked_copy(self) -> Tensor:
-        """:meth:`wide_weight`, quicker."""
-        return masked_copy(self, 0, self.alpha)
-
-    def wide_weight(self) -> Tensor:
-        """The weight of the equivalent dense layer, ``[alpha * parents, inputs]``."""
-        return self._children_weights().flatten(0, 1)
-
-    def kept(self) -> Tensor:
-        """Which entries of :meth:`wide_weight` exist."""
-        return self.partition.masks().flatten(0, 1)
-
-    def _children(self, wide: Tensor) -> Tensor:
-        return wide.unflatten(0, (self.alpha, -1))
-
 
 class MergeLinear(_LabelledLinear):
     """The successor of an expanded layer in which every parent edge reads exactly one child.
@@ -220,15 +225,7 @@ class MergeLinear(_LabelledLinear):
     """
 
     KIND = 1
-
-    @staticmethod
-    def _sizes(partition: Partition) -> tuple[int, int]:
-        outputs, parents = partition.shape
-        return partition.alpha * parents, outputs
-
-    @staticmethod
-    def _parents(header: Header, alpha: int) -> tuple[int, int]:
-        return header.out_features, header.in_features // alpha
+    AXIS = 1
 
     def _fan_in(self) -> int:
         return self.in_features // self.alpha
@@ -238,18 +235,3 @@ class MergeLinear(_LabelledLinear):
         weight = self.edge_weight
         planes = x.unflatten(-1, (self.alpha, weight.shape[1]))
         return merge_matmul(planes, weight, self._beside(weight, self.packed), self.bias, backend=self.backend)
-
-    def masked_copy(self) -> Tensor:
-        """:meth:`wide_weight`, quicker."""
-        return masked_copy(self, 1, self.alpha)
-
-    def wide_weight(self) -> Tensor:
-        """The weight of the equivalent dense layer, ``[outputs, alpha * parents]``."""
-        return self._children_weights().transpose(0, 1).flatten(1)
-
-    def kept(self) -> Tensor:
-        """Which entries of :meth:`wide_weight` exist."""
-        return self.partition.masks().transpose(0, 1).flatten(1)
-
-    def _children(self, wide: Tensor) -> Tensor:
-        return wide.unflatten(1, (self.alpha, -1)).transpose(0, 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..kernels.partition.labels import ROW_BYTES, from_nibbles
+from fpe.kernels.partition.labels import ROW_BYTES, from_nibbles
 
 FORMAT_VERSION = 3
 """Version of the state dict's layout. Format 2 (topology in entries of its own) is read too."""

@@ -18,8 +18,8 @@ def table(labels: Labels) -> Tensor:
 
 def owned(w: Tensor, labels: Tensor, alpha: int) -> Tensor:
     """The parent's weights seen by each child, zero elsewhere: ``[alpha, N, K]``."""
-    children = torch.arange(alpha, device=labels.device, dtype=labels.dtype)[:, None, None]
-    return torch.where(labels == children, w, w.new_zeros(()))
+    children = w.new_zeros(alpha + 1, *w.shape)  # the last one has the edges that nobody owns
+    return children.scatter_(0, labels.clamp(max=alpha).to(torch.int64)[None], w[None])[:alpha]
 
 
 def split_matmul_eager(

@@ -18,8 +18,9 @@ from ....kernels.partition import eager as partition_twins
 from ....kernels.partition import triton as partition_kernels
 from ....kernels.partition.labels import PackedLabels
 from ....kernels.semi_structured import eager as semi_structured_twins
-from ....kernels.semi_structured import sparse_tensor_core
+from ....kernels.semi_structured import pack, sparse_tensor_core
 from ....kernels.semi_structured import triton as semi_structured_kernels
+from ....kernels.semi_structured.fragments import pack_weights
 from ....kernels.semi_structured.layout import SemiStructuredLayout
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
@@ -28,6 +29,13 @@ MULTIPLIES = ("split", "merge", "split_t", "merge_t")
 BLOCK = ("forward", "dx", "dw")
 SEMI_STRUCTURED = ("forward", "dx", "dw", "compress", "expand")
 SPARSE = ("forward", "dx")
+PACKED = ("values", "transposed", "parent", "parent_t")
+FORMS: tuple[pack.Form, ...] = ("fragments", "rows", "dense")
+"""What is packed for sparse tensor cores (stored values, the same seen from their outputs, a parent's weight that lies
+along its rows or across them), and into which forms: an operation is ``"values-rows"``, and so on."""
+
+ROWS_BELOW = 128
+"""Rows between two planes that lie apart: as many as a tile has."""
 
 Function = Callable[..., Tensor]
 
@@ -37,7 +45,7 @@ class Case:
     """One operation on small operands.
 
     Attributes:
-        family: ``"partition"``, ``"block"``, ``"mlp"``, ``"semi_structured"`` or ``"sparse"``.
+        family: ``"partition"``, ``"block"``, ``"mlp"``, ``"semi_structured"``, ``"sparse"`` or ``"pack"``.
         op: One of the family's.
         dtype: A name in ``TYPES``; ``"fp32"`` multiplies in full precision.
         m: Rows of activations.
@@ -49,8 +57,10 @@ class Case:
         holes: Whether some edges belong to nobody.
         packed: Whether labels are packed, or a plain table.
         lying: How the activations, and the weight of a partition, lie: ``"plain"``, ``"strided"`` (rows apart),
-            ``"padded"`` (rows apart and aligned), ``"broadcast"`` (one row for all), ``"columns"`` (transposed) or
-            ``"offset"`` (from an odd element on). Nobody may touch what lies between the rows.
+            ``"padded"`` (rows apart and aligned, further than a pipeline loads ahead, and planes of them; labels of
+            a partition too),
+            ``"broadcast"`` (one row for all), ``"columns"`` (transposed) or ``"offset"`` (from an odd element on).
+            Nobody may touch what lies between the rows.
         integers: Whether operands are integers, of which sums are exact, or normally distributed.
         density: Chance that a block is kept.
         merged: Whether the second layer of the MLP has labels.
@@ -140,6 +150,12 @@ class _Draw:
         """Labels of a weight, as a plain table."""
         return torch.randint(self.case.alpha + self.case.holes, shape, generator=self.generator).byte()
 
+    def packed(self, labels: Tensor) -> PackedLabels:
+        """Labels, packed; they lie as the operands of the case do, where those are padded."""
+        packed = PackedLabels.pack(labels, self.case.alpha)
+        lying = "padded" if self.case.lying == "padded" else "plain"
+        return packed._replace(planes=_laid(packed.planes, tuple(packed.planes.shape), lying))
+
     def mask(self, *shape: int) -> Tensor:
         """Which blocks are kept."""
         return torch.rand(shape, generator=self.generator) < self.case.density
@@ -152,9 +168,10 @@ def _laid(values: Tensor, shape: tuple[int, ...], lying: str) -> Tensor:
     if lying == "columns":
         return values.transpose(-1, -2).contiguous().transpose(-1, -2)
     if lying in ("strided", "padded", "offset"):
-        apart = {"strided": 6, "padded": 32 - shape[-1] % 16, "offset": 7}[lying]
-        room = torch.zeros(*shape[:-1], shape[-1] + apart, dtype=values.dtype)
-        view = room[..., (1 if lying == "offset" else 0) :][..., : shape[-1]]
+        apart = {"strided": 6, "padded": 528 - shape[-1] % 16, "offset": 7}[lying]
+        below = ROWS_BELOW if lying == "padded" else 0
+        room = torch.zeros(*shape[:-2], shape[-2] + below, shape[-1] + apart, dtype=values.dtype)
+        view = room[..., : shape[-2], (1 if lying == "offset" else 0) :][..., : shape[-1]]
         return view.copy_(values)
     return values
 
@@ -167,6 +184,7 @@ def problem(case: Case) -> Problem:
         "mlp": _mlp,
         "semi_structured": _semi_structured,
         "sparse": _semi_structured,
+        "pack": _pack,
     }[case.family](case, _Draw(case))
 
 
@@ -180,7 +198,7 @@ def _partition(case: Case, draw: _Draw) -> Problem:
     w = draw(n, k, lying="plain" if lying == "broadcast" else lying)
     if case.holes:
         w = _laid(torch.where(plain < alpha, w, 0), (n, k), "plain" if lying == "broadcast" else lying)
-    labels: Tensor | PackedLabels = PackedLabels.pack(plain, alpha) if case.packed else plain
+    labels: Tensor | PackedLabels = draw.packed(plain) if case.packed else plain
     op = case.op.removesuffix("_t")
     if op != case.op:
         w, labels, (n, k) = w.T, labels.T, (k, n)
@@ -266,34 +284,73 @@ def _mlp(case: Case, draw: _Draw) -> Problem:
     )
 
 
+def _quads(case: Case, draw: _Draw) -> SemiStructuredLayout:
+    """A layout with two of every four inputs at each child; of two children some edges belong to nobody."""
+    n, k = case.shape
+    places = torch.rand(n, -(-k // 4), 4, generator=draw.generator).argsort(-1).flatten(1)[:, :k]
+    if case.alpha != 2:
+        return SemiStructuredLayout.from_mask(places < 2)
+    labels = torch.where(places < 2, places.new_zeros(()), places.new_ones(())).byte()
+    return SemiStructuredLayout.from_labels(torch.where(draw.labels(n, k) < 2, labels, 255))
+
+
 def _semi_structured(case: Case, draw: _Draw) -> Problem:
-    (n, k), m = case.shape, case.m
-    if case.alpha == 2:
-        places = torch.rand(n, -(-k // 4), 4, generator=draw.generator).argsort(-1).flatten(1)[:, :k]
-        labels = torch.where(places < 2, places.new_zeros(()), places.new_ones(())).byte()
-        layout = SemiStructuredLayout.from_labels(torch.where(draw.labels(n, k) < 2, labels, 255))
-    else:
-        places = torch.rand(n, -(-k // 4), 4, generator=draw.generator).argsort(-1).flatten(1)[:, :k]
-        layout = SemiStructuredLayout.from_mask(places < 2)
+    (n, k), m, layout = case.shape, case.m, _quads(case, draw)
     w = draw(n, k)
     values = layout.from_dense(w)
+    bias = draw(layout.children, n) if case.bias else None
     x = draw(m, k, lying=case.lying, most=None if case.op == "dw" else draw.rest)
     dy = draw(m, layout.children, n, lying=case.lying, most=draw.rest)
     dense, sparse, twins = semi_structured_kernels, sparse_tensor_core, semi_structured_twins
     on_sparse = case.family == "sparse"
-    forward = sparse.semi_structured_matmul_sparse_tensor_core if on_sparse else dense.semi_structured_matmul_triton
+    forward: Function = (
+        sparse.semi_structured_matmul_sparse_tensor_core if on_sparse else dense.semi_structured_matmul_triton
+    )
     backward = (
         sparse.semi_structured_matmul_t_sparse_tensor_core if on_sparse else dense.semi_structured_matmul_t_triton
     )
     known: dict[str, tuple[tuple[Tensor, ...], Function, Function, int]] = {
-        "forward": ((x, values), forward, twins.semi_structured_matmul_eager, k),
+        "forward": ((x, values), lambda *o: forward(*o, bias), twins.semi_structured_matmul_eager, k),
         "dx": ((dy, values), backward, twins.semi_structured_matmul_t_eager, 2 * n),
         "dw": ((dy, x), dense.semi_structured_grad_triton, twins.semi_structured_grad_eager, m),
         "compress": ((w,), dense.semi_structured_compress_triton, twins.semi_structured_compress_eager, 1),
         "expand": ((values,), dense.semi_structured_expand_triton, twins.semi_structured_expand_eager, 1),
     }
     operands, kernel, twin, length = known[case.op]
-    return Problem(operands, lambda *o: kernel(*o, layout), lambda *o: twin(*o, layout), lambda y: y, length)
+    return Problem(operands, lambda *o: kernel(*o, layout), lambda *o: twin(*o, layout), _ending(case, bias), length)
+
+
+def _pack(case: Case, draw: _Draw) -> Problem:
+    """A packing only moves 16-bit words: its result, whatever its form, is compared word by word."""
+    (n, k), alpha = case.shape, case.alpha
+    source, name = case.op.split("-")
+    form = next(form for form in FORMS if form == name)
+    dtype = TYPES[case.dtype]
+    w = draw(n, k, lying="columns" if source == "parent_t" else case.lying)
+    if source in ("parent", "parent_t"):
+        layout = SemiStructuredLayout.interleaved(draw.labels(n, k), alpha)
+        kept = layout.kept if case.holes or alpha == 4 else None
+
+        def kernel(w: Tensor) -> Tensor:
+            return pack.pack_parent(w, alpha, kept, form, layout.codes, layout.shape[1])
+
+        given, values = w, layout.from_parent(w)
+    else:
+        own = _quads(case, draw)
+        given = own.from_dense(w)
+        values, layout = (given, own) if source == "values" else own.transposed(given)
+
+        def kernel(w: Tensor) -> Tensor:
+            if source == "values":
+                return pack.pack_values(w, form, own.codes, k)
+            return pack.pack_transposed(w, own.codes, k, form, layout.codes)
+
+    eager = {
+        "fragments": lambda: pack_weights(values).view(dtype),
+        "rows": lambda: values.flatten(0, 1),
+        "dense": lambda: layout.to_dense(values).flatten(0, 1),
+    }
+    return Problem((given,), lambda w: kernel(w).view(dtype), lambda w: eager[form]().double(), lambda y: y, 1)
 
 
 def _partition_cases() -> tuple[Case, ...]:
@@ -356,6 +413,14 @@ def _other_cases() -> tuple[Case, ...]:
         *(Case("semi_structured", op, t, alpha=2) for op, t in product(("compress", "expand"), ("bf16", "fp32"))),
         *(Case("semi_structured", op, m=33, shape=(64, 256), alpha=2) for op in ("forward", "dx", "dw")),
         *(Case("semi_structured", op, alpha=2, integers=False, lying="strided") for op in ("forward", "dx", "dw")),
+        *(Case("semi_structured", "forward", t, alpha=a, bias=True) for t, a in product(("bf16", "fp32"), (1, 2))),
+        *(Case("sparse", "forward", t, alpha=a, bias=True) for t, a in product(("bf16", "fp16"), (1, 2))),
+        *(Case("pack", f"{source}-{form}") for source, form in product(PACKED, FORMS)),
+        *(Case("pack", f"values-{form}", alpha=1, shape=(33, 203)) for form in FORMS),
+        *(Case("pack", f"{source}-{form}", "fp16", alpha=4) for source, form in product(PACKED[2:], FORMS)),
+        *(Case("pack", f"{source}-{form}", holes=True, shape=(130, 67)) for source, form in product(PACKED[2:], FORMS)),
+        *(Case("pack", f"transposed-{form}", "fp16", shape=(67, 130)) for form in FORMS),
+        *(Case("pack", f"parent-{form}", lying="padded", shape=(64, 256)) for form in FORMS),
         *(Case("sparse", op, t, alpha=a) for op, t, a in product(SPARSE, ("bf16", "fp16"), (1, 2))),
         Case("sparse", "forward", m=5, shape=(136, 200), alpha=2),
         Case("sparse", "forward", m=70, shape=(128, 1100), alpha=1),
@@ -372,7 +437,8 @@ QUICK = (
     Case("partition", "grad", shape=(66, 70), alpha=3, holes=True),
     Case("block", "forward", block=(32, 32), bias=True, activation="gelu"),
     Case("mlp", "mlp", shape=(13, 70), bias=True, activation="relu"),
-    Case("sparse", "forward", alpha=2),
+    Case("sparse", "forward", alpha=2, bias=True),
+    Case("pack", "parent_t-dense", alpha=4),
 )
 """A few of each kind, for CI."""
 

@@ -23,7 +23,7 @@ from ...results import Results
 from ...table import Table
 from .cases import CASES, TYPES, Case, Problem, problem, runs_on
 from .harness import Change, Execution, executing
-from .machine import UnknownOpcode
+from .machine import MOST_INSTRUCTIONS, Handler, UnknownOpcode
 from .memory import Fault
 
 ARCHITECTURES = tuple(KNOWN)
@@ -31,7 +31,12 @@ Row = dict[str, Any]
 
 
 def execute(
-    case: Case, arch: int, change: Change = lambda kernel: kernel, launches: list[Execution] | None = None
+    case: Case,
+    arch: int,
+    change: Change = lambda kernel: kernel,
+    launches: list[Execution] | None = None,
+    watch: Handler | None = None,
+    limit: int = MOST_INSTRUCTIONS,
 ) -> Row:
     """Executes one case.
 
@@ -40,6 +45,8 @@ def execute(
         arch: Compute capability, as 80.
         change: Done to every kernel before.
         launches: What was executed joins it.
+        watch: Looks at every instruction, see :class:`.machine.Machine`.
+        limit: Instructions after which a launch counts as endless.
 
     Returns:
         A row: ``status`` is ``"exact"``, ``"within tolerance"``, or what is wrong, in words.
@@ -51,7 +58,7 @@ def execute(
     executed: Counter[str] = Counter()
     launched = [] if launches is None else launches
     try:
-        with executing(arch, launched, change):
+        with executing(arch, launched, change, watch=watch, limit=limit):
             got = posed.kernel(*posed.operands)
         status = judge(case, posed, got)
     except Fault as fault:
@@ -168,6 +175,7 @@ FAMILIES = {
     "mlp": "fused MLP",
     "semi_structured": "2:4, dense mma",
     "sparse": "2:4, mma.sp",
+    "pack": "2:4, packed",
 }
 
 

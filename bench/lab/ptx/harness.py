@@ -23,7 +23,7 @@ from ....kernels.device import KNOWN
 from ....kernels.semi_structured import sparse_tensor_core
 from ....kernels.semi_structured import triton as semi_structured_kernels
 from ..compile import catching
-from .machine import WARP, Machine
+from .machine import MOST_INSTRUCTIONS, WARP, Handler, Machine
 from .memory import Array, Global, Region
 from .parse import Kernel, parse
 from .table import table
@@ -93,7 +93,12 @@ class _Watch(TorchDispatchMode):
 
 @contextmanager
 def executing(
-    arch: int, done: list[Execution], change: Change = lambda kernel: kernel, asynchronous: str = "refuse"
+    arch: int,
+    done: list[Execution],
+    change: Change = lambda kernel: kernel,
+    asynchronous: str = "refuse",
+    watch: Handler | None = None,
+    limit: int = MOST_INSTRUCTIONS,
 ) -> Iterator[None]:
     """Within it a launch is compiled to PTX for ``arch`` and executed.
 
@@ -102,6 +107,8 @@ def executing(
         done: The list that launches join.
         change: Done to every kernel before.
         asynchronous: What becomes of operands that change while ``wgmma`` or ``tcgen05`` uses them, see :mod:`.hopper`.
+        watch: Looks at every instruction, see :class:`.machine.Machine`.
+        limit: Instructions after which a launch counts as endless.
 
     Raises:
         RuntimeError: Triton is interpreting.
@@ -112,9 +119,8 @@ def executing(
         given = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
         names = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
         x, y, z = (*grid, 1, 1)[:3]
-        done.append(
-            _execute(compiled, {name: given[name] for name in names}, (x, y, z), arch, storages, change, asynchronous)
-        )
+        arguments = {name: given[name] for name in names}
+        done.append(_execute(compiled, arguments, (x, y, z), arch, storages, change, asynchronous, watch, limit))
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(triton.knobs.runtime, "add_stages_inspection_hook", _no_assembler))
@@ -148,6 +154,8 @@ def _execute(
     storages: _Storages,
     change: Change,
     asynchronous: str,
+    watch: Handler | None,
+    limit: int,
 ) -> Execution:
     kernel = change(parsed(compiled.asm["ptx"]))
     tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
@@ -155,11 +163,10 @@ def _execute(
     values = [addresses[name] if name in addresses else int(value) for name, value in arguments.items()]
     # Behind the arguments Triton has pointers to scratch memory, which none of these kernels uses: to use one faults.
     values += [0] * (len(kernel.parameters) - len(values))
-    machine = Machine(
-        kernel, grid, compiled.metadata.num_warps * WARP, values, memory, compiled.metadata.shared, table(arch)
-    )
+    threads, shared = compiled.metadata.num_warps * WARP, compiled.metadata.shared
+    machine = Machine(kernel, grid, threads, values, memory, shared, table(arch), watch)
     machine.extra["asynchronous"] = asynchronous
-    machine.run()
+    machine.run(limit)
     memory.write_back()
     return Execution(kernel, machine.ctas, machine.executed, machine.visited)
 

@@ -35,6 +35,8 @@ from .memory import Array, Fault, Global, Shared, Threads, stamps
 from .parse import Address, Immediate, Instruction, Kernel, Operand, Register, Special, Symbol
 
 WARP = 32
+MOST_INSTRUCTIONS = 2_000_000
+"""After so many a launch counts as endless."""
 
 DTYPES: dict[str, Any] = {
     "pred": np.bool_,
@@ -75,6 +77,7 @@ class Machine:
         extra: State of an architecture's own units.
         executed: How often each full opcode was executed, whatever the number of threads.
         visited: Of each instruction whether some thread executed it.
+        watch: Called before every instruction, with the threads that have come to it, whatever its guard says.
     """
 
     def __init__(
@@ -86,8 +89,10 @@ class Machine:
         memory: Global,
         shared_bytes: int,
         handlers: Mapping[str, Handler],
+        watch: Handler | None = None,
     ) -> None:
         self.kernel, self.grid, self.size, self.memory, self.handlers = kernel, grid, size, memory, handlers
+        self.watch = watch
         self.ctas = int(np.prod(grid))
         self.warps = size // WARP
         self.shape = (self.ctas, size)
@@ -213,6 +218,42 @@ class Machine:
         for register in registers:
             self.held.pop(register.name, None)
 
+    def passes(self, instruction: Instruction, here: Array | None) -> bool:
+        """Whether an instruction's guard lets any thread through of those that have come to it."""
+        if instruction.guard is None:
+            return True
+        mask = self._guarded(instruction, here)
+        return mask is None or bool(mask.any())
+
+    def outcome(self, instruction: Instruction, here: Array | None) -> list[Array]:
+        """What an instruction that only writes registers would leave in them; nothing is changed.
+
+        Args:
+            instruction: Not necessarily the one whose turn it is.
+            here: The threads that have come to it.
+
+        Returns:
+            Each register of the destination, ``[n]`` of the threads that its guard lets through.
+        """
+        before = self._mask
+        mask = here if instruction.guard is None else self._guarded(instruction, here)
+        taken: list[Array] = []
+        if mask is None or mask.any():
+            names = [register.name for register in instruction.destinations]
+            held = [(plane, name, plane.get(name)) for plane in (self.registers, self.undefined) for name in names]
+            self._mask = mask
+            try:
+                if instruction.opcode not in self.handlers:
+                    raise UnknownOpcode(instruction.opcode)
+                self.handlers[instruction.opcode](self, instruction, mask)
+                taken = [self.registers[name][... if mask is None else mask] for name in names]
+            finally:
+                for plane, name, value in held:
+                    plane.pop(name, None)
+                    plane.update({} if value is None else {name: value})
+        self._mask = before
+        return taken
+
     def special(self, name: str) -> Array:
         """A special register, uint32 ``[ctas, threads]``.
 
@@ -253,7 +294,7 @@ class Machine:
 
     # Execution.
 
-    def run(self, limit: int = 2_000_000) -> None:
+    def run(self, limit: int = MOST_INSTRUCTIONS) -> None:
         """Runs the launch to its end.
 
         Raises:
@@ -273,6 +314,9 @@ class Machine:
         moved = False
         for _ in range(limit):
             instruction = code[self.at]
+            if self.watch is not None:
+                self._mask = here
+                self.watch(self, instruction, here)
             mask = here if instruction.guard is None else self._guarded(instruction, here)
             self.executed[instruction.opcode] += 1
             self.visited[self.at] |= mask is None or bool(mask.any())

@@ -14,8 +14,8 @@ import numpy as np
 ORIGIN = 1 << 40
 """Address of the first byte of global memory."""
 
-GUARD = 256
-"""Bytes between two allocations that nobody may touch."""
+GUARD = 1 << 16
+"""Bytes between two allocations that nobody may touch: more than a tile of rows too many would reach."""
 
 ELEMENT: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 """A type to move accesses of so many bytes with; a complex number is two words to NumPy, and copied as they are."""

@@ -1,11 +1,12 @@
 """Breaks the kernels on purpose: what would the checks have seen? ``fpe lab mutate``.
 
-A mutant is a kernel with one instruction changed, drawn with a fixed seed from those that a case executes. It is killed
-where the execution faults or the result is wrong. What survives is a change that this case cannot see: the document
-says of each class why.
+A mutant is a kernel with one instruction changed, drawn with a fixed seed from the changes that an execution of the
+case would feel (:mod:`.felt`). It is killed where the execution faults or the result is wrong. What survives is a
+change that this case cannot see: the document says of each class why.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, product
@@ -17,10 +18,14 @@ from ...results import Results
 from ...table import Table
 from .cases import Case, runs_on
 from .execute import Row, execute, good, in_parallel
+from .felt import Change, Watch, live, next_touch, pure
 from .parse import Address, Immediate, Instruction, Kernel, Operand, Register, Vector
 
 Mutation = Callable[[Instruction, random.Random, Kernel], Instruction | None]
 """Changes an instruction, or says with ``None`` that it is not for this class."""
+
+PATIENCE = 4
+"""A mutant that executes so many times the instructions of the whole kernel counts as endless."""
 
 NOTHING = Instruction("bar.warp.sync", (Immediate(-1),), None, False, "")
 """What stands in the place of an instruction that was removed."""
@@ -33,6 +38,8 @@ CASES = (
     Case("block", "forward", block=(32, 32), shape=(120, 400), m=31, density=0.7, lying="padded", bias=True),
     Case("mlp", "mlp", shape=(15, 336), m=31, lying="padded", bias=True, activation="relu", outputs=60),
     Case("sparse", "forward", m=31, shape=(250, 328)),
+    Case("pack", "parent-fragments", shape=(120, 112), lying="padded"),
+    Case("pack", "transposed-fragments", shape=(67, 130)),
 )
 """With tails, with reductions of several steps, and with rows apart: what a case does not show cannot be seen in it."""
 
@@ -130,7 +137,8 @@ def _other_offset(instruction: Instruction, random: random.Random, kernel: Kerne
 
 def _other_descriptor(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
     """A bit of a matrix descriptor: its start, its stride, its swizzle."""
-    if not instruction.opcode.startswith(("or.b64", "add.s64")):
+    described = any(other.opcode.startswith(("wgmma.mma", "tcgen05.mma")) for other in kernel.instructions)
+    if not described or not instruction.opcode.startswith(("or.b64", "add.s64")):
         return None
     for at, operand in _sources(instruction):
         if isinstance(operand, Immediate) and 0 < (operand.bits >> 32 & 0x3FFF) < 0x3FFF:
@@ -163,6 +171,14 @@ def _other_operation(instruction: Instruction, random: random.Random, kernel: Ke
     return None
 
 
+def _other_fill(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
+    """What a masked load leaves: every bit set."""
+    if not instruction.opcode.startswith("mov.") or not isinstance(instruction.operands[1], Immediate):
+        return None
+    (register,) = instruction.destinations
+    return _with(instruction, 1, Immediate((1 << register.bits) - 1))
+
+
 CLASSES: dict[str, Mutation] = {
     "registers swapped": _other_register,
     "matrix transposed": _transposed,
@@ -174,20 +190,42 @@ CLASSES: dict[str, Mutation] = {
     "descriptor changed": _other_descriptor,
     "predicate widened": _widened,
     "constant changed": _other_constant,
+    "fill changed": _other_fill,
     "address moved": _other_offset,
     "operation exchanged": _other_operation,
 }
 
 
-def mutants(kernel: Kernel, visited: Iterable[bool], name: str, most: int) -> Iterator[tuple[int, Instruction]]:
-    """Places and changed instructions of a class, at most so many, the same ones in every run."""
-    drawn = random.Random(f"{kernel.name} {name}")
-    found = []
-    for at, (instruction, was) in enumerate(zip(kernel.instructions, visited, strict=True)):
-        changed = CLASSES[name](instruction, drawn, kernel) if was else None
-        if changed is not None and changed != instruction:
-            found.append((at, changed))
-    yield from sorted(drawn.sample(found, min(most, len(found))), key=lambda pair: pair[0])
+def changes(kernel: Kernel, classes: Iterable[str] = tuple(CLASSES)) -> Iterator[Change]:
+    """All changes of a kernel, the same ones in every run.
+
+    What nobody reads, or what is written again before it is read, is not worth a change. A constant that stands where
+    a masked load does not is a fill, a class of its own: all its bits are set, which is no number in any type, because
+    a small one would vanish where the other operand is zero.
+    """
+    after, lives = [next_touch(kernel, at) for at in range(len(kernel.instructions))], live(kernel)
+    for name in classes:
+        drawn = random.Random(f"{kernel.name} {name}")
+        for at, instruction in enumerate(kernel.instructions):
+            place, becomes = after[at] or (at, "read")
+            fills = becomes == "filled" and kernel.instructions[place].opcode.startswith("ld.")
+            dead = becomes == "written" or (
+                pure(instruction) and lives.isdisjoint(r.name for r in instruction.destinations)
+            )
+            if dead or fills != (name == "fill changed"):
+                continue
+            changed = CLASSES[name](instruction, drawn, kernel)
+            if changed is not None and changed != instruction:
+                yield Change(name, at, changed, place if fills else at)
+
+
+def drawn(felt: Iterable[Change], kernel: Kernel, most: int) -> list[Change]:
+    """At most so many changes of each class, the same ones in every run."""
+    chosen = []
+    for name in CLASSES:
+        found = sorted((c for c in felt if c.kind == name), key=lambda c: (c.at, words(c.after)))
+        chosen += random.Random(f"{kernel.name} {name}").sample(found, min(most, len(found)))
+    return sorted(chosen, key=lambda c: c.at)
 
 
 def changed(kernel: Kernel, at: int, instruction: Instruction) -> Kernel:
@@ -206,36 +244,40 @@ def words(instruction: Instruction) -> str:
             return f"[{said(operand.base)}+{operand.offset}]"
         return str(operand.bits) if isinstance(operand, Immediate) else getattr(operand, "name", "_")
 
-    return f"{instruction.opcode} {', '.join(map(said, instruction.operands))}"
+    guard = f"@{'!' * instruction.negated}{instruction.guard.name} " if instruction.guard is not None else ""
+    return f"{guard}{instruction.opcode} {', '.join(map(said, instruction.operands))}"
 
 
 def run_case(case: Case, arch: int, most: int, classes: Iterable[str] = tuple(CLASSES)) -> list[Row]:
-    """The mutants of a case's first kernel, one row for each."""
-    launches: list[Any] = []
-    whole = execute(case, arch, launches=launches)
+    """The mutants of a case's kernels, one row for each; a sum of parts belongs to every family and is left out."""
+    watch = Watch(lambda kernel: changes(kernel, classes))
+    whole = execute(case, arch, watch=watch)
     if not good(whole):
         raise ValueError(f"{case.id} on sm_{arch} is wrong before anything is changed: {whole['status']}")
-    kernel, visited = launches[0].kernel, launches[0].visited
     rows = []
-    for name in classes:
-        for at, instruction in mutants(kernel, visited, name, most):
+    for kernel, felt, tried in zip(watch.kernels, watch.felt, watch.tried, strict=True):
+        if kernel.name == "_reduce":
+            continue
+        counts, idle = Counter(c.kind for c in felt), Counter(c.kind for c in tried)
+        for change in drawn(felt, kernel, most):
+            before = kernel.instructions[change.at]
 
-            def change(given: Kernel, at: int = at, instruction: Instruction = instruction) -> Kernel:
-                return changed(given, at, instruction) if given is kernel else given
+            def other(given: Kernel, kernel: Kernel = kernel, change: Change = change) -> Kernel:
+                return changed(given, change.at, change.after) if given is kernel else given
 
-            try:
-                row = execute(case, arch, change)
-            except TypeError:  # its registers have other types: the assembler would not take it
-                continue
+            row = execute(case, arch, other, limit=PATIENCE * whole["instructions"])
             rows.append(
                 {
                     "arch": arch,
                     "case": case.id,
-                    "class": name,
-                    "at": at,
-                    "source": kernel.instructions[at].source,
-                    "before": words(kernel.instructions[at]),
-                    "after": "" if instruction is NOTHING else words(instruction),
+                    "kernel": kernel.name,
+                    "class": change.kind,
+                    "at": change.at,
+                    "source": before.source,
+                    "before": words(before),
+                    "after": "" if change.after is NOTHING else words(change.after),
+                    "of": counts[change.kind],
+                    "without_effect": idle[change.kind] - counts[change.kind],
                     "killed": not good(row),
                     "by": "" if good(row) else row["status"].partition(":")[0],
                 }
@@ -259,15 +301,21 @@ def run(
 
 
 def table(results: Results) -> Table:
-    """The kill rate of each class, over all cases and architectures."""
+    """The kill rate of each class, over all cases and architectures, and how many changes there were to draw from."""
     rows = []
     for name in CLASSES:
         own = [row for row in results.rows if row["class"] == name]
         killed = [row for row in own if row["killed"]]
         result = sum(row["by"] == "wrong" for row in killed)
+        of_kernel = {(row["arch"], row["case"], row["kernel"]): row for row in own}.values()
+        left_out, changes_of = (sum(row[name] for row in of_kernel) for name in ("without_effect", "of"))
         if own:
             share = f"{len(killed) / len(own):.0%}"
-            rows.append((name, *map(str, (len(own), len(killed) - result, result, len(own) - len(killed))), share))
+            counts = (left_out, changes_of, len(own), len(killed) - result, result, len(own) - len(killed))
+            rows.append((name, *(f"{count:,}" for count in counts), share))
     architectures = ", ".join(f"sm_{arch}" for arch in results.settings["architectures"])
-    columns = ("class", "mutants", "killed by a check", "killed by the result", "survived", "killed")
+    columns = (
+        *("class", "changes without effect", "changes felt", "mutants drawn"),
+        *("killed by a check", "killed by the result", "survived", "killed"),
+    )
     return Table(f"Mutants of compiled kernels, {architectures}", columns, rows)

@@ -84,6 +84,13 @@ class Instruction:
     negated: bool
     source: str
 
+    @property
+    def destinations(self) -> tuple[Register, ...]:
+        """The registers of the first operand: what an instruction writes, if it is one with a result."""
+        first = self.operands[0] if self.operands else None
+        parts = first.parts if isinstance(first, Vector) else (first,)
+        return tuple(part for part in parts if isinstance(part, Register))
+
 
 @dataclass
 class Kernel:
@@ -108,9 +115,7 @@ class Kernel:
     @cached_property
     def written(self) -> frozenset[str]:
         """Names of the registers that some instruction may write."""
-        first = (i.operands[0] for i in self.instructions if i.operands)
-        parts = (part for operand in first for part in (operand.parts if isinstance(operand, Vector) else (operand,)))
-        return frozenset(part.name for part in parts if isinstance(part, Register))
+        return frozenset(register.name for i in self.instructions for register in i.destinations)
 
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
