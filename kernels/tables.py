@@ -52,7 +52,8 @@ def choose(problem: Problem[Config], device: Device) -> Config:
     Smaller is first a pipeline less deep, then fewer rows of activations.
     """
     config: Any = problem.rule(device)
-    for entry in tuned(problem.family, device, type(config)):
+    kind: type = type(config)
+    for entry in tuned(problem.family, device, kind):
         if entry.holds(problem) and problem.fits(entry.config, device):
             return entry.config
     while config.num_stages > 2 and not problem.fits(config, device):

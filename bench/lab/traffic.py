@@ -16,7 +16,7 @@ from fpe.kernels.partition import config as partition
 from fpe.kernels.partition.labels import digits, row_bytes
 from fpe.kernels.semi_structured import config as semi_structured
 from fpe.kernels.semi_structured.fragments import TILE_ROWS
-from fpe.kernels.tables import choose
+from fpe.kernels.tables import Problem, choose
 
 from ..results import Results
 from ..table import Table
@@ -89,7 +89,7 @@ class Case:
 class Layer(Protocol):
     """A layer as its kernels see it: what :func:`measure` asks of a family."""
 
-    def problem(self, op: str) -> Any:
+    def problem(self, op: str) -> Problem[Any]:
         """What the launcher chooses a configuration for."""
 
     def launches(self, op: str, config: Any) -> list[Launch]:
@@ -202,8 +202,10 @@ class SemiStructuredLayer:
     def problem(self, op: str) -> semi_structured.Problem | semi_structured.SparseProblem:
         """See :class:`Layer`."""
         c = self.case
-        if op == SPARSE:
-            return semi_structured.SparseProblem(c.m, c.n, c.k, 2)
+        return semi_structured.SparseProblem(c.m, c.n, c.k, 2) if op == SPARSE else self._on_dense(op)
+
+    def _on_dense(self, op: str) -> semi_structured.Problem:
+        c = self.case
         return semi_structured.Problem(_SEMI_STRUCTURED[op], c.m, c.n, c.k, 2, c.itemsize)
 
     def launches(self, op: str, config: Any) -> list[Launch]:
@@ -217,7 +219,7 @@ class SemiStructuredLayer:
         """See :class:`Layer`."""
         if op == SPARSE:
             return config.num_stages * semi_structured.stage_bytes(config.block_m, 2), 2 * TILE_ROWS * config.block_m
-        used = semi_structured.shared_bytes(self.problem(op), config)
+        used = semi_structured.shared_bytes(self._on_dense(op), config)
         m, n, k = config.block_m, config.block_n, config.block_k
         return used, {"forward": 2 * n * m, "dX": m * k, "dW": 2 * n * k}[op]
 
