@@ -350,7 +350,7 @@ def run(
     for case in cases:
         of = layer(case, seed)
         for op in case.ops:
-            config = choose(of.problem(op), device)
+            config: Any = choose(of.problem(op), device)
             if group is not None:
                 config = dataclasses.replace(config, group=group)
             row = measure(op, case, of, device, l2, config)
