@@ -350,7 +350,8 @@ def run(
     for case in cases:
         of = layer(case, seed)
         for op in case.ops:
-            config: Any = choose(of.problem(op), device)
+            problem: Any = of.problem(op)
+            config = choose(problem, device)
             if group is not None:
                 config = dataclasses.replace(config, group=group)
             row = measure(op, case, of, device, l2, config)
