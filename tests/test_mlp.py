@@ -9,6 +9,7 @@ import pytest
 import torch
 from support import BadCall, Recipe, assert_as_accurate, cast, guarded, mlp, readable_id, seeded
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 import fpe
 from fpe.kernels import PackedLabels, expanded_mlp
@@ -100,6 +101,15 @@ def test_the_turned_product_is_as_accurate(case: Case) -> None:
     with patch("fpe.kernels.mlp.triton.device_of", return_value=KNOWN[90]):
         ours = compute(case, dtype, "triton")
     assert_as_accurate(ours, compute(case, dtype, "eager"), truth(case, dtype))
+
+
+def test_planes_of_labels_may_lie_apart() -> None:
+    x, w1, w2 = (torch.randn(*shape, generator=seeded(1)).half() for shape in ((3, 70), (16, 70), (5, 16)))
+    tables = [torch.randint(2, w.shape, generator=seeded(2), dtype=torch.uint8) for w in (w1, w2)]
+    near = [PackedLabels.pack(table, 2) for table in tables]
+    apart = [labels._replace(planes=pad(labels.planes, (0, 16, 0, 3))[:, :-3, :-16]) for labels in near]
+    one, two = (expanded_mlp(x, w1, a, w2, b, alpha=2, backend="triton") for a, b in (near, apart))
+    assert torch.equal(one, two)
 
 
 def test_with_a_gradient_it_is_its_two_operations() -> None:

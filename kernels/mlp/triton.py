@@ -158,14 +158,16 @@ def _launch(
     first = stored_weight(w1, labels1, alpha, keep_order=True)
     second = None if labels2 is None else stored_weight(w2, labels2, alpha, keep_order=True)
     words2 = rows_contiguous(w2) if second is None else second.words
+    # The kernel knows the planes' rows by their number of words.
+    planes1, planes2 = first.planes.contiguous(), None if second is None else second.planes.contiguous()
     config = config or choose(Problem(m, hidden, alpha), device_of(x))
     _expanded_mlp[(triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_o))](
         x,
         first.words,
-        first.planes,
+        planes1,
         None if bias1 is None else bias1.contiguous(),
         words2,
-        None if second is None else second.planes,
+        planes2,
         None if bias2 is None else bias2.contiguous(),
         result,
         M=m,
@@ -176,9 +178,9 @@ def _launch(
         SIZE_WORDS2=row_bytes(hidden) // 4,
         stride_xm=x.stride(0),
         stride_1h=first.words.stride(0),
-        stride_p1=first.planes.stride(0),
+        stride_p1=planes1.stride(0),
         stride_2n=words2.stride(0),
-        stride_p2=0 if second is None else second.planes.stride(0),
+        stride_p2=0 if planes2 is None else planes2.stride(0),
         DTYPE=TYPES[x.dtype],
         ALPHA=alpha,
         DIGITS=digits(alpha),
