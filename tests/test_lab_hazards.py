@@ -61,6 +61,8 @@ EXIT
         "MOV R1, R90",
         "IMAD.WIDE R87, R1, R2, R4",
         "IMAD.WIDE R4, R1, R2, R87",
+        "IMAD.HI.U32 R4, R1, R2, R87",  # it adds a pair
+        "IMAD.HI.U32 R88, R1, R2, RZ",
         "STS.128 [R0], R29",
         "LDG.E.128 R4, desc[UR4][R38.64]",
         "LDG.E.64 R87, desc[UR4][R2.64]",
@@ -85,6 +87,7 @@ def test_registers_in_flight(code: str) -> None:
         "LDS.U8 R87, [R8+UR4]",
         "MOV R31, R40",
         "IMAD.WIDE R86, R1, R2, R30",
+        "IMAD.HI R31, R31, 0x8000, RZ",  # and keeps its upper half, one register
         "STS.128 [R0], R28",
         "STG.E.128 desc[UR4][R30.64], RZ",
         "UMOV UR32, UR88",

@@ -108,9 +108,9 @@ def _widths(instruction: Instruction) -> Iterator[int]:
         widths = [4, 4, 4 if "SP" in parts else 2, 4, *widths]
     elif name == "CS2R":
         widths[0] = 1 if "32" in parts else 2
-    elif name == "IMAD" and ("WIDE" in parts or "HI" in parts):
+    elif name == "IMAD" and ("WIDE" in parts or "HI" in parts):  # .HI adds a pair and keeps its upper half
         sources = [i for i, part in enumerate(operands(instruction)) if not PREDICATE.fullmatch(part.strip("!"))]
-        for i in (sources[0], sources[-1]):
+        for i in (sources[0], sources[-1])["HI" in parts :]:
             widths[i] = 2
     elif name[0] == "D" or name in ("FFMA2", "FADD2", "FMUL2") or "64" in parts or "F64" in parts:
         widths = [2] * count
