@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import torch
-
+from ...kernels.block import eager as twins
 from ...kernels.block import triton as kernels
 from ...kernels.block.backends import BACKENDS as _BACKENDS
 from ...kernels.block.layout import BlockLayout, grid
 from . import contract
-from .contract import SHAPE, TYPES, Kernel
+from .contract import SHAPE, TYPES, Draw, Kernel, Meta, Problem, ending
 
 
 def _step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
@@ -32,6 +31,40 @@ OPERATIONS = ("forward", "dx", "dw")
 BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (64, 128), (128, 64), (16, 64))
 
 
+def operands(case: Any, draw: Draw) -> Problem:
+    """See :class:`.contract.Family`."""
+    (n, k), m, lying = case.shape, case.m, case.lying
+    layout = BlockLayout.from_mask(draw.mask(*grid(case.shape, case.block)), case.shape, case.block)
+    layout = BlockLayout(case.shape, case.block, *(index.to(draw.device) for index in layout.tensors))
+    values = draw.stored(layout, draw(n, k))
+    bias = draw(n) if case.bias else None
+    x = draw(m, k, lying=lying, most=None if case.op == "dw" else draw.rest)
+    dy = draw(m, n, lying=lying, most=draw.rest)
+    if case.op == "forward":
+        return Problem(
+            (x, values),
+            lambda x, v: kernels.block_matmul_triton(x, v, layout, bias, case.activation),
+            lambda x, v: twins.block_matmul_eager(x, v, layout),
+            ending(case, bias),
+            k,
+        )
+    if case.op == "dx":
+        return Problem(
+            (dy, values),
+            lambda dy, v: kernels.block_matmul_t_triton(dy, v, layout),
+            lambda dy, v: twins.block_matmul_t_eager(dy, v, layout),
+            lambda y: y,
+            n,
+        )
+    return Problem(
+        (dy, x),
+        lambda dy, x: kernels.block_grad_triton(dy, x, layout),
+        lambda dy, x: twins.block_grad_eager(dy, x, layout),
+        lambda y: y,
+        m,
+    )
+
+
 @dataclass(frozen=True)
 class Case(contract.Case):
     """A launch of a block operation; of ``alpha`` blocks one is kept, every other one if it is not given."""
@@ -44,19 +77,9 @@ class Case(contract.Case):
     activation: str | None = None
     shape: tuple[int, int] = SHAPE
 
-    def launch(self) -> object:
+    def posed(self) -> Problem:
         """See :class:`.contract.Case`."""
-        n, k = self.shape
-        rows, columns = (torch.arange(size) for size in grid(self.shape, self.block))
-        shared_out = BlockLayout.from_mask((rows[:, None] + columns) % (self.alpha or 2) == 0, self.shape, self.block)
-        layout = BlockLayout(self.shape, self.block, *(index.to("meta") for index in shared_out.tensors))
-        x, dy, values = self.empty(self.m, k), self.empty(self.m, n), self.empty(*layout.values_shape)
-        if self.op == "forward":
-            bias = self.empty(n) if self.activation else None
-            return kernels.block_matmul_triton(x, values, layout, bias, self.activation)
-        if self.op == "dx":
-            return kernels.block_matmul_t_triton(dy, values, layout)
-        return kernels.block_grad_triton(dy, x, layout)
+        return operands(self, Meta(self))
 
 
 CASES = (

@@ -10,8 +10,10 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from ...kernels import epilogue
+from ...kernels.activations import finish
 from ...kernels.dispatch import Backend
 from ...kernels.gpus import architecture
+from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 
 Row = dict[str, Any]
 """What is known of a binary."""
@@ -19,6 +21,25 @@ Row = dict[str, Any]
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
 SHAPE = (14336, 4096)
 """``(N, K)`` of the layer: an LLM's."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Operands of a launch, and what runs on them.
+
+    Attributes:
+        operands: The floating ones, in the case's dtype.
+        kernel: Of the operands: launches.
+        twin: Of the operands: the same in plain PyTorch, without bias and activation.
+        finish: Bias and activation, where they come last, of the twin's result.
+        length: Longest sum.
+    """
+
+    operands: tuple[Tensor, ...]
+    kernel: Callable[..., Tensor]
+    twin: Callable[..., Tensor]
+    finish: Callable[[Tensor], Tensor]
+    length: int
 
 
 class Case:
@@ -44,13 +65,17 @@ class Case:
     file: ClassVar[str] = "compile"
     each: ClassVar[bool] = False
     """Whether each case has a row of its own, though another may launch the same binary."""
+    usual: ClassVar[tuple[int, int]] = SHAPE
+    """The shape that its id leaves out."""
+    holes, packed, merged, lying = False, True, False, "plain"
+    """Nothing odd, as ``fpe lab execute`` has it."""
 
     @property
     def id(self) -> str:
         """As ``forward-64x128-bf16-m16`` or ``split-alpha2-bf16-m16``."""
         structure = f"{self.block[0]}x{self.block[1]}" if self.block else f"alpha{self.alpha}"
         end = f"-{self.activation}" if self.activation else ""
-        size = "" if self.shape == SHAPE else f"-{self.shape[0]}x{self.shape[1]}"
+        size = "" if self.shape == self.usual else f"-{self.shape[0]}x{self.shape[1]}"
         return f"{self.op}-{structure}-{self.dtype}-m{self.m}{end}{size}"
 
     @property
@@ -69,6 +94,11 @@ class Case:
         """Its own columns of a row."""
         return {"block": list(self.block) if self.block else None, "alpha": self.alpha, "dtype": self.dtype}
 
+    @property
+    def bias(self) -> bool:
+        """Whether one is added: with an activation."""
+        return self.activation is not None
+
     def owns(self, kernel: str) -> bool:
         """Whether a kernel that it launches is its own, and no other case's."""
         return True
@@ -77,8 +107,8 @@ class Case:
         """Whether an architecture runs it."""
         return True
 
-    def launch(self) -> object:
-        """Calls the launcher."""
+    def posed(self) -> Problem:
+        """Its launcher with operands without numbers: what the family's ``operands`` says of it and :class:`Meta`."""
         raise NotImplementedError
 
     def call(self) -> None:
@@ -86,13 +116,10 @@ class Case:
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = self.dtype == "tf32"
         try:
-            self.launch()
+            problem = self.posed()
+            problem.kernel(*problem.operands)
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
-
-    def empty(self, *shape: int) -> Tensor:
-        """A floating operand on ``"meta"``."""
-        return torch.empty(shape, dtype=TYPES[self.dtype], device="meta")
 
 
 NARROW = dict.fromkeys(
@@ -163,19 +190,113 @@ REDUCE = Kernel(
 """The sum of a split reduction: every family's."""
 
 
-class Family(Protocol):
-    """A family of kernels: a module of this package.
+class Draw(Protocol):
+    """Who makes the operands of a case.
 
     Attributes:
-        KERNELS: Its kernels.
-        LAUNCHERS: Modules whose launchers ask for the device.
-        BACKENDS: Its tables of backends.
-        CASES: Launches that ``fpe lab compile`` compiles.
-        QUICK: A few of each kind, for CI.
+        device: Where they lie.
+        rest: What integers may be at most beside others that fill their type, for exact sums.
+        generator: Of what is random.
     """
 
-    KERNELS: Sequence[Kernel]
-    LAUNCHERS: Sequence[ModuleType]
-    BACKENDS: Sequence[dict[str, Backend]]
-    CASES: Sequence[Case]
-    QUICK: Sequence[Case]
+    device: str
+    rest: int
+    generator: torch.Generator
+
+    def __call__(self, *shape: int, lying: str = "plain", most: int | None = None) -> Tensor:
+        """A floating operand; integers between ``-most`` and ``most``."""
+
+    def labels(self, *shape: int) -> Tensor:
+        """Labels of a weight, as a plain table."""
+
+    def packed(self, labels: Tensor) -> PackedLabels:
+        """Labels, packed."""
+
+    def mask(self, *shape: int) -> Tensor:
+        """Which blocks are kept."""
+
+    def stored(self, layout: Any, w: Tensor) -> Tensor:
+        """A dense weight's values, as a layout stores them."""
+
+
+@dataclass
+class Meta:
+    """Draws operands without numbers, for launches that are only compiled. See :class:`Draw`."""
+
+    case: Case
+    device = "meta"
+    rest = 0
+    generator = torch.Generator()
+
+    def __call__(self, *shape: int, lying: str = "plain", most: int | None = None) -> Tensor:
+        """See :class:`Draw`."""
+        return torch.empty(shape, dtype=TYPES[self.case.dtype], device="meta")
+
+    def labels(self, *shape: int) -> Tensor:
+        """See :class:`Draw`."""
+        return torch.empty(shape, dtype=torch.uint8, device="meta")
+
+    def packed(self, labels: Tensor) -> PackedLabels:
+        """See :class:`Draw`."""
+        (n, k), alpha = labels.shape, self.case.alpha or 2
+        return PackedLabels(self.labels(digits(alpha), n, row_bytes(k)), (n, k), alpha)
+
+    def mask(self, *shape: int) -> Tensor:
+        """Of as many blocks as there are children one is kept: numbers, since the launch depends on them."""
+        rows, columns = (torch.arange(size) for size in shape)
+        return (rows[:, None] + columns) % (self.case.alpha or 2) == 0
+
+    def stored(self, layout: Any, w: Tensor) -> Tensor:
+        """See :class:`Draw`."""
+        return self(*layout.values_shape)
+
+
+def laid(values: Tensor, shape: tuple[int, ...], lying: str) -> Tensor:
+    """The values as a tensor that lies otherwise in memory."""
+    if lying == "broadcast":
+        return values.expand(shape)
+    if lying == "columns":
+        return values.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if lying in ("strided", "padded", "offset"):
+        apart = {"strided": 6, "padded": 528 - shape[-1] % 16, "offset": 7}[lying]
+        below = ROWS_BELOW if lying == "padded" else 0
+        room = torch.zeros(*shape[:-2], shape[-2] + below, shape[-1] + apart, dtype=values.dtype)
+        view = room[..., : shape[-2], (1 if lying == "offset" else 0) :][..., : shape[-1]]
+        return view.copy_(values)
+    return values
+
+
+ROWS_BELOW = 128
+"""Rows between two planes that lie apart: as many as a tile has."""
+
+
+def ending(case: Any, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Bias and activation of a case, in plain PyTorch."""
+    return lambda y: finish(y if bias is None else y + bias.double(), case.activation)
+
+
+class Family(Protocol):
+    """A family of kernels: a module of this package."""
+
+    @property
+    def KERNELS(self) -> Sequence[Kernel]:  # noqa: N802
+        """Its kernels."""
+
+    @property
+    def LAUNCHERS(self) -> Sequence[ModuleType]:  # noqa: N802
+        """Modules whose launchers ask for the device."""
+
+    @property
+    def BACKENDS(self) -> Sequence[dict[str, Backend]]:  # noqa: N802
+        """Its tables of backends."""
+
+    @property
+    def CASES(self) -> Sequence[Case]:  # noqa: N802
+        """Launches that ``fpe lab compile`` compiles."""
+
+    @property
+    def QUICK(self) -> Sequence[Case]:  # noqa: N802
+        """A few of each kind, for CI."""
+
+    def operands(self, case: Any, draw: Draw) -> Problem:
+        """The operands of a case, and what runs on them: a :class:`Case`, or another with such fields."""

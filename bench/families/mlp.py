@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
+from torch import Tensor
 
 from ...kernels.mlp import triton as kernels
 from ...kernels.mlp.backends import BACKENDS as _BACKENDS
-from ...kernels.partition.labels import PackedLabels, digits, row_bytes
+from ...kernels.mlp.eager import expanded_mlp_eager
 from . import contract
-from .contract import SHAPE, Kernel
+from .contract import Draw, Kernel, Meta, Problem
 
 
 def _step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
@@ -21,13 +21,35 @@ def _step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
 KERNELS = (Kernel(kernels._expanded_mlp, ("tl.load(words_at",), _step),)
 LAUNCHERS = (kernels,)
 BACKENDS = (_BACKENDS,)
-SIZES = (64, 512, 1000)
-"""Parents, inputs and outputs."""
+SHAPE = (64, 512)
+"""Parents and inputs."""
+
+
+def operands(case: Any, draw: Draw) -> Problem:
+    """See :class:`.contract.Family`."""
+    (hidden, k), alpha, n = case.shape, case.alpha, case.outputs
+    first = draw.packed(draw.labels(hidden, k))
+    second = draw.packed(draw.labels(n, hidden)) if case.merged else None
+    # The hidden activations are rounded to 16 bits: with factors of one they are integers of no more than 8 bits.
+    x, w1 = draw(case.m, k, lying=case.lying, most=1), draw(hidden, k, most=1)
+    w2 = draw(n, hidden if case.merged else alpha * hidden)
+    biases = (draw(alpha, hidden, most=3), draw(n)) if case.bias else ()
+
+    def fields(rest: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
+        return (rest[0], rest[1]) if rest else (None, None)
+
+    return Problem(
+        (x, w1, w2, *biases),
+        lambda x, w1, w2, *b: kernels.expanded_mlp_triton(x, w1, first, w2, second, alpha, *fields(b), case.activation),
+        lambda x, w1, w2, *b: expanded_mlp_eager(x, w1, first, w2, second, alpha, *fields(b), case.activation),
+        lambda y: y,
+        k + alpha * hidden,
+    )
 
 
 @dataclass(frozen=True)
 class Case(contract.Case):
-    """A launch of the fused MLP, of ``SIZES``."""
+    """A launch of the fused MLP."""
 
     op: str
     dtype: str
@@ -35,14 +57,12 @@ class Case(contract.Case):
     alpha: int
     activation: str | None = None
     shape: tuple[int, int] = SHAPE
+    outputs: int = 1000
+    usual: ClassVar[tuple[int, int]] = SHAPE
 
-    def launch(self) -> object:
+    def posed(self) -> Problem:
         """See :class:`.contract.Case`."""
-        (h, k, n), alpha, empty = SIZES, self.alpha, self.empty
-        planes = torch.empty(digits(alpha), h, row_bytes(k), dtype=torch.uint8, device="meta")
-        x, w1, w2, bias1, bias2 = empty(self.m, k), empty(h, k), empty(n, alpha * h), empty(alpha, h), empty(n)
-        labels = PackedLabels(planes, (h, k), alpha)
-        return kernels.expanded_mlp_triton(x, w1, labels, w2, None, alpha, bias1, bias2, self.activation)
+        return operands(self, Meta(self))
 
 
 CASES = tuple(Case("mlp", t, m, alpha, "relu") for t, m, alpha in product(("bf16", "fp16"), (1, 64), (2, 4, 8)))

@@ -6,14 +6,16 @@ from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ...kernels.partition import eager as twins
 from ...kernels.partition import gluon as direct
 from ...kernels.partition import triton as kernels
 from ...kernels.partition.backends import MERGE, SPLIT
 from ...kernels.partition.config import COLUMNS, GROUP
-from ...kernels.partition.labels import PackedLabels, digits, row_bytes
+from ...kernels.partition.labels import PackedLabels
 from . import contract
-from .contract import SHAPE, Kernel, Row, as_meant
+from .contract import SHAPE, Draw, Kernel, Meta, Problem, Row, as_meant, ending, laid
 
 ISSUE_SLOTS = 14
 """Instructions that an H200's lanes can issue while a 16-bit weight arrives at 4.8 TB/s (132 x 128 lanes, 1.98 GHz)."""
@@ -61,6 +63,44 @@ OPERATIONS = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
 """On the weight as it is stored, and on its transpose: forward, dX and dW of both layers of a pair."""
 
 
+def operands(case: Any, draw: Draw) -> Problem:
+    """See :class:`.contract.Family`."""
+    (n, k), alpha, m, lying = case.shape, case.alpha, case.m, case.lying
+    plain = draw.labels(n, k)
+    w = draw(n, k, lying="plain" if lying == "broadcast" else lying)
+    if case.holes:
+        w = laid(torch.where(plain < alpha, w, 0), (n, k), "plain" if lying == "broadcast" else lying)
+    labels: Tensor | PackedLabels = draw.packed(plain) if case.packed else plain
+    op = case.op.removesuffix("_t")
+    if op != case.op:
+        w, labels, (n, k) = w.T, labels.T, (k, n)
+    if op == "grad":
+        return Problem(
+            (draw(m, alpha, n, lying=lying, most=draw.rest), draw(m, k, lying=lying)),
+            lambda dy, x: kernels.partition_grad_triton(dy, x, labels),
+            lambda dy, x: twins.partition_grad_eager(dy, x, labels),
+            lambda y: y,
+            m,
+        )
+    if op == "split":
+        bias = draw(alpha, n) if case.bias else None
+        return Problem(
+            (draw(m, k, lying=lying, most=draw.rest), w),
+            lambda x, w: kernels.split_matmul_triton(x, w, labels, alpha, bias, case.activation),
+            lambda x, w: twins.split_matmul_eager(x, w, labels, alpha),
+            ending(case, bias),
+            k,
+        )
+    bias = draw(n) if case.bias else None
+    return Problem(
+        (draw(m, alpha, k, lying=lying, most=draw.rest), w),
+        lambda z, w: kernels.merge_matmul_triton(z, w, labels, bias, case.activation),
+        lambda z, w: twins.merge_matmul_eager(z, w, labels),
+        ending(case, bias),
+        k,
+    )
+
+
 @dataclass(frozen=True)
 class Case(contract.Case):
     """A launch of a partition operation."""
@@ -72,20 +112,9 @@ class Case(contract.Case):
     activation: str | None = None
     shape: tuple[int, int] = SHAPE
 
-    def launch(self) -> object:
+    def posed(self) -> Problem:
         """See :class:`.contract.Case`."""
-        (n, k), alpha, m = self.shape, self.alpha, self.m
-        planes = torch.empty(digits(alpha), n, row_bytes(k), dtype=torch.uint8, device="meta")
-        labels, w = PackedLabels(planes, self.shape, alpha), self.empty(n, k)
-        if self.op.endswith("_t"):
-            labels, w, (n, k) = labels.T, w.T, (k, n)
-        if self.op.startswith("split"):
-            bias = self.empty(alpha, n) if self.activation else None
-            return kernels.split_matmul_triton(self.empty(m, k), w, labels, alpha, bias, self.activation)
-        if self.op.startswith("merge"):
-            bias = self.empty(n) if self.activation else None
-            return kernels.merge_matmul_triton(self.empty(m, alpha, k), w, labels, bias, self.activation)
-        return kernels.partition_grad_triton(self.empty(m, alpha, n), self.empty(m, k), labels)
+        return operands(self, Meta(self))
 
 
 CASES = (

@@ -3,20 +3,22 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...kernels.gpus import runs_mma_sp
+from ...kernels.semi_structured import eager as twins
 from ...kernels.semi_structured import gluon as on_sparse
 from ...kernels.semi_structured import pack, sparse_tensor_core
 from ...kernels.semi_structured import triton as kernels
 from ...kernels.semi_structured.backends import BACKENDS as _BACKENDS
+from ...kernels.semi_structured.fragments import pack_weights
 from ...kernels.semi_structured.layout import SemiStructuredLayout
 from ...kernels.structures import TWO_FOUR
 from . import contract
-from .contract import REDUCE, SHAPE, Kernel, Row
+from .contract import REDUCE, SHAPE, TYPES, Draw, Kernel, Meta, Problem, Row, ending
 
 
 def _matrix(row: Row) -> list[str]:
@@ -68,6 +70,77 @@ PACKED = ("values", "parent", "parent.T", "parent with holes", "parent of four",
 FORMS: tuple[pack.Form, ...] = ("fragments", "rows", "dense")
 
 
+def _quads(case: Any, draw: Draw) -> SemiStructuredLayout:
+    """A layout with two of every four inputs at each child; of two children some edges belong to nobody."""
+    n, k = case.shape
+    if isinstance(draw, Meta):
+        return SemiStructuredLayout(case.shape, draw.labels(n, k // 8), None, case.children)
+    places = torch.rand(n, -(-k // 4), 4, generator=draw.generator).argsort(-1).flatten(1)[:, :k]
+    if case.alpha != 2:
+        return SemiStructuredLayout.from_mask(places < 2)
+    labels = torch.where(places < 2, places.new_zeros(()), places.new_ones(())).byte()
+    return SemiStructuredLayout.from_labels(torch.where(draw.labels(n, k) < 2, labels, 255))
+
+
+def operands(case: Any, draw: Draw) -> Problem:
+    """See :class:`.contract.Family`."""
+    if case.family == "pack":
+        return _packing(case, draw)
+    (n, k), m, layout = case.shape, case.m, _quads(case, draw)
+    w = draw(n, k)
+    values = draw.stored(layout, w)
+    bias = draw(layout.children, n) if case.bias else None
+    x = draw(m, k, lying=case.lying, most=None if case.op == "dw" else draw.rest)
+    dy = draw(m, layout.children, n, lying=case.lying, most=draw.rest)
+    forward: Callable[..., Tensor] = kernels.semi_structured_matmul_triton
+    backward: Callable[..., Tensor] = kernels.semi_structured_matmul_t_triton
+    if case.family == "sparse":
+        forward = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core
+        backward = sparse_tensor_core.semi_structured_matmul_t_sparse_tensor_core
+    known: dict[str, tuple[tuple[Tensor, ...], Callable[..., Tensor], Callable[..., Tensor], int]] = {
+        "forward": ((x, values), lambda *o: forward(*o, bias), twins.semi_structured_matmul_eager, k),
+        "dx": ((dy, values), backward, twins.semi_structured_matmul_t_eager, 2 * n),
+        "dw": ((dy, x), kernels.semi_structured_grad_triton, twins.semi_structured_grad_eager, m),
+        "compress": ((w,), kernels.semi_structured_compress_triton, twins.semi_structured_compress_eager, 1),
+        "expand": ((values,), kernels.semi_structured_expand_triton, twins.semi_structured_expand_eager, 1),
+    }
+    given, kernel, twin, length = known["forward" if case.op == "sparse" else case.op]
+    return Problem(given, lambda *o: kernel(*o, layout), lambda *o: twin(*o, layout), ending(case, bias), length)
+
+
+def _packing(case: Any, draw: Draw) -> Problem:
+    """A packing only moves 16-bit words: its result, whatever its form, is compared word by word."""
+    (n, k), alpha = case.shape, case.alpha
+    source, name = case.op.split("-")
+    form = next(form for form in FORMS if form == name)
+    dtype = TYPES[case.dtype]
+    w = draw(n, k, lying="columns" if source == "parent_t" else case.lying)
+    if source in ("parent", "parent_t"):
+        layout = SemiStructuredLayout.interleaved(draw.labels(n, k), alpha)
+        kept = layout.kept if case.holes or alpha == 4 else None
+
+        def kernel(w: Tensor) -> Tensor:
+            return pack.pack_parent(w, alpha, kept, form, layout.codes, layout.shape[1])
+
+        given, values = w, layout.from_parent(w)
+    else:
+        own = _quads(case, draw)
+        given = own.from_dense(w)
+        values, layout = (given, own) if source == "values" else own.transposed(given)
+
+        def kernel(w: Tensor) -> Tensor:
+            if source == "values":
+                return pack.pack_values(w, form, own.codes, k)
+            return pack.pack_transposed(w, own.codes, k, form, layout.codes)
+
+    eager = {
+        "fragments": lambda: pack_weights(values).view(dtype),
+        "rows": lambda: values.flatten(0, 1),
+        "dense": lambda: layout.to_dense(values).flatten(0, 1),
+    }
+    return Problem((given,), lambda w: kernel(w).view(dtype), lambda w: eager[form]().double(), lambda y: y, 1)
+
+
 @dataclass(frozen=True)
 class Case(contract.Case):
     """A launch of a 2:4 operation.
@@ -95,6 +168,11 @@ class Case(contract.Case):
         return f"{self.op}-{self.dtype}-{self.children}-m{self.m}"
 
     @property
+    def family(self) -> str:
+        """As ``fpe lab execute`` names it."""
+        return "sparse" if self.op == "sparse" else "semi_structured"
+
+    @property
     def option(self) -> str:
         """See :class:`.contract.Case`."""
         return TWO_FOUR
@@ -112,31 +190,20 @@ class Case(contract.Case):
         """See :class:`.contract.Case`."""
         return self.op != "sparse" or runs_mma_sp(arch)
 
-    def launch(self) -> object:
+    def posed(self) -> Problem:
         """See :class:`.contract.Case`."""
-        n, k = self.shape
-        codes = torch.empty(n, k // 8, dtype=torch.uint8, device="meta")
-        layout = SemiStructuredLayout(self.shape, codes, None, self.children)
-        x, dy = self.empty(self.m, k), self.empty(self.m, self.children, n)
-        values = self.empty(*layout.values_shape)
-        calls: dict[str, Callable[[], Tensor]] = {
-            "sparse": lambda: sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(x, values, layout),
-            "forward": lambda: kernels.semi_structured_matmul_triton(x, values, layout),
-            "dx": lambda: kernels.semi_structured_matmul_t_triton(dy, values, layout),
-            "dw": lambda: kernels.semi_structured_grad_triton(dy, x, layout),
-            "compress": lambda: kernels.semi_structured_compress_triton(self.empty(n, k), layout),
-            "expand": lambda: kernels.semi_structured_expand_triton(values, layout),
-        }
-        return calls.get(self.op, self._pack)()
+        if self.op.startswith("pack"):
+            return Problem((), self._pack, self._pack, lambda y: y, 1)
+        return operands(self, Meta(self))
 
     def _pack(self) -> Tensor:
         """Calls a packer; codes of the result have a nibble for each quad of four inputs."""
         (n, k), source = self.shape, self.op.removeprefix("pack ").partition(" into ")[0]
         form = next(form for form in FORMS if self.op.endswith(form))
-        empty = self.empty
+        empty = Meta(self)
 
         def codes(rows: int, inputs: int) -> Tensor:
-            return torch.empty(rows, inputs // 8, dtype=torch.uint8, device="meta")
+            return empty.labels(rows, inputs // 8)
 
         def of_result(rows: int, inputs: int) -> tuple[Tensor, int] | tuple[()]:
             return (codes(rows, inputs), inputs) if form == "dense" else ()
