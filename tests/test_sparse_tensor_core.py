@@ -23,9 +23,9 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from fpe import Partition
+from fpe.bench.families.semi_structured import sparse_launches
 from fpe.bench.lab.cli import lab
 from fpe.bench.lab.compile import check
-from fpe.bench.lab.replay import sparse_tensor_core_launches
 from fpe.bench.report.summary import sparse_rates
 from fpe.kernels import HOLE, SemiStructuredLayout, semi_structured_matmul, semi_structured_matmul_t
 from fpe.kernels.device import KNOWN
@@ -238,7 +238,7 @@ def test_the_traffic_lab_replays_the_kernels_accesses(case: Case, children: int)
         sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(
             integers(case.m, case.k, seed=4), weight.values, weight.layout, config=config
         )
-    launch, *_ = sparse_tensor_core_launches(case.m, (case.n, case.k), children, config)
+    launch, *_ = sparse_launches(case.m, (case.n, case.k), children, config)
     assert sorted(done) == list(product(*map(range, launch.grid)))
     for place, touched in done.items():
         replayed = []

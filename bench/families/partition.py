@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.device import Device
+from ...kernels.partition import config as configs
 from ...kernels.partition import eager as twins
 from ...kernels.partition import gluon as direct
 from ...kernels.partition import triton as kernels
 from ...kernels.partition.backends import MERGE, SPLIT
 from ...kernels.partition.config import COLUMNS, GROUP
-from ...kernels.partition.labels import PackedLabels
-from . import contract
+from ...kernels.partition.labels import PackedLabels, digits, row_bytes
+from . import accesses, contract
+from .accesses import Access, Launch, Program, in_groups, reduce
 from .contract import SHAPE, Draw, Kernel, Meta, Problem, Row, as_meant, ending, laid
 
 ISSUE_SLOTS = 14
@@ -129,3 +132,132 @@ QUICK = (
     Case("merge", "bf16", 1024, 2),
     Case("grad", "bf16", 1024, 2),
 )
+
+
+def launches(problem: configs.Problem, config: configs.Config, holes: bool = False) -> list[Launch]:
+    """The launches of one partition operation on contiguous operands.
+
+    Args:
+        problem: The operation and its sizes, as the chooser of configurations takes them.
+        config: Tiles.
+        holes: Whether the labels have a plane of owned edges.
+    """
+    if problem.op == "partition_grad":
+        return _outer(problem, config, holes)
+    return _multiply(problem, config)
+
+
+def _planes(n: int, k: int, count: int, first_n: int, rows: int, first_k: int, config: configs.Config) -> list[Access]:
+    """The words of labels of a tile, plane by plane: whole groups of 128 columns, or the part of one."""
+    pitch, first = row_bytes(k), first_k // 8
+    column = 4 * (first // 16 * 4 + first % 4)
+    width = max(min(max(config.block_k // 8, min(config.block_k // 2, 16)), pitch - column), 0)
+    return [Access("planes", False, p * n + first_n, rows, column, width, pitch) for p in range(count)]
+
+
+def _multiply(problem: configs.Problem, config: configs.Config) -> list[Launch]:
+    m, n, k, alpha, size = problem.m, problem.n, problem.k, problem.alpha, problem.itemsize
+    merge, transposed, split = problem.op == "merge_matmul", problem.transposed, config.split
+    size_out, size_in = (k, n) if transposed else (n, k)
+    out, inner = (config.block_k, config.block_n) if transposed else (config.block_n, config.block_k)
+    operands, sums = (alpha, 1) if merge else (1, alpha)
+    steps, tiles_m, tiles_out = -(-size_in // inner), -(-m // config.block_m), -(-size_out // out)
+    target, stored = ("out", size) if split == 1 else ("partial", 4)
+
+    def program(pid: int, pid_split: int) -> Program:
+        pid_m, pid_out = in_groups(pid, tiles_m, tiles_out, config.group)
+        row, rows = pid_m * config.block_m, min(config.block_m, m - pid_m * config.block_m)
+        for step in range(steps * pid_split // split, steps * (pid_split + 1) // split):
+            first_n, first_k = (step * inner, pid_out * out) if transposed else (pid_out * out, step * inner)
+            rows_n = min(config.block_n, n - first_n)
+            width = min(config.block_k, k - first_k) * size
+            words = Access("words", False, first_n, rows_n, first_k * size, width, k * size)
+            width = min(inner, size_in - step * inner) * size
+            xs = (
+                Access("x", False, row, rows, (child * size_in + step * inner) * size, width, operands * size_in * size)
+                for child in range(operands)
+            )
+            yield words, *_planes(n, k, digits(alpha), first_n, rows_n, first_k, config), *xs
+        width, pitch = min(out, size_out - pid_out * out) * stored, sums * size_out * stored
+        yield tuple(
+            Access(target, True, pid_split * m + row, rows, (child * size_out + pid_out * out) * stored, width, pitch)
+            for child in range(sums)
+        )
+
+    name = ("multiply_columns" if transposed else "multiply_rows") if config.direct else "_partition_multiply"
+    launched = Launch(name, (tiles_m * tiles_out, split), program)
+    return [launched] if split == 1 else [launched, reduce(m * sums * size_out, split, size)]
+
+
+def _outer(problem: configs.Problem, config: configs.Config, holes: bool) -> list[Launch]:
+    m, n, k, alpha, size, split = problem.m, problem.n, problem.k, problem.alpha, problem.itemsize, config.split
+    left, right = (1, alpha) if problem.transposed else (alpha, 1)
+    tiles_m, tiles_n, tiles_k = -(-m // config.block_m), -(-n // config.block_n), -(-k // config.block_k)
+    target, stored = ("out", size) if split == 1 else ("partial", 4)
+
+    def program(pid: int, pid_split: int) -> Program:
+        tile_n, tile_k = in_groups(pid, tiles_n, tiles_k, config.group)
+        first_n, first_k = tile_n * config.block_n, tile_k * config.block_k
+        rows_n, rows_k = min(config.block_n, n - first_n), min(config.block_k, k - first_k)
+        for tile in range(tiles_m * pid_split // split, tiles_m * (pid_split + 1) // split):
+            row, rows = tile * config.block_m, min(config.block_m, m - tile * config.block_m)
+            lefts = [
+                Access("left", False, row, rows, (child * n + first_n) * size, rows_n * size, left * n * size)
+                for child in range(left)
+            ]
+            rights = [
+                Access("right", False, row, rows, (child * k + first_k) * size, rows_k * size, right * k * size)
+                for child in range(right)
+            ]
+            yield lefts[0], rights[0], *lefts[1:], *rights[1:]
+        yield tuple(_planes(n, k, digits(alpha) + holes, first_n, rows_n, first_k, config))
+        yield (Access(target, True, pid_split * n + first_n, rows_n, first_k * stored, rows_k * stored, k * stored),)
+
+    launched = Launch("_partition_outer", (tiles_n * tiles_k, split), program)
+    return [launched] if split == 1 else [launched, reduce(n * k, split, size)]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of labels that follow no blocks: expanded ``[n, k]``, or (``"merged ..."``) its successor ``[n, k]``."""
+
+    case: accesses.Case
+
+    def problem(self, op: str) -> configs.Problem:
+        """See :class:`.accesses.Layer`."""
+        merged, what = op.startswith("merged"), op.split()[-1]
+        split = merged == (what == "dX")
+        name = "partition_grad" if what == "dW" else "split_matmul" if split else "merge_matmul"
+        transposed = merged if what == "dW" else what == "dX"
+        c = self.case
+        pairs = c.itemsize == 2 and c.k % 2 == 0
+        return configs.Problem(name, c.m, c.n, c.k, transposed, c.alpha, c.itemsize, pairs)
+
+    def launches(self, op: str, config: configs.Config) -> list[Launch]:
+        """See :class:`.accesses.Layer`."""
+        return launches(self.problem(op), config)
+
+    def on_chip(self, op: str, config: configs.Config, device: Device) -> tuple[int, int]:
+        """See :class:`.accesses.Layer`."""
+        problem = self.problem(op)
+        sums = 1 if problem.op == "merge_matmul" else problem.alpha
+        columns = config.block_n if problem.transposed else config.block_k
+        tile = config.block_n * config.block_k
+        area = tile if problem.op == "partition_grad" else config.block_m * tile // columns
+        shares = configs.warps_of(config, problem.transposed)[0] if config.direct else 1
+        return configs.shared_bytes(problem, config, device), shares * sums * area
+
+    def compulsory(self, op: str) -> int:
+        """The parent's weights or their gradient, the labels' bits, activations and results, each once."""
+        c = self.case
+        narrow, wide = (c.n, c.k) if op.startswith("merged") else (c.k, c.n)
+        weights = c.itemsize * c.n * c.k + digits(c.alpha) * c.n * row_bytes(c.k)
+        return weights + c.itemsize * c.m * (narrow + c.alpha * wide)
+
+    def results(self, op: str) -> int:
+        """See :class:`.accesses.Layer`."""
+        c, problem = self.case, self.problem(op)
+        if problem.op == "partition_grad":
+            return c.n * c.k
+        outputs = c.k if problem.transposed else c.n
+        return c.m * outputs * (1 if problem.op == "merge_matmul" else c.alpha)

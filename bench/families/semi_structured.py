@@ -8,16 +8,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...kernels.device import Device
 from ...kernels.gpus import runs_mma_sp
+from ...kernels.semi_structured import config as configs
 from ...kernels.semi_structured import eager as twins
 from ...kernels.semi_structured import gluon as on_sparse
 from ...kernels.semi_structured import pack, sparse_tensor_core
 from ...kernels.semi_structured import triton as kernels
 from ...kernels.semi_structured.backends import BACKENDS as _BACKENDS
-from ...kernels.semi_structured.fragments import pack_weights
+from ...kernels.semi_structured.fragments import TILE_ROWS, pack_weights
 from ...kernels.semi_structured.layout import SemiStructuredLayout
 from ...kernels.structures import TWO_FOUR
-from . import contract
+from . import accesses, contract
+from .accesses import SPARSE, Access, Launch, Program, in_groups, reduce, span
 from .contract import REDUCE, SHAPE, TYPES, Draw, Kernel, Meta, Problem, Row, ending
 
 
@@ -232,3 +235,176 @@ QUICK = (
     Case("forward", "bf16", 2, 64),
     Case("pack parent.T into fragments", "bf16", 2, 1),
 )
+
+
+def launches(
+    op: str, m: int, shape: tuple[int, int], children: int, config: configs.Config, itemsize: int
+) -> list[Launch]:
+    """The launches of one 2:4 operation on dense tensor cores, on contiguous operands.
+
+    Args:
+        op: ``"forward"``, ``"dX"`` or ``"dW"``.
+        m: Rows of activations.
+        shape: ``(N, K)`` of the parent.
+        children: 1 or 2.
+        config: Tiles.
+        itemsize: Bytes of an operand's element; the result has the same.
+    """
+    (n, k), split, size = shape, config.split, itemsize
+    quads, block_q = -(-k // 4), config.block_k // 4
+    pitch = -(-quads // 2)  # of a row of codes, in bytes
+    tiles_m, tiles_n, tiles_k = -(-m // config.block_m), -(-n // config.block_n), -(-k // config.block_k)
+    target, stored = ("out", size) if split == 1 else ("partial", 4)
+
+    def codes(tile_n: int, tile_k: int) -> Access:
+        first, rows = span(tile_n, config.block_n, n)
+        start = tile_k * block_q // 2
+        return Access("codes", False, first, rows, start, min(block_q // 2, pitch - start), pitch)
+
+    def pair(child: int, tile_n: int, tile_k: int) -> Access:
+        first, rows = span(tile_n, config.block_n, n)
+        start, width = span(tile_k, block_q, quads)
+        row = child * n + first
+        return Access("pair", False, row, rows, start * 2 * size, width * 2 * size, quads * 2 * size)
+
+    def activations(tensor: str, tile_m: int, child: int, of: int, columns: int, block: int, tile: int) -> Access:
+        row, rows = span(tile_m, config.block_m, m)
+        first, width = span(tile, block, columns)
+        return Access(tensor, False, row, rows, (child * columns + first) * size, width * size, of * columns * size)
+
+    def forward(pid: int, pid_split: int) -> Program:
+        tile_m, tile_n = in_groups(pid, tiles_m, tiles_n, config.group)
+        for step in range(tiles_k * pid_split // split, tiles_k * (pid_split + 1) // split):
+            x = activations("x", tile_m, 0, 1, k, config.block_k, step)
+            yield x, codes(tile_n, step), *(pair(child, tile_n, step) for child in range(children))
+        row, rows = span(tile_m, config.block_m, m)
+        first, width = span(tile_n, config.block_n, n)
+        yield tuple(
+            Access(
+                target, True, pid_split * m + row, rows, (c * n + first) * stored, width * stored, children * n * stored
+            )
+            for c in range(children)
+        )
+
+    def backward(pid: int, pid_split: int) -> Program:
+        tile_m, tile_k = in_groups(pid, tiles_m, tiles_k, config.group)
+        for step in range(tiles_n * pid_split // split, tiles_n * (pid_split + 1) // split):
+            yield (
+                codes(step, tile_k),
+                *(
+                    access
+                    for child in range(children)
+                    for access in (
+                        activations("dy", tile_m, child, children, n, config.block_n, step),
+                        pair(child, step, tile_k),
+                    )
+                ),
+            )
+        row, rows = span(tile_m, config.block_m, m)
+        first, width = span(tile_k, config.block_k, k)
+        yield (Access(target, True, pid_split * m + row, rows, first * stored, width * stored, k * stored),)
+
+    def outer(pid: int, pid_split: int) -> Program:
+        tile_n, tile_k = in_groups(pid, tiles_n, tiles_k, config.group)
+        for step in range(tiles_m * pid_split // split, tiles_m * (pid_split + 1) // split):
+            yield (
+                activations("x", step, 0, 1, k, config.block_k, tile_k),
+                *(activations("dy", step, c, children, n, config.block_n, tile_n) for c in range(children)),
+            )
+        yield (codes(tile_n, tile_k),)
+        first, rows = span(tile_n, config.block_n, n)
+        start, width = span(tile_k, 2 * block_q, 2 * quads)
+        start, width, across = start * stored, width * stored, 2 * quads * stored
+        yield tuple(
+            Access(target, True, (pid_split * children + c) * n + first, rows, start, width, across)
+            for c in range(children)
+        )
+
+    launched, results = {
+        "forward": (Launch("_multiply", (tiles_m * tiles_n, split), forward), m * children * n),
+        "dX": (Launch("_multiply_t", (tiles_m * tiles_k, split), backward), m * k),
+        "dW": (Launch("_outer", (tiles_n * tiles_k, split), outer), children * n * 2 * quads),
+    }[op]
+    return [launched] if split == 1 else [launched, reduce(results, split, size)]
+
+
+def sparse_launches(
+    m: int, shape: tuple[int, int], children: int, config: configs.SparseConfig, itemsize: int = 2
+) -> list[Launch]:
+    """The launches of the 2:4 forward on sparse tensor cores; arguments as of :func:`launches`."""
+    (n, k), split = shape, config.split
+    tiles_m, tiles_n, steps = -(-m // config.block_m), -(-n // TILE_ROWS), -(-k // configs.STEP)
+    warps, width_x = TILE_ROWS // 32, configs.STEP * itemsize
+    target, stored = ("out", itemsize) if split == 1 else ("partial", 4)
+
+    def program(pid: int, pid_split: int) -> Program:
+        tile_m, tile_n = in_groups(pid, tiles_m, tiles_n, config.group)
+        row, rows = span(tile_m, config.block_m, m)
+        for step in range(steps * pid_split // split, steps * (pid_split + 1) // split):
+            first = tile_n * warps
+            yield (
+                *(
+                    Access("weights", False, child * tiles_n * warps + first, warps, step * 2048, 2048, steps * 2048)
+                    for child in range(children)
+                ),
+                Access("metadata", False, first, warps, step * 256, 256, steps * 256),
+                Access("x", False, row, rows, step * width_x, width_x, steps * width_x),
+            )
+        first, width = span(tile_n, TILE_ROWS, n)
+        pitch = children * n * stored
+        yield tuple(
+            Access(target, True, pid_split * m + row, rows, (child * n + first) * stored, width * stored, pitch)
+            for child in range(children)
+        )
+
+    launched = Launch("multiply", (tiles_m * tiles_n, split), program)
+    return [launched] if split == 1 else [launched, reduce(m * children * n, split, itemsize)]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An expanded layer of two 2:4 children."""
+
+    case: accesses.Case
+
+    def problem(self, op: str) -> configs.Problem | configs.SparseProblem:
+        """See :class:`.accesses.Layer`."""
+        c = self.case
+        return configs.SparseProblem(c.m, c.n, c.k, 2) if op == SPARSE else self._on_dense(op)
+
+    def _on_dense(self, op: str) -> configs.Problem:
+        c = self.case
+        return configs.Problem(_OPERATIONS[op], c.m, c.n, c.k, 2, c.itemsize)
+
+    def launches(self, op: str, config: Any) -> list[Launch]:
+        """See :class:`.accesses.Layer`."""
+        c = self.case
+        if op == SPARSE:
+            return sparse_launches(c.m, (c.n, c.k), 2, config)
+        return launches(op, c.m, (c.n, c.k), 2, config, c.itemsize)
+
+    def on_chip(self, op: str, config: Any, device: Device) -> tuple[int, int]:
+        """See :class:`.accesses.Layer`."""
+        if op == SPARSE:
+            return config.num_stages * configs.stage_bytes(config.block_m, 2), 2 * TILE_ROWS * config.block_m
+        used = configs.shared_bytes(self._on_dense(op), config)
+        m, n, k = config.block_m, config.block_n, config.block_k
+        return used, {"forward": 2 * n * m, "dX": m * k, "dW": 2 * n * k}[op]
+
+    def compulsory(self, op: str) -> int:
+        """The parent's weights or their gradient, half a byte a quad, activations and results, each once."""
+        c = self.case
+        quads = -(-c.k // 4)
+        return c.n * (4 * quads * c.itemsize + -(-quads // 2)) + c.itemsize * c.m * (c.k + 2 * c.n)
+
+    def results(self, op: str) -> int:
+        """See :class:`.accesses.Layer`."""
+        c = self.case
+        return {"dX": c.m * c.k, "dW": 4 * c.n * -(-c.k // 4)}.get(op, 2 * c.m * c.n)
+
+
+_OPERATIONS = {
+    "forward": "semi_structured_matmul",
+    "dX": "semi_structured_matmul_t",
+    "dW": "semi_structured_grad",
+}
