@@ -1,6 +1,6 @@
 """The block kernels."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -99,6 +99,20 @@ QUICK = (
     Case("dx", "fp16", 1024, (64, 64)),
     Case("dw", "bf16", 1024, (128, 128)),
 )
+
+
+def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Config]:
+    """Every valid configuration worth trying for a block as the kernel multiplies it."""
+    grad, m = problem.op == "block_grad", problem.m
+    rows = (32, 64, 128) if grad else tuple(b for b in (16, 32, 64, 128, 256) if b <= max(16, 2 * m))
+    inner = (16,) if grad else tuple(b for b in (16, 32, 64, 128) if b <= problem.block[1])
+    splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
+    groups = (1,) if grad or m <= 256 else (8, 16, 32)
+    stages = (3, 4, 5) if grad else (5, 7, 9)
+    for choice in product(rows, inner, splits, groups, (2, 4, 8), stages):
+        config = configs.Config(*choice)
+        if problem.fits(config, device):
+            yield config
 
 
 def launches(op: str, m: int, layout: BlockLayout, config: configs.Config, itemsize: int) -> list[Launch]:

@@ -1,6 +1,6 @@
 """The partition kernels: through shared memory, and for few rows from memory to the tensor cores directly."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -132,6 +132,23 @@ QUICK = (
     Case("merge", "bf16", 1024, 2),
     Case("grad", "bf16", 1024, 2),
 )
+
+
+def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Config]:
+    """Every valid configuration worth trying."""
+    m, grad = problem.m, problem.op == "partition_grad"
+    rows = (32, 64) if grad else tuple(b for b in (16, 32, 64, 128) if b <= max(16, 2 * m))
+    splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
+    sides = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128))
+    depths, outputs = ((16, 32), (64, 128, 256)) if problem.transposed else ((128,), (16, 32, 64, 128))
+    every = product(depths, outputs, (1, 2, 4, 8))
+    loads = [(depth * warps, out) if problem.transposed else (out, depth * warps) for depth, out, warps in every]
+    direct = product((8, 16, 32, 64), loads, splits, (4, 8), (1,), (True,))
+    tiled = product(rows, sides, splits, (4, 8), (1, 3, 4), (False,))
+    for block_m, (n, k), split, warps, stages, is_direct in (*direct, *tiled):
+        config = configs.Config(block_m, n, k, split, 8, warps, stages, is_direct)
+        if problem.fits(config, device):
+            yield config
 
 
 def launches(problem: configs.Problem, config: configs.Config, holes: bool = False) -> list[Launch]:

@@ -1,6 +1,6 @@
 """What the tuner tunes: an operation, a structure, a batch size, and the configurations worth trying there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -21,10 +21,10 @@ from fpe.kernels import (
     split_matmul_eager,
 )
 from fpe.kernels.block import config as block_config
-from fpe.kernels.device import Device
 from fpe.kernels.partition import config as partition_config
 from fpe.kernels.partition.labels import digits, row_bytes
 
+from ..families import block, partition
 from ..latency.shapes import KEY_ROWS, SETS
 
 OPERATIONS = ("forward", "dX", "dW")
@@ -64,6 +64,7 @@ class BlockJob:
     dtype: torch.dtype = torch.bfloat16
     shape: tuple[int, int] = SHAPE
     family = "block"
+    candidates = staticmethod(block.candidates)
 
     @property
     def id(self) -> str:
@@ -77,19 +78,6 @@ class BlockJob:
     def conditions(self, problem: block_config.Problem) -> dict[str, Any]:
         """Where the entry will hold."""
         return {"op": problem.op, "block": list(problem.block), "itemsize": problem.itemsize}
-
-    def candidates(self, problem: block_config.Problem, device: Device) -> Iterator[Config]:
-        """Every valid configuration worth trying for a block as the kernel multiplies it."""
-        grad, m = problem.op == "block_grad", problem.m
-        rows = (32, 64, 128) if grad else tuple(b for b in (16, 32, 64, 128, 256) if b <= max(16, 2 * m))
-        inner = (16,) if grad else tuple(b for b in (16, 32, 64, 128) if b <= problem.block[1])
-        splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
-        groups = (1,) if grad or m <= 256 else (8, 16, 32)
-        stages = (3, 4, 5) if grad else (5, 7, 9)
-        for choice in product(rows, inner, splits, groups, (2, 4, 8), stages):
-            config = block_config.Config(*choice)
-            if problem.fits(config, device):
-                yield config
 
     def setup(self, target: str) -> Setup:
         """See :data:`Setup`."""
@@ -137,6 +125,7 @@ class PartitionJob:
     dtype: torch.dtype = torch.bfloat16
     shape: tuple[int, int] = SHAPE
     family = "partition"
+    candidates = staticmethod(partition.candidates)
 
     @property
     def id(self) -> str:
@@ -150,22 +139,6 @@ class PartitionJob:
     def conditions(self, problem: partition_config.Problem) -> dict[str, Any]:
         """Where the entry will hold."""
         return {name: getattr(problem, name) for name in ("op", "transposed", "alpha", "itemsize")}
-
-    def candidates(self, problem: partition_config.Problem, device: Device) -> Iterator[Config]:
-        """Every valid configuration worth trying."""
-        m, grad = problem.m, problem.op == "partition_grad"
-        rows = (32, 64) if grad else tuple(b for b in (16, 32, 64, 128) if b <= max(16, 2 * m))
-        splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
-        sides = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128))
-        depths, outputs = ((16, 32), (64, 128, 256)) if problem.transposed else ((128,), (16, 32, 64, 128))
-        every = product(depths, outputs, (1, 2, 4, 8))
-        loads = [(depth * warps, out) if problem.transposed else (out, depth * warps) for depth, out, warps in every]
-        direct = product((8, 16, 32, 64), loads, splits, (4, 8), (1,), (True,))
-        tiled = product(rows, sides, splits, (4, 8), (1, 3, 4), (False,))
-        for block_m, (n, k), split, warps, stages, is_direct in (*direct, *tiled):
-            config = partition_config.Config(block_m, n, k, split, 8, warps, stages, is_direct)
-            if problem.fits(config, device):
-                yield config
 
     def setup(self, target: str) -> Setup:
         """See :data:`Setup`."""
