@@ -177,8 +177,8 @@ def jobs() -> list[Job]:
     for dtype in (torch.bfloat16, torch.float32):
         for alpha, m, (op, transposed) in product(ALPHAS, ROWS, expanded + merged):
             found.append(PartitionJob(op, transposed, alpha, m, dtype))
-        for block, m, op in product(BLOCKS, ROWS, OPERATIONS):
-            found.append(BlockJob(op, block, m, dtype))
+        for sides, m, op in product(BLOCKS, ROWS, OPERATIONS):
+            found.append(BlockJob(op, sides, m, dtype))
     return sorted(found, key=lambda job: (job.dtype == torch.float32, isinstance(job, PartitionJob) and job.alpha > 2))
 
 
