@@ -1,6 +1,31 @@
-"""What the families' rules for untuned sizes share: pure functions of sizes and a device."""
+"""What the families' configurations and rules share: pure functions of sizes and a device."""
+
+from dataclasses import dataclass
 
 from .device import Device
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Meta-parameters of a launch that multiplies activations by a weight, or two of them into a weight's gradient.
+
+    Attributes:
+        block_m: Rows of activations to a tile.
+        block_n: Rows of the stored weight to a tile.
+        block_k: Columns of the stored weight to a tile.
+        split: Programs that share one output tile; their partial sums are added in a second kernel.
+        group: Tiles of rows (of the weight's rows in a gradient) that run together, for reuse in L2.
+        num_warps: Warps of a program.
+        num_stages: Triton's pipeline depth.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    split: int
+    group: int
+    num_warps: int
+    num_stages: int
 
 
 def power_above(n: int) -> int:

@@ -20,12 +20,12 @@ from fpe.kernels import (
     semi_structured_matmul_t,
 )
 from fpe.kernels.device import KNOWN
+from fpe.kernels.memo import once_per_version
 from fpe.kernels.model import PUBLISHED
 from fpe.kernels.semi_structured import backends
 from fpe.kernels.semi_structured import ops as semi_structured_ops
 from fpe.kernels.semi_structured import torch_sparse as torch_backend
 from fpe.kernels.semi_structured.config import Problem
-from fpe.kernels.semi_structured.memo import once_per_version
 from fpe.kernels.tables import choose
 
 # What cannot run is refused by name, or left to another path by "auto".

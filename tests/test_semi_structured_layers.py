@@ -13,7 +13,7 @@ from torch import nn
 import fpe
 from fpe import Partition
 from fpe.kernels import HOLE, SemiStructuredLayout, semi_structured_compress
-from fpe.kernels.semi_structured import memo, sparse_tensor_core
+from fpe.kernels.semi_structured import derived, sparse_tensor_core
 from fpe.kernels.semi_structured.backends import BACKENDS
 
 
@@ -125,7 +125,7 @@ def test_in_training_the_weights_are_packed_anew_and_codes_and_metadata_are_not(
 
     for name in ("pack_values", "pack_transposed", "pack_parent"):
         counted(sparse_tensor_core, name)
-    counted(memo, "pack_metadata")
+    counted(derived, "pack_metadata")
     counted(SemiStructuredLayout, "interleaved")
     with on_numpy():
         for _ in range(3):

@@ -14,8 +14,8 @@ from fpe.kernels import (
     semi_structured_matmul,
     split_matmul,
 )
+from fpe.kernels.memo import once_per_version
 from fpe.kernels.partition.labels import digits, row_bytes
-from fpe.kernels.semi_structured.memo import once_per_version
 from fpe.kernels.structures import STRUCTURES, TWO_FOUR
 
 from ..partition import RULES, Partition

@@ -55,6 +55,7 @@ class Problem:
         steps: Mean number of blocks to a segment; 0 for ``block_grad``.
         width: Features that the activations have; 0 for ``block_grad``.
         itemsize: Bytes of an operand's element.
+        tf32: Whether they are multiplied in TF32.
     """
 
     op: str
@@ -64,6 +65,7 @@ class Problem:
     steps: int
     width: int
     itemsize: int
+    tf32: bool = False
 
     family: ClassVar[str] = "block"
 
@@ -83,14 +85,14 @@ class Problem:
         return shared_bytes(self, config) <= device.shared
 
 
-def matmul_problem(layout: BlockLayout, transposed: bool, m: int, itemsize: int) -> Problem:
+def matmul_problem(layout: BlockLayout, transposed: bool, m: int, itemsize: int, tf32: bool = False) -> Problem:
     """The forward of ``m`` rows, or (``transposed``) their dX."""
     blocks = layout.rows.shape[0]
     if transposed:
         segments, width, block = layout.grid[1], layout.shape[0], layout.block[::-1]
     else:
         segments, width, block = layout.grid[0], layout.shape[1], layout.block
-    return Problem("block_matmul", m, block, segments, blocks // max(segments, 1), width, itemsize)
+    return Problem("block_matmul", m, block, segments, blocks // max(segments, 1), width, itemsize, tf32)
 
 
 def grad_problem(layout: BlockLayout, m: int, itemsize: int) -> Problem:
@@ -118,6 +120,8 @@ def _grad_rule(problem: Problem, device: Device) -> Config:
 def _matmul_rule(problem: Problem, device: Device) -> Config:
     (out, inner), itemsize = problem.block, problem.itemsize
     block_m = min(max(16, power_above(problem.m)), 128 if out * itemsize <= 256 else 64)
+    if problem.tf32 and device.sets_fence and out == inner == 128:
+        block_m = min(block_m, 32)  # with those Tritons every wider ``wgmma`` waits for the one before
     block_in = min(inner, 64 if itemsize == 2 else 32 if out > 16 else 16)  # float32 by 16 spills at 32
     # More warps than 16-byte loads of the weight tile would narrow the loads; large tiles of float32, and 64 x 64
     # on some architectures, spill with four.

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import device_of, stored_dtype
+from ..device import device_of, input_precision, stored_dtype
 from ..epilogue import activate, in_groups, launch_options, launch_reduce, multiply_loaded, rows_contiguous
 from ..tables import choose
 from .config import Config, grad_problem, matmul_problem
@@ -214,7 +214,8 @@ def _launch_multiply(
     m = a.shape[0]
     size_out, size_in = layout.shape[::-1] if transposed else layout.shape
     segments = layout.grid[1] if transposed else layout.grid[0]
-    config = config or choose(matmul_problem(layout, transposed, m, a.element_size()), device_of(a))
+    problem = matmul_problem(layout, transposed, m, a.element_size(), input_precision(a) == "tf32")
+    config = config or choose(problem, device_of(a))
     result = a.new_empty(m, size_out, dtype=stored_dtype(a))
     if not result.numel():
         return result.to(a.dtype)

@@ -5,7 +5,7 @@ from math import ceil
 from typing import ClassVar
 
 from ..device import Device
-from ..rules import power_above, power_below, split_reduction
+from ..rules import Tiles, power_above, power_below, split_reduction
 
 DIRECT_ROWS = 64
 """Rows of activations up to which the direct kernels serve."""
@@ -23,28 +23,14 @@ def limit(alpha: int) -> str | None:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Tiles):
     """Meta-parameters of a launch.
 
     Attributes:
-        block_m: Rows of activations to a tile.
-        block_n: Rows of the stored weight to a tile.
-        block_k: Columns of the stored weight to a tile.
-        split: Programs that share one output tile; their partial sums are added in a second kernel.
-        group: Tiles of rows (``partition_grad``: of N) that run together, for reuse in L2.
-        num_warps: Warps of a program.
-        num_stages: Triton's pipeline depth.
         direct: Whether weights go from memory to the tensor cores through nothing in between (``gluon.py``), which
             suits few rows; then ``block_n`` x ``block_k`` is what its warps load at once.
     """
 
-    block_m: int
-    block_n: int
-    block_k: int
-    split: int
-    group: int
-    num_warps: int
-    num_stages: int
     direct: bool = False
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..activations import finish
+from ..memo import once_per_version
 from ..semi_structured.layout import SemiStructuredLayout
-from ..semi_structured.memo import once_per_version
 from .labels import PackedLabels
 
 CHILDREN = (2, 4)

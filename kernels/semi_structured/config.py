@@ -5,7 +5,7 @@ from math import ceil
 from typing import ClassVar
 
 from ..device import Device
-from ..rules import power_above, split_reduction
+from ..rules import Tiles, power_above, split_reduction
 from .fragments import TILE_QUADS, TILE_ROWS
 
 GROUP = 16
@@ -14,27 +14,8 @@ STEP = 4 * TILE_QUADS
 """Inputs that the kernel on sparse tensor cores takes at a time."""
 
 
-@dataclass(frozen=True)
-class Config:
-    """Meta-parameters of a launch on dense tensor cores.
-
-    Attributes:
-        block_m: Rows of activations to a tile.
-        block_n: Parents' outputs to a tile.
-        block_k: Inputs to a tile.
-        split: Programs that share one output tile; their partial sums are added afterwards.
-        group: Tiles of ``M`` (of ``N`` in dW) that run before the next tiles of the other axis.
-        num_warps: Warps of a program.
-        num_stages: Triton's pipeline depth.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    split: int
-    group: int
-    num_warps: int
-    num_stages: int
+Config = Tiles
+"""Of a launch on dense tensor cores: ``block_n`` counts the parents' outputs."""
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ..device import device_of
+from ..memo import constant_to_compile, once_per_version
 from ..partition.interleaved import as_merge
 from ..tables import choose
 from .config import STEP, SparseConfig, SparseProblem
+from .derived import metadata, transposed_layout
 from .eager import semi_structured_matmul_eager
 from .fragments import TILE_ROWS, Fragments, pack_weights
 from .layout import SemiStructuredLayout
-from .memo import constant_to_compile, metadata, once_per_version, transposed_layout
 from .pack import pack_parent, pack_transposed, pack_values
 from .triton import semi_structured_grad_triton, semi_structured_matmul_t_triton
 

@@ -18,11 +18,12 @@ from torch.sparse import (
 )
 
 from ..dispatch import why_not_triton
+from ..memo import constant_to_compile, once_per_version
 from ..partition.interleaved import as_merge
+from .derived import transposed_layout
 from .eager import semi_structured_grad_eager, semi_structured_matmul_t_eager
 from .fragments import pack_metadata
 from .layout import SemiStructuredLayout
-from .memo import constant_to_compile, once_per_version, transposed_layout
 
 if TYPE_CHECKING:
     from .pack import Form

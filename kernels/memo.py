@@ -11,9 +11,6 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .fragments import pack_metadata
-from .layout import SemiStructuredLayout
-
 Result = TypeVar("Result")
 
 
@@ -47,15 +44,3 @@ def constant_to_compile(ask: Callable[..., Result]) -> Callable[..., Result]:
     """
     ask._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return ask
-
-
-@once_per_version
-def metadata(codes: Tensor, quads: int) -> Tensor:
-    """Metadata in fragment order: see :func:`~fpe.kernels.semi_structured.fragments.pack_metadata`."""
-    return pack_metadata(codes, quads)
-
-
-@once_per_version
-def transposed_layout(codes: Tensor, k: int) -> SemiStructuredLayout:
-    """The layout of two children's weight seen from its outputs."""
-    return SemiStructuredLayout((codes.shape[0], k), codes, None, 2).transpose()
