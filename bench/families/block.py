@@ -14,7 +14,7 @@ from ...kernels.block.layout import BlockLayout, grid
 from ...kernels.device import Device
 from . import accesses, contract
 from .accesses import INDEX, Access, Launch, Program, flat, in_groups, reduce
-from .contract import SHAPE, TYPES, Draw, Kernel, Meta, Problem, ending
+from .contract import SHAPE, TYPES, Draw, Kernel, Problem, pair
 
 
 def _step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
@@ -44,29 +44,14 @@ def operands(case: Any, draw: Draw) -> Problem:
     bias = draw(n) if case.bias else None
     x = draw(m, k, lying=lying, most=None if case.op == "dw" else draw.rest)
     dy = draw(m, n, lying=lying, most=draw.rest)
-    if case.op == "forward":
-        return Problem(
-            (x, values),
-            lambda x, v: kernels.block_matmul_triton(x, v, layout, bias, case.activation),
-            lambda x, v: twins.block_matmul_eager(x, v, layout),
-            ending(case, bias),
-            k,
-        )
-    if case.op == "dx":
-        return Problem(
-            (dy, values),
-            lambda dy, v: kernels.block_matmul_t_triton(dy, v, layout),
-            lambda dy, v: twins.block_matmul_t_eager(dy, v, layout),
-            lambda y: y,
-            n,
-        )
-    return Problem(
-        (dy, x),
-        lambda dy, x: kernels.block_grad_triton(dy, x, layout),
-        lambda dy, x: twins.block_grad_eager(dy, x, layout),
-        lambda y: y,
-        m,
-    )
+    given, name, length = {
+        "forward": ((x, values), "block_matmul", k),
+        "dx": ((dy, values), "block_matmul_t", n),
+        "dw": ((dy, x), "block_grad", m),
+    }[case.op]
+    ours, twin = pair(name, kernels, twins)
+    fused, ending = ((bias, case.activation), (contract.ending(case, bias),)) if case.op == "forward" else ((), ())
+    return Problem(given, lambda *o: ours(*o, layout, *fused), lambda *o: twin(*o, layout), length, *ending)
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,7 @@ class Case(contract.Case):
 
     def posed(self) -> Problem:
         """See :class:`.contract.Case`."""
-        return operands(self, Meta(self))
+        return operands(self, Draw(self))
 
 
 CASES = (

@@ -31,15 +31,15 @@ class Problem:
         operands: The floating ones, in the case's dtype.
         kernel: Of the operands: launches.
         twin: Of the operands: the same in plain PyTorch, without bias and activation.
-        finish: Bias and activation, where they come last, of the twin's result.
         length: Longest sum.
+        finish: Bias and activation, where they come last, of the twin's result.
     """
 
     operands: tuple[Tensor, ...]
     kernel: Callable[..., Tensor]
     twin: Callable[..., Tensor]
-    finish: Callable[[Tensor], Tensor]
     length: int
+    finish: Callable[[Tensor], Tensor] = lambda y: y
 
 
 class Case:
@@ -108,7 +108,7 @@ class Case:
         return True
 
     def posed(self) -> Problem:
-        """Its launcher with operands without numbers: what the family's ``operands`` says of it and :class:`Meta`."""
+        """Its launcher with operands without numbers: what the family says of it and :class:`Draw`."""
         raise NotImplementedError
 
     def call(self) -> None:
@@ -190,65 +190,47 @@ REDUCE = Kernel(
 """The sum of a split reduction: every family's."""
 
 
-class Draw(Protocol):
-    """Who makes the operands of a case.
+class Draw:
+    """Who makes the operands of a case: without numbers, for launches that are only compiled.
 
     Attributes:
+        case: Whose they are.
         device: Where they lie.
         rest: What integers may be at most beside others that fill their type, for exact sums.
         generator: Of what is random.
     """
 
-    device: str
-    rest: int
-    generator: torch.Generator
+    device: ClassVar[str] = "meta"
+
+    def __init__(self, case: Any) -> None:
+        self.case, self.rest, self.generator = case, 0, torch.Generator().manual_seed(0)
 
     def __call__(self, *shape: int, lying: str = "plain", most: int | None = None) -> Tensor:
         """A floating operand; integers between ``-most`` and ``most``."""
-
-    def labels(self, *shape: int) -> Tensor:
-        """Labels of a weight, as a plain table."""
-
-    def packed(self, labels: Tensor) -> PackedLabels:
-        """Labels, packed."""
-
-    def mask(self, *shape: int) -> Tensor:
-        """Which blocks are kept."""
-
-    def stored(self, layout: Any, w: Tensor) -> Tensor:
-        """A dense weight's values, as a layout stores them."""
-
-
-@dataclass
-class Meta:
-    """Draws operands without numbers, for launches that are only compiled. See :class:`Draw`."""
-
-    case: Case
-    device = "meta"
-    rest = 0
-    generator = torch.Generator()
-
-    def __call__(self, *shape: int, lying: str = "plain", most: int | None = None) -> Tensor:
-        """See :class:`Draw`."""
         return torch.empty(shape, dtype=TYPES[self.case.dtype], device="meta")
 
     def labels(self, *shape: int) -> Tensor:
-        """See :class:`Draw`."""
+        """Labels of a weight, as a plain table."""
         return torch.empty(shape, dtype=torch.uint8, device="meta")
 
     def packed(self, labels: Tensor) -> PackedLabels:
-        """See :class:`Draw`."""
+        """Labels, packed."""
         (n, k), alpha = labels.shape, self.case.alpha or 2
         return PackedLabels(self.labels(digits(alpha), n, row_bytes(k)), (n, k), alpha)
 
     def mask(self, *shape: int) -> Tensor:
-        """Of as many blocks as there are children one is kept: numbers, since the launch depends on them."""
+        """Which blocks are kept, in numbers, since the launch depends on them: of as many as there are children one."""
         rows, columns = (torch.arange(size) for size in shape)
         return (rows[:, None] + columns) % (self.case.alpha or 2) == 0
 
     def stored(self, layout: Any, w: Tensor) -> Tensor:
-        """See :class:`Draw`."""
+        """A dense weight's values, as a layout stores them."""
         return self(*layout.values_shape)
+
+
+def pair(name: str, kernels: ModuleType, twins: ModuleType) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """An operation's launcher and its eager twin, by the name that the package has for it."""
+    return kernels.OPERATIONS[name], twins.OPERATIONS[name]
 
 
 def laid(values: Tensor, shape: tuple[int, ...], lying: str) -> Tensor:

@@ -11,7 +11,7 @@ from ...kernels.mlp import triton as kernels
 from ...kernels.mlp.backends import BACKENDS as _BACKENDS
 from ...kernels.mlp.eager import expanded_mlp_eager
 from . import contract
-from .contract import Draw, Kernel, Meta, Problem
+from .contract import Draw, Kernel, Problem
 
 
 def _step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
@@ -42,7 +42,6 @@ def operands(case: Any, draw: Draw) -> Problem:
         (x, w1, w2, *biases),
         lambda x, w1, w2, *b: kernels.expanded_mlp_triton(x, w1, first, w2, second, alpha, *fields(b), case.activation),
         lambda x, w1, w2, *b: expanded_mlp_eager(x, w1, first, w2, second, alpha, *fields(b), case.activation),
-        lambda y: y,
         k + alpha * hidden,
     )
 
@@ -62,7 +61,7 @@ class Case(contract.Case):
 
     def posed(self) -> Problem:
         """See :class:`.contract.Case`."""
-        return operands(self, Meta(self))
+        return operands(self, Draw(self))
 
 
 CASES = tuple(Case("mlp", t, m, alpha, "relu") for t, m, alpha in product(("bf16", "fp16"), (1, 64), (2, 4, 8)))

@@ -18,7 +18,7 @@ from ...kernels.partition.config import COLUMNS, GROUP
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from . import accesses, contract
 from .accesses import Access, Launch, Program, in_groups, reduce
-from .contract import SHAPE, Draw, Kernel, Meta, Problem, Row, as_meant, ending, laid
+from .contract import SHAPE, Draw, Kernel, Problem, Row, as_meant, laid, pair
 
 ISSUE_SLOTS = 14
 """Instructions that an H200's lanes can issue while a 16-bit weight arrives at 4.8 TB/s (132 x 128 lanes, 1.98 GHz)."""
@@ -66,6 +66,10 @@ OPERATIONS = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
 """On the weight as it is stored, and on its transpose: forward, dX and dW of both layers of a pair."""
 
 
+NAMES = {"split": "split_matmul", "merge": "merge_matmul", "grad": "partition_grad"}
+"""Of the operations, as the package has them."""
+
+
 def operands(case: Any, draw: Draw) -> Problem:
     """See :class:`.contract.Family`."""
     (n, k), alpha, m, lying = case.shape, case.alpha, case.m, case.lying
@@ -77,31 +81,17 @@ def operands(case: Any, draw: Draw) -> Problem:
     op = case.op.removesuffix("_t")
     if op != case.op:
         w, labels, (n, k) = w.T, labels.T, (k, n)
+    fused: tuple[Any, ...] = ()
+    bias, rest = None, (labels, alpha) if op == "split" else (labels,)
     if op == "grad":
-        return Problem(
-            (draw(m, alpha, n, lying=lying, most=draw.rest), draw(m, k, lying=lying)),
-            lambda dy, x: kernels.partition_grad_triton(dy, x, labels),
-            lambda dy, x: twins.partition_grad_eager(dy, x, labels),
-            lambda y: y,
-            m,
-        )
-    if op == "split":
-        bias = draw(alpha, n) if case.bias else None
-        return Problem(
-            (draw(m, k, lying=lying, most=draw.rest), w),
-            lambda x, w: kernels.split_matmul_triton(x, w, labels, alpha, bias, case.activation),
-            lambda x, w: twins.split_matmul_eager(x, w, labels, alpha),
-            ending(case, bias),
-            k,
-        )
-    bias = draw(n) if case.bias else None
-    return Problem(
-        (draw(m, alpha, k, lying=lying, most=draw.rest), w),
-        lambda z, w: kernels.merge_matmul_triton(z, w, labels, bias, case.activation),
-        lambda z, w: twins.merge_matmul_eager(z, w, labels),
-        ending(case, bias),
-        k,
-    )
+        given, length = (draw(m, alpha, n, lying=lying, most=draw.rest), draw(m, k, lying=lying)), m
+    else:
+        bias = (draw(alpha, n) if op == "split" else draw(n)) if case.bias else None
+        sides = (m, k) if op == "split" else (m, alpha, k)
+        given, length, fused = (draw(*sides, lying=lying, most=draw.rest), w), k, (bias, case.activation)
+    ours, twin = pair(NAMES[op], kernels, twins)
+    ending = (contract.ending(case, bias),) if fused else ()
+    return Problem(given, lambda *o: ours(*o, *rest, *fused), lambda *o: twin(*o, *rest), length, *ending)
 
 
 @dataclass(frozen=True)
@@ -117,7 +107,7 @@ class Case(contract.Case):
 
     def posed(self) -> Problem:
         """See :class:`.contract.Case`."""
-        return operands(self, Meta(self))
+        return operands(self, Draw(self))
 
 
 CASES = (

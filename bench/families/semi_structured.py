@@ -1,6 +1,5 @@
 """The 2:4 kernels: on dense tensor cores, on sparse ones, and what packs weights for those."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
@@ -21,7 +20,7 @@ from ...kernels.semi_structured.layout import SemiStructuredLayout
 from ...kernels.structures import TWO_FOUR
 from . import accesses, contract
 from .accesses import SPARSE, Access, Launch, Program, in_groups, reduce, span
-from .contract import REDUCE, SHAPE, TYPES, Draw, Kernel, Meta, Problem, Row, ending
+from .contract import REDUCE, SHAPE, TYPES, Draw, Kernel, Problem, Row, ending, pair
 
 
 def _matrix(row: Row) -> list[str]:
@@ -76,7 +75,7 @@ FORMS: tuple[pack.Form, ...] = ("fragments", "rows", "dense")
 def _quads(case: Any, draw: Draw) -> SemiStructuredLayout:
     """A layout with two of every four inputs at each child; of two children some edges belong to nobody."""
     n, k = case.shape
-    if isinstance(draw, Meta):
+    if draw.device == "meta":
         return SemiStructuredLayout(case.shape, draw.labels(n, k // 8), None, case.children)
     places = torch.rand(n, -(-k // 4), 4, generator=draw.generator).argsort(-1).flatten(1)[:, :k]
     if case.alpha != 2:
@@ -95,20 +94,16 @@ def operands(case: Any, draw: Draw) -> Problem:
     bias = draw(layout.children, n) if case.bias else None
     x = draw(m, k, lying=case.lying, most=None if case.op == "dw" else draw.rest)
     dy = draw(m, layout.children, n, lying=case.lying, most=draw.rest)
-    forward: Callable[..., Tensor] = kernels.semi_structured_matmul_triton
-    backward: Callable[..., Tensor] = kernels.semi_structured_matmul_t_triton
-    if case.family == "sparse":
-        forward = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core
-        backward = sparse_tensor_core.semi_structured_matmul_t_sparse_tensor_core
-    known: dict[str, tuple[tuple[Tensor, ...], Callable[..., Tensor], Callable[..., Tensor], int]] = {
-        "forward": ((x, values), lambda *o: forward(*o, bias), twins.semi_structured_matmul_eager, k),
-        "dx": ((dy, values), backward, twins.semi_structured_matmul_t_eager, 2 * n),
-        "dw": ((dy, x), kernels.semi_structured_grad_triton, twins.semi_structured_grad_eager, m),
-        "compress": ((w,), kernels.semi_structured_compress_triton, twins.semi_structured_compress_eager, 1),
-        "expand": ((values,), kernels.semi_structured_expand_triton, twins.semi_structured_expand_eager, 1),
-    }
-    given, kernel, twin, length = known["forward" if case.op == "sparse" else case.op]
-    return Problem(given, lambda *o: kernel(*o, layout), lambda *o: twin(*o, layout), ending(case, bias), length)
+    given, name, length = {
+        "forward": ((x, values), "semi_structured_matmul", k),
+        "dx": ((dy, values), "semi_structured_matmul_t", 2 * n),
+        "dw": ((dy, x), "semi_structured_grad", m),
+        "compress": ((w,), "semi_structured_compress", 1),
+        "expand": ((values,), "semi_structured_expand", 1),
+    }["forward" if case.op == "sparse" else case.op]
+    ours, twin = pair(name, sparse_tensor_core if case.family == "sparse" else kernels, twins)
+    rest = (layout, bias) if name == "semi_structured_matmul" else (layout,)
+    return Problem(given, lambda *o: ours(*o, *rest), lambda *o: twin(*o, layout), length, ending(case, bias))
 
 
 def _packing(case: Any, draw: Draw) -> Problem:
@@ -141,7 +136,7 @@ def _packing(case: Any, draw: Draw) -> Problem:
         "rows": lambda: values.flatten(0, 1),
         "dense": lambda: layout.to_dense(values).flatten(0, 1),
     }
-    return Problem((given,), lambda w: kernel(w).view(dtype), lambda w: eager[form]().double(), lambda y: y, 1)
+    return Problem((given,), lambda w: kernel(w).view(dtype), lambda w: eager[form]().double(), 1)
 
 
 @dataclass(frozen=True)
@@ -196,14 +191,14 @@ class Case(contract.Case):
     def posed(self) -> Problem:
         """See :class:`.contract.Case`."""
         if self.op.startswith("pack"):
-            return Problem((), self._pack, self._pack, lambda y: y, 1)
-        return operands(self, Meta(self))
+            return Problem((), self._pack, self._pack, 1)
+        return operands(self, Draw(self))
 
     def _pack(self) -> Tensor:
         """Calls a packer; codes of the result have a nibble for each quad of four inputs."""
         (n, k), source = self.shape, self.op.removeprefix("pack ").partition(" into ")[0]
         form = next(form for form in FORMS if self.op.endswith(form))
-        empty = Meta(self)
+        empty = Draw(self)
 
         def codes(rows: int, inputs: int) -> Tensor:
             return empty.labels(rows, inputs // 8)

@@ -10,21 +10,14 @@ import torch
 from torch import Tensor
 
 import fpe
-from fpe.kernels import (
-    BlockLayout,
-    PackedLabels,
-    block_grad_eager,
-    block_matmul_eager,
-    block_matmul_t_eager,
-    merge_matmul_eager,
-    partition_grad_eager,
-    split_matmul_eager,
-)
+from fpe.kernels import BlockLayout, PackedLabels
 from fpe.kernels.block import config as block_config
 from fpe.kernels.partition import config as partition_config
 from fpe.kernels.partition.labels import digits, row_bytes
 
-from ..families import block, partition
+from ..families import block as block_family
+from ..families import partition as partition_family
+from ..families.contract import pair
 from ..latency.shapes import KEY_ROWS, SETS
 
 OPERATIONS = ("forward", "dX", "dW")
@@ -64,7 +57,7 @@ class BlockJob:
     dtype: torch.dtype = torch.bfloat16
     shape: tuple[int, int] = SHAPE
     family = "block"
-    candidates = staticmethod(block.candidates)
+    candidates = staticmethod(block_family.candidates)
 
     @property
     def id(self) -> str:
@@ -81,6 +74,7 @@ class BlockJob:
 
     def setup(self, target: str) -> Setup:
         """See :data:`Setup`."""
+        from fpe.kernels.block import eager as twins
         from fpe.kernels.block import triton as kernels
 
         (n, k), (bn, bk) = self.shape, self.block
@@ -96,12 +90,8 @@ class BlockJob:
         else:
             arguments = (x if self.op == "forward" else dy, values, layout)
             problem = block_config.matmul_problem(layout, self.op == "dX", self.m, values.element_size())
-        runs: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-            "forward": (kernels.block_matmul_triton, block_matmul_eager),
-            "dX": (kernels.block_matmul_t_triton, block_matmul_t_eager),
-            "dW": (kernels.block_grad_triton, block_grad_eager),
-        }
-        ours, twin = runs[self.op]
+        name = {"forward": "block_matmul", "dX": "block_matmul_t", "dW": "block_grad"}[self.op]
+        ours, twin = pair(name, kernels, twins)
         return partial(ours, *arguments), partial(twin, *arguments), problem
 
 
@@ -125,7 +115,7 @@ class PartitionJob:
     dtype: torch.dtype = torch.bfloat16
     shape: tuple[int, int] = SHAPE
     family = "partition"
-    candidates = staticmethod(partition.candidates)
+    candidates = staticmethod(partition_family.candidates)
 
     @property
     def id(self) -> str:
@@ -142,6 +132,7 @@ class PartitionJob:
 
     def setup(self, target: str) -> Setup:
         """See :data:`Setup`."""
+        from fpe.kernels.partition import eager as twins
         from fpe.kernels.partition import triton as kernels
 
         (n, k), alpha, size = self.shape, self.alpha, self.dtype.itemsize
@@ -157,12 +148,12 @@ class PartitionJob:
             labels, w, n, k = labels.T, w.T, k, n
         sizes = ((self.m, k), (self.m, alpha, k), (self.m, alpha, n))
         x, z, dy = (draw(shape, target, self.dtype) for shape in sizes)
-        runs: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple]] = {
-            "split_matmul": (kernels.split_matmul_triton, split_matmul_eager, (x, w, labels, alpha)),
-            "merge_matmul": (kernels.merge_matmul_triton, merge_matmul_eager, (z, w, labels)),
-            "partition_grad": (kernels.partition_grad_triton, partition_grad_eager, (dy, x, labels)),
-        }
-        ours, twin, arguments = runs[self.op]
+        arguments: tuple = {
+            "split_matmul": (x, w, labels, alpha),
+            "merge_matmul": (z, w, labels),
+            "partition_grad": (dy, x, labels),
+        }[self.op]
+        ours, twin = pair(self.op, kernels, twins)
         return partial(ours, *arguments), partial(twin, *arguments), problem
 
 

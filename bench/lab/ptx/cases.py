@@ -10,7 +10,7 @@ from torch import Tensor
 from ....kernels.gpus import runs_mma_sp
 from ....kernels.partition.labels import PackedLabels
 from ...families import FAMILIES, TYPES
-from ...families.contract import Problem, laid
+from ...families.contract import Draw, Problem, laid
 from ...families.semi_structured import FORMS
 
 PARTITION = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
@@ -85,7 +85,7 @@ class Case:
         return "-".join((*names, *filter(None, more)))
 
 
-class _Draw:
+class _Draw(Draw):
     """Operands of a case, the same in every run.
 
     Integers are drawn so wide that their last bits count, and so small that float32 holds every sum of their products:
@@ -96,7 +96,7 @@ class _Draw:
     device = "cpu"
 
     def __init__(self, case: Case) -> None:
-        self.case, self.generator = case, torch.Generator().manual_seed(0)
+        super().__init__(case)
         self.full, self.unit = (255 if case.dtype == "bf16" else 2047), (2.0**-11 if case.dtype == "fp16" else 1.0)
         if case.activation in ("gelu", "silu"):
             self.full, self.unit = 7, 2.0**-4
