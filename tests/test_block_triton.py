@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fpe
 from fpe.bench.studies.data import load_digits
-from fpe.kernels import BlockLayout, block_grad, block_matmul, block_matmul_t, tables
+from fpe.kernels import BlockLayout, block_grad, block_matmul, block_matmul_t, device, tables
 from fpe.kernels.block.config import Config, Problem, shared_bytes
 from fpe.kernels.device import KNOWN
 from fpe.kernels.tables import choose, parse
@@ -289,6 +289,18 @@ def test_the_rule_bounds_the_partial_sums() -> None:
     config = choose(Problem("block_matmul", 64, (64, 64), 64, 224, 28672, 2), KNOWN[90])
     assert config.split == 4 and 4 * 64 * 4 <= 0.04 * 224 * 64 * 2
     assert choose(Problem("block_matmul", 64, (64, 64), 16, 16, 2048, 2), KNOWN[90]).split > 1
+
+
+@pytest.mark.parametrize("version", [(3, 6, 0), (3, 7, 1)])
+def test_tf32_takes_narrow_tiles_where_the_assembler_would_serialise_wide_ones(
+    version: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "triton_version", lambda: version)
+    wide = Problem("block_matmul", 1024, (128, 64), 64, 32, 4096, 4, tf32=True)
+    assert choose(wide, KNOWN[90]).block_m == (32 if version < (3, 7, 1) else 64)
+    assert choose(replace(wide, tf32=False), KNOWN[90]).block_m == 64
+    assert choose(replace(wide, block=(64, 128)), KNOWN[90]).block_m == 128
+    assert choose(wide, KNOWN[80]).block_m == 64
 
 
 def test_the_rule_groups_rows_by_what_l2_holds() -> None:

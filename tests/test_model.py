@@ -235,7 +235,9 @@ def test_devices_are_recognised_by_their_own_names(given: str, name: str) -> Non
     assert model.roof_named(given).name == name
 
 
-@pytest.mark.parametrize("given", ["NVIDIA Something 40", "NVIDIA GH200", "NVIDIA GeForce RTX 4090 Laptop GPU", "A1000", ""])
+@pytest.mark.parametrize(
+    "given", ["NVIDIA Something 40", "NVIDIA GH200", "NVIDIA GeForce RTX 4090 Laptop GPU", "A1000", ""]
+)
 def test_devices_that_are_not_in_the_table_are_not_guessed(given: str) -> None:
     with pytest.raises(ValueError, match="GPU must be one of"):
         model.roof_named(given)

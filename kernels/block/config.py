@@ -120,8 +120,8 @@ def _grad_rule(problem: Problem, device: Device) -> Config:
 def _matmul_rule(problem: Problem, device: Device) -> Config:
     (out, inner), itemsize = problem.block, problem.itemsize
     block_m = min(max(16, power_above(problem.m)), 128 if out * itemsize <= 256 else 64)
-    if problem.tf32 and device.sets_fence and out == inner == 128:
-        block_m = min(block_m, 32)  # with those Tritons every wider ``wgmma`` waits for the one before
+    if problem.tf32 and device.sets_fence and out == 128 and inner >= 64:
+        block_m = min(block_m, 32)  # the assembler would make every ``wgmma`` wait for the one before: ``mma`` then
     block_in = min(inner, 64 if itemsize == 2 else 32 if out > 16 else 16)  # float32 by 16 spills at 32
     # More warps than 16-byte loads of the weight tile would narrow the loads; large tiles of float32, and 64 x 64
     # on some architectures, spill with four.
