@@ -14,21 +14,21 @@ from unittest.mock import patch
 
 import triton
 
+from fpe.bench.families import Case, block, partition, semi_structured
 from fpe.bench.lab import compile as compiler
-from fpe.bench.lab import hazards, semi_structured
+from fpe.bench.lab import hazards
 from fpe.bench.lab.sass import read_sass
 from fpe.kernels import device
-from fpe.kernels.semi_structured import triton as dense_kernels
 
 FENCE = "fence.proxy.async.shared::cta;"
 """The compiler's; that of a kernel has a move behind it."""
 CASES = (
-    compiler.Case("forward", "bf16", 64, (64, 64)),
-    compiler.Case("dx", "fp16", 1024, (64, 64)),
-    compiler.Case("dw", "bf16", 1024, (128, 128)),
-    compiler.Case("grad", "bf16", 1024, alpha=2),
+    block.Case("forward", "bf16", 64, (64, 64)),
+    block.Case("dx", "fp16", 1024, (64, 64)),
+    block.Case("dw", "bf16", 1024, (128, 128)),
+    partition.Case("grad", "bf16", 1024, alpha=2),
     semi_structured.Case("dw", "bf16", 2, 1024),
-    compiler.Case("forward", "bf16", 16, (64, 64)),
+    block.Case("forward", "bf16", 16, (64, 64)),
 )
 """The last has too few rows for ``wgmma``."""
 
@@ -44,14 +44,12 @@ def found(ptx: str) -> dict[str, int]:
     return hazards.counted(hazards.search(*read_sass(code), ptx))
 
 
-def facts(case: compiler.Case | semi_structured.Case, version: tuple[int, ...]) -> dict[str, object]:
+def facts(case: Case, version: tuple[int, ...]) -> dict[str, object]:
     """Of a case's kernel, compiled as with a version of Triton."""
-    call = semi_structured._call if isinstance(case, semi_structured.Case) else compiler._call
     with ExitStack() as stack:
         stack.enter_context(patch.object(device, "triton_version", lambda: version))
-        stack.enter_context(patch.object(dense_kernels, "device_of", lambda tensor: device.KNOWN[90]))
         caught = stack.enter_context(compiler.catching(90, lambda kernel, key: kernel == "_reduce"))
-        call(case)
+        case.call()
     ((compiled, _),) = caught
     ptx = compiled.asm["ptx"]
     return {

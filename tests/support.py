@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fpe
 from fpe.bench import accuracy
-from fpe.bench.lab.replay import Access
+from fpe.bench.families.accesses import Access
 from fpe.kernels.dispatch import Backend
 from fpe.kernels.structures import STRUCTURES
 

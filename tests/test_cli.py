@@ -66,7 +66,7 @@ def test_the_list_of_commands_says_what_they_say() -> None:
 WRITING = (
     *(("study", name) for name in every() if name != "features"),
     *(("report",), ("tune", "--dry-run"), ("latency",)),
-    *(("lab", name) for name in ("compile", "headline", "ladder", "traffic", "semi-structured")),
+    *(("lab", name) for name in ("compile", "headline", "ladder", "traffic")),
 )
 MEASURING = (("study", "boolean"), ("study", "vision"), ("study", "budget"), ("report",))
 

@@ -324,12 +324,13 @@ import json, os
 from pathlib import Path
 os.environ["TRITON_CACHE_DIR"] = {str(tmp_path)!r}
 from fpe import kernels
+from fpe.bench.families import partition
 from fpe.bench.gpu import warm
 
 def files():
     return sorted(str(path) for path in Path({str(tmp_path)!r}).rglob("*") if path.is_file())
 
-todo = [warm.Launch("compile", (op, "bf16", 3, None, 2, None, (96, 128))) for op in ("split", "merge_t", "grad")]
+todo = [partition.Case(op, "bf16", 3, 2, shape=(96, 128)) for op in ("split", "merge_t", "grad")]
 rows = warm.compile_all(todo, 90, jobs=2)
 before = files()
 with fake_device(compiled=lambda name: True) as device:

@@ -12,17 +12,12 @@ ROOT = Path(__file__).parents[1]
 
 pytest.importorskip("triton")
 
+from fpe.bench.families import CASES, FAMILIES, KERNELS, QUICK  # noqa: E402
+from fpe.bench.families.contract import expected_matrix  # noqa: E402
 from fpe.bench.lab import cli  # noqa: E402
-from fpe.bench.lab.compile import (  # noqa: E402
-    CASES,
-    KERNELS,
-    OPERATIONS,
-    QUICK,
-    _tile,
-    check,
-    expected_matrix,
-)
+from fpe.bench.lab.compile import check, joined  # noqa: E402
 from fpe.bench.lab.sass import Instruction, analyse, main_loop, most_in_flight, programs_per_sm, read_sass  # noqa: E402
+from fpe.bench.results import Results  # noqa: E402
 from fpe.kernels.gpus import ARCHITECTURES  # noqa: E402
 
 SASS = """
@@ -257,14 +252,37 @@ def test_expected_matrix(change: dict, meant: str) -> None:
     ],
 )
 def test_what_a_step_streams(kernel: str, given: dict, bytes_and_rows: tuple[int, int]) -> None:
-    assert _tile(kernel, given, 2) == bytes_and_rows
+    step = KERNELS[kernel].step
+    assert step is not None and step(given, 2) == bytes_and_rows
 
 
 def test_cases_have_readable_distinct_ids() -> None:
     ids = [case.id for case in CASES]
     assert len(set(ids)) == len(ids) and "forward-64x128-bf16-m16" in ids
-    assert "split-alpha2-bf16-m16" in ids and {case.op for case in CASES} == {*OPERATIONS} == {*cli.OPERATIONS}
-    assert {case.op for case in QUICK} == {*OPERATIONS} - {"grad_t"}
+    assert "split-alpha2-bf16-m16" in ids and {case.option for case in CASES} == {*cli.OPERATIONS}
+    assert {case.option for case in QUICK} == {*cli.OPERATIONS} - {"grad_t"}
+
+
+def test_a_run_keeps_a_files_rows_of_other_architectures_and_operations(tmp_path: Path) -> None:
+    def row(op: str, arch: int, found: int, kernel: str = "_block_multiply") -> dict:
+        return {"op": op, "kernel": kernel, "arch": arch, "found": found}
+
+    def results(*rows: dict, version: str = "3.7.1") -> Results:
+        made = {"triton": version, "shape": [1, 2], "architectures": sorted({row["arch"] for row in rows})}
+        return Results("lab-compile", made, [*rows])
+
+    path = tmp_path / "compile.jsonl"
+    old = (row("forward", 80, 0), row("dx", 80, 0), row("forward", 90, 0))
+    new = results(row("dx", 80, 1))
+    assert joined(path, new) is new
+    results(*old).write(path)
+    got = joined(path, new, ["dx"])
+    assert got.rows == [old[0], *new.rows, old[2]] and got.settings["architectures"] == [80, 90]
+    assert joined(path, new).rows == [*new.rows, old[2]]
+    another = results(row("dx", 80, 1), version="3.8.0")
+    assert joined(path, another, ["dx"]) is another
+    results(row("forward", 80, 0, "_multiply")).write(path)
+    assert joined(path, results(row("dw", 80, 1, "_outer")), ["2:4"]).rows == [row("dw", 80, 1, "_outer")]
 
 
 # Compiling, in processes where Triton does not interpret.
@@ -279,21 +297,24 @@ def test_quick_set_is_as_meant_on_every_architecture(tmp_path: Path) -> None:
     done = _python("-m", "fpe.bench", "lab", "compile", "--quick", "--json", "--output", str(tmp_path))
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["arch"] for row in rows} == set(ARCHITECTURES), done.stderr
-    assert {row["kernel"] for row in rows} == {*KERNELS}
+    walked = {kernel.shown for name in ("block", "partition", "mlp") for kernel in FAMILIES[name].KERNELS}
+    assert {row["kernel"] for row in rows} == walked | {"_reduce", "sparse_tensor_core", "_multiply", "_pack"}
     assert [(row["case"], row["arch"], row["complaints"]) for row in rows if row["complaints"]] == []
-    assert done.returncode == 0 and (tmp_path / "compile.jsonl").is_file()
+    assert done.returncode == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"compile.jsonl", "semi-structured.jsonl"}
 
 
 PLANT = """
 import json
 from unittest.mock import patch
+from fpe.bench.families.block import Case
 from fpe.bench.lab import compile as lab
 from fpe.kernels.block import triton as kernels
 from fpe.kernels.block.config import Config
 
 planted = Config(block_m=128, block_in=16, split=1, group=8, num_warps=1, num_stages=1)
 with patch.object(kernels, "choose", lambda *arguments: planted):
-    rows = lab.run([lab.Case("forward", "bf16", 1024, (128, 128))], [80], jobs=1).rows
+    rows = lab.run([Case("forward", "bf16", 1024, (128, 128))], [80], jobs=1).rows
 print(json.dumps(rows))
 """
 

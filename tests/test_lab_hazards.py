@@ -336,11 +336,10 @@ SHIPPED = """
 import sys
 from pathlib import Path
 from unittest.mock import patch
-from fpe.bench.lab import compile as compiler, semi_structured, survey
+from fpe.bench.families import CASES
+from fpe.bench.lab import survey
 
-ids = ("split-alpha2-bf16-m16", "split-alpha2-bf16-m8192-gelu", "mlp-alpha2-bf16-m64-relu")
-chosen = [case for case in compiler.CASES if case.id in ids]
-quads = [semi_structured.Case("forward", "bf16", 2, 64)]
-with patch.object(compiler, "CASES", chosen), patch.object(semi_structured, "CASES", quads):
+ids = ("split-alpha2-bf16-m16", "split-alpha2-bf16-m8192-gelu", "mlp-alpha2-bf16-m64-relu", "forward-bf16-2-m64")
+with patch.object(survey, "CASES", [case for case in CASES if case.id in ids]):
     survey.run([90], jobs=1).write(Path(sys.argv[1]))
 """

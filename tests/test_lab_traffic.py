@@ -12,9 +12,12 @@ from click.testing import CliRunner
 from support import bytes_touched
 
 pytest.importorskip("tilelens")
+from fpe.bench.families import block as block_family
+from fpe.bench.families import partition as partition_family
+from fpe.bench.families import semi_structured as quads_family
+from fpe.bench.families.accesses import MERGED_OPS, OPS, SPARSE, Access, Launch
 from fpe.bench.lab import traffic
 from fpe.bench.lab.cache import L2, LINE, SECTOR, schedule
-from fpe.bench.lab.replay import Access, Launch, block_launches, partition_launches, semi_structured_launches
 from fpe.bench.lab.trace import Trace, family_kernels, tracing
 from fpe.kernels import SemiStructuredLayout
 from fpe.kernels.block import triton as block_kernels
@@ -44,7 +47,7 @@ class Small:
     dtype: torch.dtype = torch.float16
     family = "block"
     module = block_kernels
-    ops = traffic.OPS
+    ops = OPS
 
     @property
     def layout(self) -> BlockLayout:
@@ -64,7 +67,7 @@ class Small:
             block_kernels.block_grad_triton(dy, x, layout)
 
     def replayed(self, op: str) -> list[Launch]:
-        return block_launches(op, self.m, self.layout, self.config, self.dtype.itemsize)
+        return block_family.launches(op, self.m, self.layout, self.config, self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class SmallPartition:
         name = {"split": "split_matmul", "merge": "merge_matmul", "grad": "partition_grad"}[op.removesuffix("_t")]
         size = self.dtype.itemsize
         problem = partition.Problem(name, self.m, *self.shape, op.endswith("_t"), self.alpha, size)
-        return partition_launches(problem, self.config, self.holes)
+        return partition_family.launches(problem, self.config, self.holes)
 
 
 QUADS = semi_structured.Config(block_m=16, block_n=16, block_k=32, split=1, group=2, num_warps=4, num_stages=3)
@@ -119,7 +122,7 @@ class SmallSemiStructured:
     dtype: torch.dtype = torch.float16
     family = "semi_structured"
     module = semi_structured_kernels
-    ops = traffic.OPS
+    ops = OPS
 
     def run(self, op: str) -> None:
         (n, k), children = self.shape, self.children
@@ -135,7 +138,7 @@ class SmallSemiStructured:
             semi_structured_kernels.semi_structured_grad_triton(dy, x, layout)
 
     def replayed(self, op: str) -> list[Launch]:
-        return semi_structured_launches(op, self.m, self.shape, self.children, self.config, self.dtype.itemsize)
+        return quads_family.launches(op, self.m, self.shape, self.children, self.config, self.dtype.itemsize)
 
 
 AnyCase = Small | SmallPartition | SmallSemiStructured
@@ -166,7 +169,7 @@ CASES = (
 each_run = pytest.mark.parametrize(
     ("case", "op"), [(c, op) for c in CASES for op in c.ops], ids=lambda value: getattr(value, "id", value)
 )
-each_op = pytest.mark.parametrize("op", traffic.OPS)
+each_op = pytest.mark.parametrize("op", OPS)
 
 
 def traced(op: str, case: AnyCase, monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
@@ -279,9 +282,7 @@ def test_cache_is_an_lru_of_lines(op: str, lines: int) -> None:
 
 
 @pytest.mark.parametrize("l2", [40e3, 100e3, 300e3, 50e6])
-@pytest.mark.parametrize(
-    ("block", "op"), [((64, 64), op) for op in traffic.OPS] + [(None, op) for op in traffic.OPS + traffic.MERGED_OPS]
-)
+@pytest.mark.parametrize(("block", "op"), [((64, 64), op) for op in OPS] + [(None, op) for op in OPS + MERGED_OPS])
 def test_coarse_units_move_the_bytes_of_single_lines(block: tuple[int, int] | None, op: str, l2: float) -> None:
     case = traffic.Case(m=192, n=256, k=512, alpha=2, block=block)
     layer, device = traffic.layer(case), replace(KNOWN[90], sms=6)
@@ -315,7 +316,7 @@ def test_an_ample_cache_leaves_the_compulsory_bytes(op: str, shape: tuple[int, i
         assert layer.layout.rows.shape[0] * 64 * 64 == case.n * case.k
 
 
-@pytest.mark.parametrize("op", traffic.OPS + traffic.MERGED_OPS)
+@pytest.mark.parametrize("op", OPS + MERGED_OPS)
 @pytest.mark.parametrize("alpha", [2, 8])
 @pytest.mark.parametrize("shape", [(256, 1024), (1024, 512)], ids=["wide", "tall"])
 def test_labels_and_one_read_of_the_weights_are_compulsory(op: str, alpha: int, shape: tuple[int, int]) -> None:
@@ -327,7 +328,7 @@ def test_labels_and_one_read_of_the_weights_are_compulsory(op: str, alpha: int, 
     assert row["compulsory"] == shape[0] * shape[1] * (16 + bits) // 8 + 2 * 64 * (inputs + alpha * children)
 
 
-@pytest.mark.parametrize("op", (*traffic.OPS, traffic.SPARSE))
+@pytest.mark.parametrize("op", (*OPS, SPARSE))
 @pytest.mark.parametrize("shape", [(256, 1024), (1024, 256)], ids=["wide", "tall"])
 def test_two_to_four_moves_half_a_byte_a_quad_beside_the_weights(op: str, shape: tuple[int, int]) -> None:
     case = traffic.Case(64, *shape, block=None, quads=True)
@@ -347,10 +348,10 @@ def test_command_prints_a_table_and_rows(tmp_path: Path) -> None:
     assert rows.exit_code == 0, rows.output
     parsed = [json.loads(line) for line in rows.output.splitlines()]
     assert [row["op"] for row in parsed] == [
-        *traffic.OPS,
-        *traffic.OPS,
-        *traffic.MERGED_OPS,
-        *traffic.OPS,
-        traffic.SPARSE,
+        *OPS,
+        *OPS,
+        *MERGED_OPS,
+        *OPS,
+        SPARSE,
     ]
     assert all((row["M"], row["N"], row["K"]) == (16, 128, 256) for row in parsed)

@@ -11,6 +11,7 @@ import pytest
 from support import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fpe.bench.families.accesses import OPS
 from fpe.bench.lab import traffic
 from fpe.bench.latency import providers, suite, timing
 from fpe.bench.latency.problems import Case, Problem
@@ -20,7 +21,7 @@ from fpe.bench.results import COMMITTED, Results
 
 
 @pytest.mark.parametrize(("m", "bound"), [(1, 1.02), (16, 1.2)])
-@pytest.mark.parametrize("op", traffic.OPS)
+@pytest.mark.parametrize("op", OPS)
 def test_small_batches_move_little_more_than_they_must(op: str, m: int, bound: float) -> None:
     case = traffic.Case(m, 2048, 1024)
     row = traffic.measure(op, case, traffic.layer(case))

@@ -23,9 +23,10 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from fpe import Partition
+from fpe.bench.families.semi_structured import sparse_launches
 from fpe.bench.lab.cli import lab
-from fpe.bench.lab.replay import sparse_tensor_core_launches
-from fpe.bench.lab.semi_structured import check, rates
+from fpe.bench.lab.compile import check
+from fpe.bench.report.summary import sparse_rates
 from fpe.kernels import HOLE, SemiStructuredLayout, semi_structured_matmul, semi_structured_matmul_t
 from fpe.kernels.device import KNOWN
 from fpe.kernels.epilogue import aligned_pairs
@@ -237,7 +238,7 @@ def test_the_traffic_lab_replays_the_kernels_accesses(case: Case, children: int)
         sparse_tensor_core.semi_structured_matmul_sparse_tensor_core(
             integers(case.m, case.k, seed=4), weight.values, weight.layout, config=config
         )
-    launch, *_ = sparse_tensor_core_launches(case.m, (case.n, case.k), children, config)
+    launch, *_ = sparse_launches(case.m, (case.n, case.k), children, config)
     assert sorted(done) == list(product(*map(range, launch.grid)))
     for place, touched in done.items():
         replayed = []
@@ -391,14 +392,15 @@ def test_the_rule_fits_and_fills(arch: int, children: int) -> None:
 
 COMPILE = """
 import json
-from fpe.bench.lab.semi_structured import Case, compile_case
+from fpe.bench.families.semi_structured import Case
+from fpe.bench.lab.compile import run
 pairs = [
     (Case("sparse", "bf16", 2, 64), 80), (Case("sparse", "fp16", 1, 1), 90), (Case("sparse", "bf16", 1, 1024), 120),
     (Case("forward", "bf16", 2, 64), 90), (Case("dx", "fp16", 2, 64), 80), (Case("dw", "bf16", 1, 64), 100),
     (Case("compress", "bf16", 2, 1), 90), (Case("pack parent.T into fragments", "bf16", 2, 1), 90),
     (Case("pack transposed values into dense", "bf16", 2, 1), 80),
 ]
-print(json.dumps([compile_case(*pair) for pair in pairs]))
+print(json.dumps([row for case, arch in pairs for row in run([case], [arch], 1).rows]))
 """
 
 
@@ -409,12 +411,13 @@ def test_what_ships_compiles_as_meant() -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    assert [row["complaints"] for row in rows] == [[]] * len(rows)
+    assert [row["complaints"] for row in rows] == [[]] * 9
     assert rows[0]["matrix"] == ["HMMA.SP.16832.F32.BF16"] and rows[1]["matrix"] == ["HMMA.SP.16832.F32"]
     assert rows[0]["loop_instructions"] < 4 * 64  # 64 instructions multiply; what else the loop does is no burden
 
 
 ROW = {
+    "kernel": "sparse_tensor_core",
     "arch": 80,
     "op": "sparse",
     "dtype": "bf16",
@@ -441,8 +444,8 @@ ROW = {
         ({"matrix": ["HMMA.16816.F32.BF16"]}, "meant HMMA.SP.16832, got HMMA.16816"),
         ({"matrix": []}, "got none"),
         ({"load_bits": 32}, "of 32 bits"),
-        ({"op": "forward", "dtype": "fp32"}, "HMMA.SP.16832 for fp32"),
-        ({"op": "dw", "matrix": []}, "none for bf16"),
+        ({"kernel": "_multiply", "op": "forward", "dtype": "fp32"}, "HMMA.SP.16832 for fp32"),
+        ({"kernel": "_outer", "op": "dw", "matrix": []}, "none for bf16"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -453,15 +456,17 @@ def test_the_lab_complains(change: dict, says: str) -> None:
 
 
 def test_the_command_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    interpreted = CliRunner().invoke(lab, ["semi-structured"])
+    interpreted = CliRunner().invoke(lab, ["compile", "--op", "2:4"])
     assert interpreted.exit_code == 1 and "TRITON_INTERPRET" in interpreted.output
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    unknown = CliRunner().invoke(lab, ["semi-structured", "--arch", "75"])
+    unknown = CliRunner().invoke(lab, ["compile", "--op", "2:4", "--arch", "75"])
     assert unknown.exit_code == 2 and "80, 86, 89, 90, 100, 120, got 75" in " ".join(unknown.output.split())
+    none = CliRunner().invoke(lab, ["compile", "--op", "grad_t", "--quick"])
+    assert none.exit_code == 2 and "--quick has no case of grad_t" in " ".join(none.output.split())
 
 
 def test_the_rates_are_bounds_by_arithmetic() -> None:
-    rows = {row[0].split("sm_")[1]: row for row in rates().rows}
+    rows = {row[0].split("sm_")[1]: row for row in sparse_rates().rows}
     assert list(rows) == [str(arch) for arch in KNOWN]
     assert rows["80"][3:] == ("2.00", "mma.sp", "2.00", "1.00")
     assert rows["90"][3:] == ("1.26", "wgmma.sp", "2.00", "1.59")

@@ -9,12 +9,12 @@ from heapq import heapify, heappushpop
 from fpe.kernels import model
 from fpe.kernels.model import Roof, layer_candidates
 
+from ..families import Case as Launch
 from ..latency.problems import Case
 from ..latency.providers import Provider
 from ..latency.suite import PASSES
 from ..latency.timing import FLUSH
 from ..results import COMMITTED, Results
-from .warm import Launch
 
 SETUP = 0.15
 """Seconds to draw a case's data and to build its layers, for small ones."""

@@ -19,6 +19,7 @@ import torch
 from fpe.kernels.device import KNOWN, Device, device_of, interpreting
 from fpe.kernels.model import PUBLISHED, Roof, roof_named
 
+from ..families import Case as Launch
 from ..latency import energy, shapes, suite
 from ..latency.problems import AbsentError, Case, Problem
 from ..latency.providers import PROVIDERS, Provider, find
@@ -30,7 +31,6 @@ from .checks import checks
 from .estimate import POOL, seconds_of_case, seconds_of_compiling
 from .gate import compare
 from .steps import Context, Rows, Step, Unit, run
-from .warm import Launch
 
 LIMITS = (0.12, 5)
 """Seconds that are spent on a pass, and the fewest samples of each provider."""

@@ -1,6 +1,6 @@
 """What the tuner tunes: an operation, a structure, a batch size, and the configurations worth trying there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -10,21 +10,14 @@ import torch
 from torch import Tensor
 
 import fpe
-from fpe.kernels import (
-    BlockLayout,
-    PackedLabels,
-    block_grad_eager,
-    block_matmul_eager,
-    block_matmul_t_eager,
-    merge_matmul_eager,
-    partition_grad_eager,
-    split_matmul_eager,
-)
+from fpe.kernels import BlockLayout, PackedLabels
 from fpe.kernels.block import config as block_config
-from fpe.kernels.device import Device
 from fpe.kernels.partition import config as partition_config
 from fpe.kernels.partition.labels import digits, row_bytes
 
+from ..families import block as block_family
+from ..families import partition as partition_family
+from ..families.contract import pair
 from ..latency.shapes import KEY_ROWS, SETS
 
 OPERATIONS = ("forward", "dX", "dW")
@@ -64,6 +57,7 @@ class BlockJob:
     dtype: torch.dtype = torch.bfloat16
     shape: tuple[int, int] = SHAPE
     family = "block"
+    candidates = staticmethod(block_family.candidates)
 
     @property
     def id(self) -> str:
@@ -78,21 +72,9 @@ class BlockJob:
         """Where the entry will hold."""
         return {"op": problem.op, "block": list(problem.block), "itemsize": problem.itemsize}
 
-    def candidates(self, problem: block_config.Problem, device: Device) -> Iterator[Config]:
-        """Every valid configuration worth trying for a block as the kernel multiplies it."""
-        grad, m = problem.op == "block_grad", problem.m
-        rows = (32, 64, 128) if grad else tuple(b for b in (16, 32, 64, 128, 256) if b <= max(16, 2 * m))
-        inner = (16,) if grad else tuple(b for b in (16, 32, 64, 128) if b <= problem.block[1])
-        splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
-        groups = (1,) if grad or m <= 256 else (8, 16, 32)
-        stages = (3, 4, 5) if grad else (5, 7, 9)
-        for choice in product(rows, inner, splits, groups, (2, 4, 8), stages):
-            config = block_config.Config(*choice)
-            if problem.fits(config, device):
-                yield config
-
     def setup(self, target: str) -> Setup:
         """See :data:`Setup`."""
+        from fpe.kernels.block import eager as twins
         from fpe.kernels.block import triton as kernels
 
         (n, k), (bn, bk) = self.shape, self.block
@@ -108,12 +90,8 @@ class BlockJob:
         else:
             arguments = (x if self.op == "forward" else dy, values, layout)
             problem = block_config.matmul_problem(layout, self.op == "dX", self.m, values.element_size())
-        runs: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-            "forward": (kernels.block_matmul_triton, block_matmul_eager),
-            "dX": (kernels.block_matmul_t_triton, block_matmul_t_eager),
-            "dW": (kernels.block_grad_triton, block_grad_eager),
-        }
-        ours, twin = runs[self.op]
+        name = {"forward": "block_matmul", "dX": "block_matmul_t", "dW": "block_grad"}[self.op]
+        ours, twin = pair(name, kernels, twins)
         return partial(ours, *arguments), partial(twin, *arguments), problem
 
 
@@ -137,6 +115,7 @@ class PartitionJob:
     dtype: torch.dtype = torch.bfloat16
     shape: tuple[int, int] = SHAPE
     family = "partition"
+    candidates = staticmethod(partition_family.candidates)
 
     @property
     def id(self) -> str:
@@ -151,24 +130,9 @@ class PartitionJob:
         """Where the entry will hold."""
         return {name: getattr(problem, name) for name in ("op", "transposed", "alpha", "itemsize")}
 
-    def candidates(self, problem: partition_config.Problem, device: Device) -> Iterator[Config]:
-        """Every valid configuration worth trying."""
-        m, grad = problem.m, problem.op == "partition_grad"
-        rows = (32, 64) if grad else tuple(b for b in (16, 32, 64, 128) if b <= max(16, 2 * m))
-        splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
-        sides = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128))
-        depths, outputs = ((16, 32), (64, 128, 256)) if problem.transposed else ((128,), (16, 32, 64, 128))
-        every = product(depths, outputs, (1, 2, 4, 8))
-        loads = [(depth * warps, out) if problem.transposed else (out, depth * warps) for depth, out, warps in every]
-        direct = product((8, 16, 32, 64), loads, splits, (4, 8), (1,), (True,))
-        tiled = product(rows, sides, splits, (4, 8), (1, 3, 4), (False,))
-        for block_m, (n, k), split, warps, stages, is_direct in (*direct, *tiled):
-            config = partition_config.Config(block_m, n, k, split, 8, warps, stages, is_direct)
-            if problem.fits(config, device):
-                yield config
-
     def setup(self, target: str) -> Setup:
         """See :data:`Setup`."""
+        from fpe.kernels.partition import eager as twins
         from fpe.kernels.partition import triton as kernels
 
         (n, k), alpha, size = self.shape, self.alpha, self.dtype.itemsize
@@ -184,12 +148,12 @@ class PartitionJob:
             labels, w, n, k = labels.T, w.T, k, n
         sizes = ((self.m, k), (self.m, alpha, k), (self.m, alpha, n))
         x, z, dy = (draw(shape, target, self.dtype) for shape in sizes)
-        runs: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple]] = {
-            "split_matmul": (kernels.split_matmul_triton, split_matmul_eager, (x, w, labels, alpha)),
-            "merge_matmul": (kernels.merge_matmul_triton, merge_matmul_eager, (z, w, labels)),
-            "partition_grad": (kernels.partition_grad_triton, partition_grad_eager, (dy, x, labels)),
-        }
-        ours, twin, arguments = runs[self.op]
+        arguments: tuple = {
+            "split_matmul": (x, w, labels, alpha),
+            "merge_matmul": (z, w, labels),
+            "partition_grad": (dy, x, labels),
+        }[self.op]
+        ours, twin = pair(self.op, kernels, twins)
         return partial(ours, *arguments), partial(twin, *arguments), problem
 
 
@@ -204,8 +168,8 @@ def jobs() -> list[Job]:
     for dtype in (torch.bfloat16, torch.float32):
         for alpha, m, (op, transposed) in product(ALPHAS, ROWS, expanded + merged):
             found.append(PartitionJob(op, transposed, alpha, m, dtype))
-        for block, m, op in product(BLOCKS, ROWS, OPERATIONS):
-            found.append(BlockJob(op, block, m, dtype))
+        for sides, m, op in product(BLOCKS, ROWS, OPERATIONS):
+            found.append(BlockJob(op, sides, m, dtype))
     return sorted(found, key=lambda job: (job.dtype == torch.float32, isinstance(job, PartitionJob) and job.alpha > 2))
 
 

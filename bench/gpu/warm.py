@@ -9,40 +9,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from multiprocessing import get_context
 from typing import Any
 from unittest.mock import patch
 
 from fpe.kernels.device import KNOWN, Device
+from fpe.kernels.dispatch import never
 
+from ..families import FAMILIES, block, partition, semi_structured
+from ..families import Case as Launch
+from ..lab.compile import catching
 from ..latency.problems import Case
 from .steps import Rows
 
-MODULES = ("block.triton", "partition.triton", "semi_structured.triton", "semi_structured.sparse_tensor_core")
-"""Modules of ``fpe.kernels`` that ask for the device."""
 COMPILED = ("triton", "sparse_tensor_core")
 """Backends whose kernels are ours."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What one measurement launches.
-
-    Attributes:
-        lab: ``"compile"`` or ``"semi_structured"``: the module of the lab that makes the call.
-        case: Arguments of its ``Case``.
-    """
-
-    lab: str
-    case: tuple[Any, ...]
-
-    @property
-    def name(self) -> str:
-        """As ``compile-split-bf16-16-2-(14336, 4096)``."""
-        return "-".join([self.lab, *(str(part) for part in self.case if part is not None)])
 
 
 def launches(case: Case, level: str, passes: Iterable[str]) -> Iterator[Launch]:
@@ -54,14 +37,14 @@ def launches(case: Case, level: str, passes: Iterable[str]) -> Iterator[Launch]:
         yield from _expanded(case, wanted)
     if second and case.structure == "block":
         for op in _named(wanted, "forward", "dx", "dw"):
-            yield Launch("compile", (op, dtype, m, case.block[::-1], alpha, None, (k, alpha * n)))
+            yield block.Case(op, dtype, m, case.block[::-1], alpha, shape=(k, alpha * n))
     elif second:
         for op in _named(wanted, "merge", "split_t", "grad_t"):
-            yield Launch("compile", (op, dtype, m, None, alpha, None, (k, n)))
+            yield partition.Case(op, dtype, m, alpha, shape=(k, n))
         if alpha in (2, 4) and dtype in ("bf16", "fp16") and "forward" in wanted:
             yield from _self_check(dtype)
             yield from _packs(dtype, (k, n), "parent" if alpha == 2 else "parent of four")
-            yield Launch("semi_structured", ("sparse", dtype, 1, m, (k, alpha * n)))
+            yield semi_structured.Case("sparse", dtype, 1, m, (k, alpha * n))
 
 
 SELF_CHECK = (11, (136, 200))
@@ -72,23 +55,23 @@ def _expanded(case: Case, wanted: set[str]) -> Iterator[Launch]:
     m, n, k, alpha, dtype = case.m, case.n, case.k, case.alpha, case.dtype
     if case.structure == "block":
         for op in _named(wanted, "forward", "dx", "dw"):
-            yield Launch("compile", (op, dtype, m, case.block, alpha, None, (alpha * n, k)))
+            yield block.Case(op, dtype, m, case.block, alpha, shape=(alpha * n, k))
     elif case.structure == "random":
         for op in _named(wanted, "split", "merge_t", "grad"):
-            yield Launch("compile", (op, dtype, m, None, alpha, None, (n, k)))
+            yield partition.Case(op, dtype, m, alpha, shape=(n, k))
     elif dtype != "tf32":
         for op in ("compress", "expand", *_named(wanted, "forward", "dx", "dw")):
-            yield Launch("semi_structured", (op, dtype, 2, m, (n, k)))
+            yield semi_structured.Case(op, dtype, 2, m, (n, k))
         if dtype != "fp32":
             yield from _self_check(dtype)
             yield from _packs(dtype, (n, k), "values", "transposed values")
-            yield Launch("semi_structured", ("sparse", dtype, 2, m, (n, k)))
-            yield Launch("semi_structured", ("sparse", dtype, 1, m, (k, 2 * n)))  # dX, by the transposed weight
+            yield semi_structured.Case("sparse", dtype, 2, m, (n, k))
+            yield semi_structured.Case("sparse", dtype, 1, m, (k, 2 * n))  # dX, by the transposed weight
 
 
 def _self_check(dtype: str) -> Iterator[Launch]:
     for children in (1, 2):
-        yield Launch("semi_structured", ("sparse", dtype, children, *SELF_CHECK))
+        yield semi_structured.Case("sparse", dtype, children, *SELF_CHECK)
     yield from _packs(dtype, SELF_CHECK[1], "values", "parent", "parent.T", "transposed values", forms=("fragments",))
 
 
@@ -97,7 +80,7 @@ def _packs(
 ) -> Iterator[Launch]:
     for source in sources:
         for form in forms:
-            yield Launch("semi_structured", (f"pack {source} into {form}", dtype, 2, 1, shape))
+            yield semi_structured.Case(f"pack {source} into {form}", dtype, 2, 1, shape)
 
 
 def _named(wanted: set[str], *names: str) -> list[str]:
@@ -113,28 +96,13 @@ def offline(arch: int, device: Device, skip: Callable[[str, str], bool]) -> Iter
     Yields:
         What was compiled.
     """
-    from fpe.kernels.block import backends as block
-    from fpe.kernels.dispatch import never
-    from fpe.kernels.mlp import backends as mlp
-    from fpe.kernels.partition import backends as partition
-    from fpe.kernels.semi_structured import backends as semi_structured
-
-    from ..lab.compile import catching
-
     with ExitStack() as stack:
-        caught = stack.enter_context(catching(arch, skip))
-        for name in MODULES:
-            stack.enter_context(patch.object(import_module(f"fpe.kernels.{name}"), "device_of", lambda tensor: device))
-        for backends in (partition.SPLIT, partition.MERGE, block.BACKENDS, mlp.BACKENDS, semi_structured.BACKENDS):
-            able = {name: replace(b, why_not=never) for name, b in backends.items() if name in COMPILED}
-            stack.enter_context(patch.dict(backends, able))
+        caught = stack.enter_context(catching(arch, skip, device=device))
+        for family in FAMILIES.values():
+            for backends in family.BACKENDS:
+                able = {name: replace(b, why_not=never) for name, b in backends.items() if name in COMPILED}
+                stack.enter_context(patch.dict(backends, able))
         yield caught
-
-
-def make(launch: Launch) -> None:
-    """Makes a launch's call, inside :func:`offline`."""
-    lab = import_module(f"fpe.bench.lab.{launch.lab}")
-    lab._call(lab.Case(*launch.case))
 
 
 Binary = tuple[str, str]
@@ -152,7 +120,7 @@ def binaries(todo: Iterable[Launch], arch: int, device: Device) -> dict[Binary, 
             return True
 
         with offline(arch, device, note):
-            make(launch)
+            launch.call()
         for key in keys:
             found.setdefault(key, launch)
     return found
@@ -188,7 +156,7 @@ def _compile(launch: Launch, wanted: list[Binary], arch: int, device: Device) ->
         start, status = _processor_seconds(), {"status": "ok"}
         try:
             with offline(arch, device, lambda *key, only=binary: key != only):
-                make(launch)
+                launch.call()
         except Exception as error:  # the device will say the same, and in which call
             status = {"status": "error", "reason": str(error).strip().partition("\n")[0]}
         spent = _processor_seconds() - start

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from .replay import Access, Launch
+from ..families.accesses import Access, Launch
 
 LINE, SECTOR = 128, 32
 SECTORS = [SECTOR * bin(mask).count("1") for mask in range(16)]  # bytes of a line's sectors, by mask

@@ -8,7 +8,7 @@ import click
 
 from ..cli.options import output_option
 
-OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp")
+OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp", "2:4")
 
 
 @click.group()
@@ -37,24 +37,36 @@ def compile_command(
 
     Complaints, and an exit status of 1: spills, too much shared memory, loads of the weights narrower than 128 bits,
     or another matrix instruction than the one meant. The first run takes a while; binaries are kept in Triton's cache.
+    Rows of 2:4 kernels go to a file of their own. A file of the same version of Triton keeps its rows of other
+    architectures and operations.
     """
     from rich.console import Console
     from rich.progress import track
 
     from ..cli.output import finish
+    from ..families import CASES, QUICK
+    from ..report.summary import compiled
     from . import compile as compiler
 
     _compilable(architectures)
-    cases = [case for case in (compiler.QUICK if quick else compiler.CASES) if case.op in (operations or (case.op,))]
+    cases = [case for case in (QUICK if quick else CASES) if case.option in (operations or (case.option,))]
+    if not cases:
+        raise click.BadParameter(f"--quick has no case of {', '.join(operations)}", param_hint="--op")
 
     def progress(rows: Iterable[dict], total: int) -> Iterable[dict]:
         return track(rows, "Compiling", total, console=Console(stderr=True, quiet=as_json))
 
-    results = compiler.run(cases, architectures or compiler.ARCHITECTURES, jobs, progress)
-    finish(results, output / "compile.jsonl", compiler.table(results, show_all), as_json)
-    complaints = sum(bool(row["complaints"]) for row in results.rows)
-    if complaints:
-        raise click.ClickException(f"{complaints} of {len(results.rows)} binaries are not as meant")
+    rows = []
+    for name, chosen in compiler.by_file(cases).items():
+        results = compiler.run(chosen, architectures or compiler.ARCHITECTURES, jobs, progress)
+        shown = compiler.table(results, show_all) if name == "compile" else compiled(results)
+        file = output / f"{name}.jsonl"
+        finish(compiler.joined(file, results, operations), file, shown, as_json)
+        rows += results.rows
+    bad = [row for row in rows if row["complaints"]]
+    if bad:
+        first = f"{bad[0]['case']} on sm_{bad[0]['arch']}: {'; '.join(bad[0]['complaints'])}"
+        raise click.ClickException(f"{len(bad)} of {len(rows)} binaries are not as meant; the first: {first}")
 
 
 @lab.command("ladder")
@@ -131,40 +143,9 @@ def traffic_command(
     finish(results, output / "traffic.jsonl", traffic.table(results), as_json)
 
 
-@lab.command("semi-structured")
-@click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability, as 90.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
-@output_option("out/lab")
-def semi_structured_command(architectures: tuple[int, ...], as_json: bool, output: Path) -> None:
-    """Compile the 2:4 kernels, the one on sparse tensor cores among them, and check the machine code.
-
-    Complaints, and an exit status of 1: spills, too much shared memory, loads of the weights narrower than 128 bits, or
-    another matrix instruction than the one meant.
-    """
-    from rich.console import Console
-    from rich.progress import track
-
-    from ...kernels.device import KNOWN
-    from ..cli.output import finish
-    from ..report.summary import compiled
-    from . import semi_structured
-
-    _compilable(architectures)
-
-    def progress(pairs: Iterable[Any], total: int) -> Iterable[Any]:
-        return track(pairs, "Compiling", total, console=Console(stderr=True, quiet=as_json))
-
-    results = semi_structured.run(architectures=architectures or tuple(KNOWN), progress=progress)
-    finish(results, output / "semi-structured.jsonl", compiled(results), as_json)
-    bad = [row for row in results.rows if row["complaints"]]
-    if bad:
-        first = f"{bad[0]['case']} on sm_{bad[0]['arch']}: {'; '.join(bad[0]['complaints'])}"
-        raise click.ClickException(f"{len(bad)} of {len(results.rows)} binaries are not as meant; the first: {first}")
-
-
 @lab.command("hazards")
 @click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability.  [default: 90 and 100]")
-@click.option("--op", "operations", type=click.Choice((*OPERATIONS, "2:4")), multiple=True, help="[default: all]")
+@click.option("--op", "operations", type=click.Choice(OPERATIONS), multiple=True, help="[default: all]")
 @click.option("--kernels", default="shipped", show_default=True, help="A name for the kernels, written to every row.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")

@@ -13,9 +13,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ...kernels.device import interpreting
+from ..families import partition
 from ..results import Results
 from . import sass
-from .compile import Case, compile_launch, disassemble, launches
+from .compile import compile_launch, disassemble, launches
 
 RUNGS = {
     "select": "`tl.where` on the 16-bit weights",
@@ -118,7 +119,7 @@ def climb(rung: str, arch: int, warps: int = 4, stages: int = 4) -> dict[str, An
 
 def direct(arch: int) -> dict[str, Any]:
     """Counts the main loop of the kernel that is shipped for few rows."""
-    (launch,) = launches([Case("split", "bf16", TILE[2], alpha=2)], [arch])
+    (launch,) = launches([partition.Case("split", "bf16", TILE[2], 2)], [arch])
     row = compile_launch(launch)
     if row["loop_shared"]:
         raise RuntimeError(f"fpe lab ladder: {row['kernel']} has instructions on shared memory in its loop")

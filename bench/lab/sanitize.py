@@ -12,12 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fpe.kernels.block.layout import BlockLayout, grid
-from fpe.kernels.partition.labels import PackedLabels
-
+from .ptx.cases import BLOCK, PARTITION, Case, problem
 from .trace import Kernels, Touch, Trace, family_kernels, tracing, watching
 
 
@@ -38,171 +34,54 @@ class Finding:
     detail: str
 
 
-@dataclass(frozen=True)
-class BlockCase:
-    """A small odd launch of the block operations.
-
-    Attributes:
-        id: Its name.
-        m: Rows of activations.
-        shape: ``(N, K)``.
-        block: ``(bn, bk)``.
-        density: Chance that a block is kept.
-        dtype: Of the operands.
-        bias: Whether the forward adds a bias, with an activation after it.
-        strided: Whether the operands' rows lie apart.
-    """
-
-    id: str
-    m: int = 19
-    shape: tuple[int, int] = (70, 90)
-    block: tuple[int, int] = (16, 32)
-    density: float = 0.5
-    dtype: torch.dtype = torch.float16
-    bias: bool = False
-    strided: bool = False
-    family = "block"
-
-    def operands(self) -> tuple[Tensor, Tensor, Tensor, BlockLayout]:
-        """Activations, output gradient, values and layout."""
-        generator = torch.Generator().manual_seed(0)
-        n, k = self.shape
-        mask = torch.rand(grid(self.shape, self.block), generator=generator) < self.density
-        layout = BlockLayout.from_mask(mask, self.shape, self.block)
-        apart = 5 if self.strided else 0
-        x, dy = (torch.ones(self.m, size + apart, dtype=self.dtype)[:, :size] for size in (k, n))
-        return x, dy, torch.ones(layout.values_shape, dtype=self.dtype), layout
-
-    def runs(self) -> Iterator[Callable[[], Any]]:
-        """Forward, dX and dW."""
-        from fpe.kernels.block import triton as module
-
-        x, dy, values, layout = self.operands()
-        bias = torch.ones(self.shape[0], dtype=self.dtype) if self.bias else None
-        yield lambda: module.block_matmul_triton(x, values, layout, bias, "relu" if self.bias else None)
-        yield lambda: module.block_matmul_t_triton(dy, values, layout)
-        yield lambda: module.block_grad_triton(dy, x, layout)
+def _each(family: str, operations: tuple[str, ...] = (), **fields: Any) -> tuple[Case, ...]:
+    """A case of each of a family's operations, in float16 if nothing else is said, bias and activation together."""
+    defaults = {"dtype": "fp16", "activation": "relu" if fields.get("bias") else None, "integers": False}
+    return tuple(Case(family, op, **(defaults | fields)) for op in operations or OPERATIONS[family])
 
 
-@dataclass(frozen=True)
-class PartitionCase:
-    """A small odd launch of the partition operations.
-
-    Attributes:
-        id: Its name.
-        alpha: Children.
-        m: Rows of activations.
-        shape: ``(N, K)``.
-        dtype: Of the operands.
-        holes: Whether some edges belong to nobody.
-        bias: Whether the forwards add a bias, with an activation after it.
-        strided: Whether the activations' rows lie apart.
-    """
-
-    id: str
-    alpha: int = 2
-    m: int = 19
-    shape: tuple[int, int] = (70, 90)
-    dtype: torch.dtype = torch.float16
-    holes: bool = False
-    bias: bool = False
-    strided: bool = False
-    family = "partition"
-
-    def operands(self) -> tuple[Tensor, Tensor, Tensor, PackedLabels]:
-        """Activations of the parents' inputs and of their children, weight and labels."""
-        (n, k), apart = self.shape, 5 if self.strided else 0
-        drawn = torch.randint(self.alpha + self.holes, (n, k), generator=torch.Generator().manual_seed(0))
-        x = torch.ones(self.m, k + apart, dtype=self.dtype)[:, :k]
-        children = torch.ones(self.m, self.alpha, n + apart, dtype=self.dtype)[:, :, :n]
-        return x, children, torch.ones(n, k, dtype=self.dtype), PackedLabels.pack(drawn.byte(), self.alpha)
-
-    def runs(self) -> Iterator[Callable[[], Any]]:
-        """Both multiplications on the weight and on its transpose, and both gradients."""
-        from fpe.kernels.partition import triton as module
-
-        (n, k), alpha, activation = self.shape, self.alpha, "relu" if self.bias else None
-        x, dy, w, labels = self.operands()
-        z, y = torch.ones(self.m, alpha, k, dtype=self.dtype), torch.ones(self.m, n, dtype=self.dtype)
-        wide, narrow = (torch.ones(size, dtype=self.dtype) if self.bias else None for size in ((alpha, n), (n,)))
-        yield lambda: module.split_matmul_triton(x, w, labels, alpha, wide, activation)
-        yield lambda: module.merge_matmul_triton(dy, w.T, labels.T)
-        yield lambda: module.partition_grad_triton(dy, x, labels)
-        yield lambda: module.merge_matmul_triton(z, w, labels, narrow, activation)
-        yield lambda: module.split_matmul_triton(y, w.T, labels.T, alpha)
-        yield lambda: module.partition_grad_triton(z, y, labels.T)
-
-
-@dataclass(frozen=True)
-class MlpCase:
-    """A small odd launch of the fused MLP.
-
-    Attributes:
-        id: Its name.
-        alpha: Children.
-        m: Rows of activations.
-        sizes: Inputs, parents, outputs.
-        merged: Whether the second layer has labels too.
-    """
-
-    id: str
-    alpha: int = 2
-    m: int = 19
-    sizes: tuple[int, int, int] = (70, 13, 33)
-    merged: bool = False
-    family = "mlp"
-
-    def runs(self) -> Iterator[Callable[[], Any]]:
-        """The one launch."""
-        from fpe.kernels.mlp import triton as module
-
-        (k, hidden, n), alpha, generator = self.sizes, self.alpha, torch.Generator().manual_seed(0)
-
-        def labels(*shape: int) -> PackedLabels:
-            return PackedLabels.pack(torch.randint(alpha, shape, generator=generator).byte(), alpha)
-
-        shapes = ((self.m, k), (hidden, k), (n, hidden * (1 if self.merged else alpha)), (alpha, hidden), (n,))
-        x, w1, w2, bias1, bias2 = (torch.ones(shape, dtype=torch.float16) for shape in shapes)
-        first, second = labels(hidden, k), labels(n, hidden) if self.merged else None
-        yield lambda: module.expanded_mlp_triton(x, w1, first, w2, second, alpha, bias1, bias2)
-
-
-Case = BlockCase | PartitionCase | MlpCase
-
-CASES: tuple[Case, ...] = (
-    BlockCase("tails"),
-    BlockCase("one-row", m=1, bias=True),
-    BlockCase("square-blocks", block=(16, 16), bias=True, strided=True),
-    BlockCase("even", m=32, shape=(64, 96), block=(32, 32)),
-    BlockCase("split", m=3, shape=(20, 300), block=(16, 16), density=2.0, bias=True),
-    BlockCase("split-rows", m=530, shape=(17, 33), block=(16, 16), density=0.7),
-    BlockCase("inner-steps", m=5, shape=(65, 70), block=(64, 64), dtype=torch.float32, strided=True),
-    BlockCase("grouped", m=1100, shape=(33, 16), block=(16, 16), density=0.8),
-    BlockCase("sparse", block=(16, 16), density=0.1),
-    BlockCase("empty", density=0.0),
-    PartitionCase("tails-of-a-partition"),
-    PartitionCase("odd-inputs", shape=(65, 91), strided=True, bias=True),
-    PartitionCase("even-tiles", m=32, shape=(128, 256), bias=True),
-    PartitionCase("split-partition", m=3, shape=(40, 1100), bias=True),
-    PartitionCase("split-partition-of-the-transpose", m=3, shape=(1100, 40), bias=True),
-    PartitionCase("three-children-and-holes", alpha=3, holes=True),
-    PartitionCase("eight-children", alpha=8, m=5, dtype=torch.float32, strided=True, holes=True),
-    PartitionCase("one-weight", m=1, shape=(1, 1), bias=True),
-    MlpCase("mlp"),
-    MlpCase("mlp-odd", alpha=3, sizes=(71, 17, 70), merged=True),
-    MlpCase("mlp-one-row", alpha=8, m=1, sizes=(8, 1, 1)),
-    MlpCase("mlp-even", m=64, sizes=(128, 16, 64), merged=True),
-    PartitionCase("many-rows", m=600, shape=(20, 40), alpha=4, holes=True),
+OPERATIONS = {"block": BLOCK, "partition": PARTITION, "mlp": ("mlp",)}
+CASES = (
+    *_each("block", block=(16, 32)),
+    *_each("block", block=(16, 32), m=1, bias=True),
+    *_each("block", block=(16, 16), bias=True, lying="strided"),
+    *_each("block", block=(32, 32), m=32, shape=(64, 96)),
+    *_each("block", block=(16, 16), m=3, shape=(20, 300), density=2.0, bias=True),
+    *_each("block", block=(16, 16), m=530, shape=(17, 33), density=0.7),
+    *_each("block", block=(64, 64), m=5, shape=(65, 70), dtype="fp32", lying="strided"),
+    *_each("block", block=(16, 16), m=1100, shape=(33, 16), density=0.8),  # programs in groups
+    *_each("block", block=(16, 16), density=0.1),
+    *_each("block", block=(16, 32), density=0.0),
+    *_each("partition"),
+    *_each("partition", shape=(65, 91), lying="strided", bias=True),
+    *_each("partition", m=32, shape=(128, 256), bias=True),
+    *_each("partition", m=3, shape=(40, 1100), bias=True),
+    *_each("partition", m=3, shape=(1100, 40), bias=True),
+    *_each("partition", alpha=3, holes=True),
+    *_each("partition", alpha=8, m=5, dtype="fp32", lying="strided", holes=True),
+    *_each("partition", m=1, shape=(1, 1), bias=True),
+    *_each("partition", m=600, shape=(20, 40), alpha=4, holes=True),
+    *_each("mlp", shape=(13, 70), bias=True),
+    *_each("mlp", alpha=3, shape=(17, 71), outputs=70, merged=True, bias=True),
+    *_each("mlp", alpha=8, m=1, shape=(1, 8), outputs=1, bias=True),
+    *_each("mlp", m=64, shape=(16, 128), outputs=64, merged=True, bias=True),
 )
+"""Tails, one row, strides, whole tiles, split reductions, empty and odd ones."""
 
 
 def check_kernels(cases: Iterable[Case] = CASES) -> list[Finding]:
-    """Runs every operation of every case under all checks; needs ``TRITON_INTERPRET=1`` and TileLens.
+    """Runs every case under all checks; needs ``TRITON_INTERPRET=1`` and TileLens.
 
     Returns:
         What was found; nothing, if all is well.
     """
-    return [finding for case in cases for run in case.runs() for finding in check(family_kernels(case.family), run)]
+    return [finding for case in cases for finding in check(family_kernels(case.family), launch(case))]
+
+
+def launch(case: Case) -> Callable[[], Any]:
+    """What launches a case."""
+    posed = problem(case)
+    return lambda: posed.kernel(*posed.operands)
 
 
 def check(kernels: Kernels, run: Callable[[], Any]) -> list[Finding]:

@@ -1,6 +1,6 @@
 """The shipped kernels searched for hazards (:mod:`fpe.bench.lab.hazards`), one row to a binary."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,11 @@ import pandas as pd
 import triton
 
 from ...kernels.gpus import ARCHITECTURES as KINDS
+from ...kernels.structures import TWO_FOUR
+from ..families import CASES, Row
 from ..results import Results
 from ..table import Table
 from . import compile as compiler
-from . import semi_structured
-from .sass import Row
 
 ARCHITECTURES = tuple(arch for arch, kind in KINDS.items() if kind.matrix != "mma")
 """Where matrix instructions run beside the program, or leave their sums in tensor memory."""
@@ -43,11 +43,15 @@ def run(
         One row for each binary that multiplies.
     """
     architectures, operations = tuple(architectures), tuple(operations)
-    cases = [case for case in compiler.CASES if case.op in (operations or (case.op,)) and case.dtype != "fp32"]
-    rows = compiler.run(cases, architectures, jobs, progress).rows if cases else []
-    if not operations or "2:4" in operations:
-        quads = [case for case in semi_structured.CASES if case.op in ("forward", "dx", "dw") and case.dtype != "fp32"]
-        rows = rows + semi_structured.run(quads, architectures, progress).rows
+    cases = [
+        case
+        for case in CASES
+        if case.option in (operations or (case.option,))
+        and case.dtype != "fp32"
+        and (case.option != TWO_FOUR or case.op in ("forward", "dx", "dw"))
+    ]
+    files = compiler.by_file(cases).values()
+    rows = [row for chosen in files for row in compiler.run(chosen, architectures, jobs, progress).rows]
     kept = [
         {"kernels": kernels, "triton": triton.__version__, **{name: row[name] for name in KEPT if name in row}}
         for row in rows
@@ -67,23 +71,14 @@ def joined(path: Path, results: Results, operations: Iterable[str] = ()) -> Resu
         results: Of :func:`run`.
         operations: What was searched, as :func:`run` takes it.
     """
-    if not path.exists():
-        return results
-    before, searched = Results.read(path), set(operations)
-    of = {(row["kernels"], row["triton"]) for row in results.rows}
+    searched, of = set(operations), {(row["kernels"], row["triton"]) for row in results.rows}
     architectures = set(results.settings["architectures"])
 
-    def replaced(row: Row) -> bool:
-        name = "2:4" if operation(row).startswith("2:4") else row["op"]
+    def replaced(row: Row, settings: Mapping[str, Any]) -> bool:
         same = (row["kernels"], row["triton"]) in of and row["arch"] in architectures
-        return same and (not searched or name in searched)
+        return same and (not searched or compiler.option(row) in searched)
 
-    kept = [row for row in before.rows if not replaced(row)]
-    first = next((at for at, row in enumerate(before.rows) if replaced(row)), len(before.rows))
-    first = sum(not replaced(row) for row in before.rows[:first])
-    both = sorted(architectures | set(before.settings["architectures"]))
-    settings = {**before.settings, **results.settings, "architectures": both}
-    return Results(results.study, settings, [*kept[:first], *results.rows, *kept[first:]], results.provenance)
+    return compiler.insert(path, results, replaced)
 
 
 def table(results: Results, by: tuple[str, ...] = ("kernels", "triton", "arch", "operation")) -> Table:
@@ -171,4 +166,4 @@ def _flags(row: Row) -> dict[str, bool]:
 
 def operation(row: Row) -> str:
     """A row's operation, told from that of another family with the same name."""
-    return f"2:4 {row['op']}" if row["kernel"] in ("sparse_tensor_core", *semi_structured.STREAMS) else row["op"]
+    return f"{TWO_FOUR} {row['op']}" if compiler.option(row) == TWO_FOUR else row["op"]

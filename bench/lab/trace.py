@@ -5,6 +5,7 @@ TileLens (PyPI ``tilelens``) is imported when first needed: it is an extra of th
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from inspect import getmodule
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -47,18 +48,10 @@ Kernels = tuple[tuple[Any, str], ...]
 
 def family_kernels(family: str) -> Kernels:
     """The kernels of ``"block"``, ``"partition"``, ``"semi_structured"`` or ``"mlp"`` operations; imports Triton."""
-    from fpe.kernels import epilogue
-    from fpe.kernels.block import triton as block
-    from fpe.kernels.mlp import triton as mlp
-    from fpe.kernels.partition import triton as partition
-    from fpe.kernels.semi_structured import triton as semi_structured
+    from ..families import FAMILIES, REDUCE
 
-    if family == "mlp":
-        return ((mlp, "_expanded_mlp"),)
-    if family == "semi_structured":
-        return *((semi_structured, name) for name in ("_multiply", "_multiply_t", "_outer")), (epilogue, "_reduce")
-    own = {"block": block, "partition": partition}[family]
-    return (own, f"_{family}_multiply"), (own, f"_{family}_outer"), (epilogue, "_reduce")
+    functions = [kernel.function.fn for kernel in (*FAMILIES[family].KERNELS, REDUCE)]
+    return tuple((getmodule(function), function.__name__) for function in functions)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from ..gpu.cli import NAMES, plan_table, planning
-from ..lab import semi_structured, survey, traffic
+from ..lab import survey, traffic
 from ..lab.ptx import execute, mutate
 from ..latency import whole
 from ..results import COMMITTED, Results
@@ -37,7 +37,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "compiled": lambda: summary.compiled(_read("lab/compile")),
     "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),
     "semi-structured-traffic": lambda: traffic.table(_read("lab/traffic-semi-structured")),
-    "semi-structured-rates": semi_structured.rates,
+    "semi-structured-rates": summary.sparse_rates,
     "executed": lambda: execute.table(_read("lab/execute")),
     "mutation": lambda: mutate.table(_read("lab/mutation")),
 }

@@ -2,6 +2,7 @@
 
 import re
 
+from fpe.kernels.gpus import ARCHITECTURES, GPUS
 from fpe.kernels.model import bytes_by_format, relative
 
 from ..results import Results
@@ -108,3 +109,33 @@ def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype
 
 def _by(results: Results, column: str) -> list:
     return [(str(name), group) for name, group in results.frame.groupby(column, sort=False)]
+
+
+def sparse_rates() -> Table:
+    """What sparse tensor cores can gain over the wide dense layer where arithmetic bounds it: predicted bounds."""
+    rows = []
+    for arch in ARCHITECTURES.values():
+        gpu, share = GPUS[arch.example], arch.measured_warp_mma
+        bound = None if share is None else 2 * share
+        rows.append(
+            (
+                f"{gpu.name}, sm_{arch.arch}",
+                f"{gpu.tensor:g}",
+                "-" if share is None else f"{share:.1%}",
+                "-" if bound is None else f"{bound:.2f}",
+                f"{arch.matrix}.sp",
+                "2.00",
+                "-" if bound is None else f"{2 / bound:.2f}",
+            )
+        )
+    columns = (
+        "device",
+        "dense TFLOP/s",
+        "share by mma",
+        "bound by mma.sp",
+        "own instruction",
+        "its bound",
+        "left to gain",
+    )
+    title = "Predicted from published rates, not measured: the most that 2:4 can gain over the wide dense layer"
+    return Table(title, columns, rows)

@@ -19,9 +19,6 @@ import triton
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ....kernels.device import KNOWN
-from ....kernels.semi_structured import sparse_tensor_core
-from ....kernels.semi_structured import triton as semi_structured_kernels
 from ..compile import catching
 from .machine import MOST_INSTRUCTIONS, WARP, Handler, Machine
 from .memory import Array, Global, Region
@@ -125,8 +122,6 @@ def executing(
     with ExitStack() as stack:
         stack.enter_context(patch.object(triton.knobs.runtime, "add_stages_inspection_hook", _no_assembler))
         stack.enter_context(catching(arch, lambda *key: False, run))
-        for module in (semi_structured_kernels, sparse_tensor_core):
-            stack.enter_context(patch.object(module, "device_of", lambda tensor: KNOWN[arch]))
         stack.enter_context(_Watch(storages))
         yield
 

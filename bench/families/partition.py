@@ -1,0 +1,270 @@
+"""The partition kernels: through shared memory, and for few rows from memory to the tensor cores directly."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.device import Device
+from ...kernels.partition import config as configs
+from ...kernels.partition import eager as twins
+from ...kernels.partition import gluon as direct
+from ...kernels.partition import triton as kernels
+from ...kernels.partition.backends import MERGE, SPLIT
+from ...kernels.partition.config import COLUMNS, GROUP
+from ...kernels.partition.labels import PackedLabels, digits, row_bytes
+from . import accesses, contract
+from .accesses import Access, Launch, Program, in_groups, reduce
+from .contract import SHAPE, Draw, Kernel, Problem, Row, as_meant, laid, pair
+
+ISSUE_SLOTS = 14
+"""Instructions that an H200's lanes can issue while a 16-bit weight arrives at 4.8 TB/s (132 x 128 lanes, 1.98 GHz)."""
+
+
+def _step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
+    rows = given["BLOCK_M" if given["TURNED"] else "BLOCK_K" if given["TRANSPOSED"] else "BLOCK_N"]
+    return given["BLOCK_N"] * given["BLOCK_K"] * size, rows
+
+
+def _rows_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
+    return given["BLOCK_N"] * GROUP * given["WARPS_IN"] * size, 16
+
+
+def _columns_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
+    return given["UNROLL"] * 16 * given["num_warps"] * COLUMNS * size, 16
+
+
+def _outer_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
+    left = given["BLOCK_N"] * (given["ALPHA"] if given["CHILDREN_LEFT"] else 1)
+    right = given["BLOCK_K"] * (1 if given["CHILDREN_LEFT"] else given["ALPHA"])
+    return given["BLOCK_M"] * (left + right) * size, given["BLOCK_N"]
+
+
+def _check_direct(row: Row) -> list[str]:
+    complaints = as_meant(row)
+    if row["tile"].startswith(("8", "16")) and row["instructions_per_weight"] > ISSUE_SLOTS:
+        spent = row["instructions_per_weight"]
+        complaints.append(f"{spent} instructions a weight: unpacking would outlast the memory")
+    if row["loop_shared"]:
+        complaints.append(f"{row['loop_shared']} instructions on shared memory in a loop that needs none")
+    return complaints
+
+
+_ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
+KERNELS = (
+    Kernel(kernels._partition_multiply, ("tl.load(words_at",), _step),
+    Kernel(direct.multiply_rows, _ROWS, _rows_step, check=_check_direct, loads=direct._group),
+    Kernel(direct.multiply_columns, _COLUMNS, _columns_step, check=_check_direct, loads=direct._rows),
+    Kernel(kernels._partition_outer, ("tl.load(left_at", "tl.load(right_at"), _outer_step),
+)
+LAUNCHERS = (kernels,)
+BACKENDS = (SPLIT, MERGE)
+OPERATIONS = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
+"""On the weight as it is stored, and on its transpose: forward, dX and dW of both layers of a pair."""
+
+
+NAMES = {"split": "split_matmul", "merge": "merge_matmul", "grad": "partition_grad"}
+"""Of the operations, as the package has them."""
+
+
+def operands(case: Any, draw: Draw) -> Problem:
+    """See :class:`.contract.Family`."""
+    (n, k), alpha, m, lying = case.shape, case.alpha, case.m, case.lying
+    plain = draw.labels(n, k)
+    w = draw(n, k, lying="plain" if lying == "broadcast" else lying)
+    if case.holes:
+        w = laid(torch.where(plain < alpha, w, 0), (n, k), "plain" if lying == "broadcast" else lying)
+    labels: Tensor | PackedLabels = draw.packed(plain) if case.packed else plain
+    op = case.op.removesuffix("_t")
+    if op != case.op:
+        w, labels, (n, k) = w.T, labels.T, (k, n)
+    fused: tuple[Any, ...] = ()
+    bias, rest = None, (labels, alpha) if op == "split" else (labels,)
+    if op == "grad":
+        given, length = (draw(m, alpha, n, lying=lying, most=draw.rest), draw(m, k, lying=lying)), m
+    else:
+        bias = (draw(alpha, n) if op == "split" else draw(n)) if case.bias else None
+        sides = (m, k) if op == "split" else (m, alpha, k)
+        given, length, fused = (draw(*sides, lying=lying, most=draw.rest), w), k, (bias, case.activation)
+    ours, twin = pair(NAMES[op], kernels, twins)
+    ending = (contract.ending(case, bias),) if fused else ()
+    return Problem(given, lambda *o: ours(*o, *rest, *fused), lambda *o: twin(*o, *rest), length, *ending)
+
+
+@dataclass(frozen=True)
+class Case(contract.Case):
+    """A launch of a partition operation."""
+
+    op: str
+    dtype: str
+    m: int
+    alpha: int
+    activation: str | None = None
+    shape: tuple[int, int] = SHAPE
+
+    def posed(self) -> Problem:
+        """See :class:`.contract.Case`."""
+        return operands(self, Draw(self))
+
+
+CASES = (
+    *(Case(op, "bf16", m, alpha) for op, alpha, m in product(OPERATIONS, (2, 3, 4, 8), (16, 32, 64, 1024, 8192))),
+    *(Case(op, t, m, 2) for op, t, m in product(OPERATIONS, ("fp16", "fp32", "tf32"), (16, 64, 8192))),
+    *(Case(op, "bf16", m, 2, "gelu") for op, m in product(("split", "merge"), (16, 64, 8192))),
+)
+QUICK = (
+    Case("split", "bf16", 16, 2),
+    Case("merge_t", "bf16", 16, 2),
+    Case("split_t", "fp16", 64, 4),
+    Case("merge", "bf16", 1024, 2),
+    Case("grad", "bf16", 1024, 2),
+)
+
+
+def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Config]:
+    """Every valid configuration worth trying."""
+    m, grad = problem.m, problem.op == "partition_grad"
+    rows = (32, 64) if grad else tuple(b for b in (16, 32, 64, 128) if b <= max(16, 2 * m))
+    splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
+    sides = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128))
+    depths, outputs = ((16, 32), (64, 128, 256)) if problem.transposed else ((128,), (16, 32, 64, 128))
+    every = product(depths, outputs, (1, 2, 4, 8))
+    loads = [(depth * warps, out) if problem.transposed else (out, depth * warps) for depth, out, warps in every]
+    direct = product((8, 16, 32, 64), loads, splits, (4, 8), (1,), (True,))
+    tiled = product(rows, sides, splits, (4, 8), (1, 3, 4), (False,))
+    for block_m, (n, k), split, warps, stages, is_direct in (*direct, *tiled):
+        config = configs.Config(block_m, n, k, split, 8, warps, stages, is_direct)
+        if problem.fits(config, device):
+            yield config
+
+
+def launches(problem: configs.Problem, config: configs.Config, holes: bool = False) -> list[Launch]:
+    """The launches of one partition operation on contiguous operands.
+
+    Args:
+        problem: The operation and its sizes, as the chooser of configurations takes them.
+        config: Tiles.
+        holes: Whether the labels have a plane of owned edges.
+    """
+    if problem.op == "partition_grad":
+        return _outer(problem, config, holes)
+    return _multiply(problem, config)
+
+
+def _planes(n: int, k: int, count: int, first_n: int, rows: int, first_k: int, config: configs.Config) -> list[Access]:
+    """The words of labels of a tile, plane by plane: whole groups of 128 columns, or the part of one."""
+    pitch, first = row_bytes(k), first_k // 8
+    column = 4 * (first // 16 * 4 + first % 4)
+    width = max(min(max(config.block_k // 8, min(config.block_k // 2, 16)), pitch - column), 0)
+    return [Access("planes", False, p * n + first_n, rows, column, width, pitch) for p in range(count)]
+
+
+def _multiply(problem: configs.Problem, config: configs.Config) -> list[Launch]:
+    m, n, k, alpha, size = problem.m, problem.n, problem.k, problem.alpha, problem.itemsize
+    merge, transposed, split = problem.op == "merge_matmul", problem.transposed, config.split
+    size_out, size_in = (k, n) if transposed else (n, k)
+    out, inner = (config.block_k, config.block_n) if transposed else (config.block_n, config.block_k)
+    operands, sums = (alpha, 1) if merge else (1, alpha)
+    steps, tiles_m, tiles_out = -(-size_in // inner), -(-m // config.block_m), -(-size_out // out)
+    target, stored = ("out", size) if split == 1 else ("partial", 4)
+
+    def program(pid: int, pid_split: int) -> Program:
+        pid_m, pid_out = in_groups(pid, tiles_m, tiles_out, config.group)
+        row, rows = pid_m * config.block_m, min(config.block_m, m - pid_m * config.block_m)
+        for step in range(steps * pid_split // split, steps * (pid_split + 1) // split):
+            first_n, first_k = (step * inner, pid_out * out) if transposed else (pid_out * out, step * inner)
+            rows_n = min(config.block_n, n - first_n)
+            width = min(config.block_k, k - first_k) * size
+            words = Access("words", False, first_n, rows_n, first_k * size, width, k * size)
+            width = min(inner, size_in - step * inner) * size
+            xs = (
+                Access("x", False, row, rows, (child * size_in + step * inner) * size, width, operands * size_in * size)
+                for child in range(operands)
+            )
+            yield words, *_planes(n, k, digits(alpha), first_n, rows_n, first_k, config), *xs
+        width, pitch = min(out, size_out - pid_out * out) * stored, sums * size_out * stored
+        yield tuple(
+            Access(target, True, pid_split * m + row, rows, (child * size_out + pid_out * out) * stored, width, pitch)
+            for child in range(sums)
+        )
+
+    name = ("multiply_columns" if transposed else "multiply_rows") if config.direct else "_partition_multiply"
+    launched = Launch(name, (tiles_m * tiles_out, split), program)
+    return [launched] if split == 1 else [launched, reduce(m * sums * size_out, split, size)]
+
+
+def _outer(problem: configs.Problem, config: configs.Config, holes: bool) -> list[Launch]:
+    m, n, k, alpha, size, split = problem.m, problem.n, problem.k, problem.alpha, problem.itemsize, config.split
+    left, right = (1, alpha) if problem.transposed else (alpha, 1)
+    tiles_m, tiles_n, tiles_k = -(-m // config.block_m), -(-n // config.block_n), -(-k // config.block_k)
+    target, stored = ("out", size) if split == 1 else ("partial", 4)
+
+    def program(pid: int, pid_split: int) -> Program:
+        tile_n, tile_k = in_groups(pid, tiles_n, tiles_k, config.group)
+        first_n, first_k = tile_n * config.block_n, tile_k * config.block_k
+        rows_n, rows_k = min(config.block_n, n - first_n), min(config.block_k, k - first_k)
+        for tile in range(tiles_m * pid_split // split, tiles_m * (pid_split + 1) // split):
+            row, rows = tile * config.block_m, min(config.block_m, m - tile * config.block_m)
+            lefts = [
+                Access("left", False, row, rows, (child * n + first_n) * size, rows_n * size, left * n * size)
+                for child in range(left)
+            ]
+            rights = [
+                Access("right", False, row, rows, (child * k + first_k) * size, rows_k * size, right * k * size)
+                for child in range(right)
+            ]
+            yield lefts[0], rights[0], *lefts[1:], *rights[1:]
+        yield tuple(_planes(n, k, digits(alpha) + holes, first_n, rows_n, first_k, config))
+        yield (Access(target, True, pid_split * n + first_n, rows_n, first_k * stored, rows_k * stored, k * stored),)
+
+    launched = Launch("_partition_outer", (tiles_n * tiles_k, split), program)
+    return [launched] if split == 1 else [launched, reduce(n * k, split, size)]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of labels that follow no blocks: expanded ``[n, k]``, or (``"merged ..."``) its successor ``[n, k]``."""
+
+    case: accesses.Case
+
+    def problem(self, op: str) -> configs.Problem:
+        """See :class:`.accesses.Layer`."""
+        merged, what = op.startswith("merged"), op.split()[-1]
+        split = merged == (what == "dX")
+        name = "partition_grad" if what == "dW" else "split_matmul" if split else "merge_matmul"
+        transposed = merged if what == "dW" else what == "dX"
+        c = self.case
+        pairs = c.itemsize == 2 and c.k % 2 == 0
+        return configs.Problem(name, c.m, c.n, c.k, transposed, c.alpha, c.itemsize, pairs)
+
+    def launches(self, op: str, config: configs.Config) -> list[Launch]:
+        """See :class:`.accesses.Layer`."""
+        return launches(self.problem(op), config)
+
+    def on_chip(self, op: str, config: configs.Config, device: Device) -> tuple[int, int]:
+        """See :class:`.accesses.Layer`."""
+        problem = self.problem(op)
+        sums = 1 if problem.op == "merge_matmul" else problem.alpha
+        columns = config.block_n if problem.transposed else config.block_k
+        tile = config.block_n * config.block_k
+        area = tile if problem.op == "partition_grad" else config.block_m * tile // columns
+        shares = configs.warps_of(config, problem.transposed)[0] if config.direct else 1
+        return configs.shared_bytes(problem, config, device), shares * sums * area
+
+    def compulsory(self, op: str) -> int:
+        """The parent's weights or their gradient, the labels' bits, activations and results, each once."""
+        c = self.case
+        narrow, wide = (c.n, c.k) if op.startswith("merged") else (c.k, c.n)
+        weights = c.itemsize * c.n * c.k + digits(c.alpha) * c.n * row_bytes(c.k)
+        return weights + c.itemsize * c.m * (narrow + c.alpha * wide)
+
+    def results(self, op: str) -> int:
+        """See :class:`.accesses.Layer`."""
+        c, problem = self.case, self.problem(op)
+        if problem.op == "partition_grad":
+            return c.n * c.k
+        outputs = c.k if problem.transposed else c.n
+        return c.m * outputs * (1 if problem.op == "merge_matmul" else c.alpha)
