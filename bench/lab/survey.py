@@ -96,7 +96,11 @@ def by_version(results: Results) -> Table:
     frame = pd.DataFrame({**row, "operation": operation(row), **_flags(row)} for row in results.rows)
     versions = sorted(frame["triton"].unique())
     body = []
-    for (name, kernels), group in frame.groupby(["operation", "kernels"], sort=False):
+    order = {
+        name: place for place, name in enumerate(frame.sort_values("kernels", kind="stable")["operation"].unique())
+    }
+    groups = frame.groupby(["operation", "kernels"], sort=False)
+    for (name, kernels), group in sorted(groups, key=lambda found: order[found[0][0]]):  # before stays before after
         sums = group.groupby("triton")[list(FLAGS)].sum()
         cells = [
             "{racing} / {unfenced} / {serialised} of {asynchronous}".format(**sums.loc[version])
@@ -112,7 +116,7 @@ def by_version(results: Results) -> Table:
 SHOWN = (
     "split-alpha2-bf16-m16",
     "split-alpha2-bf16-m32",
-    "split-alpha2-bf16-m64",
+    "split-alpha2-bf16-m64-gelu",
     "split-alpha2-bf16-m1024",
     "split-alpha4-bf16-m16",
     "split-alpha8-bf16-m16",
