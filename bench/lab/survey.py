@@ -96,11 +96,11 @@ def by_version(results: Results) -> Table:
     frame = pd.DataFrame({**row, "operation": operation(row), **_flags(row)} for row in results.rows)
     versions = sorted(frame["triton"].unique())
     body = []
-    order = {
-        name: place for place, name in enumerate(frame.sort_values("kernels", kind="stable")["operation"].unique())
-    }
+    trees = list(frame["kernels"].unique())
+    # In the order of the last tree, which has every operation; the trees of each in theirs.
+    order = list(frame.sort_values("kernels", key=lambda of: -of.map(trees.index), kind="stable")["operation"].unique())
     groups = frame.groupby(["operation", "kernels"], sort=False)
-    for (name, kernels), group in sorted(groups, key=lambda found: order[found[0][0]]):  # before stays before after
+    for (name, kernels), group in sorted(groups, key=lambda g: (order.index(g[0][0]), trees.index(g[0][1]))):
         sums = group.groupby("triton")[list(FLAGS)].sum()
         cells = [
             "{racing} / {unfenced} / {serialised} of {asynchronous}".format(**sums.loc[version])
