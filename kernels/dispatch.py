@@ -164,23 +164,15 @@ def ranked_here(
     transposed: bool = False,
 ) -> tuple[str, ...]:
     """:func:`ranked` on the device and in the type of an operand."""
-    return _ranked_on(op, m, n, k, alpha, dtype_name(operand), operand.get_device(), structure, constant, transposed)
+    index = operand.get_device()
+    return _ranked_on(index, op, (m, n, k, alpha), dtype_name(operand), (structure, constant, transposed))
 
 
 @lru_cache(maxsize=4096)
 def _ranked_on(
-    op: str,
-    m: int,
-    n: int,
-    k: int,
-    alpha: int,
-    dtype: str,
-    index: int,
-    structure: str,
-    constant: bool,
-    transposed: bool,
+    index: int, op: str, sizes: tuple[int, int, int, int], dtype: str, weight: tuple[str, bool, bool]
 ) -> tuple[str, ...]:
-    return ranked(op, m, n, k, alpha, dtype, roof_of(index), structure, constant, transposed)
+    return ranked(op, *sizes, dtype, roof_of(index), *weight)
 
 
 def dtype_name(operand: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""The configuration of a launch: tuned ones as data, JSON files with their provenance, and before all else by rule.
+"""The configuration of a launch: tuned ones as data, JSON files with their provenance, else by rule.
 
 A family's ``config.py`` has a ``Problem``, which says what must be done and knows its rule and what fits, and a
 ``Config``; :func:`choose` does the rest for all of them.
@@ -28,9 +28,11 @@ class Problem(Protocol[Config]):
 
     Attributes:
         family: Whose tables hold for it.
+        config: What its configurations are.
     """
 
     family: ClassVar[str]
+    config: ClassVar[type]
 
     @property
     def m(self) -> int:
@@ -51,11 +53,10 @@ def choose(problem: Problem[Config], device: Device) -> Config:
 
     Smaller is first a pipeline less deep, then fewer rows of activations.
     """
-    config: Any = problem.rule(device)
-    kind: type = type(config)
-    for entry in tuned(problem.family, device, kind):
+    for entry in tuned(problem.family, device, problem.config):
         if entry.holds(problem) and problem.fits(entry.config, device):
             return entry.config
+    config: Any = problem.rule(device)
     while config.num_stages > 2 and not problem.fits(config, device):
         config = replace(config, num_stages=config.num_stages - 1)
     while config.block_m > 16 and not problem.fits(config, device):

@@ -68,6 +68,7 @@ class Problem:
     tf32: bool = False
 
     family: ClassVar[str] = "block"
+    config: ClassVar[type] = Config
 
     def rule(self, device: Device) -> Config:
         """The configuration where nothing was tuned."""

@@ -58,6 +58,7 @@ class Problem:
     alpha: int
 
     family: ClassVar[str] = "mlp"
+    config: ClassVar[type] = Config
 
     def rule(self, device: Device) -> Config:
         """The configuration where nothing was tuned."""

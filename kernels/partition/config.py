@@ -59,6 +59,7 @@ class Problem:
     pairs: bool = False
 
     family: ClassVar[str] = "partition"
+    config: ClassVar[type] = Config
 
     def rule(self, device: Device) -> Config:
         """The configuration where nothing was tuned."""

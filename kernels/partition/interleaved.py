@@ -21,8 +21,9 @@ def as_merge(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``merge_matmul`` on ``z[M, alpha, K]`` by a product with a 2:4 weight.
 
     Args:
-        multiply: From activations ``[M, K * alpha]``, the weight ``w[N, K]``, alpha, the layout of the weight that
-            reads children side by side, and a bias or none, to ``y[M, N]``.
+        multiply: From activations ``[M, K * alpha]``, the weight ``w[N, K]`` of any strides, alpha (2 or 4), the layout
+            of the weight that reads children side by side (without ``kept`` all of ``w`` are edges or zero), and a
+            bias ``[N]`` or none, to ``y[M, N]``.
     """
 
     def merge_matmul(

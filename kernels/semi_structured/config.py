@@ -39,6 +39,7 @@ class Problem:
     itemsize: int
 
     family: ClassVar[str] = "semi_structured"
+    config: ClassVar[type] = Config
 
     def rule(self, device: Device) -> Config:
         """The configuration where nothing was tuned."""
@@ -101,6 +102,7 @@ class SparseProblem:
     children: int
 
     family: ClassVar[str] = "sparse_tensor_core"
+    config: ClassVar[type] = SparseConfig
 
     def rule(self, device: Device) -> SparseConfig:
         """The configuration where nothing was tuned."""

@@ -53,15 +53,7 @@ def semi_structured_grad_sparse_tensor_core(dy: Tensor, x: Tensor, layout: SemiS
 def multiply_interleaved(
     x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout, bias: Tensor | None = None
 ) -> Tensor:
-    """``x[M, alpha * K]`` times a parent's weight that reads its children side by side: ``[M, N]``.
-
-    Args:
-        x: Activations, children side by side.
-        w: ``[N, K]``, of any strides.
-        alpha: 2 or 4.
-        layout: Of the weight; without ``kept`` all of ``w`` are edges or zero.
-        bias: ``[N]``, or none.
-    """
+    """What :func:`~fpe.kernels.partition.interleaved.as_merge` takes to make ``merge_matmul`` of it."""
     fragments = _packed_parent(w, alpha, layout.codes, layout.kept, layout.quads)
     return _multiply(x, fragments, w.shape[0], bias, None)[:, 0]
 

@@ -82,15 +82,7 @@ def why_not_shape(operand: Tensor, outputs: int, inputs: int) -> str | None:
 def multiply_interleaved(
     x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout, bias: Tensor | None = None
 ) -> Tensor:
-    """``x[M, alpha * K]`` times a parent's weight that reads its children side by side: ``[M, N]``.
-
-    Args:
-        x: Activations, children side by side.
-        w: ``[N, K]``, of any strides.
-        alpha: 2 or 4.
-        layout: Of the weight; without ``kept`` all of ``w`` are edges or zero.
-        bias: ``[N]``, or none.
-    """
+    """What :func:`~fpe.kernels.partition.interleaved.as_merge` takes to make ``merge_matmul`` of it."""
     return _multiply(x, _compressed_parent(w, alpha, layout.codes, layout.kept, layout.shape[1]), bias)
 
 
