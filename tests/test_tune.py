@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,17 @@ def test_candidates_compile_in_processes_and_a_compilers_death_is_one_reason() -
         ahead.begin("a", range(6))
         assert ahead.why_not("a", 3) == "its compiler died"
         assert [ahead.why_not("a", i) for i in (4, 5)] == ["", "odd for a on sm_80"]
+
+
+def test_a_compilers_death_blames_no_other_candidate_and_may_come_at_any_moment() -> None:
+    """The pool breaks while candidates are begun, and one is asked for that waited beside the one that kills."""
+    with Ahead("sm_80", 2, compile_by_number) as ahead:  # type: ignore[arg-type]
+        ahead.begin("a", [3, 0])
+        broken = ahead._found["a", 3]
+        assert isinstance(broken.exception(), BrokenExecutor)
+        ahead.begin("a", [2, 4])  # the pool is known to be broken now
+        reasons = [ahead.why_not("a", i) for i in (4, 2, 0, 3, 1)]
+        assert reasons == ["", "", "", "its compiler died", "odd for a on sm_80"]
 
 
 def test_what_a_compiler_refuses_is_not_launched() -> None:

@@ -64,11 +64,19 @@ class Ahead(AbstractContextManager):
 
     def begin(self, job: Any, configs: Iterable[Any]) -> None:
         """Has candidates compiled that are not yet; returns at once."""
-        tf32 = torch.backends.cuda.matmul.allow_tf32
         for config in configs if self._pool else ():
             if (job, config) not in self._found:
-                assert self._pool is not None
-                self._found[job, config] = self._pool.submit(self._compile, job, config, self._device, tf32)
+                self._found[job, config] = self._submit(job, config)
+
+    def _submit(self, job: Any, config: Any) -> Future[str]:
+        assert self._pool is not None
+        tf32 = torch.backends.cuda.matmul.allow_tf32
+        try:
+            return self._pool.submit(self._compile, job, config, self._device, tf32)
+        except BrokenExecutor as error:  # a compiler has died since: whoever asks for this candidate sees to it
+            dead: Future[str] = Future()
+            dead.set_exception(error)
+            return dead
 
     def why_not(self, job: Any, config: Any) -> str:
         """Why a candidate cannot run, in words; nothing where it can. Waits until it is compiled."""
@@ -77,10 +85,22 @@ class Ahead(AbstractContextManager):
         self.begin(job, [config])
         try:
             return self._found[job, config].result()
-        except BrokenExecutor:  # a compiler took its process with it; the others' work is lost and begins anew
-            self._pool = self._fresh()
-            self._found = {key: found for key, found in self._found.items() if found.done() and not found.exception()}
-            return "its compiler died"
+        except BrokenExecutor:
+            return self._alone(job, config)
+
+    def _alone(self, job: Any, config: Any) -> str:
+        """Compiles one candidate in a new pool: a compiler's death ends its whole pool, whichever candidate it was."""
+        kept = {key: found for key, found in self._found.items() if found.done() and not found.exception()}
+        lost = [key for key in self._found if key not in kept and key != (job, config)]
+        self._pool = self._fresh()
+        answer = self._submit(job, config)
+        try:
+            answer.result()
+        except BrokenExecutor:
+            answer, self._pool = Future(), self._fresh()
+            answer.set_result("its compiler died")
+        self._found = kept | {(job, config): answer} | {key: self._submit(*key) for key in lost}
+        return answer.result()
 
     def __exit__(self, *error: object) -> None:
         """Drops what is not begun yet."""
