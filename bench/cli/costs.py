@@ -8,7 +8,8 @@ from typing import Any
 import click
 import torch
 
-from ...kernels.model import ITEMSIZE, PASSES, Roof
+from ...kernels.model import PASSES
+from ...kernels.roofs import ITEMSIZE, Roof
 from ...kernels.structures import STRUCTURES
 from ..costs import verdict
 from ..latency import shapes, suite, whole
