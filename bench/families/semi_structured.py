@@ -12,7 +12,7 @@ from ...kernels.gpus import runs_mma_sp
 from ...kernels.semi_structured import config as configs
 from ...kernels.semi_structured import eager as twins
 from ...kernels.semi_structured import gluon as on_sparse
-from ...kernels.semi_structured import pack, sparse_tensor_core
+from ...kernels.semi_structured import pack, quads, sparse_tensor_core
 from ...kernels.semi_structured import triton as kernels
 from ...kernels.semi_structured.backends import BACKENDS as _BACKENDS
 from ...kernels.semi_structured.fragments import TILE_ROWS, pack_weights
@@ -59,8 +59,8 @@ KERNELS = (
     Kernel(kernels._multiply, _PAIR, check=_multiply),
     Kernel(kernels._multiply_t, _PAIR, check=_multiply),
     Kernel(kernels._outer, ("dy = tl.load(", "x = tl.load("), check=_matrix),
-    Kernel(kernels._compress, ("w = tl.load(",), multiplies=False, check=_moves),
-    Kernel(kernels._spread, _PAIR, multiplies=False, check=_moves),
+    Kernel(quads._compress, ("w = tl.load(",), multiplies=False, check=_moves),
+    Kernel(quads._spread, _PAIR, multiplies=False, check=_moves),
     Kernel(pack._pack, ("tl.load(source", "tl.load(kept_ptr"), multiplies=False, check=_wide),
     Kernel(pack._pack_transposed, ("tl.load(pairs",), multiplies=False, check=_wide),
 )
