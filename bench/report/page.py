@@ -1,4 +1,4 @@
-"""The report: the case studies, the ledgers, one self-contained page."""
+"""The report's page: the case studies, the ledgers, all in one file."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,0 +1,1 @@
+"""The report: tables, figures, documents, and one self-contained page."""
