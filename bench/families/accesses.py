@@ -117,8 +117,9 @@ class Case(Sizes):
     @property
     def kind(self) -> str:
         """The name of its structure, but a block's sides, and ``"none"`` for labels that follow no structure."""
-        kinds = {RANDOM: "none", BLOCK: f"{self.block[0]}x{self.block[1]}"}
-        return kinds.get(self.structure, self.structure)
+        if self.structure == BLOCK:
+            return f"{self.block[0]}x{self.block[1]}"
+        return "none" if self.structure == RANDOM else self.structure
 
 
 class Layer(Protocol):
