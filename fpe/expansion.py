@@ -168,8 +168,7 @@ def _expanded(fc1: nn.Linear, chosen: Plan) -> ExpandedLinear:
         blocks.set_wide_weight(fc1.weight.repeat(partition.alpha, 1))
         return blocks
     layer = SplitLinear(partition, bias, **_like(fc1))
-    layer.set_edge_weight(fc1.weight)
-    layer.clear_removed()
+    layer.set_matrix(fc1.weight)
     return layer
 
 
@@ -191,7 +190,7 @@ def _successor(
     if policy == "partition" and not chosen.first.block_shape:
         owner = chosen.second.to(torch.uint8).argmax(1).to(torch.uint8)
         merge = MergeLinear(Partition(owner, alpha), bias, **_like(fc2))
-        merge.set_edge_weight(fc2.weight)
+        merge.set_matrix(fc2.weight)
         return merge
     assert block is not None
     blocks = BlockLinear(kept, block, (1, alpha), bias, **_like(fc2))

@@ -70,6 +70,7 @@ def run_split(
     transposed: bool,
     backend: str,
 ) -> Tensor:
+    """``split_matmul`` on plain tensors."""
     n, k = w.shape
     run = _implementation("split_matmul", SPLIT, backend, (x.shape[0], n, k, alpha), w, transposed=transposed)
     return run(x, w, as_labels(labels, transposed, n, k, alpha), alpha, bias, activation)
@@ -110,6 +111,7 @@ def run_merge(
     transposed: bool,
     backend: str,
 ) -> Tensor:
+    """``merge_matmul`` on plain tensors."""
     (m, alpha, k), n = z.shape, w.shape[0]
     run = _implementation("merge_matmul", MERGE, backend, (m, n, k, alpha), w, constant, transposed)
     return run(z, w, as_labels(labels, transposed, n, k, alpha), bias, activation)
@@ -144,6 +146,7 @@ def _partition_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def run_partition_grad(dy: Tensor, x: Tensor, labels: Tensor, transposed: bool, backend: str) -> Tensor:
+    """``partition_grad`` on plain tensors."""
     (m, alpha, n), k = dy.shape, x.shape[1]
     run = _implementation("partition_grad", SPLIT, backend, (m, n, k, alpha), x)
     return run(dy, x, as_labels(labels, transposed, n, k, alpha))
