@@ -5,9 +5,10 @@ forward makes a masked copy of the weight, and its gradient is masked alike; the
 
 What is kept takes memory: the dense weight ``alpha`` times the parent's bytes (of a block layer, a whole
 ``[out_features, in_features]``) once the layer has run without gradients; once it has been trained, the mask a byte for
-each entry of the dense weight, or eight bytes for each weight where those of edges are stored alone. Neither is part of a state dict, a copy or a pickle. ``keeps_dense = False``, set
-on a layer or on :class:`fpe.layers.ExpandedLinear` for all of them, turns both off: every call then reads the labels or
-the blocks themselves, in the parent's memory and several times as long.
+each entry of the dense weight, or eight bytes for each weight where those of edges are stored alone. Neither is part of
+a state dict, a copy or a pickle. ``keeps_dense = False``, set on a layer or on :class:`fpe.layers.ExpandedLinear` for
+all of them, turns both off: every call then reads the labels or the blocks themselves, in the parent's memory and
+several times as long.
 
 Changes are seen by PyTorch's version counters. Fused optimizers and what is written through ``.data`` do not count
 there, so a sample of the entries is compared too, and a forward with gradients frees the dense weight. After writing a

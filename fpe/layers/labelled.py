@@ -17,7 +17,7 @@ from fpe.kernels import (
     unpack_values,
 )
 from fpe.kernels.memo import once_per_version
-from fpe.kernels.partition.interleaved import quads_of
+from fpe.kernels.partition.interleaved import quad_codes
 from fpe.kernels.partition.labels import digits, row_bytes
 from fpe.kernels.structures import STRUCTURES, TWO_FOUR
 
@@ -188,12 +188,10 @@ class _LabelledLinear(KeptLinear):
         return f"alpha={self.alpha}, structure={self.structure}, "
 
 
-def _compress(weight: Tensor, planes: Tensor, backend: str, *bitmap: Any) -> tuple[Tensor, Tensor]:
-    """The values and codes of two children: from a parent's weight, or its kept values and their bitmap."""
-    kept = Bitmap(*bitmap) if bitmap else None
-    dense = weight if kept is None else unpack_values(weight, kept)
-    layout = quads_of(PackedLabels(planes, (dense.shape[0], dense.shape[1]), 2))
-    return semi_structured_compress(dense, layout, backend=backend), layout.codes
+def _compress(weight: Tensor, codes: Tensor, sizes: tuple[int, int], backend: str, *bitmap: Any) -> Tensor:
+    """The values of two children: from a parent's weight, or from its kept values and their bitmap."""
+    dense = unpack_values(weight, Bitmap(*bitmap)) if bitmap else weight
+    return semi_structured_compress(dense, SemiStructuredLayout(sizes, codes, None, 2), backend=backend)
 
 
 _compress_once = once_per_version(_compress)
@@ -205,8 +203,8 @@ class SplitLinear(_LabelledLinear):
     Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children. The partition's labels are
     ``[parents, inputs]``; the arguments are those of :class:`_LabelledLinear`. With the 2:4 structure every
     backend of :func:`fpe.kernels.semi_structured_matmul` serves: on a GPU ``"auto"`` takes sparse tensor cores. The
-    values are compressed and their codes made of the labels once a forward in training, and once for each version of
-    the weight without gradients.
+    values are compressed once a forward in training, and once for each version of the weight without gradients; codes
+    are made of the labels when they are first needed.
     """
 
     KIND = 0
@@ -234,8 +232,8 @@ class SplitLinear(_LabelledLinear):
         if self.exchanges and (x.is_cuda or self.backend not in ("auto", "eager")):
             trains = torch.is_grad_enabled() and weight.requires_grad
             compress = _compress if trains or torch.compiler.is_compiling() else _compress_once
-            values, codes = compress(weight, labels.planes, self.backend, *(kept or ()))
-            quads = SemiStructuredLayout(labels.shape, codes, None, 2)
+            quads = SemiStructuredLayout(labels.shape, quad_codes(labels.planes, labels.shape[1]), None, 2)
+            values = compress(weight, quads.codes, quads.shape, self.backend, *(kept or ()))
             return semi_structured_matmul(x, values, quads, bias, backend=self.backend).flatten(-2)
         return split_matmul(x, weight, labels, self.alpha, bias, kept=kept, backend=self.backend).flatten(-2)
 

@@ -1,7 +1,8 @@
 """The bitmap operations on the GPU: one kernel moves values to their places or back.
 
-A program takes one run of 256 positions of some rows. A value's place is the run's start, which is stored, and the ones
-before its bit, which a scan counts: no program waits for another, nothing is added atomically. Numbers are moved as bits.
+A program takes one run of 256 positions of some rows. A value's place is the run's start, which is stored, and the
+ones before its bit, which a scan counts: no program waits for another, nothing is added atomically. What is moved are
+bits, of any type.
 """
 
 import torch
@@ -18,7 +19,7 @@ ROWS = 8
 
 @triton.jit
 def ranks(words, RUN: tl.constexpr, WORD: tl.constexpr):
-    """The bits of runs of words ``[rows, RUN / WORD]`` one by one, and how many ones stand before each: ``[rows, RUN]``."""
+    """The bits of words ``[rows, RUN / WORD]`` one by one, and how many ones stand before each: ``[rows, RUN]``."""
     bits = (words[:, :, None] >> tl.arange(0, WORD)[None, None, :]) & 1  # [rows, words, bits]
     bits = bits.reshape(words.shape[0], RUN)
     return bits, tl.cumsum(bits, 1) - bits

@@ -124,7 +124,7 @@ def merge_matmul(
     given = w
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
-    chosen = choose_backend(op, backend, w, MERGE, alpha, by_cost=True)
+    chosen = choose_backend(op, backend, w, MERGE, alpha, (n, k), by_cost=True)
     if kept is not None:
         index = kept.bits, kept.starts, table
         y = packed.kept_merge(as_rows(z, 2), w, *index, bias, activation, n, transposed, chosen)

@@ -1,7 +1,7 @@
 """The partition operations on weights stored as their kept values and a bitmap; one child needs no labels.
 
-The weight is decompressed to memory and multiplied as any other. Between forward and backward nothing is held but values
-and bits: what was decompressed is decompressed again.
+The weight is decompressed to memory and multiplied as any other. Between forward and backward nothing is held but
+values and bits: what was decompressed is decompressed again.
 """
 
 from typing import Any
