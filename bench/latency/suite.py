@@ -153,7 +153,7 @@ def _time(
                 **({} if errors[who] is None else {"error": errors[who]}),
                 "timer": "events" if device == "cuda" else "wall clock",
                 **costs(case, provider, name, level),
-                **(memory.columns(module, problem.x) if name in ("forward+backward", "step") else {}),
+                **(memory.columns_on(module, problem.x) if name in ("forward+backward", "step") else {}),
             }
         )
     return rows
