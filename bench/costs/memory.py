@@ -37,8 +37,12 @@ def columns_on(module: nn.Module, x: Tensor) -> dict[str, int | None]:
 
 
 def _index(module: nn.Module) -> list[Tensor]:
-    """What says where the weights lie."""
-    return [t for layer in module.modules() if isinstance(layer, ExpandedLinear) for t in layer.topology_tensors()]
+    """What says where the weights lie: of a layer that is not the package's, its buffers."""
+    each = (
+        layer.topology_tensors() if isinstance(layer, ExpandedLinear) else layer.buffers(recurse=False)
+        for layer in module.modules()
+    )
+    return [t for tensors in each for t in tensors]
 
 
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
