@@ -3,9 +3,10 @@
 A row of weights is read once for all of its children and for up to four rows of activations. Sixteen weights (eight
 without AVX-512) are a vector, the word of labels beside it becomes one mask for each child, and a child's share, the
 vector under its mask, is multiplied into that child's sums, which stay in registers. What Numba makes of loops over
-bits is twenty times slower, so that the two inner steps are written as LLVM's vectors: :func:`_dots` where the
+bits is twenty times slower, so that the two inner steps are written as LLVM's vectors
+(:mod:`..vectors`): :func:`_dots` where the
 reduction runs along the rows in memory, :func:`_spread` where it runs across them. Both take a row's weights from
-:meth:`_Emit.weights` and its masks from :meth:`_Emit.owners`; another way of storing them is another of these two.
+:meth:`Emit.weights` and its masks from :meth:`_Emit.owners`; another way of storing them is another of these two.
 
 How many children and rows there are, and whether it is a merge, are the lengths of tuples: Numba then compiles a kernel
 for each. Memory is read ahead by hand, because the tiles jump from row to row.
@@ -15,20 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np import arrayobj
 from torch import Tensor
 
 from ..activations import finish
 from ..cpu import compiled, numbers, padded, shared_out
+from ..vectors import F32, FLOATS, I32, I64, LANES, WORDS, Emit
 from .eager import Labels, partition_grad_eager
 from .labels import PackedLabels, digits, pack_planes
 
-LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
-"""Numbers in a vector."""
 GROUP = 128
 """Edges whose labels lie together: see :class:`PackedLabels`."""
 NEAR = 24 << 10
@@ -38,9 +37,6 @@ TOGETHER = 16
 ACROSS = 4
 """Rows of weights that go into a sum at once where the reduction runs across them."""
 
-I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-WORDS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
-
 
 def _bit(edge: int) -> int:
     """The bit of its word in which the label of an edge of a group stands."""
@@ -48,47 +44,8 @@ def _bit(edge: int) -> int:
     return pair // 4 + 8 * (2 * (pair % 2) + pair // 2 % 2) + 2 * (edge // 32)
 
 
-class _Emit:
-    """Writes vector instructions into a function that Numba compiles.
-
-    Args:
-        context: Numba's.
-        b: The builder of instructions.
-        signature: Of the intrinsic.
-        args: Its arguments' values.
-    """
-
-    def __init__(self, context: Any, b: Any, signature: Any, args: Any) -> None:
-        self.context, self.b, self.signature, self.args = context, b, signature, args
-
-    def at(self, array: int, place: Any, kind: Any) -> Any:
-        """A pointer to a vector, from the number of an argument that is a flat array and a place in it."""
-        made = arrayobj.make_array(self.signature.args[array])(self.context, self.b, self.args[array])
-        return self.b.bitcast(self.b.gep(made.data, [place]), kind.as_pointer())
-
-    def plus(self, start: Any, *terms: tuple[Any, int]) -> Any:
-        """``start`` and integers times constants."""
-        for value, times in terms:
-            start = self.b.add(start, self.b.mul(value, I64(times)))
-        return start
-
-    def load(self, array: int, place: Any) -> Any:
-        """Float32 numbers."""
-        return self.b.load(self.at(array, place, FLOATS), align=4)
-
-    def weights(self, array: int, place: Any, ahead: Any) -> Any:
-        """Weights of any type as float32; what lies ``ahead`` of them is called from memory."""
-        b, dtype = self.b, self.signature.args[array].dtype
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-        fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        b.call(fetch, [self.at(array, b.add(place, ahead), ir.IntType(8)), I32(0), I32(3), I32(1)])
-        if dtype == types.float32:
-            return self.load(array, place)
-        raw = b.load(self.at(array, place, ir.VectorType(ir.IntType(16), LANES)), align=2)
-        if dtype == types.int16:  # the bits of float16, see AS_INTEGERS
-            return b.fpext(b.bitcast(raw, ir.VectorType(ir.HalfType(), LANES)), FLOATS)
-        return b.bitcast(b.shl(b.zext(raw, WORDS), ir.Constant(WORDS, [16] * LANES)), FLOATS)
+class _Emit(Emit):
+    """Instructions that read labels."""
 
     def words(self, array: int, place: Any, stride: Any, children: int) -> list[Any]:
         """The four words of a group of labels, for each binary digit; none for an only child."""
@@ -112,20 +69,6 @@ class _Emit:
             masks.append(mask)
         return masks
 
-    def shares(self, vector: Any, masks: list[Any]) -> list[Any]:
-        """A vector of weights as each child has it, zero elsewhere."""
-        zero = ir.Constant(FLOATS, [0.0] * LANES)
-        return [vector if mask is None else self.b.select(mask, vector, zero) for mask in masks]
-
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        """``a * b + c``, in one instruction where there is one."""
-        return self.b.fadd(self.b.fmul(a, b, flags=("contract",)), c, flags=("contract",))
-
-    def splat(self, scalar: Any) -> Any:
-        """A vector of one number."""
-        one = self.b.insert_element(ir.Constant(FLOATS, ir.Undefined), scalar, I32(0))
-        return self.b.shuffle_vector(one, one, ir.Constant(WORDS, [0] * LANES))
-
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _dots(
@@ -145,9 +88,7 @@ def _dots(
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         emit = _Emit(context, b, signature, args)
         _, _, w_at, ahead, _, bits_at, digit, _, x_at, x_row, x_child, groups, *_ = args
-        acc = {(a, m, t): cgutils.alloca_once(b, FLOATS) for a in range(own) for m in range(count) for t in range(apart)}
-        for each in acc.values():
-            b.store(ir.Constant(FLOATS, [0.0] * LANES), each)
+        acc = {(a, m): emit.sums(apart) for a in range(own) for m in range(count)}
         with cgutils.for_range(b, groups) as loop:
             first = b.mul(loop.index, I64(GROUP))
             words = emit.words(4, emit.plus(bits_at, (loop.index, 4)), digit, alpha)
@@ -156,21 +97,18 @@ def _dots(
                 masks = emit.owners(words, edge, alpha) if alpha > 1 else [None]
                 shares = emit.shares(emit.weights(1, b.add(w_at, k), ahead), masks)
                 planes = range(alpha if merges else 1)
-                places = {(a, m): emit.plus(b.add(x_at, k), (x_row, m), (x_child, a)) for a in planes for m in range(count)}
-                loaded = {key: emit.load(7, place) for key, place in places.items()}
+                start = b.add(x_at, k)
+                loaded = {
+                    (a, m): emit.load(7, emit.plus(start, (x_row, m), (x_child, a)))
+                    for a in planes
+                    for m in range(count)
+                }
                 for a in range(alpha):
                     for m in range(count):
-                        to = acc[0 if merges else a, m, edge // LANES % apart]
+                        to = acc[0 if merges else a, m][edge // LANES % apart]
                         b.store(emit.multiply_add(shares[a], loaded[a if merges else 0, m], b.load(to)), to)
-        kind = ir.FunctionType(F32, [F32, FLOATS])
-        total = cgutils.get_or_insert_function(b.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-        for a in range(own):
-            for m in range(count):
-                vector = b.load(acc[a, m, 0])
-                for turn in range(1, apart):
-                    vector = b.fadd(vector, b.load(acc[a, m, turn]))
-                to = emit.at(0, I64(a * count + m), F32)
-                b.store(b.call(total, [b.load(to), vector], fastmath=("reassoc",)), to)
+        for (a, m), vectors in acc.items():
+            emit.add_total(0, I64(a * count + m), vectors)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -178,8 +116,8 @@ def _dots(
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _spread(
-    typing: Any, out, out_at, out_row, out_child, w, w_at, w_row, ahead, bits, bits_at, bits_row, digit, x, x_at, groups,
-    children, rows, merge, across,
+    typing: Any, out, out_at, out_row, out_child, w, w_at, w_row, ahead, bits, bits_at, bits_row, digit, x, x_at,
+    groups, children, rows, merge, across,
 ) -> Any:  # fmt: skip
     """Adds to ``out`` the products of rows of weights, each with one activation of every row.
 
