@@ -25,7 +25,7 @@ def here(seconds: float, seed: int, quick: bool, as_json: bool, output: Path) ->
     if reason:
         raise click.ClickException(f"the CPU kernels cannot run: {reason}")
     with stopping(NOTHING_WRITTEN):
-        roof, results = measure.run(measure.QUICK if quick else measure.CASES, seconds, seed)
+        roof, results = measure.run(quick, seconds, seed)
     kept = None if quick else write(roof)
     finish(results, output / "here.jsonl", draw.table(results), as_json)
     if not as_json:

@@ -6,6 +6,7 @@ package's own kernel without labels, which is what the same compiler makes of a 
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from torch.nn.functional import linear
 
 from fpe.kernels import BlockLayout, PackedLabels, block_matmul, split_matmul
 from fpe.kernels.cpu import why_not_cpu
-from fpe.kernels.here import ALPHAS, ROWS, CpuRoof, cpu_name, predict
+from fpe.kernels.here import ALPHAS, DEFAULT, ROWS, CpuRoof, cpu_name, predict
 
 from ..latency.timing import interleaved
 from ..results import Results, provenance
@@ -42,7 +43,7 @@ class Case(NamedTuple):
 
 BEYOND, INSIDE = (14336, 4096), (1024, 1024)
 CASES = (Case(*BEYOND, 2, ROWS), Case(*BEYOND, 4, (1, 4, 16)), Case(*INSIDE, 2, ROWS))
-QUICK = (Case(256, 384, 2, (1, 4)),)
+QUICK = (Case(256, 384, 2, (1,)),)
 """A layer on which to see that it runs."""
 
 
@@ -84,7 +85,8 @@ class Layer(NamedTuple):
             "ours": lambda: split_matmul(x, self.parent, self.labels, self.labels.alpha, backend="cpu"),
             "ours, blocks": lambda: block_matmul(x, self.values, self.layout, backend="cpu"),
         }
-        return found if self.wide is None else {**found, "wide": lambda: linear(x, self.wide)}
+        wide = self.wide
+        return found if wide is None else {**found, "wide": lambda: linear(x, wide)}
 
 
 def fastest(call: Callable[[], object], repeats: int = ENOUGH) -> float:
@@ -186,7 +188,7 @@ def check(seed: int = 0) -> None:
         RuntimeError: They do not.
     """
     layer = Layer.of(96, 192, 2, seed)
-    x = torch.randn(4, 192, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(1, 192, generator=torch.Generator().manual_seed(seed))
     assert layer.wide is not None
     truths: Mapping[str, Tensor] = {
         "ours": x.double() @ layer.wide.double().T,
@@ -199,16 +201,17 @@ def check(seed: int = 0) -> None:
             raise RuntimeError(f"fpe here: {name} is wrong by {error:.1e} of the largest result; nothing was timed")
 
 
-def run(cases: tuple[Case, ...] = CASES, seconds: float = 1.5, seed: int = 0) -> tuple[CpuRoof, Results]:
+def run(quick: bool = False, seconds: float = 1.5, seed: int = 0) -> tuple[CpuRoof, Results]:
     """Measures the roof and every case.
 
     Args:
-        cases: Layers and rows.
+        quick: A small layer beside the roof of no machine, to see that it runs.
         seconds: To spend on each number of rows of a layer.
         seed: Of weights and labels.
     """
+    cases = QUICK if quick else CASES
     check(seed)
-    found = roof(seed)
+    found = replace(DEFAULT, threads=torch.get_num_threads()) if quick else roof(seed)
     settings = {
         "cpu": found.name,
         "threads": found.threads,
@@ -238,7 +241,8 @@ def compared(results: Results) -> list[dict[str, Any]]:
 
     The parent is the faster of the two dense products. ``error`` is the prediction over the measurement, less one.
     """
-    found, by_point = [], {}
+    found: list[dict[str, Any]] = []
+    by_point: dict[tuple, dict[str, Any]] = {}
     for row in results.rows:
         by_point.setdefault((row["N"], row["K"], row["alpha"], row["M"]), {})[row["provider"]] = row
     for (n, k, alpha, m), rows in by_point.items():

@@ -24,7 +24,7 @@ TOGETHER = 4
 """Rows of activations that a row of a block is multiplied by at once."""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _dots(typing: Any, sums, values, at, step, ahead, cols, first, last, x, x_at, x_row, width, rows) -> Any:
     """Adds to ``sums[m]`` the products of one row of every block of a block row with rows of activations.
 
@@ -67,7 +67,7 @@ def _dots(typing: Any, sums, values, at, step, ahead, cols, first, last, x, x_at
 
 
 @compiled
-def _along_rows(x, values, bn, bk, pointers, cols, rows, out, start, stop):  # type: ignore[no-untyped-def]
+def _along_rows(x, values, bn, bk, pointers, cols, rows, out, start, stop):
     """Multiplies block rows ``start .. stop``: float32 ``x[M, C * bk]`` into ``out[M, R * bn]``.
 
     ``values`` are flat; ``bk`` is a multiple of a vector's length, ``M`` of ``len(rows)``.
@@ -89,14 +89,14 @@ def _along_rows(x, values, bn, bk, pointers, cols, rows, out, start, stop):  # t
 
 
 @compiled
-def _add(to, row, factor):  # type: ignore[no-untyped-def]
+def _add(to, row, factor):
     """Adds a row of weights times a number."""
     for i in range(row.size):
         to[i] += row[i] * factor
 
 
 @compiled
-def _across_rows(x, values, pointers, order, rows, out, start, stop):  # type: ignore[no-untyped-def]
+def _across_rows(x, values, pointers, order, rows, out, start, stop):
     """Multiplies block columns ``start .. stop``: float32 ``x[M, R * bn]`` into ``out[M, C * bk]`` of zeros."""
     _, bn, bk = values.shape
     for c in range(start, stop):

@@ -70,7 +70,7 @@ class _Emit(Emit):
         return masks
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _dots(
     typing: Any, sums, w, w_at, ahead, bits, bits_at, digit, x, x_at, x_row, x_child, groups, children, rows, merge
 ) -> Any:
@@ -114,7 +114,7 @@ def _dots(
     return signature, codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _spread(
     typing: Any, out, out_at, out_row, out_child, w, w_at, w_row, ahead, bits, bits_at, bits_row, digit, x, x_at,
     groups, children, rows, merge, across,
@@ -164,7 +164,7 @@ def _spread(
 
 
 @compiled
-def _along_rows(x, w, bits, k, row_words, digit, children, rows, merge, out, start, stop):  # type: ignore[no-untyped-def]
+def _along_rows(x, w, bits, k, row_words, digit, children, rows, merge, out, start, stop):
     """Multiplies rows ``start .. stop`` of the stored weight, the reduction along them.
 
     Args:
@@ -220,7 +220,7 @@ def _along_rows(x, w, bits, k, row_words, digit, children, rows, merge, out, sta
 
 
 @compiled
-def _across_rows(x, w, bits, n, k, row_words, digit, children, rows, merge, across, out, start, stop):  # type: ignore[no-untyped-def]
+def _across_rows(x, w, bits, n, k, row_words, digit, children, rows, merge, across, out, start, stop):
     """Multiplies columns ``start .. stop`` of the stored weight, the reduction across its rows.
 
     Args:
