@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from . import kernels as kernels
     from . import layers as layers
     from . import metrics as metrics
+    from . import models as models
     from . import partition as partition
     from . import resparsify as resparsify
     from . import rewiring as rewiring
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .expansion import expand, expand_pair, nonzeros, to_dense
     from .fused import ExpandedMLP, fuse
     from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
+    from .models import find_pairs
     from .partition import Partition
     from .rewiring import Rewiring
 
@@ -40,6 +42,7 @@ _NAMES = {
     "expansion": ("expand", "expand_pair", "nonzeros", "to_dense"),
     "fused": ("ExpandedMLP", "fuse"),
     "layers": ("BlockLinear", "MaskedLinear", "MergeLinear", "SplitLinear"),
+    "models": ("find_pairs",),
     "partition": ("Partition",),
     "rewiring": ("Rewiring",),
 }
@@ -57,9 +60,11 @@ __all__ = [
     "convolution",
     "expand",
     "expand_pair",
+    "find_pairs",
     "fuse",
     "kernels",
     "metrics",
+    "models",
     "nonzeros",
     "restore",
     "theory",

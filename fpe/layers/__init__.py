@@ -21,6 +21,7 @@ from .base import ExpandedLinear
 from .block import BlockLinear
 from .labelled import MergeLinear, SplitLinear
 from .masked import MaskedLinear
+from .stacked import StackedLinear
 from .state import FORMAT_VERSION
 
 KINDS: tuple[type[ExpandedLinear], ...] = (SplitLinear, MergeLinear, MaskedLinear, BlockLinear)
@@ -34,4 +35,5 @@ __all__ = [
     "MaskedLinear",
     "MergeLinear",
     "SplitLinear",
+    "StackedLinear",
 ]
