@@ -13,6 +13,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .companion import accompany
+
 if TYPE_CHECKING:
     from . import checkpoint as checkpoint
     from . import convolution as convolution
@@ -87,3 +89,4 @@ def __dir__() -> list[str]:
 
 if "torch" in sys.modules:
     import_module(".kernels", __name__)
+accompany()

@@ -10,6 +10,7 @@ from fpe.kernels import HOLE
 from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, Structure
 
 from .checkpoint import guard_state_dict
+from .companion import note_expansion
 from .groups import Group, Pair, dense_layers, is_linear, named_groups
 from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, SplitLinear, StackedLinear
 from .models.discovery import LAST, candidates, find_pairs
@@ -100,7 +101,9 @@ def expand(
             replaced.update(between[group])
     if example_inputs is not None:
         check_pairs(model, between, alpha, example_inputs)
-    return guard_state_dict(replace_modules(model, replaced))
+    wide = guard_state_dict(replace_modules(model, replaced))
+    note_expansion(wide)
+    return wide
 
 
 def expand_pair(
@@ -187,7 +190,8 @@ def _found(model: nn.Module, example_inputs: Any) -> list[Group]:
         found = find_pairs(model, example_inputs=example_inputs)
         groups, refused = list(found.groups), {**refused, **found.refused}
     if not groups:
-        reasons = [f"'{name}' {reason}" for name, reason in list(refused.items())[:3] if reason != LAST]
+        given = ((name, reason) for name, reason in refused.items() if reason != LAST)
+        reasons = list(dict.fromkeys(r if r.startswith("'") else f"'{name}' {r}" for name, r in given))[:3]
         count = sum(is_linear(module) for module in model.modules())
         raise ValueError(
             f"expand: found no pairs of layers in this {type(model).__name__}: "

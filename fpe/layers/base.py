@@ -249,6 +249,12 @@ class ExpandedLinear(nn.Module):
         self._stamped = None if self.fingerprint.is_inference() else self.fingerprint._version
         self._asked = False
 
+    def settle(self) -> None:
+        """To be called where tensors were put in place of those on ``"meta"`` one by one, as transformers loads."""
+        if self.fingerprint.is_meta and not self.edge_weight.is_meta:
+            self.fingerprint = torch.empty(8, device=self.edge_weight.device)
+        self._follow_weight()
+
     def _hold(self) -> None:
         held = [t for name in self.STORED for t in tensors_of(getattr(self, name)).values()]
         self._topology_tensors, self._index = tuple(held), held[0]

@@ -23,7 +23,7 @@ class Found:
 
     Attributes:
         groups: The layers that would be expanded together.
-        refused: For every other dense layer, by name, why it would not be.
+        refused: For every other dense layer, by name, why it would not be; and for what holds weights otherwise.
     """
 
     groups: tuple[Group, ...]
@@ -37,15 +37,16 @@ class Found:
     def __str__(self) -> str:
         """A line for each group and each refusal; those that differ by numbers in their names share one."""
         lines: dict[str, list[str]] = {}
-        for group in self.groups:
-            lines.setdefault(_numberless(f"expands {group}"), []).append(str(group))
-        for name, reason in self.refused.items():
-            lines.setdefault(_numberless(f"leaves  {name}: {reason}"), []).append(name)
-        return "\n".join(line + (f"  ({len(same)} times)" if len(same) > 1 else "") for line, same in lines.items())
+        shown = [f"expands {group}" for group in self.groups]
+        shown += [f"leaves  {name}: {reason}" for name, reason in self.refused.items()]
+        for line in shown:
+            lines.setdefault(_numberless(line), []).append(line)
+        alike = ((same[0], "") if len(same) == 1 else (line, f"  ({len(same)} times)") for line, same in lines.items())
+        return "\n".join(line + times for line, times in alike)
 
 
 def _numberless(line: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=[.:, )']|$)", "*", line)
+    return re.sub(r"(?<=[. (])\d+(?=[.:, )']|$)", "*", line)
 
 
 def find_pairs(model: nn.Module, pairs: Iterable[Pair] | None = None, example_inputs: Any = None) -> Found:
@@ -95,6 +96,12 @@ def find_pairs(model: nn.Module, pairs: Iterable[Pair] | None = None, example_in
                 groups.remove(group)
                 taken.difference_update(group.names)
                 refused.update(dict.fromkeys(group.names, reason))
+    for name, module in model.named_modules():
+        stacks = [own for own, p in module.named_parameters(recurse=False) if p.dim() == 3]
+        if stacks and not isinstance(module, nn.modules.conv._ConvNd):
+            refused[name] = (
+                f"holds weights of three dimensions ({', '.join(stacks)}), as of experts, and no linear layers"
+            )
     unknown = "is in no block of the table" + (
         "" if example_inputs is not None else "; pass example_inputs, or name it in pairs"
     )
@@ -125,13 +132,17 @@ def candidates(model: nn.Module, refused: dict[str, str]) -> Iterator[Group]:
             refused.update(dict.fromkeys(inside, f"is in a {type(sequence).__name__}, which has a forward of its own"))
     for prefix, chain in chains(model):
         linears: list[str] = []
+        split: str | None = None  # the expanded layer whose children the next layer reads
         for name, module in sequential_leaves(chain, prefix):
-            if is_linear(module):
-                linears.append(name)
-            elif isinstance(module, ExpandedLinear):
+            if isinstance(module, ExpandedLinear):
                 refused.update(dict.fromkeys(linears[len(linears) // 2 * 2 :], f"is joined to '{name}'"))
                 refused[name] = f"is expanded already ({type(module).__name__})"
-                linears = []
+                del linears[len(linears) // 2 * 2 :]
+                split = name if module.planes[0] > 1 else None
+            elif is_linear(module) and split is not None:
+                refused[name], split = f"reads the children of '{split}', which is expanded already", None
+            elif is_linear(module):
+                linears.append(name)
         yield from (Group((first,), second) for first, second in zip(linears[::2], linears[1::2], strict=False))
         if len(linears) % 2:
             refused[linears[-1]] = LAST

@@ -23,7 +23,7 @@ TRANSFORMERS: dict[Group, str] = {
     Group(("Wi",), "Wo", parts=2): "ModernBertMLP",
     Group(("c_fc",), "c_proj"): "GPT2MLP GPTNeoMLP GPTBigCodeMLP Starcoder2MLP",
     Group(("fc_in",), "fc_out"): "GPTJMLP CodeGenMLP",
-    TO_4H: "GPTNeoXMLP BloomMLP",
+    TO_4H: "GPTNeoXMLP BloomMLP FalconMLP",
     Group(("up_proj",), "down_proj"): "MptMLP",
     BERT: "BertLayer RobertaLayer XLMRobertaLayer CamembertLayer ElectraLayer DebertaV2Layer",
     Group(("lin1",), "lin2"): "FFN",
