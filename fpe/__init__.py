@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import checkpoint as checkpoint
     from . import convolution as convolution
     from . import expansion as expansion
+    from . import files as files
     from . import fused as fused
     from . import kernels as kernels
     from . import layers as layers
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from . import theory as theory
     from .checkpoint import restore
     from .expansion import expand, expand_pair, nonzeros, to_dense
+    from .files import save
     from .fused import ExpandedMLP, fuse
     from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
     from .models import find_pairs
@@ -42,6 +44,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "checkpoint": ("restore",),
     "expansion": ("expand", "expand_pair", "nonzeros", "to_dense"),
+    "files": ("save",),
     "fused": ("ExpandedMLP", "fuse"),
     "layers": ("BlockLinear", "MaskedLinear", "MergeLinear", "SplitLinear"),
     "models": ("find_pairs",),
@@ -69,6 +72,7 @@ __all__ = [
     "models",
     "nonzeros",
     "restore",
+    "save",
     "theory",
     "to_dense",
 ]

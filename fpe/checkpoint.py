@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import chain, pairwise
+from os import PathLike
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from .files import Place, load
 from .groups import as_linear, is_linear
 from .layers import ExpandedLinear, StackedLinear
 from .layers.base import check_shape
@@ -39,7 +41,7 @@ def _check_all(module: nn.Module, state: Mapping[str, Any], prefix: str, *rest: 
             check_shape(name, state[name], own)
 
 
-def restore(model: Model, state: Mapping[str, Any]) -> Model:
+def restore(model: Model, state: Mapping[str, Any] | Place) -> Model:
     """Rebuilds an expanded model from the dense architecture it came from and a saved state.
 
     Which layers are expanded, and how, stands in the state; the dense model only says what lies around them,
@@ -50,8 +52,8 @@ def restore(model: Model, state: Mapping[str, Any]) -> Model:
 
     Args:
         model: The dense model; left as it is.
-        state: ``state_dict()`` of the expanded model. Of tensors that the dense model shares, one name is enough, as
-            in files of safetensors.
+        state: ``state_dict()`` of the expanded model, or the file that :func:`fpe.save` wrote of it. Of tensors that
+            the dense model shares, one name is enough, as in files of safetensors.
 
     Returns:
         A new model with the state loaded.
@@ -60,6 +62,8 @@ def restore(model: Model, state: Mapping[str, Any]) -> Model:
         TypeError: ``model`` is no module, or ``state`` no mapping.
         ValueError: The state is damaged, or belongs to another architecture.
     """
+    if isinstance(state, (str, PathLike)):
+        state = load(state)
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be the dense nn.Module, got {type(model).__name__}")
     if not isinstance(state, Mapping):

@@ -161,7 +161,7 @@ def _expand_together(
     """Expands the layers of a group, whose neurons meet, by one partition."""
     alpha, weights = partition.alpha, [fc1.weight for fc1 in firsts]
     if policy == "auto":
-        policy = choose(fc2.out_features, sum(fc1.in_features for fc1 in firsts), alpha)
+        policy = choose(fc2.out_features, firsts[0].in_features, alpha)
     if policy != "partition" and any(weight.is_meta for weight in (*weights, fc2.weight)):
         raise ValueError(
             f"expand: resparsify={policy!r} ranks weights, and these are on 'meta'; load them first, or take "
