@@ -1,8 +1,8 @@
 """LoRA adapters of peft on expanded layers.
 
 An adapter belongs to the parent: ``B @ A`` has the parent's shape, and each child takes the entries of its own edges.
-So an adapter has as many weights as on the dense model and fits both; merged, it leaves removed weights at zero. Whoever
-imports this module imports peft.
+So an adapter has as many weights as on the dense model and fits both; merged, it leaves removed weights at zero.
+Whoever imports this module imports peft.
 """
 
 from typing import Any
