@@ -98,7 +98,7 @@ def replacements(model: nn.Module, state: Mapping[str, Any]) -> dict[str, nn.Mod
 
     def widen(first: str, second: str, between: Iterable[str] = ()) -> None:
         dense, wide = as_linear(model.get_submodule(first)), layers.get(first)
-        alpha = 1 if wide is None else wide.out_features // dense.out_features  # type: ignore[operator]
+        alpha = 1 if wide is None else int(wide.out_features) // dense.out_features  # type: ignore[arg-type]
         if alpha > 1:
             replaced.update(widened_between(model, first, second, alpha, between))
 

@@ -118,20 +118,20 @@ def chains(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def widened_between(
-    model: nn.Module, first: str, second: str, alpha: int, known: Iterable[str] = ()
+    model: nn.Module, first: str, second: str, alpha: int, inside: Iterable[str] = ()
 ) -> dict[str, nn.Module]:
     """Widened copies of the norms between the layers of a pair: in a chain, and of what is known to be between.
 
     Raises:
         ValueError: Something else is between, or a norm that cannot be replaced.
     """
-    between = [(name, model.get_submodule(name)) for name in known]
+    between = [(name, model.get_submodule(name)) for name in inside]
     leaves = between
     for prefix, chain in chains(model):
-        inside = sequential_leaves(chain, prefix)
-        names = [name for name, _ in inside]
+        run = sequential_leaves(chain, prefix)
+        names = [name for name, _ in run]
         if first in names and second in names:
-            leaves, between = inside, inside[names.index(first) + 1 : names.index(second)]
+            leaves, between = run, run[names.index(first) + 1 : names.index(second)]
     widened: dict[str, nn.Module] = {}
     for name, module in between:
         check_settled("expand", name, module)

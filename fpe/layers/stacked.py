@@ -1,5 +1,7 @@
 """Several layers in the place of one that held them one above the other."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,7 @@ class StackedLinear(nn.ModuleList):
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
         """An ``nn.Linear`` that computes the same function at the wide size."""
-        layers = [layer.to_linear() if hasattr(layer, "to_linear") else layer for layer in self]  # type: ignore[operator]
+        layers: list[Any] = [layer.to_linear() if hasattr(layer, "to_linear") else layer for layer in self]  # type: ignore[operator]
         weight, biased = torch.cat([layer.weight for layer in layers]), layers[0].bias is not None
         dense = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=biased, device="meta")
         dense.weight = nn.Parameter(weight, layers[0].weight.requires_grad)

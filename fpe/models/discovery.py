@@ -91,11 +91,11 @@ def find_pairs(model: nn.Module, pairs: Iterable[Pair] | None = None, example_in
             refused.setdefault(name, reason)
     if example_inputs is not None:
         for group in list(groups):
-            reason = _differs(model, group, example_inputs)
-            if reason:
+            why = _differs(model, group, example_inputs)
+            if why is not None:
                 groups.remove(group)
                 taken.difference_update(group.names)
-                refused.update(dict.fromkeys(group.names, reason))
+                refused.update(dict.fromkeys(group.names, why))
     for name, module in model.named_modules():
         stacks = [own for own, p in module.named_parameters(recurse=False) if p.dim() == 3]
         if stacks and not isinstance(module, nn.modules.conv._ConvNd):

@@ -40,7 +40,7 @@ class ExpandedLora(Linear):
             )
         super().__init__(base_layer, adapter_name, config, **options)
 
-    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+    def _get_in_out_features(self, module: Any) -> tuple[int, int]:
         """The parent's sizes."""
         children_out, children_in = module.planes
         return module.in_features // children_in, module.out_features // children_out
