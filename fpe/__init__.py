@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from . import surgery as surgery
     from . import theory as theory
     from .checkpoint import restore
-    from .expansion import expand, expand_pair, nonzeros, to_dense
+    from .expansion import expand, expand_pair, nonzeros, sparse, to_dense
     from .fused import ExpandedMLP, fuse
     from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
     from .partition import Partition
@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "checkpoint": ("restore",),
-    "expansion": ("expand", "expand_pair", "nonzeros", "to_dense"),
+    "expansion": ("expand", "expand_pair", "nonzeros", "sparse", "to_dense"),
     "fused": ("ExpandedMLP", "fuse"),
     "layers": ("BlockLinear", "MaskedLinear", "MergeLinear", "SplitLinear"),
     "partition": ("Partition",),
@@ -62,6 +62,7 @@ __all__ = [
     "metrics",
     "nonzeros",
     "restore",
+    "sparse",
     "theory",
     "to_dense",
 ]
