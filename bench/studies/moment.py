@@ -22,7 +22,7 @@ from .trials import Settings, accuracies, compact, generators, load_held_out, tr
 SPLIT = "random magnitude"
 """The paper's expansion, as :mod:`.conditions` names it."""
 
-BEFORE = (0, 1, 2, 5, 10, 15, 25, 35, 50)
+BEFORE = (0, 2, 10, 25, 50)
 AFTER = 25
 """Epochs after the split where those before it vary."""
 
@@ -43,8 +43,8 @@ class Cell:
 def cells() -> list[Cell]:
     """As many epochs after every warm-up; and as many epochs in all."""
     made = [Cell(SPLIT, before, AFTER) for before in BEFORE]
-    made += [Cell(SPLIT, before, TOTAL - before) for before in (0, 5, 15, 35, 45)]
-    return [*made, Cell(CONTINUED, AFTER, AFTER), Cell(CONTINUED, 0, AFTER), Cell(CONTINUED, TOTAL, AFTER)]
+    made += [Cell(SPLIT, before, TOTAL - before) for before in (0, 10, 40, 45)]
+    return made + [Cell(CONTINUED, before, AFTER) for before in (0, AFTER)]
 
 
 def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:

@@ -71,10 +71,10 @@ def cells() -> list[Cell]:
     """All methods at 8 neurons and twice the width, by epochs; the most telling ones at other sizes."""
     half = dict.fromkeys(AFTER_COMPACT, 25)
     made = [Cell(name, epochs=half.get(name, 50)) for name in NAMES]
-    by_epochs = (CONTINUED, FPE, FPE_MOVING, STATIC, RIGL, GRADUAL, WIDE)
-    made += [Cell(name, epochs=epochs) for epochs in (25, 10, 5, 2) for name in by_epochs]
+    several = (CONTINUED, FPE, FPE_MOVING, STATIC, RIGL, GRADUAL, WIDE)
+    made += [Cell(name, epochs=epochs) for epochs in (25, 5) for name in several]
     few = (CONTINUED, FPE, FPE_MOVING, STATIC, RIGL, GRADUAL, ONE_SHOT, WIDE)
-    for neurons, width in ((8, 4), (16, 2), (4, 2), (32, 2), (4, 4), (16, 4)):
+    for neurons, width in ((8, 4), (16, 2), (32, 2), (4, 2), (4, 4), (16, 4)):
         made += [Cell(name, neurons, width, half.get(name, 50)) for name in few]
     return made
 
