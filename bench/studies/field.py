@@ -71,7 +71,7 @@ class Settings:
 class Cell:
     """One configuration."""
 
-    method: str
+    condition: str
     neurons: int
     width: int = 2
 
@@ -136,23 +136,22 @@ def field_of(neurons: int) -> nn.Module:
 def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     """Trains all trials of a cell; a row for each."""
     pixels = image(settings)
-    after = cell.method in (CONTINUED, FPE, FPE_MOVING)
+    after = cell.condition in (CONTINUED, FPE, FPE_MOVING)
     steps = STEPS * settings.epochs * (1 if after else 2)
     draws = [torch.Generator().manual_seed(settings.seed * 1009 + trial) for trial in range(settings.trials)]
 
     if after:
         models = list(_dense(cell.neurons, settings))
-        if cell.method != CONTINUED:
+        if cell.condition != CONTINUED:
             each = zip(models, draws, strict=True)
             models = [fpe.expand(m, cell.width, resparsify="magnitude", generator=draw) for m, draw in each]
     else:
-        wide = cell.method == WIDE
+        wide = cell.condition == WIDE
         neurons = cell.neurons * (cell.width if wide else 1)
         models = seeded(lambda: field_of(neurons), settings.trials, settings.seed)
         if not wide:
             models = [fpe.sparse(m, cell.width, generator=draw) for m, draw in zip(models, draws, strict=True)]
-    weights = [fpe.nonzeros(model) for model in models]
-    regrow = {FPE_MOVING: "random", RIGL: "gradient"}.get(cell.method)
+    regrow = {FPE_MOVING: "random", RIGL: "gradient"}.get(cell.condition)
     stack = _trained(models, settings, 1, steps, moving(models, steps, draws, regrow) if regrow else None)
     learnt, others = (decibels(stack, *pair) for pair in _parts(pixels))
     return [
@@ -161,7 +160,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
             "trial": trial,
             "decibels": round(learnt[trial], 4),
             "validation_decibels": round(others[trial], 4),
-            "nonzeros": weights[trial],
+            "nonzeros": stack.nonzeros[trial],
         }
         for trial in range(settings.trials)
     ]
@@ -211,7 +210,7 @@ def decibels(stack: Stack, x: Tensor, y: Tensor) -> list[float]:
 def over_dense(results: Results) -> pd.DataFrame:
     """The rows beside the dense network's of the same neurons; ``gain`` in decibels on the pixels that were learnt."""
     frame, key = results.frame, ["neurons", "trial"]
-    dense = frame[frame["method"] == CONTINUED].set_index(key)["decibels"].rename("dense")
+    dense = frame[frame["condition"] == CONTINUED].set_index(key)["decibels"].rename("dense")
     joined = frame.join(dense, on=key)
     return joined.assign(gain=joined["decibels"] - joined["dense"])
 
@@ -220,7 +219,7 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
     """A row for each method and width."""
     frame = over_dense(results)
     rows = []
-    for (neurons, method, width), own in frame.groupby(["neurons", "method", "width"], sort=False):
+    for (neurons, method, width), own in frame.groupby(["neurons", "condition", "width"], sort=False):
         control = method == CONTINUED
         rows.append(
             (
@@ -255,7 +254,7 @@ def by_weights(results: Results) -> Figure:
     made, (axis,) = figure(5.6, 3.6)
     frame = results.frame
     for method, colour in LOOKS.items():
-        own = frame[frame["method"] == method]
+        own = frame[frame["condition"] == method]
         for width, rows in own.groupby("width"):
             label = method if method == CONTINUED else f"{method}, width {width}"
             line(axis, rows, "nonzeros", colour, label, "decibels", "-" if width == 2 else ":")

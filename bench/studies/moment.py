@@ -17,7 +17,7 @@ from .drawing import COLOURS, figure, line
 from .intervals import interval
 from .study import committed
 from .sweep import Sweep
-from .trials import Settings, accuracies, compact, generators, load_held_out, train
+from .trials import Settings, compact, generators, load_held_out, measured, train
 
 SPLIT = "random magnitude"
 """The paper's expansion, as :mod:`.conditions` names it."""
@@ -55,7 +55,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
         each = zip(models, generators(settings, 2), strict=True)
         models = [fpe.expand(model, 2, resparsify="magnitude", generator=draw) for model, draw in each]
     stack = train(models, data, cell.after, settings, 1)
-    return [{**asdict(cell), "trial": trial, **row} for trial, row in enumerate(accuracies(stack, data))]
+    return [{**asdict(cell), "trial": trial, **row} for trial, row in enumerate(measured(stack, data))]
 
 
 def table(results: Results, shown: Sequence[Cell]) -> Table:

@@ -28,7 +28,7 @@ from .mlp import perceptron
 from .stack import Move, Stack, seeded
 from .study import committed
 from .sweep import ImpossibleError, Sweep
-from .trials import Settings, accuracies, compact, generators, load_held_out, sizes, train
+from .trials import Settings, compact, generators, load_held_out, measured, sizes, train
 
 EVERY = 100
 """Steps between moves of the masks, as RigL's."""
@@ -55,13 +55,13 @@ class Cell:
     """One configuration.
 
     Attributes:
-        method: One of the names above.
+        condition: One of the names above.
         neurons: Hidden neurons of the dense network whose weights are the budget.
         width: Times as many hidden neurons.
         epochs: Epochs of training: after the compact network, or in all.
     """
 
-    method: str
+    condition: str
     neurons: int = 8
     width: int = 2
     epochs: int = 50
@@ -89,16 +89,15 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     steps = cell.epochs * math.ceil(len(data.x) / settings.batch)
     models, move = _begin(cell, settings, steps)
     stack = train(models, data, cell.epochs, settings, 1, move)
-    after = cell.method in AFTER_COMPACT
+    after = cell.condition in AFTER_COMPACT
     return [
         {
             **asdict(cell),
             "before": settings.epochs if after else 0,
             "trial": trial,
             **row,
-            "nonzeros": _nonzeros(stack, trial),
         }
-        for trial, row in enumerate(accuracies(stack, data))
+        for trial, row in enumerate(measured(stack, data))
     ]
 
 
@@ -108,25 +107,25 @@ def _begin(cell: Cell, settings: Settings, steps: int) -> tuple[list[nn.Module],
     inputs, classes = sizes(data)
     budget = cell.neurons * (inputs + classes)
     draws = generators(settings, 2)
-    if cell.method in AFTER_COMPACT:
+    if cell.condition in AFTER_COMPACT:
         dense = compact(data, cell.neurons, settings.epochs, settings)
-        if cell.method == CONTINUED:
+        if cell.condition == CONTINUED:
             return list(dense), None
         wide = [
             fpe.expand(m, cell.width, resparsify="magnitude", generator=g) for m, g in zip(dense, draws, strict=True)
         ]
-        return wide, moving(wide, steps, draws, "random") if cell.method == FPE_MOVING else None
+        return wide, moving(wide, steps, draws, "random") if cell.condition == FPE_MOVING else None
     hidden = cell.width * cell.neurons
-    if cell.method == LOW_RANK:
+    if cell.condition == LOW_RANK:
         rank = (budget - classes * hidden) // (inputs + hidden)
         if rank < 1:
             raise ImpossibleError(f"a dense second layer takes {classes * hidden} of {budget} weights")
         return seeded(lambda: low_rank(inputs, rank, hidden, classes), settings.trials, settings.seed), None
-    if cell.method in (WIDE, GRADUAL, ONE_SHOT):
+    if cell.condition in (WIDE, GRADUAL, ONE_SHOT):
         models = seeded(lambda: perceptron(inputs, classes, hidden, 2, 0), settings.trials, settings.seed)
-        move = {WIDE: None, GRADUAL: gradual(budget, steps), ONE_SHOT: one_shot(budget, steps // 2)}[cell.method]
+        move = {WIDE: None, GRADUAL: gradual(budget, steps), ONE_SHOT: one_shot(budget, steps // 2)}[cell.condition]
         return models, move
-    masked = "both" if cell.method in (STATIC_EVEN, RIGL_EVEN) else "first"
+    masked = "both" if cell.condition in (STATIC_EVEN, RIGL_EVEN) else "first"
     models = []
     for trial, draw in enumerate(draws):
         torch.manual_seed(settings.seed * 1009 + trial)
@@ -136,7 +135,7 @@ def _begin(cell: Cell, settings: Settings, steps: int) -> tuple[list[nn.Module],
             )
         except ValueError as error:
             raise ImpossibleError(str(error)) from error
-    regrow = {SET: "random", RIGL: "gradient", RIGL_EVEN: "gradient"}.get(cell.method)
+    regrow = {SET: "random", RIGL: "gradient", RIGL_EVEN: "gradient"}.get(cell.condition)
     return models, moving(models, steps, draws, regrow) if regrow else None
 
 
@@ -182,7 +181,7 @@ def gradual(budget: int, steps: int) -> Move:
     def move(step: int, stack: Stack, gradients: dict[str, Tensor]) -> dict[str, Tensor] | None:
         if step > end or (step % EVERY and step != end):
             return None
-        whole = sum(weight[0].numel() for weight in weights_of(stack).values())
+        whole = sum(weight[0].numel() for weight in stack.weights.values())
         return largest(stack, budget + round((whole - budget) * (1 - step / end) ** 3))
 
     return move
@@ -197,24 +196,13 @@ def one_shot(budget: int, when: int) -> Move:
     return move
 
 
-def weights_of(stack: Stack) -> dict[str, Tensor]:
-    """The stacked weight matrices."""
-    return {name: parameter for name, parameter in stack.parameters.items() if parameter.dim() > 2}
-
-
 def largest(stack: Stack, count: int) -> dict[str, Tensor]:
     """Masks of each network's largest weights, in one ranking over its matrices."""
-    weights = weights_of(stack)
+    weights = stack.weights
     size = torch.cat([weight.detach().abs().flatten(1) for weight in weights.values()], 1)
     kept = torch.zeros_like(size, dtype=torch.bool).scatter_(1, size.topk(count, 1).indices, True)
     parts = kept.split([weight[0].numel() for weight in weights.values()], 1)
     return {name: part.view_as(weight) for (name, weight), part in zip(weights.items(), parts, strict=True)}
-
-
-def _nonzeros(stack: Stack, network: int) -> int:
-    """Weights that one network of a stack keeps."""
-    weights = weights_of(stack).items()
-    return sum(int(stack.masks[n][network].sum()) if n in stack.masks else w[network].numel() for n, w in weights)
 
 
 def over_fpe(results: Results) -> pd.DataFrame:
@@ -225,7 +213,7 @@ def over_fpe(results: Results) -> pd.DataFrame:
     frame = results.frame
     frame = frame.assign(total=frame["before"] + frame["epochs"])
     key = ["neurons", "width", "total", "trial"]
-    reached = frame[frame["method"] == FPE].set_index(key)["test_accuracy"].rename("fpe")
+    reached = frame[frame["condition"] == FPE].set_index(key)["test_accuracy"].rename("fpe")
     joined = frame.join(reached, on=key)
     return joined.assign(points=joined["test_accuracy"] - joined["fpe"])
 
@@ -239,7 +227,7 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
         if len(own):
             rows.append(
                 (
-                    cell.method,
+                    cell.condition,
                     f"{cell.neurons}",
                     f"{cell.width}",
                     f"{own['before'].iloc[0]} + {cell.epochs}",
@@ -262,10 +250,10 @@ def by_size(results: Results) -> Table:
     frame = over_fpe(results)
     frame = frame[frame["total"] == frame["total"].max()]
     sizes_of = sorted({(int(n), int(w)) for n, w in zip(frame["neurons"], frame["width"], strict=True)})
-    most = frame.groupby(["neurons", "width"])["method"].nunique().idxmax()
+    most = frame.groupby(["neurons", "width"])["condition"].nunique().idxmax()
     rows = []
     for method in NAMES:
-        own = frame[frame["method"] == method]
+        own = frame[frame["condition"] == method]
         main = own[(own["neurons"] == most[0]) & (own["width"] == most[1])]
         if not len(main):
             continue
@@ -287,7 +275,7 @@ def by_epochs(results: Results) -> Table:
     counts = sorted(set(frame["epochs"]))
     rows = []
     for method in NAMES:
-        own = frame[frame["method"] == method]
+        own = frame[frame["condition"] == method]
         if own["epochs"].nunique() > 1:
             at = (interval(own[own["epochs"] == count]["test_accuracy"]) for count in counts)
             rows.append((method, f"{own['before'].iloc[0]}", *at))
@@ -315,7 +303,7 @@ def epochs_figure(results: Results) -> Figure:
     for axis, by in zip(axes, ("epochs", "total"), strict=True):
         for method, (colour, label) in LOOKS.items():
             style = "-" if method in AFTER_COMPACT else "--"
-            line(axis, frame[frame["method"] == method], by, colour, label, "test_accuracy", style)
+            line(axis, frame[frame["condition"] == method], by, colour, label, "test_accuracy", style)
         doubling(axis)
     axes[0].set(xlabel="epochs, the compact network's not counted", ylabel="test accuracy, %")
     axes[0].set_title("A compact network is there")

@@ -27,7 +27,7 @@ from .intervals import interval
 from .protocol import Data
 from .study import committed
 from .sweep import ImpossibleError, Sweep
-from .trials import VALIDATION, Settings, accuracies, compact, generators, load_held_out, train
+from .trials import VALIDATION, Settings, compact, generators, load_held_out, measured, train
 from .vision import default_choices
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
@@ -131,7 +131,7 @@ def run_cell(cell: Cell, settings: RotationSettings) -> list[dict[str, Any]]:
         each = zip(dense, generators(settings, 2), strict=True)
         models = [fpe.expand(model, 2, generator=draw, **options) for model, draw in each]
     stack = train(models, data, settings.epochs, settings, 1)
-    return [{**asdict(cell), "trial": trial, **row} for trial, row in enumerate(accuracies(stack, data))]
+    return [{**asdict(cell), "trial": trial, **row} for trial, row in enumerate(measured(stack, data))]
 
 
 def gains(results: Results) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from .intervals import interval, mean_and_half
 from .protocol import Data
 from .study import committed
 from .sweep import ImpossibleError, Sweep
-from .trials import Settings, accuracies, compact, generators, load_held_out, train
+from .trials import Settings, compact, generators, load_held_out, measured, train
 
 RANKING, PARTITION = "random magnitude", "random partition"
 """The paper's policy, and the one for pairs whose output is wide; names as in :mod:`.conditions`."""
@@ -93,7 +93,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     each = zip(dense, generators(settings, 2), strict=True)
     models = [conditions.build(cell.condition, model, 2, draw, conditions.pairs_of(model)) for model, draw in each]
     stack = train(models, data, settings.epochs, settings, 1)
-    return [{**asdict(cell), "trial": trial, **row} for trial, row in enumerate(accuracies(stack, data))]
+    return [{**asdict(cell), "trial": trial, **row} for trial, row in enumerate(measured(stack, data))]
 
 
 def gains(results: Results) -> pd.DataFrame:

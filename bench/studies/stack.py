@@ -71,6 +71,19 @@ class Stack:
             unstacked.append(model)
         return unstacked
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weight matrices by name, stacked."""
+        return {name: parameter for name, parameter in self.parameters.items() if parameter.dim() > 2}
+
+    @property
+    def nonzeros(self) -> list[int]:
+        """Weights that each network keeps."""
+        kept = [
+            self.masks.get(name, torch.ones_like(weight)).flatten(1).sum(1) for name, weight in self.weights.items()
+        ]
+        return sum(kept).int().tolist()  # type: ignore[union-attr]
+
     def train(
         self, batches: Batches, training: Training, loss: Loss, own: bool = False, move: Move | None = None
     ) -> None:
@@ -84,7 +97,7 @@ class Stack:
             move: What changes the masks, after each step. Edges that come begin at zero, in Adam's moments as well.
         """
         optimizer = torch.optim.Adam(self.parameters.values(), lr=training.lr, weight_decay=training.l2, fused=True)
-        first = next(p for p in self.parameters.values() if p.dim() > 2)
+        first = next(iter(self.weights.values()))
         for step, (x, y) in enumerate(batches, 1):
             optimizer.zero_grad()
             total = loss(self(x, own), y)

@@ -90,10 +90,11 @@ def compact(data: Data, neurons: int, epochs: int, settings: Settings) -> list[n
     return [model.cpu() for model in train(models, data, epochs, settings, 0).models()] if epochs else models
 
 
-def accuracies(stack: Stack, data: Data) -> list[dict[str, float]]:
-    """Accuracy of every network in percent, on the validation samples and on the test."""
-    kinds = {
+def measured(stack: Stack, data: Data) -> list[dict[str, float]]:
+    """Of every network the weights that it keeps and its accuracies in percent, on validation samples and test."""
+    columns = {
         "validation_accuracy": stack.accuracy(data.x_validation, data.y_validation),
         "test_accuracy": stack.accuracy(data.x_test, data.y_test),
+        "nonzeros": stack.nonzeros,
     }
-    return [{name: round(values[i], 4) for name, values in kinds.items()} for i in range(len(stack))]
+    return [{name: round(values[i], 4) for name, values in columns.items()} for i in range(len(stack))]
