@@ -60,7 +60,7 @@ class Settings:
     data: str = "china"
     pixels: int = 160
     trials: int = 5
-    epochs: int = 10
+    epochs: int = 6
     batch: int = 1024
     lr: float = 5e-3
     seed: int = 0
@@ -79,7 +79,7 @@ class Cell:
 def cells() -> list[Cell]:
     """The split, sparse training and more weights at three widths."""
     made = []
-    for neurons in (16, 32, 64):
+    for neurons in (32, 16, 64):
         made += [Cell(name, neurons) for name in (CONTINUED, FPE, FPE_MOVING, STATIC, RIGL, WIDE)]
         made += [Cell(name, neurons, 4) for name in (FPE, FPE_MOVING, RIGL)]
     return made

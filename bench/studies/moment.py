@@ -114,7 +114,7 @@ def warm_up(results: Results) -> Figure:
     return made
 
 
-CIFAR100 = "moment-cifar100_lite2_512"
+TEXT = "moment-wordnet100_minilm_384"
 """Committed rows."""
 
 SWEEP: Sweep = Sweep(
@@ -127,7 +127,7 @@ SWEEP: Sweep = Sweep(
     table,
     [Cell(SPLIT, 0, AFTER, 4), Cell(SPLIT, 1, AFTER, 4), Cell(CONTINUED, 1, AFTER, 4)],
     {"trials": 2, "batch": 512, "data": "digits"},
-    tables={"moment": lambda: SWEEP.shown(CIFAR100)},
-    figures={"moment": lambda: warm_up(committed(CIFAR100))},
+    tables={"moment": lambda: SWEEP.shown(TEXT)},
+    figures={"moment": lambda: warm_up(committed(TEXT))},
 )
 STUDIES = (SWEEP,)

@@ -47,7 +47,7 @@ LOW_RANK = "low rank"
 AFTER_COMPACT = (CONTINUED, FPE, FPE_MOVING)
 """What begins from a trained compact network."""
 
-NAMES = (*AFTER_COMPACT, STATIC, STATIC_EVEN, SET, RIGL, RIGL_EVEN, GRADUAL, ONE_SHOT, LOW_RANK, WIDE)
+NAMES = (*AFTER_COMPACT, RIGL, GRADUAL, STATIC, WIDE, ONE_SHOT, LOW_RANK, SET, RIGL_EVEN, STATIC_EVEN)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def cells() -> list[Cell]:
     several = (CONTINUED, FPE, FPE_MOVING, STATIC, RIGL, GRADUAL, WIDE)
     made += [Cell(name, epochs=epochs) for epochs in (25, 5) for name in several]
     few = (CONTINUED, FPE, FPE_MOVING, STATIC, RIGL, GRADUAL, ONE_SHOT, WIDE)
-    for neurons, width in ((8, 4), (16, 2), (32, 2), (4, 2), (4, 4), (16, 4)):
+    for neurons, width in ((16, 2), (8, 4), (4, 2), (32, 2), (4, 4), (16, 4)):
         made += [Cell(name, neurons, width, half.get(name, 50)) for name in few]
     return made
 

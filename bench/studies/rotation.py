@@ -30,7 +30,7 @@ from .sweep import ImpossibleError, Sweep
 from .trials import VALIDATION, Settings, compact, generators, load_held_out, measured, train
 from .vision import default_choices
 
-SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
+SHARES = (0.0, 1.0, 0.25, 0.5, 0.1)
 """How far inputs are rotated on the way to a random rotation."""
 
 RANDOM, GRAM, CLAUSE = "random", "gram", "clause"
@@ -46,8 +46,8 @@ class Cell:
 
 def cells() -> list[Cell]:
     """Every rotation; the clause split, which knows the task, on inputs as they are."""
-    made = [Cell(condition, share) for share in SHARES for condition in (CONTINUED, RANDOM, GRAM)]
-    return [*made, Cell(CLAUSE)]
+    every = [Cell(condition, share) for share in SHARES for condition in (CONTINUED, RANDOM, GRAM)]
+    return [Cell(CLAUSE), *every]
 
 
 @dataclass(frozen=True)
