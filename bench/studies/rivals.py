@@ -8,7 +8,7 @@ begin from a compact network that is trained already; their epochs are those aft
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -129,7 +129,7 @@ def _begin(cell: Cell, settings: Settings, steps: int) -> tuple[list[nn.Module],
         models = seeded(lambda: perceptron(inputs, classes, hidden, 2, 0), settings.trials, settings.seed)
         move = {WIDE: None, GRADUAL: gradual(budget, steps), ONE_SHOT: one_shot(budget, steps // 2)}[cell.condition]
         return models, move
-    masked = "both" if cell.condition in (STATIC_EVEN, RIGL_EVEN) else "first"
+    masked: Literal["first", "both"] = "both" if cell.condition in (STATIC_EVEN, RIGL_EVEN) else "first"
     models = []
     for trial, draw in enumerate(draws):
         torch.manual_seed(settings.seed * 1009 + trial)

@@ -92,7 +92,7 @@ def compact(data: Data, neurons: int, epochs: int, settings: Settings) -> list[n
 
 def measured(stack: Stack, data: Data) -> list[dict[str, float]]:
     """Of every network the weights that it keeps and its accuracies in percent, on validation samples and test."""
-    columns = {
+    columns: dict[str, Sequence[float]] = {
         "validation_accuracy": stack.accuracy(data.x_validation, data.y_validation),
         "test_accuracy": stack.accuracy(data.x_test, data.y_test),
         "nonzeros": stack.nonzeros,
