@@ -61,41 +61,35 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
 def table(results: Results, shown: Sequence[Cell]) -> Table:
     """Accuracy by the epochs before the split, with as many after it and with as many in all.
 
-    The last row is what a criterion could win at most: the warm-up of each trial that does best on its validation
-    samples, less no warm-up.
+    The last row is what a criterion could win at most where the epochs in all are fixed: of each trial the moment that
+    does best on its validation samples, over a split before the first epoch.
     """
     frame = results.frame
-    split = frame[frame["condition"] == SPLIT]
-    dense = frame[frame["condition"] == CONTINUED]
-    fixed = split[split["after"] == AFTER]
-    now = fixed[fixed["before"] == 0].set_index("trial")["test_accuracy"]
+    split, dense = (frame[frame["condition"] == name] for name in (SPLIT, CONTINUED))
+    fixed, in_all = split[split["after"] == AFTER], split[split["before"] + split["after"] == TOTAL]
     rows = []
     for before in sorted(set(split["before"])):
-        after = fixed[fixed["before"] == before].set_index("trial")["test_accuracy"]
-        in_all = split[split["before"] + split["after"] == TOTAL]
         beside = dense[(dense["before"] == before) & (dense["after"] == AFTER)]
-        rows.append(
-            (
-                f"{before}",
-                interval(beside["test_accuracy"]),
-                interval(after),
-                "-" if before == 0 or not len(after) else interval((after - now).dropna(), 2, "+"),
-                interval(in_all[in_all["before"] == before]["test_accuracy"]),
-            )
-        )
-    rows.append(("best by validation", "-", *_best(fixed, now), "-"))
+        columns = (text for kind in (fixed, in_all) for text in _over_now(kind, kind[kind["before"] == before]))
+        rows.append((f"{before}", interval(beside["test_accuracy"]), *columns))
+    if len(in_all):
+        best = in_all.loc[in_all.groupby("trial")["validation_accuracy"].idxmax()]
+        rows.append(("best by validation", "-", "-", "-", *_over_now(in_all, best)))
     s = results.settings
-    columns = ("epochs before", f"dense % after {AFTER} more", f"split % after {AFTER} more", "over now, points")
     title = f"When to split ({s['data']}, 8 neurons, alpha = 2, {s['trials']} trials, test; ± is a 95 % interval)"
-    return Table(title, (*columns, f"split % at {TOTAL} in all"), rows)
+    after, total = (f"{AFTER} more epochs", f"{TOTAL} epochs in all")
+    columns = ("epochs before", f"dense % with {after}", f"split % with {after}", "over now, points")
+    return Table(title, (*columns, f"split % with {total}", "over now, points"), rows)
 
 
-def _best(fixed: pd.DataFrame, now: pd.Series) -> tuple[str, str]:
-    """Test accuracy of each trial's warm-up of largest validation accuracy, and its points over no warm-up."""
-    if not len(fixed):
+def _over_now(among: pd.DataFrame, own: pd.DataFrame) -> tuple[str, str]:
+    """Test accuracy of some rows, and their points over the split before the first epoch, trial by trial."""
+    if not len(own):
         return "-", "-"
-    best = fixed.loc[fixed.groupby("trial")["validation_accuracy"].idxmax()].set_index("trial")["test_accuracy"]
-    return interval(best), interval((best - now).dropna(), 2, "+")
+    now = among[among["before"] == 0].set_index("trial")["test_accuracy"]
+    reached = own.set_index("trial")["test_accuracy"]
+    at_once = (own["before"] == 0).all()
+    return interval(reached), "-" if at_once or not len(now) else interval((reached - now).dropna(), 2, "+")
 
 
 def warm_up(results: Results) -> Figure:
