@@ -1,5 +1,6 @@
 """A trained model in, a wider model with as many non-zero weights out (paper, section 2.3)."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -145,7 +146,7 @@ def expand_pair(
         )
     chosen = plan(fc1.weight, fc2.weight, partition, resparsify, block=block, generator=generator)
     with torch.no_grad():
-        first = _expanded(fc1, chosen)
+        first = _expanded(fc1, chosen, resparsify)
         second = _successor(fc2, chosen, resparsify, block or partition.block_shape)
         for layer, bias in ((first, fc1.bias), (second, fc2.bias)):
             if bias is not None:
@@ -158,18 +159,18 @@ def expand_pair(
     return first, second
 
 
-def _expanded(fc1: nn.Linear, chosen: Plan) -> ExpandedLinear:
-    """The split layer, weights set, bias not yet."""
+def _expanded(fc1: nn.Linear, chosen: Plan, policy: Policy) -> ExpandedLinear:
+    """The split layer, weights set, bias not yet: in blocks where whole ones are kept."""
     partition, bias = chosen.first, fc1.bias is not None
-    if partition.block_shape:
+    if partition.block_shape and policy != "magnitude":
         planes = (partition.alpha, 1)
         kept = partition.masks().flatten(0, 1)
         blocks = BlockLinear(kept, partition.block_shape, planes, bias, **_like(fc1))
         blocks.set_wide_weight(fc1.weight.repeat(partition.alpha, 1))
+        _say_what_padding_costs(blocks)
         return blocks
     layer = SplitLinear(partition, bias, **_like(fc1))
-    layer.set_edge_weight(fc1.weight)
-    layer.clear_removed()
+    layer.set_matrix(fc1.weight)
     return layer
 
 
@@ -191,12 +192,30 @@ def _successor(
     if policy == "partition" and not chosen.first.block_shape:
         owner = chosen.second.to(torch.uint8).argmax(1).to(torch.uint8)
         merge = MergeLinear(Partition(owner, alpha), bias, **_like(fc2))
-        merge.set_edge_weight(fc2.weight)
+        merge.set_matrix(fc2.weight)
         return merge
     assert block is not None
     blocks = BlockLinear(kept, block, (1, alpha), bias, **_like(fc2))
     blocks.set_wide_weight(wide)
+    _say_what_padding_costs(blocks)
     return blocks
+
+
+PADDED = 1.05
+"""Weights stored over weights kept from which on :func:`expand` says so."""
+
+
+def _say_what_padding_costs(blocks: BlockLinear) -> None:
+    """Warns where a layer stores much more than it keeps, and names the smaller block that pads least."""
+    stored, kept, thrifty = blocks.edge_weight.numel(), blocks.nonzeros, blocks.grid.thriftiest()
+    if stored > PADDED * kept and thrifty.padding < blocks.grid.padding:
+        warnings.warn(
+            f"expand: blocks of {blocks.block_shape} store {stored} weights of a {blocks.out_features} x "
+            f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many: a plane is no "
+            f"multiple of them. With blocks of {thrifty.block} padding costs a factor of {thrifty.padding:.2f} instead "
+            f"of {blocks.grid.padding:.2f}",
+            stacklevel=4,
+        )
 
 
 def _like(layer: nn.Linear) -> dict:
