@@ -8,7 +8,21 @@ import click
 
 from ..cli.options import output_option
 
-OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp", "2:4", "unpack", "pack")
+OPERATIONS = (
+    "forward",
+    "dx",
+    "dw",
+    "split",
+    "merge",
+    "grad",
+    "split_t",
+    "merge_t",
+    "grad_t",
+    "mlp",
+    "2:4",
+    "unpack",
+    "pack",
+)
 
 
 @click.group()
