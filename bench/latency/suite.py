@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import fpe
 from fpe.kernels import UnsupportedError, model
+from fpe.kernels.roofs import PUBLISHED
 from fpe.kernels.structures import BLOCK, STRUCTURES, admitted
 from fpe.partition import Structure
 
@@ -268,9 +269,7 @@ def costs(case: Case, provider: Provider, name: str, level: str) -> dict[str, An
     if level not in ("op", "layer"):
         return {"flops": 2 * useful * (3 if name == "step" else 1)}
     implementation = provider.predicted_as(case.structure)
-    block = case.block if case.structure == BLOCK else None
-    sizes = (case.structure, case.m, case.n, case.k, case.alpha, case.dtype)
-    found = model.layer_candidates(passes, *sizes, model.PUBLISHED["h200"], block)  # bytes do not depend on a roof
+    found = model.layer_candidates(passes, case, PUBLISHED["h200"])  # bytes do not depend on a roof
     known = [c for pass_ in found for c in pass_ if c.name == implementation]
     if len(known) < len(passes):
         return {"flops": useful}

@@ -22,6 +22,7 @@ from .base import ExpandedLinear
 from .block import BlockLinear
 from .labelled import MergeLinear, SplitLinear
 from .masked import MaskedLinear
+from .stacked import StackedLinear
 from .state import FORMAT_VERSION
 
 KINDS: tuple[type[ExpandedLinear], ...] = (SplitLinear, MergeLinear, MaskedLinear, BlockLinear)
@@ -35,4 +36,5 @@ __all__ = [
     "MaskedLinear",
     "MergeLinear",
     "SplitLinear",
+    "StackedLinear",
 ]

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from ..dispatch import EAGER, Backend, why_not_triton
+from ..cpu import why_not_cpu
+from ..dispatch import CPU, EAGER, Backend, why_not_triton
 from ..semi_structured.backends import BACKENDS as SEMI_STRUCTURED
 from .config import limit
 from .interleaved import CHILDREN
@@ -10,6 +11,10 @@ from .interleaved import CHILDREN
 
 def _why_not_triton(operand: Tensor, alpha: int, shape: tuple[int, int] | None = None) -> str | None:
     return why_not_triton(operand, limit(alpha))
+
+
+def _why_not_cpu(operand: Tensor, alpha: int) -> str | None:
+    return why_not_cpu(operand, limit(alpha))
 
 
 def _interleaved(name: str) -> Backend:
@@ -26,6 +31,7 @@ def _interleaved(name: str) -> Backend:
 
 SPLIT = {
     "triton": Backend("partition.triton", "packed labels", _why_not_triton),
+    "cpu": Backend("partition.cpu", CPU, _why_not_cpu),
     "eager": Backend("partition.eager", EAGER),
 }
 """Those of ``split_matmul`` and ``partition_grad``; ``why_not`` takes an operand and ``alpha``."""
