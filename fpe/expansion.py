@@ -1,5 +1,6 @@
 """A trained model in, a wider model with as many non-zero weights out (paper, section 2.3)."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -83,7 +84,7 @@ def expand(
         raise TypeError(f"expand: model must be an nn.Module, got {type(model).__name__}")
     _check_options(split, structure, block, resparsify, groups)
     check_generator("expand", generator)
-    named = _found(model, example_inputs) if pairs is None else named_groups(model, pairs)
+    named = found_groups("expand", model, example_inputs) if pairs is None else named_groups(model, pairs)
     group_of = _groups_by_name(groups, [group.firsts[0] for group in named])
     replaced: dict[str, nn.Module] = {}
     between: dict[Group, dict[str, nn.Module]] = {}
@@ -169,7 +170,7 @@ def _expand_together(
         )
     chosen = plan(weights, fc2.weight, partition, policy, block=block, generator=generator)
     with torch.no_grad():
-        wide = [_expanded(fc1, own) for fc1, own in zip(firsts, chosen.firsts, strict=True)]
+        wide = [_expanded(fc1, own, policy) for fc1, own in zip(firsts, chosen.firsts, strict=True)]
         successor = _successor(fc2, chosen.firsts[0], chosen.second, policy, block or partition.block_shape)
     for new, old in (*zip(wide, firsts, strict=True), (successor, fc2)):
         if old.bias is not None:
@@ -182,7 +183,7 @@ def _expand_together(
     return [*wide], successor
 
 
-def _found(model: nn.Module, example_inputs: Any) -> list[Group]:
+def found_groups(op: str, model: nn.Module, example_inputs: Any = None) -> list[Group]:
     """The groups of a model whose pairs were not named; of a chain all, whatever is wrong with them."""
     refused: dict[str, str] = {}
     groups = list(candidates(model, refused))
@@ -194,25 +195,25 @@ def _found(model: nn.Module, example_inputs: Any) -> list[Group]:
         reasons = list(dict.fromkeys(r if r.startswith("'") else f"'{name}' {r}" for name, r in given))[:3]
         count = sum(is_linear(module) for module in model.modules())
         raise ValueError(
-            f"expand: found no pairs of layers in this {type(model).__name__}: "
+            f"{op}: found no pairs of layers in this {type(model).__name__}: "
             f"{'; '.join(reasons) or f'it needs two dense layers, got {count}'}. Name them with "
             "pairs=[('first', 'second')]; fpe.find_pairs(model) says more"
         )
     return groups
 
 
-def _expanded(fc1: nn.Linear, partition: Partition) -> ExpandedLinear:
-    """The split layer, weights set, bias not yet."""
+def _expanded(fc1: nn.Linear, partition: Partition, policy: Policy) -> ExpandedLinear:
+    """The split layer, weights set, bias not yet: in blocks where whole ones are kept."""
     bias = fc1.bias is not None
-    if partition.block_shape:
+    if partition.block_shape and policy != "magnitude":
         planes = (partition.alpha, 1)
         kept = partition.masks().flatten(0, 1)
-        blocks = BlockLinear(kept, partition.block_shape, planes, bias, **_like(fc1))
+        blocks = BlockLinear(kept, partition.block_shape, planes, bias, **like(fc1))
         blocks.set_wide_weight(fc1.weight.repeat(partition.alpha, 1))
+        _say_what_padding_costs(blocks)
         return blocks
-    layer = SplitLinear(partition, bias, **_like(fc1))
-    layer.set_edge_weight(fc1.weight)
-    layer.clear_removed()
+    layer = SplitLinear(partition, bias, **like(fc1))
+    layer.set_matrix(fc1.weight)
     return layer
 
 
@@ -224,25 +225,44 @@ def _successor(
     bias, kept = fc2.bias is not None, second.flatten(1)
     wide = fc2.weight.repeat(1, alpha)
     if policy == "input":
-        dense = nn.utils.skip_init(nn.Linear, alpha * h, c, bias=bias, **_like(fc2))
+        dense = nn.utils.skip_init(nn.Linear, alpha * h, c, bias=bias, **like(fc2))
         dense.weight.copy_(wide)
         return dense
     if policy == "magnitude":
-        masked = MaskedLinear(kept, bias, **_like(fc2))
+        masked = MaskedLinear(kept, bias, **like(fc2))
         masked.set_wide_weight(wide)
         return masked
     if policy == "partition" and not partition.block_shape:
         owner = second.to(torch.uint8).argmax(1).to(torch.uint8)
-        merge = MergeLinear(Partition(owner, alpha), bias, **_like(fc2))
-        merge.set_edge_weight(fc2.weight)
+        merge = MergeLinear(Partition(owner, alpha), bias, **like(fc2))
+        merge.set_matrix(fc2.weight)
         return merge
     assert block is not None
-    blocks = BlockLinear(kept, block, (1, alpha), bias, **_like(fc2))
+    blocks = BlockLinear(kept, block, (1, alpha), bias, **like(fc2))
     blocks.set_wide_weight(wide)
+    _say_what_padding_costs(blocks)
     return blocks
 
 
-def _like(layer: nn.Linear) -> dict:
+PADDED = 1.05
+"""Weights stored over weights kept from which on :func:`expand` says so."""
+
+
+def _say_what_padding_costs(blocks: BlockLinear) -> None:
+    """Warns where a layer stores much more than it keeps, and names the smaller block that pads least."""
+    stored, kept, thrifty = blocks.edge_weight.numel(), blocks.nonzeros, blocks.grid.thriftiest()
+    if stored > PADDED * kept and thrifty.padding < blocks.grid.padding:
+        warnings.warn(
+            f"expand: blocks of {blocks.block_shape} store {stored} weights of a {blocks.out_features} x "
+            f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many: a plane is no "
+            f"multiple of them. With blocks of {thrifty.block} padding costs a factor of {thrifty.padding:.2f} instead "
+            f"of {blocks.grid.padding:.2f}",
+            stacklevel=4,
+        )
+
+
+def like(layer: nn.Linear) -> dict:
+    """Device and dtype of a layer, for one that takes its place."""
     return {"device": layer.weight.device, "dtype": layer.weight.dtype}
 
 

@@ -14,8 +14,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from .cpu import MAX_ROWS, numba_installed
 from .device import arch_of, fences_copies, interpreting
 from .gpus import OLDEST, architecture
+from .here import labels_win
 from .model import Sizes, candidates
 from .roofs import Roof, roof_named
 from .structures import RANDOM
@@ -60,7 +62,8 @@ def choose_backend(
         operand: A tensor of the call: its device and dtype decide.
         backends: Those of the family, the eager twin among them.
         call: What else their ``why_not`` takes.
-        by_cost: Whether ``"auto"`` stays open on a GPU, for :func:`fastest` to decide.
+        by_cost: Whether ``"auto"`` stays open, for :func:`fastest` to decide: on a GPU, and on a CPU for a family that
+            has kernels for one.
 
     Raises:
         ValueError: No such backend exists.
@@ -68,7 +71,8 @@ def choose_backend(
     """
     if requested == "auto":
         if not operand.is_cuda:
-            return "eager"
+            open_there = by_cost and operand.is_cpu and "cpu" in backends and numba_installed()
+            return AUTO_ON_CPU if open_there else "eager"
         return "auto" if by_cost else next(name for name, b in backends.items() if not b.why_not(operand, *call))
     if requested not in backends:
         raise ValueError(f"{op}: backend must be one of {', '.join(('auto', *backends))}, got {requested!r}")
@@ -109,6 +113,22 @@ def fastest(
     return "eager"
 
 
+def fastest_on_cpu(
+    op: str, sizes: tuple[int, int, int, int], operand: Tensor, backends: Mapping[str, Backend], *call: object
+) -> str:
+    """:func:`fastest` on a CPU, where the model is that of :mod:`.here`: its kernels or the eager twin.
+
+    Args:
+        op: As :func:`ranked` takes it; no CPU kernel computes ``"partition_grad"``.
+        sizes: ``(m, n, k, alpha)``.
+        operand: A tensor of the call: its dtype decides.
+        backends: Those of the family.
+        call: What else their ``why_not`` takes.
+    """
+    able = op != "partition_grad" and sizes[0] <= MAX_ROWS and not backends["cpu"].why_not(operand, *call)
+    return "cpu" if able and labels_win(*sizes, operand.itemsize, "twin") else "eager"
+
+
 def stays(given: Tensor, used: Tensor) -> bool:
     """Whether a weight is the same tensor from call to call, so that forms of it can be kept.
 
@@ -120,6 +140,10 @@ def stays(given: Tensor, used: Tensor) -> bool:
 
 EAGER = "masked dense"
 """What the cost model calls the eager twin; it can always run."""
+AUTO_ON_CPU = "auto on a CPU"
+"""A choice that stays open until the operation runs, for :func:`fastest_on_cpu`."""
+CPU = "labels on a CPU"
+"""The kernel that runs on CPUs, whose cost is a model of its own (:mod:`.here`)."""
 
 
 def ranked(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transposed: bool = False) -> tuple[str, ...]:

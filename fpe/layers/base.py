@@ -203,6 +203,10 @@ class ExpandedLinear(nn.Module):
         """Which entries of ``edge_weight`` stand for no edge; ``None`` where all are edges."""
         raise NotImplementedError
 
+    def _entries(self, state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        """A layer's entries of a state dict in today's form, by their own names."""
+        return layer_entries(state, prefix)
+
     def rewire(self, kept: Tensor, *followers: Tensor) -> None:
         """Takes another mask with as many edges, as :class:`fpe.Rewiring` makes it; in place.
 
@@ -347,7 +351,7 @@ class ExpandedLinear(nn.Module):
         Raises:
             ValueError: An entry has another shape, or holds what cannot be. Nothing has been loaded then.
         """
-        own = layer_entries(state, prefix)
+        own = self._entries(state, prefix)
         if "_extra_state" in own:
             self._topology_of(own["_extra_state"], f"{prefix}_extra_state")
         for name, parameter in self.named_parameters(recurse=False):
@@ -382,7 +386,7 @@ class ExpandedLinear(nn.Module):
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *reports: Any
     ) -> None:
         self.check_state(state_dict, prefix)
-        current = {prefix + name: value for name, value in layer_entries(state_dict, prefix).items()}
+        current = {prefix + name: value for name, value in self._entries(state_dict, prefix).items()}
         super()._load_from_state_dict(current, prefix, local_metadata, strict, *reports)
         self._follow_weight()
         self.clear_removed()
