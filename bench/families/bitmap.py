@@ -1,4 +1,4 @@
-"""The kernel that moves packed values to their places and back."""
+"""The kernel that moves packed values to their places and back, and the partition kernels that read them packed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ from ...kernels.bitmap import eager as twins
 from ...kernels.bitmap import triton as kernels
 from ...kernels.bitmap.backends import BACKENDS as _BACKENDS
 from ...kernels.bitmap.layout import Bitmap
-from . import contract
+from ...kernels.partition import eager as partition_twins
+from ...kernels.partition import triton as partition_kernels
+from . import contract, partition
 from .check import SHAPES, Cast, Check, drawn
 from .contract import SHAPE, Draw, Kernel, Problem, pair
 
@@ -21,24 +23,57 @@ KERNELS = (Kernel(kernels._bitmap_move, ("tl.load(values_at", "tl.load(dense_at"
 LAUNCHERS = ()
 BACKENDS = (_BACKENDS,)
 OPERATIONS = ("unpack", "pack")
+PRODUCTS = tuple(f"kept_{op}" for op in partition.OPERATIONS)
+"""The partition operations on kept values."""
 
 
 def operands(case: "Case", draw: Draw) -> Problem:
     """See :class:`.contract.Family`."""
     kept = Bitmap.pack(draw.mask(*case.shape)).to(draw.device)
+    if case.op in PRODUCTS:
+        return _product(case, draw, kept)
     ours, twin = pair(f"{case.op}_values", kernels, twins)
     operand = draw(kept.nnz) if case.op == "unpack" else draw(*case.shape)
     return Problem((operand,), lambda t: ours(t, kept), lambda t: twin(t, kept), 1)
 
 
+def _product(case: "Case", draw: Draw, kept: Bitmap) -> Problem:
+    """A partition operation of ``case.alpha`` children; one needs no labels."""
+    (n, k), alpha, m = case.shape, case.alpha or 1, case.m
+    plain = draw.labels(n, k)
+    table, labels = (plain, draw.packed(plain)) if alpha > 1 else (torch.zeros_like(plain), None)
+    op = case.op.removeprefix("kept_").removesuffix("_t")
+    if case.op.endswith("_t"):
+        (n, k), kept, table, labels = (k, n), kept.T, table.T, None if labels is None else labels.T
+    ours, twin = pair(partition.NAMES[op], partition_kernels, partition_twins)
+    if op == "grad":
+        given = draw(m, alpha, n, most=draw.rest), draw(m, k)
+        return Problem(given, lambda *o: ours(*o, labels, kept=kept), lambda *o: kept.from_dense(twin(*o, table)), m)
+    bias = (draw(alpha, n) if op == "split" else draw(n)) if case.bias else None
+    given = draw(*((m, k) if op == "split" else (m, alpha, k)), most=draw.rest), draw(kept.nnz)
+    fused, children = (bias, case.activation), (alpha,) if op == "split" else ()
+    return Problem(
+        given,
+        lambda *o: ours(*o, labels, *children, *fused, kept=kept),
+        lambda x, v: twin(x, kept.to_dense(v), table, *children),
+        k,
+        contract.ending(case, bias),
+    )
+
+
 @dataclass(frozen=True)
 class Case(contract.Case):
-    """A launch of a bitmap operation; of ``alpha`` positions one is kept. There are no activations."""
+    """A launch of an operation on packed values.
+
+    Of ``alpha`` positions one is kept. Where values are only moved there are no activations; a product has as many
+    children.
+    """
 
     op: str
     dtype: str
     m: int = 0
     alpha: int | None = 2
+    activation: str | None = None
     shape: tuple[int, int] = SHAPE
     file: ClassVar[str] = "bitmap"
 
@@ -47,9 +82,13 @@ class Case(contract.Case):
         return operands(self, Draw(self))
 
 
-CASES = tuple(Case(op, t) for op, t in product(OPERATIONS, ("bf16", "fp32")))
+CASES = (
+    *(Case(op, t) for op, t in product(OPERATIONS, ("bf16", "fp32"))),
+    *(Case(op, "bf16", m, alpha) for op, (m, alpha) in product(PRODUCTS, ((16, 1), (16, 2), (64, 2), (64, 8)))),
+    *(Case(op, "fp32", 16, 2) for op in PRODUCTS),
+)
 """Numbers of 16 bits are moved alike, of whatever type."""
-QUICK = tuple(Case(op, "bf16") for op in OPERATIONS)
+QUICK = (*(Case(op, "bf16") for op in OPERATIONS), *(Case(op, "bf16", 16, 2) for op in ("kept_split", "kept_grad")))
 
 
 def checks() -> Iterator[Check]:

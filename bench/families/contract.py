@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
@@ -127,6 +128,10 @@ NARROW = dict.fromkeys(
     [("dx", "tf32"), ("dw", "tf32"), ("grad", "tf32"), ("grad_t", "tf32")],
     "tensor cores read TF32 along the reduction only, the operands lie across it: copied 4 bytes at a time",
 )
+NARROW |= dict.fromkeys(
+    product([f"kept_{op}" for op in ("split", "merge", "split_t", "merge_t")], TYPES),
+    "kept values lie one after the other, whatever holes are between their places: read one by one",
+)
 """Operations and types whose streamed loads cannot be 128 bits wide everywhere, and why."""
 
 
@@ -145,7 +150,7 @@ def as_meant(row: Row) -> list[str]:
     found = {name.split(".")[0] for name in row["matrix"]} or ({"FFMA"} if row["multiply_adds"] else set())
     if found != {meant}:
         complaints.append(f"matrix instruction: meant {meant}, got {', '.join(sorted(found)) or 'none'}")
-    if row["load_bits"] < (32 if (row["op"], row["dtype"]) in NARROW else 128):
+    if row["load_bits"] < (8 * TYPES[row["dtype"]].itemsize if (row["op"], row["dtype"]) in NARROW else 128):
         threads = 32 * row["num_warps"]
         complaints.append(f"loads of {row['load_bits']} bits: {row['tile_bytes']} bytes a step for {threads} threads")
     return complaints

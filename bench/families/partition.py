@@ -58,7 +58,7 @@ def _check_direct(row: Row) -> list[str]:
 
 _ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
 KERNELS = (
-    Kernel(kernels._partition_multiply, ("tl.load(words_at",), _step),
+    Kernel(kernels._partition_multiply, ("tl.load(words_at", "tl.load(values_at"), _step),
     Kernel(direct.multiply_rows, _ROWS, _rows_step, check=_check_direct, loads=direct._group),
     Kernel(direct.multiply_columns, _COLUMNS, _columns_step, check=_check_direct, loads=direct._rows),
     Kernel(kernels._partition_outer, ("tl.load(left_at", "tl.load(right_at"), _outer_step),

@@ -1,4 +1,4 @@
-"""The bitmap operations on the GPU: one kernel moves values to their places or back.
+"""The bitmap operations on the GPU: one kernel moves values to their places or back; others read tiles through it.
 
 A program takes one run of 256 positions of some rows. A value's place is the run's start, which is stored, and the
 ones before its bit, which a scan counts: no program waits for another, nothing is added atomically. What is moved are
@@ -23,6 +23,56 @@ def ranks(words, RUN: tl.constexpr, WORD: tl.constexpr):
     bits = (words[:, :, None] >> tl.arange(0, WORD)[None, None, :]) & 1  # [rows, words, bits]
     bits = bits.reshape(words.shape[0], RUN)
     return bits, tl.cumsum(bits, 1) - bits
+
+
+@triton.jit
+def count_ones(words, INTERPRETED: tl.constexpr):
+    """How many bits of each 32-bit word are set; there is no instruction for it in the interpreter."""
+    if INTERPRETED:
+        words = words - ((words >> 1) & 0x55555555)
+        words = (words & 0x33333333) + ((words >> 2) & 0x33333333)
+        count = (((words + (words >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
+    else:
+        count = tl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [words], dtype=tl.int32, is_pure=True, pack=1)
+    return count
+
+
+@triton.jit
+def kept_tile(
+    values_ptr,
+    bits_ptr,
+    starts_ptr,
+    rows,
+    row_mask,
+    first_k,
+    K,
+    BLOCK_K: tl.constexpr,
+    RUN: tl.constexpr,
+    WORD: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Which entries of a tile exist, and where each one's value is, both ``[rows, BLOCK_K]``.
+
+    A value's place is the run's start, the ones of the run's words before its own, and those below its bit. Lanes that
+    are neighbours have neighbouring bits, so that they read neighbouring values. ``first_k`` is a multiple of
+    ``BLOCK_K``, a power of two from ``WORD`` to ``RUN``: the tile lies in one run.
+    """
+    WORDS = tl.cdiv(K, WORD)
+    words_at = bits_ptr + rows.to(tl.int64)[:, None] * WORDS
+    run, first_w = first_k // RUN, first_k // WORD
+    offs_w = first_w + tl.arange(0, BLOCK_K // WORD)
+    words = tl.load(words_at + offs_w[None, :], mask=row_mask[:, None] & (offs_w[None, :] < WORDS), other=0)
+    counts = count_ones(words, INTERPRETED)  # [rows, BLOCK_K / WORD]
+    starts = tl.load(starts_ptr + rows.to(tl.int64) * tl.cdiv(K, RUN) + run, mask=row_mask, other=0)  # [rows]
+    if BLOCK_K < RUN:
+        offs_r = run * (RUN // WORD) + tl.arange(0, RUN // WORD)
+        earlier = tl.load(words_at + offs_r[None, :], mask=row_mask[:, None] & (offs_r[None, :] < first_w), other=0)
+        starts += tl.sum(count_ones(earlier, INTERPRETED), 1)
+    firsts = starts[:, None] + (tl.cumsum(counts, 1) - counts)  # [rows, BLOCK_K / WORD]
+    bit = tl.arange(0, WORD)[None, None, :]
+    places = firsts[:, :, None] + count_ones(words[:, :, None] & ((1 << bit) - 1), INTERPRETED)
+    exists = ((words[:, :, None] >> bit) & 1) != 0  # [rows, BLOCK_K / WORD, WORD]
+    return exists.reshape(words.shape[0], BLOCK_K), values_ptr + places.reshape(words.shape[0], BLOCK_K)
 
 
 @triton.jit

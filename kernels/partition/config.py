@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar
 
+from ..bitmap.layout import RUN, WORD
 from ..device import Device
 from ..rules import Tiles, power_above, power_below, split_reduction
 
@@ -47,6 +48,7 @@ class Problem:
         alpha: Children.
         itemsize: Bytes of an operand's element.
         pairs: Whether the weight can be read as words of two, as a direct kernel does.
+        kept: Whether the weight is stored as its kept values.
     """
 
     op: str
@@ -57,6 +59,7 @@ class Problem:
     alpha: int
     itemsize: int
     pairs: bool = False
+    kept: bool = False
 
     family: ClassVar[str] = "partition"
     config: ClassVar[type] = Config
@@ -75,6 +78,8 @@ class Problem:
         if config.direct:
             return _is_direct(self, config) and shared_bytes(self, config, device) <= device.shared
         if min(config.block_m, config.block_n, config.block_k) < 16 or config.block_k % 8:
+            return False
+        if self.kept and not WORD <= config.block_k <= RUN:
             return False
         return shared_bytes(self, config, device) <= device.shared
 
@@ -177,8 +182,9 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     if merge and device.matrix == "mma":
         most = min(most, 64)  # warp-wide matrix instructions keep both operands in registers
     block_m = min(max(16, power_above(m)), max(most, 16))
-    inner = (128 if alpha <= 2 and block_m <= 16 else 64 if alpha <= 4 else 32) if narrow else 32
-    warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 else 4
+    wide = alpha <= 2 and block_m <= 16 and not problem.kept  # places of kept values share the registers
+    inner = (128 if wide else 64 if alpha <= 4 else 32) if narrow else 32
+    warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 or (problem.kept and alpha > 4) else 4
     block_n, block_k = (inner, outer) if problem.transposed else (outer, inner)
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
     programs, steps = ceil(m / block_m) * ceil(outputs / outer), ceil(reduced / inner)

@@ -1,7 +1,8 @@
 """The partition operations on weights stored as their kept values and a bitmap; one child needs no labels.
 
-The weight is decompressed to memory and multiplied as any other. Between forward and backward nothing is held but
-values and bits: what was decompressed is decompressed again.
+Few rows are multiplied by tiles that a kernel reads from values and bits (:func:`_fuses`). Otherwise the weight is
+decompressed to memory and multiplied as any other. Between forward and backward nothing is held but values and bits:
+what was decompressed is decompressed again.
 """
 
 from typing import Any
@@ -15,6 +16,31 @@ from ..bitmap.layout import Bitmap
 from ..library import define, implementation, save_operands
 from . import ops
 from .backends import SPLIT
+from .config import DIRECT_ROWS
+from .labels import PackedLabels
+
+FUSED_ROWS = DIRECT_ROWS
+"""Rows up to which kept values are read by the kernel that multiplies."""
+
+
+def _fuses(m: int, operand: Tensor, labels: Tensor | None, alpha: int, backend: str) -> bool:
+    """Whether a Triton kernel reads the kept values as it multiplies: for few rows, whose cost is the weight's bytes.
+
+    A plain table of labels is packed in every call, which reads more than a decompressed weight.
+    """
+    able = backend == "triton" or (backend == "auto" and operand.is_cuda)
+    packed = labels is None or labels.dim() == 3
+    return able and packed and m <= FUSED_ROWS and not SPLIT["triton"].why_not(operand, alpha)
+
+
+def _owners(labels: Tensor | None, alpha: int, kept: Bitmap) -> PackedLabels | None:
+    """Labels of kept values, packed as they are stored."""
+    return None if labels is None else PackedLabels(labels, kept.shape, alpha, kept.transposed)
+
+
+def _bitmap(values: int, bits: Tensor, starts: Tensor, n: int, k: int, transposed: bool) -> Bitmap:
+    """The bitmap of a weight ``[n, k]``."""
+    return Bitmap(bits, starts, (k, n) if transposed else (n, k), values, transposed)
 
 
 def _moved(op: str, operand: Tensor, kept: Bitmap, backend: str) -> Tensor:
@@ -26,7 +52,7 @@ def _moved(op: str, operand: Tensor, kept: Bitmap, backend: str) -> Tensor:
 
 def _weight(values: Tensor, bits: Tensor, starts: Tensor, n: int, k: int, transposed: bool, backend: str) -> Tensor:
     """The weight ``[n, k]``."""
-    kept = Bitmap(bits, starts, (k, n) if transposed else (n, k), values.shape[0])
+    kept = _bitmap(values.shape[0], bits, starts, n, k, transposed)._replace(transposed=False)
     w = _moved("unpack_values", values, kept, backend)
     return w.T if transposed else w
 
@@ -60,6 +86,10 @@ def _run_split(
     transposed: bool,
     backend: str,
 ) -> Tensor:
+    if _fuses(x.shape[0], values, labels, alpha, backend):
+        kept = _bitmap(values.shape[0], bits, starts, n, x.shape[1], transposed)
+        run = implementation(SPLIT["triton"].module, "split_matmul")
+        return run(x, values, _owners(labels, alpha, kept), alpha, bias, activation, kept=kept)
     w = _weight(values, bits, starts, n, x.shape[1], transposed, backend)
     if labels is None:
         return finish(linear(x, w, None if bias is None else bias[0]).unsqueeze(1), activation)
@@ -104,6 +134,10 @@ def _run_merge(
     transposed: bool,
     backend: str,
 ) -> Tensor:
+    if _fuses(z.shape[0], values, labels, z.shape[1], backend):
+        kept = _bitmap(values.shape[0], bits, starts, n, z.shape[2], transposed)
+        run = implementation(SPLIT["triton"].module, "merge_matmul")
+        return run(z, values, _owners(labels, z.shape[1], kept), bias, activation, kept=kept)
     w = _weight(values, bits, starts, n, z.shape[2], transposed, backend)
     if labels is None:
         return finish(linear(z[:, 0], w, bias), activation)
@@ -145,6 +179,10 @@ def _run_grad(
     transposed: bool,
     backend: str,
 ) -> Tensor:
+    alpha = dy.shape[1]
+    if _fuses(x.shape[0], x, labels, alpha, backend):
+        kept = _bitmap(nnz, bits, starts, dy.shape[2], x.shape[1], transposed)
+        return implementation(SPLIT["triton"].module, "partition_grad")(dy, x, _owners(labels, alpha, kept), kept=kept)
     if labels is None:
         dw = x.mT @ dy[:, 0] if transposed else dy[:, 0].mT @ x  # in stored order
     else:

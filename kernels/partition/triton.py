@@ -6,9 +6,10 @@ On a word the masks cost two neighbours the instructions of one.
 
 :func:`_partition_multiply` is ``split_matmul`` (one tile of x, an accumulator a child) and ``merge_matmul`` (a tile of
 z a child, one accumulator), on the weight as it is stored or on its transpose. :func:`_partition_outer` is
-``partition_grad``: the product of every child, of which the labels pick one at each edge. Both may split the reduction
-over programs for occupancy; the partial sums then meet in one reduction, in a fixed order, so that results do not
-change between runs.
+``partition_grad``: the product of every child, of which the labels pick one at each edge. With ``KEPT`` the weight is
+its kept values alone: a bitmap says where each entry of a tile lies among them, if it exists. Both may split the
+reduction over programs for occupancy; the partial sums then meet in one reduction, in a fixed order, so that results do
+not change between runs.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..bitmap.layout import RUN, WORD, Bitmap
+from ..bitmap.triton import AS_BITS, kept_tile
 from ..device import device_of, interpreting, stored_dtype
 from ..epilogue import activate, in_groups, launch_options, launch_reduce, multiply, multiply_loaded, rows_contiguous
 from ..tables import choose
@@ -90,6 +93,8 @@ def _partition_multiply(
     x_ptr,
     words_ptr,
     planes_ptr,
+    bits_ptr,
+    starts_ptr,
     bias_ptr,
     out_ptr,
     M,
@@ -108,6 +113,9 @@ def _partition_multiply(
     PER_WORD: tl.constexpr,
     ALPHA: tl.constexpr,
     DIGITS: tl.constexpr,
+    KEPT: tl.constexpr,
+    RUN: tl.constexpr,
+    WORD: tl.constexpr,
     MERGE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     TURNED: tl.constexpr,
@@ -151,7 +159,12 @@ def _partition_multiply(
         offs_w = first_k // PER_WORD + tl.arange(0, BLOCK_K // PER_WORD)
         mask_n = offs_n < N
         words_at = words_ptr + offs_n[:, None].to(tl.int64) * stride_wn + offs_w[None, :]
-        if EVEN:
+        if KEPT:
+            exists, values_at = kept_tile(
+                words_ptr, bits_ptr, starts_ptr, offs_n, mask_n, first_k, K, BLOCK_K, RUN, WORD, UPCAST
+            )
+            words = tl.load(values_at, mask=exists, other=0)  # [BLOCK_N, BLOCK_K]
+        elif EVEN:
             words = tl.load(words_at)  # [BLOCK_N, BLOCK_K / PER_WORD]
         else:
             words = tl.load(words_at, mask=mask_n[:, None] & (offs_w[None, :] < K // PER_WORD), other=0)
@@ -201,6 +214,8 @@ def _partition_outer(
     left_ptr,
     right_ptr,
     planes_ptr,
+    bits_ptr,
+    starts_ptr,
     out_ptr,
     M,
     N,
@@ -215,6 +230,9 @@ def _partition_outer(
     stride_os,
     ALPHA: tl.constexpr,
     DIGITS: tl.constexpr,
+    KEPT: tl.constexpr,
+    RUN: tl.constexpr,
+    WORD: tl.constexpr,
     HOLES: tl.constexpr,
     CHILDREN_LEFT: tl.constexpr,
     FENCED: tl.constexpr,
@@ -279,44 +297,58 @@ def _partition_outer(
             planes_ptr + DIGITS * stride_pp.to(tl.int64), rows, mask_n, first_k, SIZE_WORDS, BLOCK_K, 1, False
         )
         out = tl.where(owned != 0, out, 0.0)
-    out_at = out_ptr + pid_split.to(tl.int64) * stride_os + offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
-    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
+    out_at = out_ptr + pid_split.to(tl.int64) * stride_os
+    if KEPT:
+        exists, values_at = kept_tile(
+            out_at, bits_ptr, starts_ptr, offs_n, mask_n, first_k, K, BLOCK_K, RUN, WORD, UPCAST
+        )
+        tl.store(values_at, out.to(out_ptr.dtype.element_ty), mask=exists)
+    else:
+        out_at += offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
+        tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
 
 
 def split_matmul_triton(
     x: Tensor,
     w: Tensor,
-    labels: Labels,
+    labels: Labels | None,
     alpha: int,
     bias: Tensor | None = None,
     activation: str | None = None,
     config: Config | None = None,
+    kept: Bitmap | None = None,
 ) -> Tensor:
-    """Forward on ``x[M, K]``; see :func:`fpe.kernels.split_matmul`. ``config`` overrides the chosen one."""
+    """Forward on ``x[M, K]``; see :func:`fpe.kernels.split_matmul`.
+
+    ``config`` overrides the chosen one. Beside ``kept`` labels are packed, or none with one child.
+    """
     x = rows_contiguous(x)
     with torch.cuda.device_of(x):
-        return _launch_multiply(x, x.stride(0), 0, w, labels, alpha, False, bias, activation, config)
+        return _launch_multiply(x, x.stride(0), 0, w, labels, alpha, False, bias, activation, config, kept)
 
 
 def merge_matmul_triton(
     z: Tensor,
     w: Tensor,
-    labels: Labels,
+    labels: Labels | None,
     bias: Tensor | None = None,
     activation: str | None = None,
     config: Config | None = None,
+    kept: Bitmap | None = None,
 ) -> Tensor:
-    """Forward on ``z[M, alpha, K]``; see :func:`fpe.kernels.merge_matmul`. ``config`` overrides the chosen one."""
-    z = rows_contiguous(z)
+    """Forward on ``z[M, alpha, K]``; see :func:`fpe.kernels.merge_matmul`, and the split for what is not there."""
+    z, alpha = rows_contiguous(z), z.shape[1]
     with torch.cuda.device_of(z):
-        return _launch_multiply(z, z.stride(0), z.stride(1), w, labels, z.shape[1], True, bias, activation, config)
+        return _launch_multiply(z, z.stride(0), z.stride(1), w, labels, alpha, True, bias, activation, config, kept)
 
 
-def partition_grad_triton(dy: Tensor, x: Tensor, labels: Labels, config: Config | None = None) -> Tensor:
-    """The gradient dW; see :func:`fpe.kernels.partition_grad`. ``config`` overrides the chosen one."""
+def partition_grad_triton(
+    dy: Tensor, x: Tensor, labels: Labels | None, config: Config | None = None, kept: Bitmap | None = None
+) -> Tensor:
+    """The gradient dW; see :func:`fpe.kernels.partition_grad`, and the split for what is not there."""
     dy, x = rows_contiguous(dy), rows_contiguous(x)
     with torch.cuda.device_of(x):
-        return _launch_outer(dy, x, labels, config)
+        return _launch_outer(dy, x, labels, config, kept)
 
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -324,13 +356,17 @@ TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: 
 
 
 class StoredWeight(NamedTuple):
-    """A weight as the kernels read it: words of bits in stored order, beside its labels' planes in 32-bit words."""
+    """A weight as the kernels read it: words of bits in stored order, beside its labels' planes in 32-bit words.
+
+    With ``kept`` the words are the kept values alone, each a word; without planes there is one child.
+    """
 
     words: Tensor
     per_word: int
-    planes: Tensor
+    planes: Tensor | None
     shape: tuple[int, int]
     transposed: bool
+    kept: Bitmap | None = None
 
 
 def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = False) -> StoredWeight:
@@ -358,6 +394,13 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
     return StoredWeight(words, per_word, labels.words, (n, k), labels.transposed)
 
 
+def kept_weight(values: Tensor, labels: PackedLabels | None, kept: Bitmap) -> StoredWeight:
+    """Kept values, their bitmap and their labels as the kernels read them."""
+    words = values.contiguous().view(AS_BITS[values.element_size()])
+    kept = kept._replace(bits=kept.bits.contiguous(), starts=kept.starts.contiguous())
+    return StoredWeight(words, 1, None if labels is None else labels.words, kept.shape, kept.transposed, kept)
+
+
 def _packed(labels: Tensor, alpha: int) -> PackedLabels:
     """Packs a plain table without looking for holes, which would wait for the device."""
     return PackedLabels(pack_planes(labels, alpha), (labels.shape[0], labels.shape[1]), alpha)
@@ -368,24 +411,31 @@ def _launch_multiply(
     stride_xm: int,
     stride_xa: int,
     w: Tensor,
-    labels: Labels,
+    labels: Labels | None,
     alpha: int,
     merge: bool,
     bias: Tensor | None,
     activation: str | None,
     config: Config | None,
+    kept: Bitmap | None,
 ) -> Tensor:
-    m, outputs = x.shape[0], w.shape[0]
+    m, outputs = x.shape[0], w.shape[0] if kept is None else kept.sizes[0]
     shape = (m, outputs) if merge else (m, alpha, outputs)
     result = x.new_empty(shape, dtype=stored_dtype(x))
     if not result.numel():
         return result.to(x.dtype)
-    weight = stored_weight(w, labels, alpha)
+    if kept is None:
+        assert labels is not None
+        weight = stored_weight(w, labels, alpha)
+    else:
+        assert not isinstance(labels, Tensor)
+        weight = kept_weight(w, labels, kept)
     (n, k), bias = weight.shape, None if bias is None else bias.contiguous()
     op = "merge_matmul" if merge else "split_matmul"
     device = device_of(x)
     pairs = x.element_size() == 2 and weight.per_word == 2 and n * k < 2**32 and not interpreting()
-    config = config or choose(Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs), device)
+    problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs, kept is not None)
+    config = config or choose(problem, device)
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     if config.direct:
         launch_direct(x, weight, out, bias, activation, merge, alpha, config)
@@ -397,6 +447,7 @@ def _launch_multiply(
         x,
         weight.words,
         weight.planes,
+        *_index(weight.kept),
         bias,
         out,
         M=m,
@@ -406,8 +457,8 @@ def _launch_multiply(
         stride_xm=stride_xm,
         stride_xa=stride_xa,
         stride_wn=weight.words.stride(0),
-        stride_pp=weight.planes.stride(0),
-        stride_pn=weight.planes.stride(1),
+        stride_pp=_strides(weight.planes)[0],
+        stride_pn=_strides(weight.planes)[1],
         stride_os=result.numel(),
         stride_om=result.stride(0),
         stride_oa=outputs,
@@ -420,60 +471,80 @@ def _launch_multiply(
         EVEN=n % config.block_n == 0 and k % config.block_k == 0,
         ACTIVATION=activation,
         HAS_BIAS=bias is not None,
-        **_shared_options(config, alpha, x),
+        **_shared_options(config, alpha, x, weight.planes, kept),
     )
     if config.split > 1:
         launch_reduce(out, result, bias, activation)
     return result.to(x.dtype)
 
 
-def _launch_outer(dy: Tensor, x: Tensor, labels: Labels, config: Config | None) -> Tensor:
+def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config | None, kept: Bitmap | None) -> Tensor:
     m, alpha = dy.shape[:2]
-    packed = labels if isinstance(labels, PackedLabels) else _packed(labels, alpha)
-    n, k = packed.shape
-    result = x.new_empty(n, k, dtype=stored_dtype(x))
+    packed = _packed(labels, alpha) if isinstance(labels, Tensor) else labels
+    stored = packed if kept is None else kept
+    assert stored is not None
+    (n, k), transposed = stored.shape, stored.transposed
+    shape = (n, k) if kept is None else (kept.nnz,)
+    result = x.new_empty(shape, dtype=stored_dtype(x))
     if not result.numel():
-        return stored_like(labels, result.T.to(x.dtype) if packed.transposed else result.to(x.dtype))
-    left, right = (x, dy) if packed.transposed else (dy, x)
-    planes = packed.words
+        result = result.to(x.dtype)
+        return result if labels is None or kept is not None else stored_like(labels, result.T if transposed else result)
+    left, right = (x, dy) if transposed else (dy, x)
+    planes = None if packed is None else packed.words
     config = config or choose(
-        Problem("partition_grad", m, n, k, packed.transposed, alpha, x.element_size()), device_of(x)
+        Problem("partition_grad", m, n, k, transposed, alpha, x.element_size(), kept=kept is not None), device_of(x)
     )
-    out = result if config.split == 1 else x.new_empty((config.split, n, k), dtype=torch.float32)
+    out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     _partition_outer[(triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k), config.split)](
         left,
         right,
         planes,
+        *_index(kept),
         out,
         M=m,
         N=n,
         K=k,
         SIZE_WORDS=row_bytes(k) // 4,
         stride_lm=left.stride(0),
-        stride_la=0 if packed.transposed else left.stride(1),
+        stride_la=0 if transposed else left.stride(1),
         stride_rm=right.stride(0),
-        stride_ra=right.stride(1) if packed.transposed else 0,
-        stride_pp=planes.stride(0),
-        stride_pn=planes.stride(1),
-        stride_os=n * k,
-        HOLES=packed.has_holes,
-        CHILDREN_LEFT=not packed.transposed,
+        stride_ra=right.stride(1) if transposed else 0,
+        stride_pp=_strides(planes)[0],
+        stride_pn=_strides(planes)[1],
+        stride_os=result.numel(),
+        HOLES=packed is not None and packed.has_holes,
+        CHILDREN_LEFT=not transposed,
         FENCED=device_of(x).sets_fence,
         GROUP=config.group,
         EVEN=n % config.block_n == 0 and k % config.block_k == 0,
-        **_shared_options(config, alpha, x),
+        **_shared_options(config, alpha, x, planes, kept),
     )
     if config.split > 1:
         launch_reduce(out, result)
     result = result.to(x.dtype)
-    return result.T if packed.transposed else result
+    return result.T if transposed and kept is None else result
 
 
-def _shared_options(config: Config, alpha: int, operand: Tensor) -> dict[str, Any]:
+def _strides(planes: Tensor | None) -> tuple[int, int]:
+    """Of the labels, from plane to plane and from row to row."""
+    return (0, 0) if planes is None else (planes.stride(0), planes.stride(1))
+
+
+def _index(kept: Bitmap | None) -> tuple[Tensor | None, Tensor | None]:
+    """What says where kept values are."""
+    return (None, None) if kept is None else (kept.bits, kept.starts)
+
+
+def _shared_options(
+    config: Config, alpha: int, operand: Tensor, planes: Tensor | None, kept: Bitmap | None
+) -> dict[str, Any]:
     """What both kernels are launched with."""
     return {
         "ALPHA": alpha,
-        "DIGITS": digits(alpha),
+        "DIGITS": 0 if planes is None else digits(alpha),
+        "KEPT": kept is not None,
+        "RUN": RUN,
+        "WORD": WORD,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         **launch_options(config, operand),
