@@ -13,35 +13,45 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .companion import accompany
+
 if TYPE_CHECKING:
     from . import checkpoint as checkpoint
     from . import convolution as convolution
     from . import expansion as expansion
+    from . import files as files
     from . import fused as fused
     from . import kernels as kernels
     from . import layers as layers
     from . import metrics as metrics
+    from . import models as models
     from . import partition as partition
     from . import resparsify as resparsify
     from . import rewiring as rewiring
     from . import surgery as surgery
     from . import theory as theory
     from .checkpoint import restore
-    from .expansion import expand, expand_pair, nonzeros, sparse, to_dense
+    from .expansion import expand, expand_pair, nonzeros, to_dense
+    from .files import save
     from .fused import ExpandedMLP, fuse
     from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
+    from .models import find_pairs
     from .partition import Partition
     from .rewiring import Rewiring
+    from .scratch import sparse
 
 __version__ = "0.1.0"
 
 _NAMES = {
     "checkpoint": ("restore",),
-    "expansion": ("expand", "expand_pair", "nonzeros", "sparse", "to_dense"),
+    "expansion": ("expand", "expand_pair", "nonzeros", "to_dense"),
+    "files": ("save",),
     "fused": ("ExpandedMLP", "fuse"),
     "layers": ("BlockLinear", "MaskedLinear", "MergeLinear", "SplitLinear"),
+    "models": ("find_pairs",),
     "partition": ("Partition",),
     "rewiring": ("Rewiring",),
+    "scratch": ("sparse",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = (*_NAMES, "convolution", "kernels", "metrics", "resparsify", "surgery", "theory")
@@ -57,11 +67,14 @@ __all__ = [
     "convolution",
     "expand",
     "expand_pair",
+    "find_pairs",
     "fuse",
     "kernels",
     "metrics",
+    "models",
     "nonzeros",
     "restore",
+    "save",
     "sparse",
     "theory",
     "to_dense",
@@ -83,3 +96,4 @@ def __dir__() -> list[str]:
 
 if "torch" in sys.modules:
     import_module(".kernels", __name__)
+accompany()
