@@ -400,6 +400,7 @@ def section(device: Measured | None = None) -> dict[str, Any]:
     """What the template needs: drawings with captions, tables, and two sentences."""
     device = device or measured()
     rows, roof = verdict_rows(LAYER, device), roof_shown(device)
+    judged = rows if device else verdict.predict(LAYER, roof)  # as `fpe verdict` says it
     source = device.source if device else f"{roof.basis[0].upper()}{roof.basis[1:]}. No GPU has been measured yet."
     name = device.latency.provenance["device"] if device else roof.name
     drawings = [
@@ -415,7 +416,7 @@ def section(device: Measured | None = None) -> dict[str, Any]:
     if device:
         drawings.insert(3, (bandwidth_bars(device), f"Achieved bandwidth. {source}"))
     return {
-        "sentences": verdict.sentences(LAYER, rows, name, "measured" if device else roof.basis, 0.10),
+        "sentences": verdict.sentences(LAYER, judged, name, "measured" if device else roof.basis, 0.10).splitlines(),
         "drawings": [(svg(drawn), caption) for drawn, caption in drawings],
         "tables": [
             *(verdict_summary(device), crossover_table(), memory_table()),

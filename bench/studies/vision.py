@@ -149,16 +149,16 @@ def accuracy_figure(results: Results) -> Figure:
 @click.option("--epochs", type=click.IntRange(1), help="Epochs before and again after the split.")
 @output_option()
 @common
-def vision_command(output: Path, seed: int, device: str, as_json: bool, **given: Any) -> None:
+def vision_command(output: Path, seed: int, device: str, form: str | None, **given: Any) -> None:
     """Classify real data with one hidden layer, dense and expanded."""
     chosen = {name: value for name, value in given.items() if value is not None}
     choices = replace(default_choices(chosen.get("data")), **chosen)
     try:
         with stopping(NOTHING_WRITTEN):
-            results = run(choices, seed, device, quiet=as_json)
+            results = run(choices, seed, device, quiet=bool(form))
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    finish(results, output / "vision.jsonl", table(results), as_json)
+    finish(results, output / "vision.jsonl", table(results), form)
 
 
 STUDIES = (OwnCommand("vision", vision_command),)
