@@ -14,8 +14,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from .cpu import MAX_ROWS
 from .device import arch_of, fences_copies, interpreting
 from .gpus import OLDEST, architecture
+from .here import labels_win
 from .model import Sizes, candidates
 from .roofs import Roof, roof_named
 from .structures import RANDOM
@@ -60,7 +62,8 @@ def choose_backend(
         operand: A tensor of the call: its device and dtype decide.
         backends: Those of the family, the eager twin among them.
         call: What else their ``why_not`` takes.
-        by_cost: Whether ``"auto"`` stays open on a GPU, for :func:`fastest` to decide.
+        by_cost: Whether ``"auto"`` stays open, for :func:`fastest` to decide: on a GPU, and on a CPU for a family that
+            has kernels for one.
 
     Raises:
         ValueError: No such backend exists.
@@ -68,7 +71,7 @@ def choose_backend(
     """
     if requested == "auto":
         if not operand.is_cuda:
-            return "eager"
+            return "auto" if by_cost and operand.is_cpu and "cpu" in backends else "eager"
         return "auto" if by_cost else next(name for name, b in backends.items() if not b.why_not(operand, *call))
     if requested not in backends:
         raise ValueError(f"{op}: backend must be one of {', '.join(('auto', *backends))}, got {requested!r}")
@@ -100,6 +103,9 @@ def fastest(
         constant: Whether the weights stay from call to call.
         transposed: Whether the weight is stored as its transpose.
     """
+    if operand.is_cpu:
+        able = op != "partition_grad" and "cpu" in backends and not backends["cpu"].why_not(operand, *call)
+        return "cpu" if able and sizes[0] <= MAX_ROWS and labels_win(*sizes, operand.itemsize, "twin") else "eager"
     if operand.dtype in TRITON_DTYPES:
         names = {backend.in_model: name for name, backend in backends.items()}
         order = ranked_on(operand.get_device(), op, sizes, dtype_name(operand), structure, constant, transposed)
@@ -120,6 +126,8 @@ def stays(given: Tensor, used: Tensor) -> bool:
 
 EAGER = "masked dense"
 """What the cost model calls the eager twin; it can always run."""
+CPU = "labels on a CPU"
+"""The kernel that runs on CPUs, whose cost is a model of its own (:mod:`.here`)."""
 
 
 def ranked(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transposed: bool = False) -> tuple[str, ...]:

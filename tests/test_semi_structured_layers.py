@@ -19,8 +19,8 @@ from fpe.kernels.semi_structured import derived, sparse_tensor_core
 from fpe.kernels.semi_structured.backends import BACKENDS
 
 
-def layer(backend: str, holes: bool = True) -> fpe.SplitLinear:
-    partition = Partition.semi_structured(12, 24, generator=seeded(1))
+def layer(backend: str, holes: bool = True, seed: int = 1) -> fpe.SplitLinear:
+    partition = Partition.semi_structured(12, 24, generator=seeded(seed))
     if holes:
         partition = partition.without(torch.rand(12, 24, generator=seeded(2)) < 0.3)
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def test_a_2_to_4_layer_trains_as_the_eager_one(holes: bool) -> None:
             optimizer.step()
             losses[backend].append(loss.item())
         first = model[0]
-        assert (first.edge_weight[first.labels == HOLE] == 0).all()
+        assert first.edge_weight.numel() == int((first.labels != HOLE).sum())
     torch.testing.assert_close(losses["triton"], losses["eager"], rtol=1e-5, atol=1e-6)
     assert losses["triton"][-1] < losses["triton"][0]
 
@@ -64,7 +64,7 @@ def test_serving_compresses_once_for_each_version_of_the_weight() -> None:
 
 
 def test_a_loaded_state_brings_its_own_quads() -> None:
-    one, other = layer("triton", holes=False), layer("triton")
+    one, other = layer("triton"), layer("triton", seed=7)
     other.load_state_dict({k: v.clone() for k, v in one.state_dict().items()})
     assert "codes" not in one.state_dict()
     x = torch.randn(3, 24, generator=seeded(3))

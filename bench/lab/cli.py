@@ -9,7 +9,10 @@ import click
 from ...kernels.structures import STRUCTURES, TWO_FOUR
 from ..cli.options import alpha_option, jobs_option, output_option, rows_options, shape_option
 
-OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp", TWO_FOUR)
+OPERATIONS = (
+    *("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp", TWO_FOUR),
+    *("unpack", "pack"),
+)
 
 
 operations_option = click.option(

@@ -23,6 +23,7 @@ from fpe.partition import Structure
 
 from ..costs import memory
 from ..gpu.lost import raise_if_lost
+from . import peers
 from .problems import AbsentError, Case, Problem
 from .providers import OURS, Provider
 from .timing import Call, interleaved
@@ -154,7 +155,7 @@ def _time(
                 **({} if errors[who] is None else {"error": errors[who]}),
                 "timer": "events" if device == "cuda" else "wall clock",
                 **costs(case, provider, name, level),
-                **(memory.columns(module, problem.x) if name in ("forward+backward", "step") else {}),
+                **(memory.columns_on(module, problem.x) if name in ("forward+backward", "step") else {}),
             }
         )
     return rows
@@ -203,9 +204,7 @@ def successor(problem: Problem, provider: Provider, bias: bool = True) -> nn.Mod
     if provider.name == "wide":
         return merged.to_linear()
     if provider.name == "masked":
-        masked = fpe.MaskedLinear(merged.kept(), bias, weight.device, weight.dtype)
-        masked.set_wide_weight(merged.wide_weight())
-        return masked
+        return peers.Masked(merged.wide_weight(), merged.kept(), bias)
     if not provider.name.startswith(OURS):
         return merged
     merged.backend = provider.name.removeprefix(OURS)

@@ -237,7 +237,7 @@ def memory_rows() -> dict[str, dict[str, float]]:
     found = {}
     for name, (provider, structure) in shown.items():
         problem = Problem.make(Case(m, n, k, structure=structure), "cpu")
-        c = memory.columns(PROVIDERS[provider].build(problem, False), problem.x)
+        c = memory.columns_on(PROVIDERS[provider].build(problem, False), problem.x)
         parts = ("parameter_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes")
         found[name] = dict(zip(MEMORY, (float(c[part] or 0) for part in parts), strict=True))
     total = sum(found["parent"].values())

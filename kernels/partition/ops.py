@@ -60,7 +60,7 @@ def _split_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dw, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None, None, None
 
 
-def _run_split(
+def run_split(
     x: Tensor,
     w: Tensor,
     labels: Tensor,
@@ -70,6 +70,7 @@ def _run_split(
     transposed: bool,
     backend: str,
 ) -> Tensor:
+    """``split_matmul`` on plain tensors."""
     n, k = w.shape
     run = _implementation("split_matmul", SPLIT, backend, (x.shape[0], n, k, alpha), w, transposed=transposed)
     return run(x, w, as_labels(labels, transposed, n, k, alpha), alpha, bias, activation)
@@ -78,7 +79,7 @@ def _run_split(
 split_matmul = define(
     "split_matmul(Tensor x, Tensor w, Tensor labels, Tensor? bias, str? activation, SymInt alpha, bool transposed, "
     "str backend) -> Tensor",
-    _run_split,
+    run_split,
     lambda x, w, labels, bias, activation, alpha, transposed, backend: x.new_empty(x.shape[0], alpha, w.shape[0]),
     _split_backward,
     _save,
@@ -100,7 +101,7 @@ def _merge_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dz, dw, None, dy.sum(0) if ctx.needs_input_grad[3] else None, None, None, None, None
 
 
-def _run_merge(
+def run_merge(
     z: Tensor,
     w: Tensor,
     labels: Tensor,
@@ -110,6 +111,7 @@ def _run_merge(
     transposed: bool,
     backend: str,
 ) -> Tensor:
+    """``merge_matmul`` on plain tensors."""
     (m, alpha, k), n = z.shape, w.shape[0]
     run = _implementation("merge_matmul", MERGE, backend, (m, n, k, alpha), w, constant, transposed)
     return run(z, w, as_labels(labels, transposed, n, k, alpha), bias, activation)
@@ -118,7 +120,7 @@ def _run_merge(
 merge_matmul = define(
     "merge_matmul(Tensor z, Tensor w, Tensor labels, Tensor? bias, str? activation, bool constant, bool transposed, "
     "str backend) -> Tensor",
-    _run_merge,
+    run_merge,
     lambda z, w, *rest: z.new_empty(z.shape[0], w.shape[0]),
     _merge_backward,
     _save,
@@ -143,7 +145,8 @@ def _partition_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return ddy, dx, None, None, None
 
 
-def _run_partition_grad(dy: Tensor, x: Tensor, labels: Tensor, transposed: bool, backend: str) -> Tensor:
+def run_partition_grad(dy: Tensor, x: Tensor, labels: Tensor, transposed: bool, backend: str) -> Tensor:
+    """``partition_grad`` on plain tensors."""
     (m, alpha, n), k = dy.shape, x.shape[1]
     run = _implementation("partition_grad", SPLIT, backend, (m, n, k, alpha), x)
     return run(dy, x, as_labels(labels, transposed, n, k, alpha))
@@ -151,7 +154,7 @@ def _run_partition_grad(dy: Tensor, x: Tensor, labels: Tensor, transposed: bool,
 
 partition_grad = define(
     "partition_grad(Tensor dy, Tensor x, Tensor labels, bool transposed, str backend) -> Tensor",
-    _run_partition_grad,
+    run_partition_grad,
     _partition_grad_fake,
     _partition_grad_backward,
     _save,
