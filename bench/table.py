@@ -149,7 +149,7 @@ def _lines(table: Table, widths: Sequence[int]) -> list[str]:
     left = [i == 0 or not _numbers([row[i] for row in table.rows]) for i in range(len(table.columns))]
     for row in (table.columns, *table.rows):
         cells = [_broken(cell, width) for cell, width in zip(row, widths, strict=True)]
-        for i in range(max(map(len, cells))):
+        for i in range(max(map(len, cells), default=0)):
             parts = [cell[i] if i < len(cell) else "" for cell in cells]
             shown = [p.ljust(w) if text else p.rjust(w) for p, w, text in zip(parts, widths, left, strict=True)]
             lines.append((" " * GAP).join(shown).rstrip())

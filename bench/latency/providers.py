@@ -86,6 +86,7 @@ OURS = "fpe/"
 ABOUT = {
     "auto": "the package's own choice, as layers make it; on a CPU a dense weight that is kept between calls",
     "triton": "the package's Triton kernels",
+    "cpu": "the package's CPU kernels",
     "eager": "the definition in plain PyTorch, which makes its dense weight anew in every call",
     "sparse_tensor_core": "the package's kernel on sparse tensor cores",
     "torch": "the package's layer on PyTorch's semi-structured matmul",

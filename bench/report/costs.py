@@ -117,7 +117,7 @@ def verdict_summary(device: Measured | None = None) -> Table:
 
 
 def roofs_table() -> Table:
-    """The published roofs and what is made of them."""
+    """The published roofs of the GPUs shown, and what is made of them."""
     rows = [
         (
             roof.name,
@@ -128,10 +128,10 @@ def roofs_table() -> Table:
             f"{roof.flops['bf16'] / roof.bandwidth:.0f}",
             f"{roof.l2 / 2**20:.0f}",
         )
-        for roof in PUBLISHED.values()
+        for roof in (PUBLISHED[key] for key in GPUS)
     ]
     columns = ("GPU", "capability", "GB/s", "16-bit TFLOP/s", "TF32 TFLOP/s", "FLOP/byte", "L2 MiB")
-    return Table("Roofs as published by the vendor, dense; not measured", columns, rows)
+    return Table("Roofs as published by the vendor, dense; not measured (`fpe gpus`: all)", columns, rows)
 
 
 def shares_table(roof: Roof) -> Table:
