@@ -66,8 +66,7 @@ def _seconds_of_product(case: Case, provider: Provider, roof: Roof) -> float:
     name = provider.predicted_as(case.structure)
     if not name and provider.name == "fpe/auto":
         return model.best(found).seconds
-    known = {c.name: c.seconds for c in found}
-    return known.get(name, known["wide dense"])
+    return next(c.seconds for c in found if c.name == (name or "wide dense"))
 
 
 def seconds_of_compiling(todo: Iterable[Launch], jobs: int) -> float:

@@ -84,9 +84,8 @@ OURS = "fpe/"
 
 
 ABOUT = {
-    "auto": "the package's own choice, as layers make it; on a CPU a dense weight that is kept between calls",
+    "auto": "the package's own choice, as layers make it; on a CPU its kernels there, or a dense weight that is kept",
     "triton": "the package's Triton kernels",
-    "cpu": "the package's CPU kernels",
     "eager": "the definition in plain PyTorch, which makes its dense weight anew in every call",
     "sparse_tensor_core": "the package's kernel on sparse tensor cores",
     "torch": "the package's layer on PyTorch's semi-structured matmul",
@@ -127,7 +126,7 @@ PROVIDERS: dict[str, Provider] = {
             about="the dense layer of the same function, fpe.to_dense",
         ),
         Provider("masked", _masked, about="fpe.MaskedLinear, a dense weight times a mask"),
-        *(_ours(name) for name in ("auto", *MERGE)),
+        *(_ours(name) for name in ("auto", *MERGE) if name != "cpu"),  # ``fpe here`` measures that one
         Provider(
             "torch.sparse 2:4",
             peers.semi_structured,
