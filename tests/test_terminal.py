@@ -142,7 +142,7 @@ def test_no_line_is_wider_than_asked_and_no_character_is_lost(table: Table, widt
 
 def test_what_every_row_says_is_said_once() -> None:
     rows = [("dense", "bf16", "1" * 30), ("random", "bf16", "2" * 30)]
-    text = Table("Times", ("condition", "dtype of operands", "n" * 30), rows).fitted(60)
+    text = Table("Times", ("condition", "dtype of operands", "n" * 30), rows).fitted(50)
     assert "All rows: dtype of operands bf16" in text and text.count("bf16") == 1
     assert str(Table("Times", ("a", "b"), [("x", "1")])) == "Times\na  b\nx  1"
 
@@ -151,4 +151,4 @@ def test_columns_that_do_not_fit_are_continued_below_with_their_rows() -> None:
     columns = ("name", *(f"measurement{i}" for i in range(8)))
     rows = [(f"row{j}", *(f"{j}{i}" * 8 for i in range(8))) for j in range(3)]
     text = Table("Wide", columns, rows).fitted(80)
-    assert text.count("row1") == 3 and all(cell in text for row in rows for cell in row)
+    assert text.count("row1") == 2 and all(cell in text for row in rows for cell in row)

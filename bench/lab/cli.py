@@ -16,7 +16,12 @@ OPERATIONS = (
 
 
 operations_option = click.option(
-    "--op", "operations", type=click.Choice(OPERATIONS, case_sensitive=False), multiple=True, help="[default: all]"
+    "--op",
+    "operations",
+    type=click.Choice(OPERATIONS, case_sensitive=False),
+    multiple=True,
+    metavar="OPERATION",
+    help=f"Of {', '.join(OPERATIONS)}.  [default: all]",
 )
 
 
