@@ -99,11 +99,15 @@ def predict(m: int, n: int, k: int, alpha: int, roof: CpuRoof) -> dict[str, floa
     }
 
 
+def folder() -> Path:
+    """Where this package keeps what it has measured for a user: in ``XDG_CACHE_HOME``, or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fixed-parameter-expansion"
+
+
 def path_here() -> Path:
-    """Where the roof of this machine is kept: in ``XDG_CACHE_HOME``, or ``~/.cache``, by CPU, threads and PyTorch."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where the roof of this machine is kept, by CPU, threads and PyTorch."""
     words = "".join(c if c.isalnum() else "-" for c in f"{cpu_name()}-{torch.get_num_threads()}-{torch.__version__}")
-    return folder / "fixed-parameter-expansion" / f"cpu-{words}.json"
+    return folder() / f"cpu-{words}.json"
 
 
 @cache

@@ -188,9 +188,7 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
     if len(values) and m:
         dy_in, w, out, count = ready.numpy(), numbers(blocks), dx.numpy(), (0,) * together
         pointers, order, rows = layout.col_ptr.numpy(), layout.col_order.numpy(), layout.col_rows.numpy()
-        shared_out(
-            lambda i, j: _across_rows(dy_in, w, bn, width, pointers, order, rows, count, out, i, j), columns, 1
-        )
+        shared_out(lambda i, j: _across_rows(dy_in, w, bn, width, pointers, order, rows, count, out, i, j), columns, 1)
     dx = dx[:m] if width == bk else dx[:m].unflatten(1, (-1, width))[..., :bk].flatten(1)
     return dx[:, : layout.shape[1]].contiguous().to(dy.dtype)
 
