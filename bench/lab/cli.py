@@ -11,7 +11,7 @@ from ..cli.options import alpha_option, jobs_option, output_option, rows_options
 
 OPERATIONS = (
     *("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp", TWO_FOUR),
-    *("unpack", "pack"),
+    *("unpack", "pack", "kept_split", "kept_merge", "kept_grad", "kept_split_t", "kept_merge_t", "kept_grad_t"),
 )
 
 
