@@ -12,7 +12,7 @@ from ... import kernels as public
 from ...kernels.bitmap import eager as twins
 from ...kernels.bitmap import triton as kernels
 from ...kernels.bitmap.backends import BACKENDS as _BACKENDS
-from ...kernels.bitmap.layout import Bitmap
+from ...kernels.bitmap.layout import RUN, WORD, Bitmap
 from ...kernels.partition import eager as partition_twins
 from ...kernels.partition import triton as partition_kernels
 from . import contract, partition
@@ -29,12 +29,21 @@ PRODUCTS = tuple(f"kept_{op}" for op in partition.OPERATIONS)
 
 def operands(case: "Case", draw: Draw) -> Problem:
     """See :class:`.contract.Family`."""
-    kept = Bitmap.pack(draw.mask(*case.shape)).to(draw.device)
+    kept = _kept(case, draw)
     if case.op in PRODUCTS:
         return _product(case, draw, kept)
     ours, twin = pair(f"{case.op}_values", kernels, twins)
     operand = draw(kept.nnz) if case.op == "unpack" else draw(*case.shape)
     return Problem((operand,), lambda t: ours(t, kept), lambda t: twin(t, kept), 1)
+
+
+def _kept(case: "Case", draw: Draw) -> Bitmap:
+    """The bitmap of a case; where nothing has numbers only its sizes count."""
+    n, k = case.shape
+    if draw.device != "meta":
+        return Bitmap.pack(draw.mask(n, k)).to(draw.device)
+    bits, starts = (torch.empty(n, -(-k // per), dtype=torch.int32, device="meta") for per in (WORD, RUN))
+    return Bitmap(bits, starts, (n, k), n * k // (case.alpha or 1))
 
 
 def _product(case: "Case", draw: Draw, kept: Bitmap) -> Problem:
