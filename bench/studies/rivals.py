@@ -316,6 +316,7 @@ def epochs_figure(results: Results) -> Figure:
     return made
 
 
+CIFAR100 = "rivals-cifar100quarter_lite2_512"
 TEXT = "rivals-wordnet100_minilm_384"
 """Committed rows; a file's name says its data."""
 
@@ -330,6 +331,8 @@ SWEEP: Sweep = Sweep(
     [Cell(name, 4, epochs=1) for name in (CONTINUED, FPE, FPE_MOVING, STATIC_EVEN, RIGL_EVEN, GRADUAL, LOW_RANK)],
     {"trials": 2, "epochs": 1, "batch": 16, "data": "digits"},
     tables={
+        "rivals-cifar100": lambda: by_size(committed(CIFAR100)),
+        "rivals-cifar100-epochs": lambda: by_epochs(committed(CIFAR100)),
         "rivals-text": lambda: by_size(committed(TEXT)),
         "rivals-text-epochs": lambda: by_epochs(committed(TEXT)),
     },
