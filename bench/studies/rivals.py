@@ -76,11 +76,12 @@ def cells() -> list[Cell]:
     made = [Cell(name, epochs=half.get(name, TOTAL)) for name in NAMES]
     several = (CONTINUED, FPE, FPE_MOVING, STATIC, RIGL, GRADUAL, WIDE)
     made += [Cell(name, epochs=epochs) for epochs in (25, 5) for name in several]
+    made += [Cell(name, epochs=50) for name in AFTER_COMPACT]
+    made += [Cell(name, epochs=100) for name in (FPE, RIGL, CONTINUED, FPE_MOVING, WIDE)]
     few = (CONTINUED, FPE, FPE_MOVING, STATIC, RIGL, GRADUAL, ONE_SHOT, WIDE)
     for neurons, width in ((16, 2), (8, 4), (4, 2), (32, 2), (4, 4), (16, 4)):
         made += [Cell(name, neurons, width, half.get(name, TOTAL)) for name in few]
-    made += [Cell(name, epochs=50) for name in AFTER_COMPACT]
-    return made + [Cell(name, epochs=100) for name in several]
+    return made
 
 
 def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
