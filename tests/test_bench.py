@@ -90,7 +90,7 @@ def test_report_is_one_self_contained_page(cli_runner: CliRunner, tmp_path: Path
         (["study", "boolean", "--trials", "0"], "--trials"),
         (["study", "boolean", "--device", "nowhere"], "cannot be used here"),
         (["study", "vision", "--data", "missing.npz"], "missing.npz"),
-        (["results", "missing.jsonl"], "does not exist"),
+        (["results", "missing.jsonl"], "is neither a file nor one of"),
     ],
 )
 def test_bad_arguments_are_named(cli_runner: CliRunner, arguments: list[str], message: str) -> None:

@@ -30,7 +30,7 @@ def table(results: Results) -> Table:
 
 
 def model_table(results: Results) -> Table:
-    """Every point: which dense product the parent has, how ours spreads, its bandwidth, and by how much the model errs."""
+    """Every point: whose the parent's product is, how ours spreads, its bandwidth, and by how much the model errs."""
     columns = ("layer, alpha", "rows", "parent by", "ours, 20-80 %", "of copy", "parent", "wide", "ours")
     body = [
         (

@@ -37,7 +37,7 @@ def boolean_command(
     output: Path,
     seed: int,
     device: str,
-    as_json: bool,
+    form: str | None,
 ) -> None:
     """Learn a DNF of 8 clauses with 8 neurons: dense, random split, clause split.
 
@@ -52,17 +52,17 @@ def boolean_command(
         path = output / f"boolean-sensitivity{end}.jsonl"
         with stopping(GOES_ON):
             try:
-                results = boolean.run_sensitivity(choices, path, seed, device, quiet=as_json)
+                results = boolean.run_sensitivity(choices, path, seed, device, quiet=bool(form))
             except ValueError as error:
                 raise click.ClickException(str(error)) from error
-        finish(results, path, sensitivity_table(results), as_json)
+        finish(results, path, sensitivity_table(results), form)
         return
     with stopping(NOTHING_WRITTEN):
-        done = boolean.run(choices, seed, device, quiet=as_json)
+        done = boolean.run(choices, seed, device, quiet=bool(form))
     done.curves.write(output / f"boolean-curves{end}.jsonl")
     for name, made in figures(done).items():
         save(made, output / f"boolean-{name}{end}.svg")
-    finish(done.results, output / f"boolean{end}.jsonl", table(done.results), as_json)
+    finish(done.results, output / f"boolean{end}.jsonl", table(done.results), form)
 
 
 def table(results: Results) -> Table:

@@ -316,9 +316,8 @@ def epochs_figure(results: Results) -> Figure:
     return made
 
 
-CIFAR100 = "rivals-cifar100_lite2_512"
-"""Committed rows; the other file's name says its data."""
 TEXT = "rivals-wordnet100_minilm_384"
+"""Committed rows; a file's name says its data."""
 
 SWEEP: Sweep = Sweep(
     "rivals",
@@ -331,10 +330,8 @@ SWEEP: Sweep = Sweep(
     [Cell(name, 4, epochs=1) for name in (CONTINUED, FPE, FPE_MOVING, STATIC_EVEN, RIGL_EVEN, GRADUAL, LOW_RANK)],
     {"trials": 2, "epochs": 1, "batch": 16, "data": "digits"},
     tables={
-        "rivals-cifar100": lambda: by_size(committed(CIFAR100)),
         "rivals-text": lambda: by_size(committed(TEXT)),
-        "rivals-epochs": lambda: by_epochs(committed(CIFAR100)),
-        "rivals-epochs-text": lambda: by_epochs(committed(TEXT)),
+        "rivals-text-epochs": lambda: by_epochs(committed(TEXT)),
     },
     figures={"rivals-epochs": lambda: epochs_figure(committed(TEXT))},
 )
