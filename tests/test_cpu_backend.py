@@ -12,10 +12,14 @@ from threading import Barrier, get_ident
 
 import pytest
 import torch
+from click.testing import CliRunner
 from support import ROOT, assert_as_accurate, changed_fields, guarded, readable_id, seeded
 from torch import Tensor
 
 import fpe
+from fpe.bench.cli import cli
+from fpe.bench.here import measure
+from fpe.bench.results import Results
 from fpe.kernels import (
     HOLE,
     BlockLayout,
@@ -473,6 +477,54 @@ def test_a_layer_takes_it_where_the_roof_says_so(merge: bool, fresh: Path) -> No
     layer.to(torch.bfloat16)
     here.write(free)
     assert keeps_dense(x.bfloat16())
+
+
+# What is measured on a machine
+
+
+@needs_numba
+def test_here_measures_every_provider_and_keeps_nothing_of_a_quick_run(fresh: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["here", "--quick", "--rounds", "2", "--json", "--output", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    names = {"parent, torch", "parent, compiled", "ours", "ours, blocks", "wide"}
+    assert {(row["provider"], row["M"]) for row in rows} == {(name, m) for name in names for m in (1, 4)}
+    for row in rows:
+        assert 0 < row["fastest"] <= row["low"] <= row["milliseconds"] <= row["high"] and row["samples"] >= 2
+    sizes = {row["provider"]: row["bytes"] for row in rows}
+    assert sizes["wide"] == 2 * sizes["parent, torch"] == 2 * 4 * 256 * 384
+    assert sizes["ours"] == sizes["parent, torch"] + 256 * 384 // 8
+    results = Results.read(tmp_path / "out/here.jsonl")
+    assert results.rows == [{k: v for k, v in row.items() if k != "study"} for row in rows]
+    assert not list(fresh.glob("fixed*")) and here.roof_here() is None
+    assert measure.roof_of(results).rates.keys() == {"torch", "compiled", "labels 2"}
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["ours", "parent, compiled", "ours, blocks"])
+def test_here_times_no_kernel_that_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = measure.Layer.calls
+    monkeypatch.setattr(
+        measure.Layer, "calls", lambda self, x: {**right(self, x), name: lambda: right(self, x)[name]() * 1.001}
+    )
+    with pytest.raises(RuntimeError, match=f"{name} is wrong by"):
+        measure.check((2,))
+
+
+@needs_numba
+def test_the_verdict_on_this_machine(fresh: Path) -> None:
+    asked = ["verdict", "--gpu", "here", "--shape", "4096x8192", "--json"]
+    assert "run `fpe here`" in CliRunner().invoke(cli, asked).output
+    here.write(ROOF)
+    rows = [json.loads(line) for line in CliRunner().invoke(cli, asked).stdout.splitlines()]
+    predicted = here.predict(4, 4096, 8192, 2, ROOF)
+    assert [row["M"] for row in rows] == list(here.ROWS)
+    assert rows[1]["over_parent"] == pytest.approx(predicted["ours"] / predicted["parent"])
+    assert [row["holds"] for row in rows] == [row["over_parent"] <= 1.1 for row in rows]
+    assert "no other --dtype" in CliRunner().invoke(cli, [*asked, "--dtype", "bf16"]).output
+    assert "2 to 8 children, got 9" in CliRunner().invoke(cli, [*asked, "--alpha", "9"]).output
+    text = CliRunner().invoke(cli, asked[:-1], env={"COLUMNS": "80"}).stdout
+    assert "float32, predicted" in text and max(map(len, text.splitlines())) <= 80
 
 
 def test_rates_between_those_measured() -> None:

@@ -4,6 +4,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from fpe.kernels.here import ROWS, CpuRoof, predict
+
 from ..results import Results
 from ..studies.drawing import doubling, figure
 from ..table import Table
@@ -43,6 +45,32 @@ def model_table(results: Results) -> Table:
         for row in compared(results)
     ]
     return Table("Ours in milliseconds and in copy bandwidth, and the errors of the model", columns, body)
+
+
+def verdict_rows(n: int, k: int, alpha: int, roof: CpuRoof, tolerance: float) -> list[dict[str, Any]]:
+    """What a layer is predicted to cost on a measured CPU: milliseconds at each number of rows, in float32."""
+    rows = []
+    for m in ROWS:
+        predicted = {name: 1e3 * seconds for name, seconds in predict(m, n, k, alpha, roof).items() if name != "twin"}
+        ratio = predicted["ours"] / predicted["parent"]
+        rows.append({"M": m, **predicted, "over_parent": ratio, "holds": ratio <= 1 + tolerance})
+    return rows
+
+
+def verdict_table(n: int, k: int, alpha: int, roof: CpuRoof, tolerance: float) -> Table:
+    """:func:`verdict_rows`, as it is read."""
+    body = [
+        (
+            str(row["M"]),
+            *(f"{row[name]:.3g}" for name in ("parent", "wide", "ours")),
+            f"{row['over_parent']:.2f}",
+            "yes" if row["holds"] else "no",
+        )
+        for row in verdict_rows(n, k, alpha, roof, tolerance)
+    ]
+    columns = ("rows", "parent", "wide", "ours", "of parent", f"within {tolerance:.0%}")
+    title = f"Milliseconds of a {n} x {k} layer, alpha = {alpha}, float32, predicted from the roof of {roof.name}"
+    return Table(f"{title}, {roof.threads} threads, measured", columns, body)
 
 
 def crossover_table(results: Results) -> Table:
