@@ -18,6 +18,7 @@ from torch import Tensor
 
 import fpe
 from fpe.bench.cli import cli
+from fpe.bench.cli.doctor import _devices
 from fpe.bench.here import measure
 from fpe.bench.results import Results
 from fpe.kernels import (
@@ -380,7 +381,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_no_test_sees_what_was_measured_on_this_machine() -> None:
-    assert here.roof_here() is None
+    assert here.folder() != FOLDER() and here.roof_here() is None
 
 
 def test_a_roof_lies_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -515,7 +516,9 @@ def test_here_times_no_kernel_that_is_wrong(name: str, monkeypatch: pytest.Monke
 def test_the_verdict_on_this_machine(fresh: Path) -> None:
     asked = ["verdict", "--gpu", "here", "--shape", "4096x8192", "--json"]
     assert "run `fpe here`" in CliRunner().invoke(cli, asked).output
+    assert [found.state for found in _devices() if "roof" in found.name] == ["no"]
     here.write(ROOF)
+    assert [found.says for found in _devices() if "roof" in found.name] == ["measured: reads weights at 8.0 GB/s"]
     rows = [json.loads(line) for line in CliRunner().invoke(cli, asked).stdout.splitlines()]
     predicted = here.predict(4, 4096, 8192, 2, ROOF)
     assert [row["M"] for row in rows] == list(here.ROWS)

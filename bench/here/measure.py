@@ -1,9 +1,9 @@
 """What is measured on this machine's CPU: what it can do, and what a layer costs on it.
 
 What the machine can do and what the layers cost is measured in the same rounds, so that other work on the machine slows
-both. Ratios are those of medians. The model says what a product takes where nothing else runs: it is made of the fastest
-of all times, and judged by the fastest. The parent is the faster of two dense products: PyTorch's, and the package's own
-kernel without labels, which is what the same compiler makes of a dense layer.
+both. Ratios are those of medians. The model says what a product takes where nothing else runs: it is made of the
+fastest of all times, and judged by the fastest. The parent is the faster of two dense products: PyTorch's, and the
+package's own kernel without labels, which is what the same compiler makes of a dense layer.
 """
 
 import time
