@@ -26,8 +26,8 @@ from ..results import Results, provenance
 BLOCK = (64, 64)
 TURNS = 20
 """Times that a call is made in a round, at most."""
-SHARE = 0.25
-"""Seconds of a round that the calls of one group take, roughly; they are made once at least."""
+SHARE = 0.4
+"""Seconds of a round after which a group's calls take no more turns; they have one at least."""
 
 
 class Case(NamedTuple):
@@ -131,21 +131,22 @@ def in_rounds(groups: Mapping[Key, Group], rounds: int) -> dict[tuple[Key, str],
     Returns:
         Seconds of each time that a call was made, by its group's and its own name.
     """
-    turns = {}
-    for key, group in groups.items():  # the first time fills allocators, and says how long a turn takes
-        start = time.perf_counter()
+    for group in groups.values():  # the first time fills allocators
         for call in group.calls.values():
             call()
-        turns[key] = min(max(int(SHARE / (time.perf_counter() - start)), 1), TURNS)
     taken: dict[tuple[Key, str], list[float]] = {(key, name): [] for key, g in groups.items() for name in g.calls}
     for _ in range(rounds):
         for key, group in groups.items():
-            for name, call in list(group.calls.items()) * turns[key]:
-                if group.warm:
+            begun = time.perf_counter()
+            for turn in range(TURNS):
+                if turn and time.perf_counter() - begun > SHARE:
+                    break
+                for name, call in group.calls.items():
+                    if group.warm:
+                        call()
+                    start = time.perf_counter()
                     call()
-                start = time.perf_counter()
-                call()
-                taken[key, name].append(time.perf_counter() - start)
+                    taken[key, name].append(time.perf_counter() - start)
     return {which: np.array(each) for which, each in taken.items()}
 
 
