@@ -28,7 +28,9 @@ def table(results: Results) -> Table:
         )
         for row in compared(results)
     ]
-    return Table(f"Milliseconds in float32, medians of one run on {results.origin}", columns, body)
+    load = results.settings["load"]
+    among = "" if load is None else f", other work keeping {load:.1f} threads busy as it began"
+    return Table(f"Milliseconds in float32, medians of one run on {results.origin}{among}", columns, body)
 
 
 def model_table(results: Results) -> Table:

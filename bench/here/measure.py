@@ -6,6 +6,7 @@ fastest of all times, and judged by the fastest. The parent is the faster of two
 package's own kernel without labels, which is what the same compiler makes of a dense layer.
 """
 
+import os
 import time
 from collections.abc import Callable, Hashable, Mapping
 from itertools import product
@@ -161,7 +162,11 @@ def _random(m: int, k: int, seed: int) -> Tensor:
 
 def roof_groups(plan: Plan, seed: int) -> dict[Hashable, Group]:
     """What says what this CPU can do."""
-    source, target, square = torch.zeros(plan.copy // 4), torch.zeros(plan.copy // 4), _random(*[plan.square] * 2, seed)
+    source, target, square = (
+        torch.zeros(plan.copy // 4),
+        torch.zeros(plan.copy // 4),
+        _random(plan.square, plan.square, seed),
+    )
     tiny, large = Layer.of(128, 128, 2, seed), Layer.of(*plan.large, 2, seed, wide=False)
     layers = {alpha: Layer.of(*plan.small, alpha, seed, wide=False) for alpha in plan.alphas}
     groups: dict[Hashable, Group] = {
@@ -221,9 +226,9 @@ def cache_bytes() -> int:
     return max(sizes, default=4 << 20)
 
 
-def layer_groups(plan: Plan, seed: int) -> dict[Hashable, Group]:
+def layer_groups(plan: Plan, seed: int) -> dict[tuple[Case, int], Group]:
     """The layers at each number of rows."""
-    groups: dict[Hashable, Group] = {}
+    groups: dict[tuple[Case, int], Group] = {}
     for case in plan.cases:
         layer, inside = Layer.of(case.n, case.k, case.alpha, seed), 4 * case.n * case.k < cache_bytes()
         groups |= {(case, m): Group(layer.calls(_random(m, case.k, seed)), inside) for m in case.rows}
@@ -283,14 +288,18 @@ def run(quick: bool = False, rounds: int = 3, seed: int = 0) -> tuple[CpuRoof, R
         seed: Of weights and labels.
     """
     plan = QUICK if quick else FULL
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     check(plan.alphas, seed)
     layers = layer_groups(plan, seed)
-    seconds = in_rounds({**roof_groups(plan, seed), **layers}, rounds)
+    groups = roof_groups(plan, seed)
+    groups.update(layers.items())
+    seconds = in_rounds(groups, rounds)
     found = roof_from(plan, seconds)
     settings = {
         "cpu": found.name,
         "threads": found.threads,
         "rounds": rounds,
+        "load": load,
         "copy": found.copy,
         "read": found.read,
         "flops": found.flops,
@@ -299,7 +308,7 @@ def run(quick: bool = False, rounds: int = 3, seed: int = 0) -> tuple[CpuRoof, R
         "rates": {name: list(rates) for name, rates in found.rates.items()},
     }
     device = {**provenance(), "device": f"{found.name}, {found.threads} threads"}
-    rows = [_row(*key, name, each) for (key, name), each in seconds.items() if key in layers]
+    rows = [_row(*key, name, seconds[key, name]) for key, group in layers.items() for name in group.calls]
     return found, Results("here", settings, rows, device)
 
 
