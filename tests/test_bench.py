@@ -1,5 +1,6 @@
 """Ledgers, documents, the report, and the list of commands."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,11 @@ def test_report_is_one_self_contained_page(cli_runner: CliRunner, tmp_path: Path
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 20 + numba_installed()  # what this machine's CPU was measured to do
     assert "src=" not in page and "<link" not in page and "nan" not in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) and {f"#{name}" for name in ids} >= set(re.findall(r'href="(#[\w-]+)"', page))
+    figures = re.findall(r"<svg ([^>]*)>(.{9})", page)
+    assert all('role="img"' in head and title.startswith("<title>") for head, title in figures)
+    assert page.count("<text") > 100 and page.count("<th") == page.count('scope="') and "…" not in page
     rows = Results.read(tmp_path / "report-vision.jsonl")
     assert vision.table(rows).rows[-1][1] in page
 

@@ -13,7 +13,7 @@ from ..latency import whole
 from ..results import COMMITTED, Results
 from ..studies import every
 from ..table import Table
-from . import costs, figures, summary
+from . import answers, costs, figures, summary
 
 LLM_LAYER = (14336, 4096)
 """Output and input features of the layer whose bytes are shown (an 8B language model's MLP)."""
@@ -23,6 +23,7 @@ STUDIES: dict[str, Callable[[], Table]] = {
 }
 TABLES: dict[str, Callable[[], Table]] = {
     **STUDIES,
+    "should-i": answers.should_i,
     "formats": lambda: summary.formats(*LLM_LAYER),
     "storage": ledger.storage,
     "traffic": lambda: traffic.table(_read("lab/traffic")),
