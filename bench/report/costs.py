@@ -417,7 +417,7 @@ def section(device: Measured | None = None) -> dict[str, Any]:
         drawings.insert(3, (bandwidth_bars(device), f"Achieved bandwidth. {source}"))
     return {
         "sentences": verdict.sentences(LAYER, judged, name, "measured" if device else roof.basis, 0.10).splitlines(),
-        "drawings": [(svg(drawn), caption) for drawn, caption in drawings],
+        "drawings": [(svg(drawn, f"cost{i}", caption), caption) for i, (drawn, caption) in enumerate(drawings)],
         "tables": [
             *(verdict_summary(device), crossover_table(), memory_table()),
             *(t for t in (peers_table(device), energy_table(device)) if t),

@@ -135,16 +135,22 @@ def figures(study: BooleanStudy) -> dict[str, Figure]:
 def curves(results: Results) -> Figure:
     """Test accuracy by epoch: mean and range over trials, the split marked."""
     made, (axis,) = figure(7.2, 3.6)
-    split = results.settings["epochs"]
+    split, ends = results.settings["epochs"], []
     for condition, rows in results.frame.groupby("condition", sort=False):
         by_epoch = rows.groupby("epoch")["test_accuracy"]
         middle = by_epoch.mean()
         colour = COLOURS[str(condition)]
         axis.fill_between(middle.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.15, linewidth=0)
         axis.plot(middle.index, middle, color=colour, linewidth=2)
+        ends.append((middle.iloc[-1], middle.index[-1], str(condition), colour))
+    gap = 0.06 * (axis.get_ylim()[1] - axis.get_ylim()[0])
+    below: dict[int, float] = {}
+    for height, epoch, condition, colour in sorted(ends):  # names of lines that end together stand one above the other
+        place = max(height, below.get(epoch, height - gap) + gap)
+        below[epoch] = place
         axis.annotate(
-            str(condition),
-            (middle.index[-1], middle.iloc[-1]),
+            condition,
+            (epoch, place),
             (6, 0),
             textcoords="offset points",
             color=colour,
