@@ -144,7 +144,8 @@ def expanded_mlp_triton(
     second = None if labels2 is None else stored_weight(w2, labels2, alpha, keep_order=True)
     words2 = rows_contiguous(w2) if second is None else second.words
     # The kernel knows the planes' rows by their number of words.
-    planes1, planes2 = first.planes.contiguous(), None if second is None else second.planes.contiguous()
+    planes1, planes2 = (None if s is None or s.planes is None else s.planes.contiguous() for s in (first, second))
+    assert planes1 is not None
     config = config or choose(Problem(m, hidden, alpha), device_of(x))
     with torch.cuda.device_of(x):
         _expanded_mlp[(triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_o))](
