@@ -246,6 +246,12 @@ def test_many_rows_and_plain_tables_are_multiplied_by_a_decompressed_weight() ->
 
 
 @pytest.mark.parametrize("arch", KNOWN)
+def test_gathered_values_are_not_multiplied_where_a_fence_is_missing(arch: int) -> None:
+    with patch.object(choice, "device_of", return_value=KNOWN[arch]):
+        assert choice._fuses(1, torch.ones(3), None, 1, "triton") == (arch != 100)
+
+
+@pytest.mark.parametrize("arch", KNOWN)
 def test_the_rule_chooses_tiles_of_whole_words_in_a_run(arch: int) -> None:
     sizes = ((1, 1), (100, 784), (4096, 14336))
     for op, m, (n, k), turned, alpha, size in product(

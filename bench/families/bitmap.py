@@ -13,6 +13,7 @@ from ...kernels.bitmap import eager as twins
 from ...kernels.bitmap import triton as kernels
 from ...kernels.bitmap.backends import BACKENDS as _BACKENDS
 from ...kernels.bitmap.layout import RUN, WORD, Bitmap
+from ...kernels.gpus import architecture
 from ...kernels.partition import eager as partition_twins
 from ...kernels.partition import triton as partition_kernels
 from . import contract, partition
@@ -85,6 +86,10 @@ class Case(contract.Case):
     activation: str | None = None
     shape: tuple[int, int] = SHAPE
     file: ClassVar[str] = "bitmap"
+
+    def runs_on(self, arch: int) -> bool:
+        """Not where the products are made of a decompressed weight."""
+        return self.op not in PRODUCTS or architecture(arch).matrix != "tcgen05.mma"
 
     def posed(self) -> Problem:
         """See :class:`.contract.Case`."""

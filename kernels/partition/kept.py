@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 from ..activations import finish
 from ..bitmap.backends import BACKENDS
 from ..bitmap.layout import Bitmap
+from ..device import device_of
 from ..library import define, implementation, save_operands
 from . import ops
 from .backends import SPLIT
@@ -26,11 +27,14 @@ FUSED_ROWS = DIRECT_ROWS
 def _fuses(m: int, operand: Tensor, labels: Tensor | None, alpha: int, backend: str) -> bool:
     """Whether a Triton kernel reads the kept values as it multiplies: for few rows, whose cost is the weight's bytes.
 
-    A plain table of labels is packed in every call, which reads more than a decompressed weight.
+    A plain table of labels is packed in every call, which reads more than a decompressed weight. For ``tcgen05.mma``
+    Triton 3.7.1 leaves out a fence between values that were gathered and the product that reads them.
     """
     able = backend == "triton" or (backend == "auto" and operand.is_cuda)
     packed = labels is None or labels.dim() == 3
-    return able and packed and m <= FUSED_ROWS and not SPLIT["triton"].why_not(operand, alpha)
+    if not (able and packed and m <= FUSED_ROWS) or SPLIT["triton"].why_not(operand, alpha):
+        return False
+    return device_of(operand).matrix != "tcgen05.mma"
 
 
 def _owners(labels: Tensor | None, alpha: int, kept: Bitmap) -> PackedLabels | None:
