@@ -304,7 +304,7 @@ def roofline(device: Measured | None, layer: Layer = LAYER) -> Figure:
             colour, marker = COLOURS[name], "o" if device else "."
             axis.plot(*zip(*points, strict=True), marker, linestyle="-", linewidth=1, color=colour, label=name)
         if name == "parent" and not device:
-            for m, point in zip(ROWS[::3], points[::3], strict=True):
+            for m, point in zip(ROWS[:7:3], points[:7:3], strict=True):
                 axis.annotate(f"M {m}", point, (5, -11), textcoords="offset points", fontsize=8)
     axis.set_xscale("log")
     axis.set_yscale("log")
