@@ -41,9 +41,9 @@ class CpuRoof:
         flops: Of a large float32 matrix product, a second.
         cache: Bytes of a layer that stay in the caches.
         call: Seconds of a call on next to nothing, through the operation.
-        rates: Seconds for each weight of a layer in the cache, at :data:`ROWS`: of ``"dense"``, the faster of PyTorch's
-            product and this compiler's, of ``"torch"``, PyTorch's alone, and of ``"labels 2"``, ``"labels 4"`` and
-            ``"labels 8"``, ours. All in float32.
+        rates: Seconds for each weight of a float32 layer in the cache, at :data:`ROWS`: of ``"torch"``, PyTorch's dense
+            product, of ``"compiled"``, the kernel with one child, and of ``"labels 2"``, ``"labels 4"`` and
+            ``"labels 8"``, the kernel with more.
     """
 
     name: str
@@ -91,7 +91,8 @@ def predict(m: int, n: int, k: int, alpha: int, roof: CpuRoof) -> dict[str, floa
     index = weights * math.ceil(math.log2(max(alpha, 2))) / 8
     wide = alpha * weights * roof.rate("torch", m) + roof.memory(alpha * size)
     return {
-        "parent": weights * roof.rate("dense", m) + roof.memory(size),
+        "parent": min(weights * roof.rate("torch", m), roof.call + weights * roof.rate("compiled", m))
+        + roof.memory(size),
         "wide": wide,
         "ours": roof.call + weights * roof.labels(alpha, m) + roof.memory(size + index),
         # It reads labels, makes and reads an int64 table of them, and writes the wide weight twice.

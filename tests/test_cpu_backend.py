@@ -12,10 +12,15 @@ from threading import Barrier, get_ident
 
 import pytest
 import torch
+from click.testing import CliRunner
 from support import ROOT, assert_as_accurate, changed_fields, guarded, readable_id, seeded
 from torch import Tensor
 
 import fpe
+from fpe.bench.cli import cli
+from fpe.bench.cli.doctor import _devices
+from fpe.bench.here import measure
+from fpe.bench.results import Results
 from fpe.kernels import (
     HOLE,
     BlockLayout,
@@ -353,7 +358,7 @@ ROOF = here.CpuRoof(
     cache=4 << 20,
     call=200e-6,
     rates={
-        "dense": (5e-11, 1.5e-10, 5e-10, 1.2e-9, 4.8e-9),
+        "compiled": (5e-11, 1.5e-10, 5e-10, 1.2e-9, 4.8e-9),
         "torch": (6e-11, 2e-10, 5e-10, 1.2e-9, 4.8e-9),
         "labels 2": (1e-10, 2e-10, 8e-10, 3.2e-9, 1.3e-8),
         "labels 4": (1.6e-10, 4e-10, 1.6e-9, 6.4e-9, 2.6e-8),
@@ -376,7 +381,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_no_test_sees_what_was_measured_on_this_machine() -> None:
-    assert here.roof_here() is None
+    assert here.folder() != FOLDER() and here.roof_here() is None
 
 
 def test_a_roof_lies_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -475,10 +480,60 @@ def test_a_layer_takes_it_where_the_roof_says_so(merge: bool, fresh: Path) -> No
     assert keeps_dense(x.bfloat16())
 
 
+# What is measured on a machine
+
+
+@needs_numba
+def test_here_measures_every_provider_and_keeps_nothing_of_a_quick_run(fresh: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["here", "--quick", "--rounds", "2", "--json", "--output", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    names = {"parent, torch", "parent, compiled", "ours", "ours, blocks", "wide"}
+    assert {(row["provider"], row["M"]) for row in rows} == {(name, m) for name in names for m in (1, 4)}
+    for row in rows:
+        assert 0 < row["fastest"] <= row["low"] <= row["milliseconds"] <= row["high"] and row["samples"] >= 2
+    sizes = {row["provider"]: row["bytes"] for row in rows}
+    assert sizes["wide"] == 2 * sizes["parent, torch"] == 2 * 4 * 256 * 384
+    assert sizes["ours"] == sizes["parent, torch"] + 256 * 384 // 8
+    results = Results.read(tmp_path / "out/here.jsonl")
+    assert results.rows == [{k: v for k, v in row.items() if k != "study"} for row in rows]
+    assert not list(fresh.glob("fixed*")) and here.roof_here() is None
+    assert measure.roof_of(results).rates.keys() == {"torch", "compiled", "labels 2"}
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["ours", "parent, compiled", "ours, blocks"])
+def test_here_times_no_kernel_that_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = measure.Layer.calls
+    monkeypatch.setattr(
+        measure.Layer, "calls", lambda self, x: {**right(self, x), name: lambda: right(self, x)[name]() * 1.001}
+    )
+    with pytest.raises(RuntimeError, match=f"{name} is wrong by"):
+        measure.check((2,))
+
+
+@needs_numba
+def test_the_verdict_on_this_machine(fresh: Path) -> None:
+    asked = ["verdict", "--gpu", "here", "--shape", "4096x8192", "--json"]
+    assert "run `fpe here`" in CliRunner().invoke(cli, asked).output
+    assert [found.state for found in _devices() if "roof" in found.name] == ["no"]
+    here.write(ROOF)
+    assert [found.says for found in _devices() if "roof" in found.name] == ["measured: reads weights at 8.0 GB/s"]
+    rows = [json.loads(line) for line in CliRunner().invoke(cli, asked).stdout.splitlines()]
+    predicted = here.predict(4, 4096, 8192, 2, ROOF)
+    assert [row["M"] for row in rows] == list(here.ROWS)
+    assert rows[1]["over_parent"] == pytest.approx(predicted["ours"] / predicted["parent"])
+    assert [row["holds"] for row in rows] == [row["over_parent"] <= 1.1 for row in rows]
+    assert "no other --dtype" in CliRunner().invoke(cli, [*asked, "--dtype", "bf16"]).output
+    assert "2 to 8 children, got 9" in CliRunner().invoke(cli, [*asked, "--alpha", "9"]).output
+    text = CliRunner().invoke(cli, asked[:-1], env={"COLUMNS": "80"}).stdout
+    assert "float32, predicted" in text and max(map(len, text.splitlines())) <= 80
+
+
 def test_rates_between_those_measured() -> None:
-    assert ROOF.rate("dense", 4) == pytest.approx(ROOF.rates["dense"][1])
-    assert ROOF.rates["dense"][1] < ROOF.rate("dense", 8) < ROOF.rates["dense"][2]
-    assert ROOF.rate("dense", 512) == 2 * ROOF.rates["dense"][-1]
+    assert ROOF.rate("torch", 4) == pytest.approx(ROOF.rates["torch"][1])
+    assert ROOF.rates["torch"][1] < ROOF.rate("torch", 8) < ROOF.rates["torch"][2]
+    assert ROOF.rate("torch", 512) == 2 * ROOF.rates["torch"][-1]
     assert ROOF.labels(4, 1) == pytest.approx(ROOF.rates["labels 4"][0])
     assert ROOF.labels(2, 16) < ROOF.labels(3, 16) < ROOF.labels(4, 16) < ROOF.labels(6, 16) < ROOF.labels(8, 16)
 
@@ -486,7 +541,7 @@ def test_rates_between_those_measured() -> None:
 def test_memory_counts_beyond_the_cache_alone() -> None:
     inside, beyond = here.predict(1, 256, 256, 2, ROOF), here.predict(1, 8192, 4096, 2, ROOF)
     weights = 256 * 256
-    assert inside["parent"] == pytest.approx(weights * ROOF.rate("dense", 1))
+    assert inside["parent"] == pytest.approx(weights * ROOF.rate("torch", 1))  # less than a call of the compiled one
     weights = 8192 * 4096
-    assert beyond["parent"] == pytest.approx(weights * ROOF.rate("dense", 1) + 4 * weights / ROOF.read)
+    assert beyond["parent"] == pytest.approx(ROOF.call + weights * ROOF.rate("compiled", 1) + 4 * weights / ROOF.read)
     assert beyond["ours"] < beyond["wide"] < beyond["twin"]

@@ -8,10 +8,12 @@ import click
 import torch
 
 from ...kernels.gpus import GPUS
+from ...kernels.here import ALPHAS, roof_here
 from ...kernels.model import PASSES
 from ...kernels.roofs import ITEMSIZE, Roof
 from ...kernels.structures import STRUCTURES
 from ..costs import verdict
+from ..here import draw
 from ..latency import shapes, suite, whole
 from ..latency.providers import PROVIDERS, find
 from ..results import Results
@@ -82,7 +84,13 @@ def verdict_command(
     shape: tuple[int, int],
     **layer: Any,
 ) -> None:
-    """Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above."""
+    """Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above.
+
+    `--gpu here` is this machine's CPU, in float32, once `fpe here` has measured it.
+    """
+    if gpu == "here":
+        _verdict_here(shape, layer["alpha"], tolerance, form)
+        return
     sizes = verdict.Layer(*shape, **layer)
     try:
         results = Results.read(path) if path else None
@@ -100,6 +108,30 @@ def verdict_command(
     else:
         print_table(verdict.verdict_table(sizes, rows, roof, tolerance))
     print_text(verdict.assumptions(roof))
+
+
+def _verdict_here(shape: tuple[int, int], alpha: int, tolerance: float, form: str | None) -> None:
+    """The verdict on this machine's CPU.
+
+    Raises:
+        click.UsageError: Its roof was not measured, or an option says what it does not tell.
+    """
+    given = click.get_current_context()
+    for name, allowed in (("dtype", ("fp32",)), ("block", ()), ("path", ())):
+        asked = given.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if asked and given.params[name] not in allowed:
+            raise click.UsageError(
+                "--gpu here is of labels in float32: it takes no other --dtype, --block or --measured"
+            )
+    if not 2 <= alpha <= ALPHAS[-1]:
+        raise click.UsageError(f"--gpu here knows 2 to {ALPHAS[-1]} children, got {alpha}")
+    roof = roof_here()
+    if roof is None:
+        raise click.UsageError("this machine's CPU was not measured with its present number of threads: run `fpe here`")
+    if form:
+        print_rows([{"cpu": roof.name, **row} for row in draw.verdict_rows(*shape, alpha, roof, tolerance)], form)
+        return
+    print_table(draw.verdict_table(*shape, alpha, roof, tolerance))
 
 
 @click.command("gpus")

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from ..costs import ledger
 from ..gpu.cli import NAMES, plan_table, planning
+from ..here import draw
 from ..lab import survey, traffic
 from ..lab.ptx import execute, mutate
 from ..latency import whole
@@ -27,6 +28,9 @@ TABLES: dict[str, Callable[[], Table]] = {
     "storage": ledger.storage,
     "traffic": lambda: traffic.table(_read("lab/traffic")),
     "models-cpu": lambda: whole.table(_read("cpu/latency-models")),
+    "here": lambda: draw.table(_read("cpu/here")),
+    "here-model": lambda: draw.model_table(_read("cpu/here")),
+    "here-crossover": lambda: draw.crossover_table(_read("cpu/here")),
     "verdict": lambda: costs.verdict_summary(costs.measured()),
     "crossover": lambda: costs.crossover_table(),
     "gpu-plan": lambda: plan_table(planning(), NAMES, 9 * 60),
@@ -51,6 +55,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "ratio": lambda: costs.ratio_figure(costs.measured()),
     "roofline": lambda: costs.roofline(costs.measured()),
     "memory": lambda: costs.memory_bars(),
+    "here": lambda: draw.ratio_figure(_read("cpu/here")),
 }
 
 

@@ -12,6 +12,7 @@ from torch import nn
 import fpe
 
 from ..costs.ledger import layer_ledger
+from ..here import draw, measure
 from ..results import Results, provenance
 from ..studies import boolean, boolean_drawn, vision
 from ..studies.drawing import palette, svg
@@ -31,6 +32,7 @@ PLACED = ("boolean", "boolean-sensitivity", "by-width", "traffic", "compiled")
 """Committed tables that stand at places of their own on the page, by name; those of all studies follow one another."""
 
 CAPTIONS = {
+    "here": "Time over the dense parent's, 20th to 80th percentile; dotted: as the cost model predicts it.",
     "boolean_curves": "Test accuracy by epoch, mean and range over trials. After the split a new optimizer trains the "
     "same weights.",
     "boolean_accuracy": "Test accuracy: a dot is a trial, the bar is their mean. Dashed: the published figures.",
@@ -74,7 +76,8 @@ def build(
     case = boolean.run(boolean.QUICK if quick else BOOLEAN_DEMO, seed, device, quiet)
     real_choices = vision.default_choices()
     real = vision.run(replace(real_choices, epochs=1, trials=2) if quick else real_choices, seed, device, quiet)
-    for results in (case.results, case.curves, real):
+    here = None if measure.why_not() else measure.run(quick, rounds=1 if quick else 2, seed=seed)[1]
+    for results in (case.results, case.curves, real, *([here] if here else ())):
         results.write(output / f"report-{results.study}.jsonl")  # the studies' own files are longer runs
 
     ledgers = _ledgers(real, seed)
@@ -82,7 +85,7 @@ def build(
     tables += [summary.ledger(ledgers["dense"], after, name) for name, after in ledgers.items() if name != "dense"]
     tables.append(summary.formats(*LLM_LAYER))
     page = output / "report.html"
-    page.write_text(_render(case, real, ledgers, tables))
+    page.write_text(_render(case, real, ledgers, tables, here))
     return page, [case.results, real], tables[:2]
 
 
@@ -105,7 +108,9 @@ def _ledgers(real: Results, seed: int) -> dict[str, list[dict[str, Any]]]:
     return ledgers
 
 
-def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], tables: list[Table]) -> str:
+def _render(
+    case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], tables: list[Table], here: Results | None
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -115,11 +120,15 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
         "ledger": figures.ledger_bars(ledgers),
         "formats": figures.format_bars(*LLM_LAYER),
     }
+    if here:
+        drawn["here"] = draw.ratio_figure(here)
     drawn |= {name.replace("-", "_"): made for name in SHOWN_FIGURES if (made := _if_there(FIGURES[name]))}
     return environment.get_template("page.html.j2").render(
         figures={name: svg(figure, name, CAPTIONS[name]) for name, figure in drawn.items()},
         captions=CAPTIONS,
         answers=answers.should_i(),
+        here=[draw.table(here), draw.model_table(here), draw.crossover_table(here)] if here else [],
+        here_says=draw.sentence(here) if here else f"Not measured: {measure.why_not()}.",
         boolean=tables[0],
         vision=tables[1],
         ledgers=tables[2:-1],
