@@ -143,7 +143,8 @@ def curves(results: Results) -> Figure:
         axis.fill_between(middle.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.15, linewidth=0)
         axis.plot(middle.index, middle, color=colour, linewidth=2)
         ends.append((middle.iloc[-1], middle.index[-1], str(condition), colour))
-    gap, below = 0.06 * (axis.get_ylim()[1] - axis.get_ylim()[0]), {}
+    gap = 0.06 * (axis.get_ylim()[1] - axis.get_ylim()[0])
+    below: dict[int, float] = {}
     for height, epoch, condition, colour in sorted(ends):  # names of lines that end together stand one above the other
         place = max(height, below.get(epoch, height - gap) + gap)
         below[epoch] = place
