@@ -57,6 +57,8 @@ def test_documents_say_what_the_committed_results_say() -> None:
     for name in documents.DOCUMENTS:
         text = (ROOT / name).read_text()
         assert "<!-- table:" in text and documents.fill(text) == text, f"{name}: run make docs"
+    for name, text in documents.downloads().items():
+        assert (ROOT / name).read_text() == text, f"{name}: run make docs"
 
 
 def test_documents_refuse_an_unknown_table() -> None:

@@ -26,7 +26,7 @@ def should_i() -> Table:
         (
             "What does it gain?",
             f"{_points('random input', widths)} points of test accuracy at {_list(widths)} neurons (CIFAR-100 "
-            "features, two children); nothing in a transformer's MLPs",
+            "features, two children); not shown for a transformer's MLPs",
         ),
         (
             "What is better, if I may choose?",

@@ -269,12 +269,15 @@ def ratio_lines(rows: Sequence[Mapping[str, Any]], yardstick: str, title: str) -
                     label=row["structure"],
                 )
         axis.axhline(1, color="#212529", linewidth=1, linestyle="--")
+        if yardstick == "ratio":
+            axis.axhline(1.1, color="#868e96", linewidth=1, linestyle=":", label="+10 %")
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
         over = "the parent's" if yardstick == "ratio" else "the wide dense layer's"
         axis.set(xlabel="rows of activations M", ylabel=f"time over {over}", title=f"{title}, {workload}")
         axis.set_ylim(bottom=0)
         axis.legend(frameon=False)
+    made.suptitle(f"{LAYER.n} x {LAYER.k}, alpha = {LAYER.alpha}, {LAYER.dtype}", fontsize=11)
     return made
 
 
@@ -300,6 +303,9 @@ def roofline(device: Measured | None, layer: Layer = LAYER) -> Figure:
         if points:
             colour, marker = COLOURS[name], "o" if device else "."
             axis.plot(*zip(*points, strict=True), marker, linestyle="-", linewidth=1, color=colour, label=name)
+        if name == "parent" and not device:
+            for m, point in zip(ROWS[:7:3], points[:7:3], strict=True):
+                axis.annotate(f"M {m}", point, (5, -11), textcoords="offset points", fontsize=8)
     axis.set_xscale("log")
     axis.set_yscale("log")
     title = f"{roof.name}, {layer.n} x {layer.k}, {_kind(device)}"

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ..studies.drawing import save
-from ..table import Table
+from ..table import Table, raw
 from .committed import FIGURES, TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +23,9 @@ DOCUMENTS = (
     "docs/studies.md",
     "docs/when.md",
 )
+
+DOWNLOADS = ("traffic", "compiled")
+"""Tables that are too long to read, written to ``docs/tables`` as CSV."""
 
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -55,12 +58,22 @@ def refresh() -> list[Path]:
         path = ROOT / name
         path.write_text(fill(path.read_text()))
         written.append(path)
+    for name, text in downloads().items():
+        path = ROOT / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        written.append(path)
     written += [save(draw(), ROOT / "docs/figures" / f"{name}.svg") for name, draw in FIGURES.items()]
     return written
 
 
 PROSE = 100
 """Characters from which a cell is a sentence, and its column stands left."""
+
+
+def downloads() -> dict[str, str]:
+    """The long tables as CSV, by the path of their files."""
+    return {f"docs/tables/{name}.csv": raw(TABLES[name]().records(), "csv") for name in DOWNLOADS}
 
 
 def markdown(table: Table) -> str:

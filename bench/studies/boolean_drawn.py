@@ -151,8 +151,9 @@ def curves(results: Results) -> Figure:
         axis.annotate(
             condition,
             (epoch, place),
-            (6, 0),
+            (6, 0) if epoch > split else (-6, 9),  # what goes on after the split has its line there
             textcoords="offset points",
+            ha="left" if epoch > split else "right",
             color=colour,
             va="center",
             fontweight="bold",

@@ -214,7 +214,7 @@ def heatmap(results: Results) -> Figure:
         grid = by_split[condition]
         axis.imshow(grid, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
         for (y, x), value in np.ndenumerate(grid.to_numpy()):
-            shade = "white" if abs(value) > 0.6 * limit else "#212529"
+            shade = "white" if abs(value) > 0.6 * limit else "#111111"  # whatever the page's colours are
             if not np.isnan(value):
                 axis.text(x, y, f"{value:+.0f}", ha="center", va="center", fontsize=8, color=shade)
         axis.set_xticks(range(len(grid.columns)), [f"{c}" for c in grid.columns])

@@ -70,6 +70,13 @@ RECIPES: dict[str, Recipe] = {
             f"Or {OWN_FEATURES}",
         ),
         Recipe(
+            "cifar100quarter_lite2_512",
+            "rivals",
+            "a part of cifar100_lite2_512 (docs/studies.md says which)",
+            "make cifar100_lite2_512, keep the rows that docs/studies.md names, write "
+            "np.savez('cifar100quarter_lite2_512.npz', X=, y=, Xt=, yt=) and give --data its path",
+        ),
+        Recipe(
             "wordnet1000_minilm_384",
             "many-classes",
             "noun glosses of Princeton's WordNet by hypernym, 59 324 of 1000 classes, as sentence embeddings",
