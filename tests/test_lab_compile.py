@@ -86,6 +86,7 @@ def test_facts_of_a_snippet() -> None:
         "loop_loads": 1,
         "loop_integer": 0,
         "loop_in_flight": 0,
+        "loop_prefetches": 0,
         "loop_shared": 0,
     }
 

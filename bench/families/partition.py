@@ -23,6 +23,9 @@ from .contract import SHAPE, Draw, Kernel, Problem, Row, as_meant, laid, pair
 ISSUE_SLOTS = 14
 """Instructions that an H200's lanes can issue while a 16-bit weight arrives at 4.8 TB/s (132 x 128 lanes, 1.98 GHz)."""
 
+IN_FLIGHT = 40 << 10
+"""Bytes that a multiprocessor of an H200 must have under way for memory never to wait: 25 KB, with a margin."""
+
 
 def _step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
     rows = given["BLOCK_M" if given["TURNED"] else "BLOCK_K" if given["TRANSPOSED"] else "BLOCK_N"]
@@ -50,6 +53,8 @@ def _check_direct(row: Row) -> list[str]:
         complaints.append(f"{spent} instructions a weight: unpacking would outlast the memory")
     if row["loop_shared"]:
         complaints.append(f"{row['loop_shared']} instructions on shared memory in a loop that needs none")
+    if row["arch"] == 90 and row["in_flight_l2"] < IN_FLIGHT:
+        complaints.append(f"{row['in_flight_l2']} bytes in flight on a multiprocessor: memory would wait")
     return complaints
 
 

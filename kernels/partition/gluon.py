@@ -127,6 +127,13 @@ def _layout(warps_in, warps_out, outputs, rows):
     return gl.BlockedLayout([1, outputs, rows, 1, 4], [1, 1, 1, 32, 1], [warps_in, warps_out, 1, 1, 1], [4, 3, 2, 1, 0])
 
 
+@gluon.constexpr_function
+def _lanes_layout(layout):
+    """The same lanes with one element for each tile of outputs."""
+    tiles = [1, layout.size_per_thread[1], 1, 1, 1]
+    return gl.BlockedLayout(tiles, layout.threads_per_warp, layout.warps_per_cta, layout.order)
+
+
 @gluon.jit
 def _places(LAYOUT: gl.constexpr, INNER: gl.constexpr, TILES: gl.constexpr, TILES_M: gl.constexpr):
     """Where an element of a tensor stands: indices along its five dimensions."""
@@ -148,6 +155,19 @@ def _store(
         acc += gl.load(bias_ptr + (first + column), mask=mask, other=0.0).to(gl.float32)
     acc = _activate(acc, ACTIVATION)
     gl.store(out_ptr + row.to(gl.int64) * stride_om + column, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@gluon.jit
+def _fetch(lines, steps, turns):
+    """Asks L2 for lines of 128 bytes, for which nobody waits, if there are turns left. Returns the next lines."""
+    text: gl.constexpr = (
+        "{ .reg .pred p; setp.gt.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }"
+    )
+    following = ()
+    for i in gl.static_range(len(lines)):
+        gl.inline_asm_elementwise(text, "=r,l,r", [lines[i], turns], gl.int32, is_pure=False, pack=1)
+        following += (lines[i] + steps[i],)
+    return following
 
 
 @gluon.jit
@@ -251,6 +271,7 @@ def multiply_rows(
     SPLIT: gl.constexpr,
     UNIT: gl.constexpr,
     WHOLE: gl.constexpr,
+    AHEAD: gl.constexpr,
     KIND: gl.constexpr,
     ACTIVATION: gl.constexpr,
     HAS_BIAS: gl.constexpr,
@@ -284,7 +305,21 @@ def multiply_rows(
         accs += (gl.full([WARPS_IN, BLOCK_N // 16, BLOCK_M // 8, 32, 4], 0.0, gl.float32, LAYOUT),)
     first = STEPS_K * pid_split // SPLIT
     last = STEPS_K * (pid_split + 1) // SPLIT
-    for step in range(first, last if WHOLE else gl.minimum(last, SIZE_WORDS // (64 * WARPS_IN))):
+    whole = last if WHOLE else gl.minimum(last, SIZE_WORDS // (64 * WARPS_IN))
+    if AHEAD > 0:
+        # Two lanes fetch the two lines of a row of weights, and those of two planes of its labels.
+        inner_f, tile_f, _, lane_f, _ = _places(_lanes_layout(LAYOUT), WARPS_IN, BLOCK_N // 16, 1)
+        fetched = gl.minimum(pid_n * BLOCK_N + tile_f * 16 + lane_f // 2, N - 1).to(gl.int64)
+        group = (first + AHEAD) * WARPS_IN + inner_f
+        lines = (words_ptr + fetched * (stride_wn * UNIT) + (group * 64 + lane_f % 2 * 32),)
+        steps = (64 * WARPS_IN,)
+        for digit in gl.static_range(0, DIGITS, 2):
+            plane = gl.minimum(digit + lane_f % 2, DIGITS - 1)
+            lines += (labels_ptr + fetched * stride_pn + (group * 4 + plane * stride_pp),)
+            steps += (4 * WARPS_IN,)
+    for step in range(first, whole):
+        if AHEAD > 0:
+            lines = _fetch(lines, steps, whole - AHEAD - step)
         accs = _group(
             accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, step * WARPS_IN, inner, word,
             SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, MERGE, KIND, True,
@@ -416,6 +451,7 @@ def multiply_columns(
     UNIT: gl.constexpr,
     WHOLE: gl.constexpr,
     WHOLE_COLUMNS: gl.constexpr,
+    AHEAD: gl.constexpr,
     KIND: gl.constexpr,
     ACTIVATION: gl.constexpr,
     HAS_BIAS: gl.constexpr,
@@ -452,7 +488,25 @@ def multiply_columns(
     BLOCK_N: gl.constexpr = 16 * UNROLL * WARPS_IN
     first = STEPS_N * pid_split // SPLIT
     last = STEPS_N * (pid_split + 1) // SPLIT
-    for step in range(first, last if WHOLE else gl.minimum(last, N // BLOCK_N)):
+    whole = last if WHOLE else gl.minimum(last, N // BLOCK_N)
+    if AHEAD > 0:
+        # A lane fetches the line of one row of weights, and those of its labels.
+        inner_f, tile_f, _, lane_f, _ = _places(_lanes_layout(LAYOUT), WARPS_IN, WARPS_OUT, 1)
+        fetched = ((first + AHEAD) * BLOCK_N + inner_f * (16 * UNROLL) + lane_f % (16 * UNROLL)).to(gl.int64)
+        first_chunk = gl.minimum((pid_k * WARPS_OUT + tile_f) * 8, (K - 1) // 8)
+        lines = (words_ptr + fetched * (stride_wn * UNIT) + first_chunk * 4,)
+        labels_lines = labels_ptr + fetched * stride_pn + first_chunk // 16 * 4
+        steps = (BLOCK_N * stride_wn * UNIT,)
+        if UNROLL == 1:
+            lines = (gl.where(lane_f < 16, lines[0], labels_lines),)
+            steps = (gl.where(lane_f < 16, steps[0], BLOCK_N * stride_pn),)
+        for digit in gl.static_range(DIGITS):
+            if UNROLL > 1 or digit > 0:
+                lines += (labels_lines + digit * stride_pp,)
+                steps += (BLOCK_N * stride_pn,)
+    for step in range(first, whole):
+        if AHEAD > 0:
+            lines = _fetch(lines, steps, whole - AHEAD - step)
         accs = _rows(
             accs, x_ptrs, words_ptrs, labels_ptrs, step * BLOCK_N, turn, row, N, mask_columns, stride_xa,
             stride_wn, stride_pp, stride_pn, ALPHA, DIGITS, MERGE, KIND, UNROLL, UNIT, True, WHOLE_COLUMNS,
