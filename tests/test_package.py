@@ -65,6 +65,44 @@ def test_importing_imports_nothing_but_itself_and_torch(tmp_path: Path) -> None:
     assert added <= {"fpe", "numpy", "torch"}
 
 
+# Hugging Face's ``kernels``, which transformers looks for: in the checkout's root our folder is found under that name
+
+NO_KERNELS = """
+import importlib.util, sys, torch, fpe
+import kernels
+assert importlib.util.find_spec("kernels") is not None  # the folder is seen
+assert not hasattr(kernels, "__file__") and not hasattr(kernels, "__version__")  # and is not taken for a package
+assert not hasattr(kernels, "split_matmul")
+assert fpe.kernels.split_matmul and not [name for name in sys.modules if name.startswith("kernels.")]
+try:
+    import kernels.partition
+except ModuleNotFoundError:
+    print("done")
+"""
+
+THEIR_KERNELS = """
+import torch, fpe
+import kernels
+from kernels import get_kernel
+from kernels.layer import Mode
+assert kernels.__version__ == "0.99" and get_kernel() == "theirs" and Mode.__module__ == "kernels.layer"
+assert fpe.kernels.split_matmul
+print("done")
+"""
+
+
+def test_the_folder_named_kernels_is_inert_in_the_root() -> None:
+    assert python("-c", NO_KERNELS, cwd=ROOT).strip() == "done"
+
+
+def test_the_real_kernels_is_let_through_in_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels/__init__.py").write_text("__version__ = '0.99'\ndef get_kernel():\n    return 'theirs'\n")
+    (tmp_path / "kernels/layer.py").write_text("from . import get_kernel\nclass Mode:\n    pass\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert python("-c", THEIR_KERNELS, cwd=ROOT).strip() == "done"
+
+
 # Who may import whom
 
 ROOMS = {"fpe": "fpe", "kernels": "fpe.kernels", "bench": "fpe.bench"}
