@@ -60,6 +60,7 @@ else:
     from .partition import (
         HOLE,
         PackedLabels,
+        SeededLabels,
         merge_matmul,
         merge_matmul_eager,
         partition_grad,
@@ -85,6 +86,7 @@ else:
         "HOLE",
         "BlockLayout",
         "PackedLabels",
+        "SeededLabels",
         "SemiStructuredLayout",
         "UnsupportedError",
         "block_grad",

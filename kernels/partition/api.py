@@ -1,15 +1,18 @@
 """Public partition operations: checks, leading batch dimensions, autocast, choice of backend."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..activations import check_activation
 from ..checks import as_rows, autocast, check_tensor
-from ..dispatch import choose_backend, stays
+from ..dispatch import UnsupportedError, choose_backend, stays
 from . import ops
 from .backends import MERGE, SPLIT
 from .eager import Labels
 from .labels import PackedLabels, check_alpha, digits, row_bytes
+from .seeded import SeededLabels
 
 
 def split_matmul(
@@ -34,7 +37,7 @@ def split_matmul(
     Args:
         x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
         w: The parent's weight ``[N, K]``, same dtype and device.
-        labels: Which child owns each edge, :class:`PackedLabels` or uint8 ``[N, K]``, where a label not below
+        labels: Which child owns each edge, :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``, where a label not below
             ``alpha`` (``HOLE`` by convention) means that no child does. The Triton kernels read packed labels; a plain
             table is packed anew in every call.
         alpha: Children per parent, 1 to 254; at most 8 in Triton.
@@ -55,12 +58,13 @@ def split_matmul(
     n, k = w.shape
     check_tensor(op, "x", x, (k,), batched=True, on=w)
     check_alpha(op, alpha)
-    table, transposed = check_labels(op, labels, (n, k), alpha, w)
+    given = check_labels(op, labels, (n, k), alpha, w)
     bias = _check_epilogue(op, bias, (alpha, n), activation, w)
     x, w = autocast(x, w)
     check_tensor(op, "x", x, (k,), batched=True, like=w)
-    chosen = choose_backend(op, backend, w, SPLIT, alpha, by_cost=True)
-    y = ops.split_matmul(as_rows(x, 1), w, table, bias, activation, alpha, transposed, chosen)
+    chosen = choose_backend(op, by_labels(op, backend, labels), w, SPLIT, alpha, by_cost=True)
+    table, seed, transposed = given
+    y = ops.split_matmul(as_rows(x, 1), w, table, seed, bias, activation, alpha, transposed, chosen)
     return y.view(*x.shape[:-1], alpha, n)
 
 
@@ -85,7 +89,7 @@ def merge_matmul(
     Args:
         z: Children's activations ``[..., alpha, K]``, float16, bfloat16, float32 or float64.
         w: The parent's weight ``[N, K]``, same dtype and device.
-        labels: Which child's activation each edge reads, :class:`PackedLabels` or uint8 ``[N, K]``, where a label not
+        labels: Which child's activation each edge reads, as :func:`split_matmul` takes them, where a label not
             below ``alpha`` (``HOLE`` by convention) contributes nothing. The Triton kernels read packed labels; a
             plain table is packed anew in every call.
         bias: ``[N]``, or none.
@@ -107,13 +111,15 @@ def merge_matmul(
     check_tensor(op, "z", z, (None, k), batched=True, on=w)
     alpha = z.shape[-2]
     check_alpha(op, alpha)
-    table, transposed = check_labels(op, labels, (n, k), alpha, w)
+    given = check_labels(op, labels, (n, k), alpha, w)
     bias = _check_epilogue(op, bias, (n,), activation, w)
-    given = w
+    as_given = w
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
-    chosen = choose_backend(op, backend, w, MERGE, alpha, by_cost=True)
-    y = ops.merge_matmul(as_rows(z, 2), w, table, bias, activation, stays(given, w), transposed, chosen)
+    chosen = choose_backend(op, by_labels(op, backend, labels), w, MERGE, alpha, by_cost=True)
+    table, seed, transposed = given
+    constant = stays(as_given, w)
+    y = ops.merge_matmul(as_rows(z, 2), w, table, seed, bias, activation, constant, transposed, chosen)
     return y.view(*z.shape[:-2], n)
 
 
@@ -128,7 +134,7 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
     Args:
         dy: Gradient of the children ``[..., alpha, N]``, float16, bfloat16, float32 or float64.
         x: Activations ``[..., K]`` with the same leading dimensions, dtype and device.
-        labels: :class:`PackedLabels` or uint8 ``[N, K]``.
+        labels: :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``.
         backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
@@ -140,7 +146,7 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
             or the labels are packed for another weight, orientation or alpha.
     """
     op = "partition_grad"
-    if isinstance(labels, PackedLabels):
+    if isinstance(labels, (PackedLabels, SeededLabels)):
         n, k = labels.shape[::-1] if labels.transposed else labels.shape
     else:
         check_tensor(op, "labels", labels, (None, None), dtype=torch.uint8)
@@ -151,29 +157,62 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
     check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), like=x)
     alpha = dy.shape[-2]
     check_alpha(op, alpha)
-    table, transposed = check_labels(op, labels, (n, k), alpha, x)
-    chosen = choose_backend(op, backend, x, SPLIT, alpha, by_cost=True)
-    return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, transposed, chosen)
+    given = check_labels(op, labels, (n, k), alpha, x)
+    chosen = choose_backend(op, by_labels(op, backend, labels), x, SPLIT, alpha, by_cost=True)
+    return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), *given, chosen)
+
+
+class Given(NamedTuple):
+    """Labels as the operations take them: a table, or a seed and where the weight begins.
+
+    Attributes:
+        table: Plain, or planes of bits; none of labels of a seed.
+        seed: Seed, row and column; empty where there is a table.
+        transposed: Whether they are those of the transposed weight.
+    """
+
+    table: Tensor | None
+    seed: list[int]
+    transposed: bool
 
 
 def check_labels(
     op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor, name: str = "labels"
-) -> tuple[Tensor, bool]:
-    """The table that an operation takes, and whether it is that of the transposed weight."""
-    if not isinstance(labels, PackedLabels):
+) -> Given:
+    """What an operation takes of the labels of a weight of some shape."""
+    if not isinstance(labels, (PackedLabels, SeededLabels)):
         check_tensor(op, name, labels, shape, dtype=torch.uint8, on=on, is_index=True)
         assert isinstance(labels, Tensor)
-        return labels, False
+        return Given(labels, [], False)
+    made = "packed" if isinstance(labels, PackedLabels) else "made"
     if labels.alpha != alpha:
-        raise ValueError(f"{op}: {name} must be packed for alpha = {alpha}, got labels of alpha = {labels.alpha}")
+        raise ValueError(f"{op}: {name} must be {made} for alpha = {alpha}, got labels of alpha = {labels.alpha}")
     meant = shape[::-1] if labels.transposed else shape
     if tuple(labels.shape) != tuple(meant):
         hint = f" (they fit the transposed weight: use {name}.T)" if tuple(labels.shape) == tuple(meant[::-1]) else ""
         stored = labels.shape[::-1] if labels.transposed else labels.shape
-        raise ValueError(f"{op}: {name} must be packed for a weight {list(shape)}, got {list(stored)}{hint}")
+        raise ValueError(f"{op}: {name} must be {made} for a weight {list(shape)}, got {list(stored)}{hint}")
+    if isinstance(labels, SeededLabels):
+        labels.check(op, name)
+        return Given(None, [labels.seed, *labels.offsets], labels.transposed)
     wanted = (digits(alpha) + labels.has_holes, meant[0], row_bytes(meant[1]))
     check_tensor(op, f"{name}.planes", labels.planes, wanted, dtype=torch.uint8, on=on, is_index=True)
-    return labels.planes, labels.transposed
+    return Given(labels.planes, [], labels.transposed)
+
+
+def by_labels(op: str, backend: str, *several: Labels | None) -> str:
+    """The backend that is asked for, ``"eager"`` for ``"auto"`` where labels leave no other.
+
+    Raises:
+        UnsupportedError: The one insisted on cannot run with such labels.
+    """
+    for labels in several:
+        if isinstance(labels, SeededLabels) and backend != "eager":
+            reason = labels.why_no_kernel if backend in ("auto", "triton") else "it takes labels in a table, not a seed"
+            if reason and backend in MERGE:
+                raise UnsupportedError(f"{op}: backend {backend!r} cannot run here: {reason}")
+            backend = "eager" if reason and backend == "auto" else backend
+    return backend
 
 
 def _check_epilogue(
