@@ -15,7 +15,8 @@ from ...kernels.partition import gluon as direct
 from ...kernels.partition import triton as kernels
 from ...kernels.partition.backends import MERGE, SPLIT
 from ...kernels.partition.config import COLUMNS, GROUP
-from ...kernels.partition.labels import PackedLabels, digits, row_bytes
+from ...kernels.partition.eager import Labels
+from ...kernels.partition.labels import digits, row_bytes
 from . import accesses, contract
 from .accesses import Access, Launch, Program, in_groups, reduce
 from .contract import SHAPE, Draw, Kernel, Problem, Row, as_meant, laid, pair
@@ -78,11 +79,11 @@ NAMES = {"split": "split_matmul", "merge": "merge_matmul", "grad": "partition_gr
 def operands(case: Any, draw: Draw) -> Problem:
     """See :class:`.contract.Family`."""
     (n, k), alpha, m, lying = case.shape, case.alpha, case.m, case.lying
-    plain = draw.labels(n, k)
+    plain: Tensor = draw.labels(n, k)
     w = draw(n, k, lying="plain" if lying == "broadcast" else lying)
     if case.holes:
         w = laid(torch.where(plain < alpha, w, 0), (n, k), "plain" if lying == "broadcast" else lying)
-    labels: Tensor | PackedLabels = draw.packed(plain) if case.packed else plain
+    labels: Labels = draw.seeded(n, k) if case.seeded else draw.packed(plain) if case.packed else plain
     op = case.op.removesuffix("_t")
     if op != case.op:
         w, labels, (n, k) = w.T, labels.T, (k, n)
@@ -109,6 +110,7 @@ class Case(contract.Case):
     alpha: int
     activation: str | None = None
     shape: tuple[int, int] = SHAPE
+    seeded: bool = False
 
     def posed(self) -> Problem:
         """See :class:`.contract.Case`."""
@@ -119,6 +121,7 @@ CASES = (
     *(Case(op, "bf16", m, alpha) for op, alpha, m in product(OPERATIONS, (2, 3, 4, 8), (16, 32, 64, 1024, 8192))),
     *(Case(op, t, m, 2) for op, t, m in product(OPERATIONS, ("fp16", "fp32", "tf32"), (16, 64, 8192))),
     *(Case(op, "bf16", m, 2, "gelu") for op, m in product(("split", "merge"), (16, 64, 8192))),
+    *(Case(op, "bf16", m, alpha, seeded=True) for op, alpha, m in product(OPERATIONS, (2, 4, 8), (16, 64, 1024))),
 )
 QUICK = (
     Case("split", "bf16", 16, 2),
