@@ -238,9 +238,7 @@ def _store(
 @gluon.jit
 def _fetch(lines, steps, turns):
     """Asks L2 for lines of 128 bytes, for which nobody waits, if there are turns left. Returns the next lines."""
-    text: gl.constexpr = (
-        "{ .reg .pred p; setp.gt.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }"
-    )
+    text: gl.constexpr = "{\n.reg .pred p; setp.gt.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0;\n}\n"
     following = ()
     for i in gl.static_range(len(lines)):
         gl.inline_asm_elementwise(text, "=r,l,r", [lines[i], turns], gl.int32, is_pure=False, pack=1)
