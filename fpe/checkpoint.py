@@ -1,6 +1,7 @@
 """State dicts of expanded models: checked before anything is loaded, and rebuilt from the dense model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from itertools import chain, pairwise
 from typing import Any, TypeVar
 
@@ -35,7 +36,14 @@ def _check_all(module: nn.Module, state: Mapping[str, Any], prefix: str, *rest: 
             check_shape(name, state[name], own)
 
 
-def restore(model: Model, state: Mapping[str, Any]) -> Model:
+def restore(
+    model: Model,
+    state: Mapping[str, Any],
+    *,
+    alpha: int | None = None,
+    seed: int | None = None,
+    pairs: Iterable[tuple[str, str]] | None = None,
+) -> Model:
     """Rebuilds an expanded model from the dense architecture it came from and a saved state.
 
     Which layers are expanded, and how, stands in the state; the dense model only says what lies around them,
@@ -44,10 +52,17 @@ def restore(model: Model, state: Mapping[str, Any]) -> Model:
         torch.save(wide.state_dict(), path)
         wide = fpe.restore(make_model(), torch.load(path, weights_only=True))
 
+    With a seed the state may be the *dense* model's: labels of a seed are known without being stored, so a checkpoint of
+    the parent, ``alpha`` and the seed are an expanded model, the one of ``fpe.expand(dense, alpha, structure="seeded",
+    resparsify="partition", seed=seed)``.
+
     Args:
         model: The dense model; left as it is.
         state: ``state_dict()`` of the expanded model. Of tensors that the dense model shares, one name is enough, as
             in files of safetensors.
+        alpha: Children per neuron, of a dense state.
+        seed: As :func:`fpe.expand` takes it, of a dense state.
+        pairs: As :func:`fpe.expand` takes them, of a dense state.
 
     Returns:
         A new model with the state loaded.
@@ -61,6 +76,14 @@ def restore(model: Model, state: Mapping[str, Any]) -> Model:
     if not isinstance(state, Mapping):
         raise TypeError(f"restore: state must be a state dict, got {type(state).__name__}")
     state = dict(state)
+    if (alpha is None) != (seed is None) or (pairs is not None and seed is None):
+        raise ValueError(f"restore: a dense state goes with alpha and seed, got {alpha}, {seed} and pairs={pairs}")
+    if alpha is not None:
+        from .expansion import expand
+
+        dense = deepcopy(model)
+        _load(dense, state)
+        return expand(dense, alpha, structure="seeded", resparsify="partition", pairs=pairs, seed=seed)
     for names in _shared(model):
         known = next((state[name] for name in names if name in state), None)
         for name in names if known is not None else ():

@@ -7,7 +7,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fpe.kernels import HOLE
-from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, Structure
+from fpe.kernels.partition.seeded import SEEDS, beside
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, Structure
 
 from .checkpoint import guard_state_dict
 from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, SplitLinear
@@ -34,6 +35,7 @@ def expand(
     groups: Groups | Mapping[str, Groups] | None = None,
     generator: Generator | None = None,
     example_inputs: Any = None,
+    seed: int | None = None,
 ) -> Model:
     """Expands every pair of linear layers: more neurons, disjoint inputs, the same number of non-zeros.
 
@@ -49,7 +51,9 @@ def expand(
         alpha: Children per neuron, at least 2.
         split: How inputs are divided: ``"random"``, ``"groups"`` (inputs that belong together stay together) or
             ``"gram"`` (groups found from the trained weight).
-        structure: ``"random"``, ``"2:4"`` (``alpha`` 2) or ``"block"``; the last two with ``split="random"``.
+        structure: ``"random"``, ``"2:4"`` (``alpha`` 2), ``"block"`` or ``"seeded"`` (``alpha`` 2, 4 or 8: the labels
+            are a function of a seed and take no memory, where no edge is removed: under policy ``"partition"``); the
+            last three with ``split="random"``.
         block: Tile ``(bn, bk)`` for ``structure="block"`` or ``resparsify="block"``.
         resparsify: Which weights pay for the wider second layer, see :func:`fpe.resparsify.plan`:
             ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``; ``"auto"`` chooses between
@@ -62,6 +66,8 @@ def expand(
         example_inputs: Positional arguments of one forward pass, or a single one. With them it is found out whether
             the layers of each pair run in their order, and whether what the model computes between them treats every
             neuron alike and on its own. Without them that is known of the layers in an ``nn.Sequential`` alone.
+        seed: For ``structure="seeded"``: of the first pair's first layer; every layer further on has the next one.
+            Without it seeds are drawn.
 
     Returns:
         A new model of the same class. Its ``load_state_dict`` refuses a state that does not fit before it
@@ -75,17 +81,18 @@ def expand(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expand: model must be an nn.Module, got {type(model).__name__}")
-    _check_options(split, structure, block, resparsify, groups)
+    _check_options(split, structure, block, resparsify, groups, seed)
     check_generator("expand", generator)
     named = list(_sequential_pairs(model) if pairs is None else _named_pairs(model, pairs))
     group_of = _groups_by_name(groups, [first for first, _ in named])
     replaced: dict[str, nn.Module] = {}
     between: dict[tuple[str, str], dict[str, nn.Module]] = {}
     with torch.device("cpu"):  # masks are data, wherever the caller has new tensors made
-        for first, second in named:
+        for i, (first, second) in enumerate(named):
             fc1, fc2 = _linear(model, first), _linear(model, second)
             _check_pair(first, fc1, second, fc2)
-            partition = _partition(fc1, alpha, split, structure, block, group_of.get(first), generator)
+            own = None if seed is None else beside(seed, 2 * i)
+            partition = _partition(fc1, alpha, split, structure, block, group_of.get(first), generator, own)
             replaced[first], replaced[second] = expand_pair(
                 fc1, fc2, partition, resparsify, block=block, generator=generator
             )
@@ -190,7 +197,9 @@ def _successor(
         return masked
     if policy == "partition" and not chosen.first.block_shape:
         owner = chosen.second.to(torch.uint8).argmax(1).to(torch.uint8)
-        merge = MergeLinear(Partition(owner, alpha), bias, **_like(fc2))
+        seed = chosen.first.seed
+        read = Partition(owner, alpha) if seed is None else Partition.seeded(c, h, alpha, beside(seed))
+        merge = MergeLinear(read, bias, **_like(fc2))
         merge.set_edge_weight(fc2.weight)
         return merge
     assert block is not None
@@ -211,6 +220,7 @@ def _partition(
     block: tuple[int, int] | None,
     groups: Groups | None,
     generator: Generator | None,
+    seed: int | None,
 ) -> Partition:
     out_features, in_features = fc1.weight.shape
     if split == "groups":
@@ -220,15 +230,16 @@ def _partition(
         partition = Partition.from_groups(groups, out_features, alpha, generator=generator)
     elif split == "gram":
         partition = Partition.from_gram(fc1.weight, alpha, generator=generator)
+    elif seed is not None:
+        partition = Partition.seeded(out_features, in_features, alpha, seed)
     else:
         partition = Partition.of(structure, out_features, in_features, alpha, block=block, generator=generator)
     if fc1.weight.is_meta:
         return partition
-    labels = partition.labels.to(fc1.weight.device)
-    return Partition(labels, alpha, partition.structure, partition.block_shape)
+    return partition.to(fc1.weight.device)
 
 
-def _check_options(split: str, structure: str, block: object, resparsify: str, groups: object) -> None:
+def _check_options(split: str, structure: str, block: object, resparsify: str, groups: object, seed: object) -> None:
     for name, value, known in (
         ("split", split, SPLITS),
         ("structure", structure, STRUCTURES),
@@ -240,6 +251,12 @@ def _check_options(split: str, structure: str, block: object, resparsify: str, g
         raise ValueError(f"expand: structure {structure!r} goes with split 'random', got split {split!r}")
     if (split == "groups") != (groups is not None):
         raise ValueError(f"expand: split='groups' and groups=... go together, got split={split!r}, groups={groups!r}")
+    if seed is not None and structure != SEEDED:
+        raise ValueError(f"expand: a seed goes with structure 'seeded', got seed {seed!r} with {structure!r}")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise TypeError(f"expand: seed must be an integer, got {type(seed).__name__}")
+    if seed is not None and not 0 <= seed < SEEDS:
+        raise ValueError(f"expand: seed must be from 0 to 2^32 - 1, got {seed}")
     needs_block = structure == BLOCK or resparsify == "block"
     if needs_block:
         check_block("expand", block)

@@ -8,6 +8,7 @@ from torch import Tensor
 from fpe.kernels import (
     HOLE,
     PackedLabels,
+    SeededLabels,
     SemiStructuredLayout,
     merge_matmul,
     semi_structured_compress,
@@ -15,8 +16,10 @@ from fpe.kernels import (
     split_matmul,
 )
 from fpe.kernels.memo import once_per_version
+from fpe.kernels.partition.eager import table
 from fpe.kernels.partition.labels import digits, row_bytes
-from fpe.kernels.structures import STRUCTURES, TWO_FOUR
+from fpe.kernels.partition.seeded import SEEDS, VERSION
+from fpe.kernels.structures import SEEDED, STRUCTURES, TWO_FOUR
 
 from ..partition import RULES, Partition
 from .base import ExpandedLinear, check_known
@@ -48,7 +51,7 @@ class _LabelledLinear(ExpandedLinear):
     STORED: ClassVar[tuple[str, ...]] = ("packed",)
     AXIS: ClassVar[int]
     """Where children lie side by side in the wide weight: along its outputs (0) or its inputs (1)."""
-    packed: PackedLabels
+    packed: PackedLabels | SeededLabels
     """The labels as the operations take them."""
 
     def __init__(
@@ -84,12 +87,13 @@ class _LabelledLinear(ExpandedLinear):
     @property
     def labels(self) -> Tensor:
         """The labels unpacked, uint8 of the parent's shape, ``HOLE`` where nobody owns the edge."""
-        return self.packed.unpack()
+        return table(self.packed, self._topology_device)
 
     @property
     def partition(self) -> Partition:
         """Who owns each edge."""
-        return Partition(self.labels, self.alpha, self.structure, self.block_shape)
+        seed = self.packed.seed if isinstance(self.packed, SeededLabels) else None
+        return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed)
 
     def _removed(self) -> Tensor | None:
         return self.labels == HOLE if self.packed.has_holes else None
@@ -120,6 +124,8 @@ class _LabelledLinear(ExpandedLinear):
     @torch.no_grad()
     def rewire(self, kept: Tensor, *followers: Tensor) -> None:
         """Takes another mask; see :meth:`ExpandedLinear.rewire`."""
+        if self.structure == SEEDED:
+            raise ValueError(f"{type(self).__name__}.rewire: edges that a seed divides do not move")
         owners = self._children(kept)
         labels = torch.where(owners.any(0), owners.to(torch.uint8).argmax(0), HOLE).to(torch.uint8)
         old = self.labels
@@ -138,6 +144,10 @@ class _LabelledLinear(ExpandedLinear):
         return children.movedim(0, self.AXIS).flatten(self.AXIS, self.AXIS + 1)
 
     def _set_topology(self, topology: Partition) -> None:
+        if topology.seed is not None:
+            self.packed = SeededLabels.of(topology.seed, topology.shape, self.alpha)
+            self._topology_is(torch.tensor([topology.seed + VERSION * SEEDS], dtype=torch.int64, device="cpu"))
+            return
         self.packed = PackedLabels.pack(topology.labels, self.alpha)
         self._topology_is(to_words(self.packed.planes))
 
@@ -153,6 +163,11 @@ class _LabelledLinear(ExpandedLinear):
         sizes = [header.out_features, header.in_features]
         sizes[cls.AXIS] //= alpha
         n, k = sizes
+        if STRUCTURES[structure] == SEEDED:
+            version, seed = divmod(int(words[0]), SEEDS) if len(words) == 1 else (0, 0)
+            if version != VERSION:
+                raise ValueError(f"expected a seed of version {VERSION} of the labels' function, got {words.tolist()}")
+            return Partition.seeded(n, k, alpha, seed)
         planes, left = divmod(8 * len(words), n * row_bytes(k))
         if left or planes not in (digits(alpha), digits(alpha) + 1):
             raise ValueError(f"expected {digits(alpha)} planes of labels, or one more, of {n} x {k} edges")

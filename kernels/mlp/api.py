@@ -84,7 +84,5 @@ def expanded_mlp(
     given = [t if t is None else autocast(t)[0] for t in (x, w1, w2, bias1, bias2)]
     x, w1, w2 = (t for t in given[:3] if t is not None)
     check_tensor(op, "x", x, (k,), batched=True, like=w1)
-    y = ops.expanded_mlp(
-        as_rows(x, 1), w1, *first, w2, *second, alpha, given[3], given[4], activation, chosen
-    )
+    y = ops.expanded_mlp(as_rows(x, 1), w1, *first, w2, *second, alpha, given[3], given[4], activation, chosen)
     return y.view(*x.shape[:-1], w2.shape[0])

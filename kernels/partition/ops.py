@@ -62,7 +62,11 @@ def _implementation(
 
 def _split_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     w, x, labels = ctx.saved_tensors
-    dx = None if w is None else merge_matmul(dy, w.T, labels, ctx.seed, None, None, False, not ctx.transposed, ctx.backend)
+    dx = (
+        None
+        if w is None
+        else merge_matmul(dy, w.T, labels, ctx.seed, None, None, False, not ctx.transposed, ctx.backend)
+    )
     dw = None if x is None else partition_grad(dy, x, labels, ctx.seed, ctx.transposed, ctx.backend)
     return dx, dw, None, None, dy.sum(0) if ctx.needs_input_grad[4] else None, None, None, None, None
 
@@ -121,7 +125,9 @@ def _run_merge(
     backend: str,
 ) -> Tensor:
     (m, alpha, k), n = z.shape, w.shape[0]
-    run = _implementation("merge_matmul", SPLIT if labels is None else MERGE, backend, (m, n, k, alpha), w, constant, transposed)
+    run = _implementation(
+        "merge_matmul", SPLIT if labels is None else MERGE, backend, (m, n, k, alpha), w, constant, transposed
+    )
     return run(z, w, as_labels(labels, seed, transposed, n, k, alpha), bias, activation)
 
 
@@ -150,8 +156,14 @@ def _partition_grad_fake(
 def _partition_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, dy, labels = ctx.saved_tensors
     g = _at_edges(g, labels, ctx.transposed, ctx.alpha)
-    ddy = None if x is None else split_matmul(x, g, labels, ctx.seed, None, None, ctx.alpha, ctx.transposed, ctx.backend)
-    dx = None if dy is None else merge_matmul(dy, g.T, labels, ctx.seed, None, None, False, not ctx.transposed, ctx.backend)
+    ddy = (
+        None if x is None else split_matmul(x, g, labels, ctx.seed, None, None, ctx.alpha, ctx.transposed, ctx.backend)
+    )
+    dx = (
+        None
+        if dy is None
+        else merge_matmul(dy, g.T, labels, ctx.seed, None, None, False, not ctx.transposed, ctx.backend)
+    )
     return ddy, dx, None, None, None, None
 
 

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from ..checks import check_pair
+from ..structures import SEEDED_CHILDREN as CHILDREN
 
 VERSION = 1
 """Of the function. Another function has another number, and this one stays."""
-
-CHILDREN = (2, 4, 8)
-"""Numbers of children that the function knows."""
 
 SEEDS = 1 << 32
 """Seeds are integers from 0 to below this."""
@@ -152,6 +150,11 @@ def _mixed(x: Tensor) -> Tensor:
 def _key(seed: int) -> int:
     """A seed as what is hashed begins with it: seeds beside each other begin far apart."""
     return int(_mixed(torch.tensor(seed + GOLDEN)))
+
+
+def beside(seed: int, places: int = 1) -> int:
+    """The seed some places further on: that of another layer, whose labels have nothing to do with the first's."""
+    return (seed + places) % SEEDS
 
 
 def signed(constant: int) -> int:
