@@ -52,8 +52,8 @@ def restore(
         torch.save(wide.state_dict(), path)
         wide = fpe.restore(make_model(), torch.load(path, weights_only=True))
 
-    With a seed the state may be the *dense* model's: labels of a seed are known without being stored, so a checkpoint of
-    the parent, ``alpha`` and the seed are an expanded model, the one of ``fpe.expand(dense, alpha, structure="seeded",
+    With a seed the state is the *dense* model's. Labels of a seed are known without being stored: a checkpoint of the
+    parent, ``alpha`` and the seed are an expanded model, that of ``fpe.expand(dense, alpha, structure="seeded",
     resparsify="partition", seed=seed)``.
 
     Args:

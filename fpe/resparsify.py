@@ -15,7 +15,6 @@ from torch import Generator, Tensor
 
 from fpe.kernels import HOLE
 from fpe.kernels.block.layout import grid
-
 from fpe.kernels.partition.seeded import beside
 
 from .partition import Partition, deal

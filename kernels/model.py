@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .gpus import GPUS, OLDEST, Gpu, architecture
-from .structures import BLOCK, STRUCTURES, TWO_FOUR
+from .structures import BLOCK, SEEDED, SEEDED_CHILDREN, STRUCTURES, TWO_FOUR
 
 OPS = ("split_matmul", "merge_matmul", "partition_grad")
 ITEMSIZE = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4}
@@ -196,6 +196,7 @@ def bytes_by_format(n: int, k: int, alpha: int, itemsize: int = 2, block: tuple[
     wide + bitmap           ``n * k`` values, a bit for each of ``alpha * n * k`` positions
     partition labels        ``n * k`` values, ``ceil(log2(alpha))`` bits each
     2:4 (alpha = 2)         ``n * k`` values, two bits each
+    seeded labels           ``n * k`` values and 64 bytes, whatever the size; ``alpha`` 2, 4 or 8
     blocks                  ``n * k`` values in whole tiles, an int32 column for each, int32 row pointers
     ======================  ==================================================================================
 
@@ -219,6 +220,8 @@ def bytes_by_format(n: int, k: int, alpha: int, itemsize: int = 2, block: tuple[
     }
     if alpha == 2:
         formats[TWO_FOUR] = values + ceil(n * k * 2 / 8)
+    if alpha in SEEDED_CHILDREN:
+        formats["seeded labels"] = values + 64
     return formats
 
 
@@ -330,7 +333,7 @@ def candidates(
         why = "" if {*block} <= {*BLOCK_SIDES} else f"it takes blocks with sides of {BLOCK_SIDES}, got {block}"
         why = why or _too_old(roof)
         return [*found, costs("blocks", formats["blocks"] + activations, useful, speed=small, why=why)]
-    stored = formats["partition labels"] + activations
+    stored = formats["seeded labels" if structure == SEEDED else "partition labels"] + activations
     found.append(costs("packed labels", stored, alpha * useful, why=_too_old(roof)))
     why = _too_old(roof) or _why_not_sparse(op, structure, alpha, dtype)
     rate = 2 * architecture(roof.arch).warp_mma
@@ -491,6 +494,8 @@ def _why_not_sparse(op: str, structure: str, alpha: int, dtype: str) -> str:
         return "no operand of dW is sparse"
     if dtype not in ("bf16", "fp16"):
         return f"it takes bf16 and fp16, got {dtype}"
+    if structure == SEEDED:
+        return "it takes labels in a table, not a seed"
     if op == "split_matmul" and structure != TWO_FOUR:
         return f"it takes structure {TWO_FOUR} here"
     return "" if alpha in (2, 4) else f"it takes alpha = 2 or 4, got {alpha}"
@@ -517,3 +522,5 @@ def _check(
             raise ValueError(f"model: {name} must be a positive integer, got {size!r}")
     if structure == TWO_FOUR and alpha != 2:
         raise ValueError(f"model: structure {TWO_FOUR!r} has alpha = 2, got {alpha}")
+    if structure == SEEDED and alpha not in SEEDED_CHILDREN:
+        raise ValueError(f"model: structure {SEEDED!r} has alpha in {SEEDED_CHILDREN}, got {alpha}")

@@ -278,9 +278,9 @@ def test_opcheck(op: str, transposed: bool) -> None:
     x, z, y, dy = (others[name].float().requires_grad_() for name in ("x", "z", "y", "dy"))
     w, x, z, dy = (w.float().requires_grad_(), y, dy, z) if transposed else (w.float().requires_grad_(), x, z, dy)
     arguments = {
-        "split_matmul": (x, w, labels.planes, torch.ones(2, w.shape[0]), None, 2, transposed, "triton"),
-        "merge_matmul": (z, w, labels.planes, torch.ones(w.shape[0]), None, True, transposed, "triton"),
-        "partition_grad": (dy, x, labels.planes, transposed, "triton"),
+        "split_matmul": (x, w, labels.planes, [], torch.ones(2, w.shape[0]), None, 2, transposed, "triton"),
+        "merge_matmul": (z, w, labels.planes, [], torch.ones(w.shape[0]), None, True, transposed, "triton"),
+        "partition_grad": (dy, x, labels.planes, [], transposed, "triton"),
     }[op]
     torch.library.opcheck(getattr(torch.ops.fpe, op).default, arguments)
 

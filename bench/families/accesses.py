@@ -88,7 +88,7 @@ def reduce(size: int, split: int, itemsize: int, block: int = 1024) -> Launch:
 OPS = ("forward", "dX", "dW")
 """Of an expanded layer."""
 MERGED_OPS = ("merged forward", "merged dX", "merged dW")
-"""Of the layer that reads one child an edge; ``"random"`` labels only."""
+"""Of the layer that reads one child an edge; ``"random"`` and ``"seeded"`` labels only."""
 
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -109,6 +109,7 @@ class Case:
         quads: Whether the labels are 2:4 and the layer runs on the semi-structured kernels.
         dropped: Share of the blocks that are dropped.
         dtype: ``"bf16"``, ``"fp16"`` or ``"fp32"``.
+        seeded: Whether the labels are a function of a seed.
     """
 
     m: int
@@ -119,6 +120,7 @@ class Case:
     dropped: float = 0.0
     dtype: str = "bf16"
     quads: bool = False
+    seeded: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -134,7 +136,9 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """``"2:4"``, a block's sides, or ``"none"``."""
+        """``"2:4"``, ``"seeded"``, a block's sides, or ``"none"``."""
+        if self.seeded:
+            return "seeded"
         return "2:4" if self.quads else f"{self.block[0]}x{self.block[1]}" if self.block else "none"
 
 

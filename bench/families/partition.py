@@ -149,17 +149,21 @@ def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Con
             yield config
 
 
-def launches(problem: configs.Problem, config: configs.Config, holes: bool = False) -> list[Launch]:
+def launches(
+    problem: configs.Problem, config: configs.Config, holes: bool = False, seeded: bool = False
+) -> list[Launch]:
     """The launches of one partition operation on contiguous operands.
 
     Args:
         problem: The operation and its sizes, as the chooser of configurations takes them.
         config: Tiles.
         holes: Whether the labels have a plane of owned edges.
+        seeded: Whether the labels are of a seed, and there is no plane.
     """
+    planes = 0 if seeded else digits(problem.alpha)
     if problem.op == "partition_grad":
-        return _outer(problem, config, holes)
-    return _multiply(problem, config)
+        return _outer(problem, config, planes + holes)
+    return _multiply(problem, config, planes)
 
 
 def _planes(n: int, k: int, count: int, first_n: int, rows: int, first_k: int, config: configs.Config) -> list[Access]:
@@ -170,7 +174,7 @@ def _planes(n: int, k: int, count: int, first_n: int, rows: int, first_k: int, c
     return [Access("planes", False, p * n + first_n, rows, column, width, pitch) for p in range(count)]
 
 
-def _multiply(problem: configs.Problem, config: configs.Config) -> list[Launch]:
+def _multiply(problem: configs.Problem, config: configs.Config, planes: int) -> list[Launch]:
     m, n, k, alpha, size = problem.m, problem.n, problem.k, problem.alpha, problem.itemsize
     merge, transposed, split = problem.op == "merge_matmul", problem.transposed, config.split
     size_out, size_in = (k, n) if transposed else (n, k)
@@ -192,7 +196,7 @@ def _multiply(problem: configs.Problem, config: configs.Config) -> list[Launch]:
                 Access("x", False, row, rows, (child * size_in + step * inner) * size, width, operands * size_in * size)
                 for child in range(operands)
             )
-            yield words, *_planes(n, k, digits(alpha), first_n, rows_n, first_k, config), *xs
+            yield words, *_planes(n, k, planes, first_n, rows_n, first_k, config), *xs
         width, pitch = min(out, size_out - pid_out * out) * stored, sums * size_out * stored
         yield tuple(
             Access(target, True, pid_split * m + row, rows, (child * size_out + pid_out * out) * stored, width, pitch)
@@ -204,7 +208,7 @@ def _multiply(problem: configs.Problem, config: configs.Config) -> list[Launch]:
     return [launched] if split == 1 else [launched, reduce(m * sums * size_out, split, size)]
 
 
-def _outer(problem: configs.Problem, config: configs.Config, holes: bool) -> list[Launch]:
+def _outer(problem: configs.Problem, config: configs.Config, planes: int) -> list[Launch]:
     m, n, k, alpha, size, split = problem.m, problem.n, problem.k, problem.alpha, problem.itemsize, config.split
     left, right = (1, alpha) if problem.transposed else (alpha, 1)
     tiles_m, tiles_n, tiles_k = -(-m // config.block_m), -(-n // config.block_n), -(-k // config.block_k)
@@ -225,7 +229,8 @@ def _outer(problem: configs.Problem, config: configs.Config, holes: bool) -> lis
                 for child in range(right)
             ]
             yield lefts[0], rights[0], *lefts[1:], *rights[1:]
-        yield tuple(_planes(n, k, digits(alpha) + holes, first_n, rows_n, first_k, config))
+        if planes:
+            yield tuple(_planes(n, k, planes, first_n, rows_n, first_k, config))
         yield (Access(target, True, pid_split * n + first_n, rows_n, first_k * stored, rows_k * stored, k * stored),)
 
     launched = Launch("_partition_outer", (tiles_n * tiles_k, split), program)
@@ -250,7 +255,7 @@ class Layer:
 
     def launches(self, op: str, config: configs.Config) -> list[Launch]:
         """See :class:`.accesses.Layer`."""
-        return launches(self.problem(op), config)
+        return launches(self.problem(op), config, seeded=self.case.seeded)
 
     def on_chip(self, op: str, config: configs.Config, device: Device) -> tuple[int, int]:
         """See :class:`.accesses.Layer`."""
@@ -266,7 +271,7 @@ class Layer:
         """The parent's weights or their gradient, the labels' bits, activations and results, each once."""
         c = self.case
         narrow, wide = (c.n, c.k) if op.startswith("merged") else (c.k, c.n)
-        weights = c.itemsize * c.n * c.k + digits(c.alpha) * c.n * row_bytes(c.k)
+        weights = c.itemsize * c.n * c.k + (0 if c.seeded else digits(c.alpha) * c.n * row_bytes(c.k))
         return weights + c.itemsize * c.m * (narrow + c.alpha * wide)
 
     def results(self, op: str) -> int:

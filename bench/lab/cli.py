@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ...kernels.structures import STRUCTURES
 from ..cli.options import output_option
 
 OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp", "2:4")
@@ -117,7 +118,7 @@ def headline_command(arch: int, jobs: int, as_json: bool, output: Path) -> None:
 @click.option("--n", type=click.IntRange(1), help="Output features of the parent.  [default: an LLM's MLP]")
 @click.option("--k", type=click.IntRange(1), help="Input features.  [default: as --n]")
 @click.option("--alpha", type=click.IntRange(1), default=2, show_default=True, help="Children; 1: the parent.")
-@click.option("--structure", type=click.Choice(["block", "random", "2:4"]), help="[default: all; block with --block]")
+@click.option("--structure", type=click.Choice(STRUCTURES), help="[default: all; block with --block]")
 @click.option("--block", type=(click.IntRange(1), click.IntRange(1)), help="Tile.  [default: 64 64]")
 @click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)

@@ -9,6 +9,7 @@ import torch
 import fpe
 from fpe.kernels.block.layout import BlockLayout, grid
 from fpe.kernels.device import KNOWN, Device
+from fpe.kernels.structures import admitted
 from fpe.kernels.tables import choose
 
 from ..families import block, partition, semi_structured
@@ -159,11 +160,20 @@ def cases_of(
     shapes: Iterable[tuple[int, int]] = ((512, 256), (256, 512)) if quick else SHAPES
     if n is not None or k is not None:
         shapes = [(n or k or 0, k or n or 0)]
-    structures = [structure] if structure else ["block"] if block else ["block", "random", "2:4"]
-    structures = [name for name in structures if name != "2:4" or alpha == 2]
+    structures = [structure] if structure else ["block"] if block else ["block", "random", "2:4", "seeded"]
+    structures = [name for name in structures if name in admitted(alpha)]
     tiles = {"block": block or (64, 64)}
     cases = [
-        Case(rows, *shape, alpha, tiles.get(name), dropped if name == "block" else 0.0, dtype, name == "2:4")
+        Case(
+            rows,
+            *shape,
+            alpha,
+            tiles.get(name),
+            dropped if name == "block" else 0.0,
+            dtype,
+            quads=name == "2:4",
+            seeded=name == "seeded",
+        )
         for name in structures
         for shape in shapes
         for rows in m or ((1, 64) if quick else ROWS)
@@ -183,7 +193,7 @@ def table(results: Results) -> Table:
             f"{row['M']}",
             "parent"
             if row["alpha"] == 1
-            else {"none": "labels", "2:4": "2:4"}.get(row["block"], f"blocks {row['block']}"),
+            else {"none": "labels", "2:4": "2:4", "seeded": "seed"}.get(row["block"], f"blocks {row['block']}"),
             f"{row['N']}x{row['K']}",
             *(f"{row[name] / 1e6:.1f}" for name in ("requested", "unique", "dram", "compulsory", "parent", "wide")),
             f"{row['ratio']:.3f}",

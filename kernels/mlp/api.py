@@ -43,7 +43,8 @@ def expanded_mlp(
         labels1: Which child owns each edge of ``w1``: packed, of a seed, or uint8 ``[H, K]``.
         w2: The second weight: ``[N, alpha * H]`` dense, its columns in planes of children; or ``[N, H]`` with
             ``labels2``.
-        labels2: Which child each edge of ``w2`` reads: packed, of a seed, or uint8 ``[N, H]``; none for a dense second layer.
+        labels2: Which child each edge of ``w2`` reads: packed, of a seed, or uint8 ``[N, H]``; none for a dense second
+            layer.
         alpha: Children per parent.
         bias1: ``[alpha, H]``, or none.
         bias2: ``[N]``, or none.

@@ -54,7 +54,8 @@ def _composed(*args: Any) -> Tensor:
 
 expanded_mlp = define(
     "expanded_mlp(Tensor x, Tensor w1, Tensor? labels1, int[] seed1, bool transposed1, Tensor w2, Tensor? labels2, "
-    "int[] seed2, bool transposed2, SymInt alpha, Tensor? bias1, Tensor? bias2, str? activation, str backend) -> Tensor",
+    "int[] seed2, bool transposed2, SymInt alpha, Tensor? bias1, Tensor? bias2, str? activation, str backend) "
+    "-> Tensor",
     _run,
     lambda x, w1, labels1, seed1, transposed1, w2, *rest: x.new_empty(x.shape[0], w2.shape[0]),
     composed=_composed,

@@ -37,9 +37,9 @@ def split_matmul(
     Args:
         x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
         w: The parent's weight ``[N, K]``, same dtype and device.
-        labels: Which child owns each edge, :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``, where a label not below
-            ``alpha`` (``HOLE`` by convention) means that no child does. The Triton kernels read packed labels; a plain
-            table is packed anew in every call.
+        labels: Which child owns each edge, :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``, where a
+            label not below ``alpha`` (``HOLE`` by convention) means that no child does. The Triton kernels read packed
+            labels and make those of a seed; a plain table is packed anew in every call.
         alpha: Children per parent, 1 to 254; at most 8 in Triton.
         bias: ``[alpha, N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.

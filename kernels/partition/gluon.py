@@ -11,7 +11,7 @@ the 16 bytes that a lane loads are its registers of two ``mma.sync.m16n8k16``:
 
 The labels lie in memory as these registers want them (see :class:`fpe.kernels.PackedLabels`): shifted left, a word has
 the labels of two of a lane's words in the signs of its bytes, and one ``prmt`` replicates two signs to a mask. Labels
-of a seed are made: a hash serves a lane for 128 columns of a pair of rows, and its bytes are masks by the same ``prmt``.
+of a seed are made: one hash serves a lane for 128 columns of two rows, and its bytes become masks by the same ``prmt``.
 
 The loop has no shared memory, no ``ldmatrix`` and no conversion, and is the same on every architecture from 8.0 on.
 Of a program's warps ``WARPS_OUT`` take different outputs and ``WARPS_IN`` different parts of the reduction, whose sums

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..dispatch import Backend, fastest
 from ..library import define, implementation, save_operands
+from ..structures import RANDOM, SEEDED
 from .backends import MERGE, SPLIT
 from .eager import Labels
 from .labels import PackedLabels
@@ -53,10 +54,14 @@ def _implementation(
     operand: Tensor,
     constant: bool = True,
     transposed: bool = False,
+    seeded: bool = False,
 ) -> Callable[..., Tensor]:
     """What runs an operation of sizes ``(m, n, k, alpha)``; ``"auto"`` takes what is fastest there."""
     if backend == "auto":
-        backend = fastest(op, sizes, operand, backends, sizes[-1], constant=constant, transposed=transposed)
+        structure = SEEDED if seeded else RANDOM
+        backend = fastest(
+            op, sizes, operand, backends, sizes[-1], structure=structure, constant=constant, transposed=transposed
+        )
     return implementation(backends[backend].module, op)
 
 
@@ -82,14 +87,14 @@ def _run_split(
     transposed: bool,
     backend: str,
 ) -> Tensor:
-    n, k = w.shape
-    run = _implementation("split_matmul", SPLIT, backend, (x.shape[0], n, k, alpha), w, transposed=transposed)
+    (n, k), seeded = w.shape, labels is None
+    run = _implementation("split_matmul", SPLIT, backend, (x.shape[0], n, k, alpha), w, True, transposed, seeded)
     return run(x, w, as_labels(labels, seed, transposed, n, k, alpha), alpha, bias, activation)
 
 
 split_matmul = define(
-    "split_matmul(Tensor x, Tensor w, Tensor? labels, int[] seed, Tensor? bias, str? activation, SymInt alpha, bool transposed, "
-    "str backend) -> Tensor",
+    "split_matmul(Tensor x, Tensor w, Tensor? labels, int[] seed, Tensor? bias, str? activation, SymInt alpha, "
+    "bool transposed, str backend) -> Tensor",
     _run_split,
     lambda x, w, labels, seed, bias, activation, alpha, *rest: x.new_empty(x.shape[0], alpha, w.shape[0]),
     _split_backward,
@@ -125,15 +130,14 @@ def _run_merge(
     backend: str,
 ) -> Tensor:
     (m, alpha, k), n = z.shape, w.shape[0]
-    run = _implementation(
-        "merge_matmul", SPLIT if labels is None else MERGE, backend, (m, n, k, alpha), w, constant, transposed
-    )
+    backends, sizes = SPLIT if labels is None else MERGE, (m, n, k, alpha)
+    run = _implementation("merge_matmul", backends, backend, sizes, w, constant, transposed, labels is None)
     return run(z, w, as_labels(labels, seed, transposed, n, k, alpha), bias, activation)
 
 
 merge_matmul = define(
-    "merge_matmul(Tensor z, Tensor w, Tensor? labels, int[] seed, Tensor? bias, str? activation, bool constant, bool transposed, "
-    "str backend) -> Tensor",
+    "merge_matmul(Tensor z, Tensor w, Tensor? labels, int[] seed, Tensor? bias, str? activation, bool constant, "
+    "bool transposed, str backend) -> Tensor",
     _run_merge,
     lambda z, w, *rest: z.new_empty(z.shape[0], w.shape[0]),
     _merge_backward,
@@ -171,7 +175,7 @@ def _run_partition_grad(
     dy: Tensor, x: Tensor, labels: Tensor | None, seed: Sequence[int], transposed: bool, backend: str
 ) -> Tensor:
     (m, alpha, n), k = dy.shape, x.shape[1]
-    run = _implementation("partition_grad", SPLIT, backend, (m, n, k, alpha), x)
+    run = _implementation("partition_grad", SPLIT, backend, (m, n, k, alpha), x, seeded=labels is None)
     return run(dy, x, as_labels(labels, seed, transposed, n, k, alpha))
 
 

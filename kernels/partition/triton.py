@@ -27,7 +27,6 @@ from .eager import Labels, stored_like, table
 from .labels import PackedLabels, digits, pack_planes, row_bytes
 from .seeded import COLUMN, MIX, ROW, SeededLabels, signed
 
-
 _ROW, _COLUMN = tl.constexpr(signed(ROW)), tl.constexpr(signed(COLUMN))
 _FIRST, _SECOND = (tl.constexpr(signed(factor)) for _, factor in MIX)
 
@@ -44,10 +43,8 @@ def seeded_words(KEY, rows, words, DIGIT: tl.constexpr, ALPHA: tl.constexpr):
         half = (bits | (bits >> 15)) & 0xFFFF
         word = (half | (half << 16)) ^ -0x10000
     else:
-        if ALPHA == 4:
-            byte = ((bits >> (8 * DIGIT)) | (bits >> (8 * DIGIT + 15))) & 0xFF
-        else:
-            byte = ((bits >> (8 * DIGIT)) & 0xFF) * 3
+        byte = (bits >> (8 * DIGIT)) & 0xFF
+        byte = byte | ((bits >> (8 * DIGIT + 15)) & 0xFF if ALPHA == 4 else byte << 1)
         # A label is its column, turned by the hash: bit 0 changes with p, bit 1 with l, bit 2 with h.
         own: tl.constexpr = -0x10000 if DIGIT == 0 else -0xFF0100 if DIGIT == 1 else -0x55555556
         word = byte * 0x01010101 ^ own
