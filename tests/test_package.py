@@ -22,7 +22,7 @@ from support import ROOT
 
 def python(*args: str, cwd: Path) -> str:
     """Runs this interpreter away from the checkout, so that only what is installed can be imported."""
-    done = subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -236,7 +236,7 @@ def test_the_main_commands_run_outside_a_checkout(installed: Path, tmp_path: Pat
 
     def run(*command: str) -> str:
         done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, env=environment
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False, env=environment
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
