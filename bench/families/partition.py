@@ -49,12 +49,12 @@ def _outer_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
 
 def _check_direct(row: Row) -> list[str]:
     complaints = as_meant(row)
-    if row["tile"].startswith(("8", "16")) and row["instructions_per_weight"] > ISSUE_SLOTS:
-        spent = row["instructions_per_weight"]
+    few, spent = row["tile"].startswith(("8", "16")), row["instructions_per_weight"]
+    if few and spent > ISSUE_SLOTS:
         complaints.append(f"{spent} instructions a weight: unpacking would outlast the memory")
     if row["loop_shared"]:
         complaints.append(f"{row['loop_shared']} instructions on shared memory in a loop that needs none")
-    if row["arch"] == 90 and row["in_flight_l2"] < IN_FLIGHT:
+    if few and row["arch"] == 90 and row["in_flight_l2"] < IN_FLIGHT:
         complaints.append(f"{row['in_flight_l2']} bytes in flight on a multiprocessor: memory would wait")
     return complaints
 

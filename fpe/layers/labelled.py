@@ -1,5 +1,6 @@
 """Layers stored as their parent's weight and the labels of its edges."""
 
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -124,12 +125,10 @@ class _LabelledLinear(ExpandedLinear):
     @torch.no_grad()
     def rewire(self, kept: Tensor, *followers: Tensor) -> None:
         """Takes another mask; see :meth:`ExpandedLinear.rewire`."""
-        if self.structure == SEEDED:
-            raise ValueError(f"{type(self).__name__}.rewire: edges that a seed divides do not move")
         owners = self._children(kept)
         labels = torch.where(owners.any(0), owners.to(torch.uint8).argmax(0), HOLE).to(torch.uint8)
-        old = self.labels
-        new = Partition(labels, self.alpha, self.structure, self.block_shape).validate()
+        own = self.partition
+        old, new = own.labels, replace(own, labels=labels).validate()
         if not torch.equal(new.masks(), owners):
             raise ValueError(f"{type(self).__name__}.rewire: expected every edge at one child at most")
         for tensor in (self.edge_weight, *followers):

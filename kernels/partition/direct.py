@@ -17,7 +17,7 @@ REGISTERS = 168
 """Of a thread, where they suffice: three programs then fit a multiprocessor and hide the latency of their loads."""
 
 
-def _turns_ahead(alpha: int, block_m: int, unroll: int) -> int:
+def _turns_ahead(alpha: int, block_m: int, unroll: int, merges: bool) -> int:
     """Turns of the loop by which L2 is asked for weights before they are loaded; none where enough loads are in flight.
 
     The sums of more children or rows leave registers for fewer loads, and for fewer programs on a multiprocessor.
@@ -26,7 +26,10 @@ def _turns_ahead(alpha: int, block_m: int, unroll: int) -> int:
         alpha: Children.
         block_m: Rows of activations of a program.
         unroll: Loads of a turn, halved.
+        merges: Whether it is a merge on the transpose, where four children of 32 rows leave no register for it.
     """
+    if merges and alpha == 4 and block_m > 16:
+        return 0
     return 4 // unroll if alpha > 2 or block_m > 16 else 0
 
 
@@ -83,7 +86,7 @@ def launch_direct(
         "SPLIT": config.split,
         "UNIT": unit,
         "WHOLE": size_in % step == 0,
-        "AHEAD": _turns_ahead(alpha, config.block_m, unroll if transposed else 2),
+        "AHEAD": _turns_ahead(alpha, config.block_m, unroll if transposed else 2, merge and transposed),
         "KIND": "bf16" if x.dtype == torch.bfloat16 else "f16",
         "ACTIVATION": activation if config.split == 1 else None,
         "HAS_BIAS": bias is not None and config.split == 1,
