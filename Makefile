@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := build/typecheck
+ECOSYSTEM := build/ecosystem
 
-.PHONY: help report test test-triton test-torch lint docs figures clean
+.PHONY: help report test test-ecosystem test-triton test-torch lint docs figures clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +17,9 @@ report: $(READY)  ## Run the case studies and write out/report.html (under five 
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest tests -n auto
+
+test-ecosystem: $(ECOSYSTEM)/.ready  ## Run the tests beside transformers, peft, timm and trainers, in an environment of their own
+	$(ECOSYSTEM)/bin/python -m pytest tests/ecosystem -n auto
 
 test-triton: $(READY)  ## Imports, compilations and the dry run with another Triton: make test-triton VERSION=3.6.0
 	$(BIN)/python -m pip install --quiet --no-deps --target build/triton-$(VERSION) triton==$(VERSION)
@@ -43,4 +47,10 @@ clean:  ## Remove the environment and everything built
 $(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,test,lint]'
+	touch $@
+
+$(ECOSYSTEM)/.ready: setup.py pyproject.toml constraints.txt constraints-ecosystem.txt
+	$(PYTHON) -m venv $(ECOSYSTEM)
+	$(ECOSYSTEM)/bin/python -m pip install --quiet --constraint constraints.txt \
+		--constraint constraints-ecosystem.txt --editable '.[bench,ecosystem,test]'
 	touch $@

@@ -13,14 +13,18 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .companion import accompany
+
 if TYPE_CHECKING:
     from . import checkpoint as checkpoint
     from . import convolution as convolution
     from . import expansion as expansion
+    from . import files as files
     from . import fused as fused
     from . import kernels as kernels
     from . import layers as layers
     from . import metrics as metrics
+    from . import models as models
     from . import partition as partition
     from . import resparsify as resparsify
     from . import rewiring as rewiring
@@ -28,8 +32,10 @@ if TYPE_CHECKING:
     from . import theory as theory
     from .checkpoint import restore
     from .expansion import expand, expand_pair, nonzeros, to_dense
+    from .files import save
     from .fused import ExpandedMLP, fuse
     from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
+    from .models import find_pairs
     from .partition import Partition
     from .rewiring import Rewiring
 
@@ -38,8 +44,10 @@ __version__ = "0.1.0"
 _NAMES = {
     "checkpoint": ("restore",),
     "expansion": ("expand", "expand_pair", "nonzeros", "to_dense"),
+    "files": ("save",),
     "fused": ("ExpandedMLP", "fuse"),
     "layers": ("BlockLinear", "MaskedLinear", "MergeLinear", "SplitLinear"),
+    "models": ("find_pairs",),
     "partition": ("Partition",),
     "rewiring": ("Rewiring",),
 }
@@ -57,11 +65,14 @@ __all__ = [
     "convolution",
     "expand",
     "expand_pair",
+    "find_pairs",
     "fuse",
     "kernels",
     "metrics",
+    "models",
     "nonzeros",
     "restore",
+    "save",
     "theory",
     "to_dense",
 ]
@@ -82,3 +93,4 @@ def __dir__() -> list[str]:
 
 if "torch" in sys.modules:
     import_module(".kernels", __name__)
+accompany()

@@ -3,15 +3,21 @@
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from itertools import chain, pairwise
+from os import PathLike
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from .layers import ExpandedLinear
+from .files import Place, load
+from .groups import as_linear, is_linear
+from .layers import ExpandedLinear, StackedLinear
 from .layers.base import check_shape
-from .surgery import is_chain, replace_modules, sequential_leaves, widened_between
+from .models.discovery import blocks
+from .surgery import chains, replace_modules, sequential_leaves, widened_between
 
 Model = TypeVar("Model", bound=nn.Module)
+STACK = 2
+"""Layers that one layer may hold, one above the other."""
 
 
 def guard_state_dict(model: Model) -> Model:
@@ -38,7 +44,7 @@ def _check_all(module: nn.Module, state: Mapping[str, Any], prefix: str, *rest: 
 
 def restore(
     model: Model,
-    state: Mapping[str, Any],
+    state: Mapping[str, Any] | Place,
     *,
     alpha: int | None = None,
     seed: int | None = None,
@@ -58,8 +64,8 @@ def restore(
 
     Args:
         model: The dense model; left as it is.
-        state: ``state_dict()`` of the expanded model. Of tensors that the dense model shares, one name is enough, as
-            in files of safetensors.
+        state: ``state_dict()`` of the expanded model, or the file that :func:`fpe.save` wrote of it. Of tensors that
+            the dense model shares, one name is enough, as in files of safetensors.
         alpha: Children per neuron, of a dense state.
         seed: As :func:`fpe.expand` takes it, of a dense state.
         pairs: As :func:`fpe.expand` takes them, of a dense state.
@@ -71,6 +77,8 @@ def restore(
         TypeError: ``model`` is no module, or ``state`` no mapping.
         ValueError: The state is damaged, or belongs to another architecture.
     """
+    if isinstance(state, (str, PathLike)):
+        state = load(state)
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be the dense nn.Module, got {type(model).__name__}")
     if not isinstance(state, Mapping):
@@ -88,22 +96,43 @@ def restore(
         known = next((state[name] for name in names if name in state), None)
         for name in names if known is not None else ():
             state.setdefault(name, known)
-    layers: dict[str, nn.Linear | ExpandedLinear] = {}
+    wide = guard_state_dict(replace_modules(model, replacements(model, state)))
+    _load(wide, state)
+    return wide
+
+
+def replacements(model: nn.Module, state: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """What an expanded model has in place of the modules of a dense one, by name, weights included.
+
+    Args:
+        model: The dense model.
+        state: The state of the expanded model.
+
+    Raises:
+        ValueError: The state is damaged, or belongs to another architecture.
+    """
+    layers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if is_linear(module):
             wide_layer = _widened(name, module, state)
             if wide_layer is not None:
                 layers[name] = wide_layer
-    replaced: dict[str, nn.Module] = dict(layers)
-    if is_chain(model):
-        linears = [(name, module) for name, module in sequential_leaves(model) if isinstance(module, nn.Linear)]
-        for (first, dense), (second, _) in pairwise(linears):
-            alpha = layers[first].out_features // dense.out_features if first in layers else 1
-            if alpha > 1:
-                replaced.update(widened_between(model, first, second, alpha))
-    wide = guard_state_dict(replace_modules(model, replaced))
-    _load(wide, state)
-    return wide
+    replaced = dict(layers)
+
+    def widen(first: str, second: str, between: Iterable[str] = ()) -> None:
+        dense, wide = as_linear(model.get_submodule(first)), layers.get(first)
+        alpha = 1 if wide is None else int(wide.out_features) // dense.out_features  # type: ignore[arg-type]
+        if alpha > 1:
+            replaced.update(widened_between(model, first, second, alpha, between))
+
+    for prefix, inner in chains(model):
+        linears = [name for name, module in sequential_leaves(inner, prefix) if is_linear(module)]
+        for first, second in pairwise(linears):
+            widen(first, second)
+    for group in blocks(model):
+        if group.between:
+            widen(group.firsts[0], group.second, group.between)
+    return replaced
 
 
 def _load(wide: nn.Module, state: dict[str, Any]) -> None:
@@ -151,14 +180,17 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, Any]:
     return module, getattr(module, leaf)
 
 
-def _widened(name: str, linear: nn.Linear, state: Mapping[str, Any]) -> nn.Linear | ExpandedLinear | None:
+def _widened(name: str, dense: nn.Module, state: Mapping[str, Any]) -> nn.Module | None:
     """The layer that a state has in place of a dense one; ``None`` where it has the same."""
-    prefix = f"{name}." if name else ""
+    linear, prefix = as_linear(dense), f"{name}." if name else ""
     weight = state.get(f"{prefix}weight")
-    layer: nn.Linear | ExpandedLinear
-    if f"{prefix}_extra_state" in state:
+    layer: nn.Linear | ExpandedLinear | StackedLinear
+    stack = [f"{prefix}{i}." for i in range(STACK) if f"{prefix}{i}._extra_state" in state]
+    if stack:
+        layer = StackedLinear([ExpandedLinear.from_state(state, part) for part in stack])
+    elif f"{prefix}_extra_state" in state:
         layer = ExpandedLinear.from_state(state, prefix)
-    elif isinstance(weight, Tensor) and weight.dim() == 2 and weight.shape != linear.weight.shape:
+    elif isinstance(weight, Tensor) and weight.dim() == 2 and weight.shape != dense.weight.shape:
         factory: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
         layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], f"{prefix}bias" in state, **factory)
     else:

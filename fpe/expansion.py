@@ -1,5 +1,6 @@
 """A trained model in, a wider model with as many non-zero weights out (paper, section 2.3)."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -11,12 +12,14 @@ from fpe.kernels.partition.seeded import SEEDS, beside
 from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, Structure
 
 from .checkpoint import guard_state_dict
-from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, SplitLinear
+from .companion import note_expansion
+from .groups import Group, Pair, dense_layers, is_linear, named_groups
+from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, SplitLinear, StackedLinear
+from .models.discovery import LAST, candidates, find_pairs
 from .partition import Partition, check_block, check_generator
 from .probe import check_pairs
-from .replaceable import check_replaceable, check_unshared
-from .resparsify import POLICIES, Plan, Policy, choose, plan
-from .surgery import is_chain, replace_modules, sequential_leaves, widened_between
+from .resparsify import POLICIES, Policy, choose, plan
+from .surgery import is_chain, replace_modules, widened_between
 
 Split = Literal["random", "groups", "gram"]
 SPLITS: tuple[Split, ...] = ("random", "groups", "gram")
@@ -31,7 +34,7 @@ def expand(
     structure: Structure = "random",
     block: tuple[int, int] | None = None,
     resparsify: Policy | Literal["auto"] = "auto",
-    pairs: Iterable[tuple[str, str]] | None = None,
+    pairs: Iterable[Pair] | None = None,
     groups: Groups | Mapping[str, Groups] | None = None,
     generator: Generator | None = None,
     example_inputs: Any = None,
@@ -40,8 +43,11 @@ def expand(
     """Expands every pair of linear layers: more neurons, disjoint inputs, the same number of non-zeros.
 
     The first layer of a pair gets ``alpha`` children per neuron that divide its weights (biases are copied to
-    every child); the second is widened to match and both are pruned back to the pair's dense count. In an
-    ``nn.Sequential`` the linear layers are paired from the front, ``(1, 2), (3, 4), ...``: the paper's alternating
+    every child); the second is widened to match and both are pruned back to the pair's dense count. Of a gated block,
+    ``down(act(gate(x)) * up(x))``, the first two are split by the same partition, child by child.
+
+    Which layers those are, :func:`fpe.find_pairs` says: it knows the blocks of common models, and in an
+    ``nn.Sequential`` pairs the linear layers from the front, ``(1, 2), (3, 4), ...``: the paper's alternating
     expansion, in which the head is never split. Norms between the layers of a pair are widened with them.
 
     Train the returned model with a new optimizer: its parameters are new.
@@ -58,14 +64,15 @@ def expand(
         resparsify: Which weights pay for the wider second layer, see :func:`fpe.resparsify.plan`:
             ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``; ``"auto"`` chooses between
             ``"input"`` and ``"partition"`` by the pair's sizes, see :func:`fpe.resparsify.choose`.
-        pairs: Names of the layers of each pair, as in ``[("fc1", "fc2")]``. Needed unless the model is an
-            ``nn.Sequential``. Whatever your module computes between them must be element-wise.
+        pairs: Names of the layers of each pair, as in ``[("fc1", "fc2")]``; patterns, as in ``[("*.fc1", "*.fc2")]``;
+            and gated triples, see :data:`fpe.groups.Pair`. Without them the pairs are found. Whatever your module
+            computes between them must be element-wise.
         groups: For ``split="groups"``, the group of each input; a mapping from the name of a pair's first
             layer where there are several pairs.
         generator: Source of randomness (CPU); the same seed gives the same model.
-        example_inputs: Positional arguments of one forward pass, or a single one. With them it is found out whether
-            the layers of each pair run in their order, and whether what the model computes between them treats every
-            neuron alike and on its own. Without them that is known of the layers in an ``nn.Sequential`` alone.
+        example_inputs: Positional arguments of one forward pass, a mapping of keyword arguments, or a single argument.
+            With them it is found out whether the layers of each pair run in their order, and whether what the model
+            computes between them treats every neuron alike and on its own; and pairs are found in unknown models.
         seed: For ``structure="seeded"``: of the first pair's first layer; every layer further on has the next one.
             Without it seeds are drawn.
 
@@ -74,7 +81,7 @@ def expand(
         changes anything.
 
     Raises:
-        TypeError: ``model`` is no module, a named layer no ``nn.Linear``, or a weight is not floating point.
+        TypeError: ``model`` is no module, a named layer no dense layer, or a weight is not floating point.
         ValueError: An option is unknown or does not fit the model, a layer holds what its replacement would drop
             (hooks, a forward of its own, a parametrization, shared parameters), or ``example_inputs`` show that a pair
             is none; the message names the layer and says what was expected.
@@ -83,24 +90,29 @@ def expand(
         raise TypeError(f"expand: model must be an nn.Module, got {type(model).__name__}")
     _check_options(split, structure, block, resparsify, groups, seed)
     check_generator("expand", generator)
-    named = list(_sequential_pairs(model) if pairs is None else _named_pairs(model, pairs))
-    group_of = _groups_by_name(groups, [first for first, _ in named])
+    named = _found(model, example_inputs) if pairs is None else named_groups(model, pairs)
+    group_of = _groups_by_name(groups, [group.firsts[0] for group in named])
     replaced: dict[str, nn.Module] = {}
-    between: dict[tuple[str, str], dict[str, nn.Module]] = {}
+    between: dict[Group, dict[str, nn.Module]] = {}
     with torch.device("cpu"):  # masks are data, wherever the caller has new tensors made
-        for i, (first, second) in enumerate(named):
-            fc1, fc2 = _linear(model, first), _linear(model, second)
-            _check_pair(first, fc1, second, fc2)
+        for i, group in enumerate(named):
+            firsts, second = dense_layers(model, group)
             own = None if seed is None else beside(seed, 2 * i)
-            partition = _partition(fc1, alpha, split, structure, block, group_of.get(first), generator, own)
-            replaced[first], replaced[second] = expand_pair(
-                fc1, fc2, partition, resparsify, block=block, generator=generator
+            divided = group_of.get(group.firsts[0])
+            partition = _partition(firsts, alpha, split, structure, block, divided, generator, own)
+            children, replaced[group.second] = _expand_together(
+                firsts, second, partition, resparsify, block=block, generator=generator
             )
-            between[first, second] = widened_between(model, first, second, alpha) if is_chain(model) else {}
-            replaced.update(between[first, second])
+            if group.parts > 1:
+                children = [StackedLinear(children)]
+            replaced.update(zip(group.firsts, children, strict=True))
+            between[group] = widened_between(model, group.firsts[0], group.second, alpha, group.between)
+            replaced.update(between[group])
     if example_inputs is not None:
         check_pairs(model, between, alpha, example_inputs)
-    return guard_state_dict(replace_modules(model, replaced))
+    wide = guard_state_dict(replace_modules(model, replaced))
+    note_expansion(wide)
+    return wide
 
 
 def expand_pair(
@@ -131,12 +143,10 @@ def expand_pair(
     """
     if resparsify not in ("auto", *POLICIES):
         raise ValueError(f"expand_pair: resparsify must be one of {('auto', *POLICIES)}, got {resparsify!r}")
-    _check_pair("fc1", fc1, "fc2", fc2)
+    dense_layers(nn.ModuleDict({"fc1": fc1, "fc2": fc2}), Group(("fc1",), "fc2"))
     check_generator("expand_pair", generator)
     if not isinstance(partition, Partition):
         raise TypeError(f"expand_pair: partition must be a fpe.Partition, got {type(partition).__name__}")
-    if resparsify == "auto":
-        resparsify = choose(fc2.out_features, fc1.in_features, partition.alpha)
     if partition.shape != tuple(fc1.weight.shape):
         raise ValueError(
             f"expand_pair: partition is over {list(partition.shape)}, fc1's weight {list(fc1.weight.shape)}"
@@ -144,48 +154,83 @@ def expand_pair(
     holes = int((partition.validate().labels == HOLE).sum())
     if holes:
         raise ValueError(f"expand_pair: the partition must own every edge, {holes} are owned by nobody")
-    alpha = partition.alpha
-    if resparsify != "partition" and fc1.weight.is_meta | fc2.weight.is_meta:
+    (first,), second = _expand_together([fc1], fc2, partition, resparsify, block=block, generator=generator)
+    return first, second
+
+
+def _expand_together(
+    firsts: Sequence[nn.Linear],
+    fc2: nn.Linear,
+    partition: Partition,
+    policy: Policy | Literal["auto"],
+    *,
+    block: tuple[int, int] | None,
+    generator: Generator | None,
+) -> tuple[list[nn.Module], nn.Module]:
+    """Expands the layers of a group, whose neurons meet, by one partition."""
+    alpha, weights = partition.alpha, [fc1.weight for fc1 in firsts]
+    if policy == "auto":
+        policy = choose(fc2.out_features, firsts[0].in_features, alpha)
+    if policy != "partition" and any(weight.is_meta for weight in (*weights, fc2.weight)):
         raise ValueError(
-            f"expand: resparsify={resparsify!r} ranks weights, and these are on 'meta'; load them first, or take "
+            f"expand: resparsify={policy!r} ranks weights, and these are on 'meta'; load them first, or take "
             "resparsify='partition'"
         )
-    chosen = plan(fc1.weight, fc2.weight, partition, resparsify, block=block, generator=generator)
+    chosen = plan(weights, fc2.weight, partition, policy, block=block, generator=generator)
     with torch.no_grad():
-        first = _expanded(fc1, chosen)
-        second = _successor(fc2, chosen, resparsify, block or partition.block_shape)
-        for layer, bias in ((first, fc1.bias), (second, fc2.bias)):
-            if bias is not None:
-                layer.bias.copy_(bias.repeat(alpha) if layer is first else bias)  # type: ignore[union-attr]
-    for new, old in ((first, fc1), (second, fc2)):
+        wide = [_expanded(fc1, own, policy) for fc1, own in zip(firsts, chosen.firsts, strict=True)]
+        successor = _successor(fc2, chosen.firsts[0], chosen.second, policy, block or partition.block_shape)
+    for new, old in (*zip(wide, firsts, strict=True), (successor, fc2)):
+        if old.bias is not None:
+            with torch.no_grad():
+                new.bias.copy_(old.bias if new is successor else old.bias.repeat(alpha))  # type: ignore[union-attr]
         new.train(old.training)
         trained = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
         for name, parameter in new.named_parameters():
             parameter.requires_grad_(trained["bias" if name == "bias" else "weight"])
-    return first, second
+    return [*wide], successor
 
 
-def _expanded(fc1: nn.Linear, chosen: Plan) -> ExpandedLinear:
-    """The split layer, weights set, bias not yet."""
-    partition, bias = chosen.first, fc1.bias is not None
-    if partition.block_shape:
+def _found(model: nn.Module, example_inputs: Any) -> list[Group]:
+    """The groups of a model whose pairs were not named; of a chain all, whatever is wrong with them."""
+    refused: dict[str, str] = {}
+    groups = list(candidates(model, refused))
+    if not groups or not is_chain(model):
+        found = find_pairs(model, example_inputs=example_inputs)
+        groups, refused = list(found.groups), {**refused, **found.refused}
+    if not groups:
+        given = ((name, reason) for name, reason in refused.items() if reason != LAST)
+        reasons = list(dict.fromkeys(r if r.startswith("'") else f"'{name}' {r}" for name, r in given))[:3]
+        count = sum(is_linear(module) for module in model.modules())
+        raise ValueError(
+            f"expand: found no pairs of layers in this {type(model).__name__}: "
+            f"{'; '.join(reasons) or f'it needs two dense layers, got {count}'}. Name them with "
+            "pairs=[('first', 'second')]; fpe.find_pairs(model) says more"
+        )
+    return groups
+
+
+def _expanded(fc1: nn.Linear, partition: Partition, policy: Policy) -> ExpandedLinear:
+    """The split layer, weights set, bias not yet: in blocks where whole ones are kept."""
+    bias = fc1.bias is not None
+    if partition.block_shape and policy != "magnitude":
         planes = (partition.alpha, 1)
         kept = partition.masks().flatten(0, 1)
         blocks = BlockLinear(kept, partition.block_shape, planes, bias, **_like(fc1))
         blocks.set_wide_weight(fc1.weight.repeat(partition.alpha, 1))
+        _say_what_padding_costs(blocks)
         return blocks
     layer = SplitLinear(partition, bias, **_like(fc1))
-    layer.set_edge_weight(fc1.weight)
-    layer.clear_removed()
+    layer.set_matrix(fc1.weight)
     return layer
 
 
 def _successor(
-    fc2: nn.Linear, chosen: Plan, policy: Policy, block: tuple[int, int] | None
+    fc2: nn.Linear, partition: Partition, second: Tensor, policy: Policy, block: tuple[int, int] | None
 ) -> ExpandedLinear | nn.Linear:
-    """The widened layer, weights set, bias not yet."""
-    c, alpha, h = chosen.second.shape
-    bias, kept = fc2.bias is not None, chosen.second.flatten(1)
+    """The widened layer, which keeps the copies ``second[c, alpha, h]``; weights set, bias not yet."""
+    c, alpha, h = second.shape
+    bias, kept = fc2.bias is not None, second.flatten(1)
     wide = fc2.weight.repeat(1, alpha)
     if policy == "input":
         dense = nn.utils.skip_init(nn.Linear, alpha * h, c, bias=bias, **_like(fc2))
@@ -195,17 +240,35 @@ def _successor(
         masked = MaskedLinear(kept, bias, **_like(fc2))
         masked.set_wide_weight(wide)
         return masked
-    if policy == "partition" and not chosen.first.block_shape:
-        owner = chosen.second.to(torch.uint8).argmax(1).to(torch.uint8)
-        seed = chosen.first.seed
+    if policy == "partition" and not partition.block_shape:
+        owner = second.to(torch.uint8).argmax(1).to(torch.uint8)
+        seed = partition.seed
         read = Partition(owner, alpha) if seed is None else Partition.seeded(c, h, alpha, beside(seed))
         merge = MergeLinear(read, bias, **_like(fc2))
-        merge.set_edge_weight(fc2.weight)
+        merge.set_matrix(fc2.weight)
         return merge
     assert block is not None
     blocks = BlockLinear(kept, block, (1, alpha), bias, **_like(fc2))
     blocks.set_wide_weight(wide)
+    _say_what_padding_costs(blocks)
     return blocks
+
+
+PADDED = 1.05
+"""Weights stored over weights kept from which on :func:`expand` says so."""
+
+
+def _say_what_padding_costs(blocks: BlockLinear) -> None:
+    """Warns where a layer stores much more than it keeps, and names the smaller block that pads least."""
+    stored, kept, thrifty = blocks.edge_weight.numel(), blocks.nonzeros, blocks.grid.thriftiest()
+    if stored > PADDED * kept and thrifty.padding < blocks.grid.padding:
+        warnings.warn(
+            f"expand: blocks of {blocks.block_shape} store {stored} weights of a {blocks.out_features} x "
+            f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many: a plane is no "
+            f"multiple of them. With blocks of {thrifty.block} padding costs a factor of {thrifty.padding:.2f} instead "
+            f"of {blocks.grid.padding:.2f}",
+            stacklevel=4,
+        )
 
 
 def _like(layer: nn.Linear) -> dict:
@@ -213,7 +276,7 @@ def _like(layer: nn.Linear) -> dict:
 
 
 def _partition(
-    fc1: nn.Linear,
+    firsts: Sequence[nn.Linear],
     alpha: int,
     split: Split,
     structure: Structure,
@@ -222,6 +285,7 @@ def _partition(
     generator: Generator | None,
     seed: int | None,
 ) -> Partition:
+    fc1 = firsts[0]
     out_features, in_features = fc1.weight.shape
     if split == "groups":
         assert groups is not None
@@ -229,7 +293,8 @@ def _partition(
             raise ValueError(f"expand: groups must have one entry per input, {in_features}, got {len(groups)}")
         partition = Partition.from_groups(groups, out_features, alpha, generator=generator)
     elif split == "gram":
-        partition = Partition.from_gram(fc1.weight, alpha, generator=generator)
+        partition = Partition.from_gram(torch.cat([fc.weight for fc in firsts]), alpha, generator=generator)
+        partition = Partition(partition.labels[:out_features].contiguous(), alpha)
     elif seed is not None:
         partition = Partition.seeded(out_features, in_features, alpha, seed)
     else:
@@ -266,45 +331,6 @@ def _check_options(split: str, structure: str, block: object, resparsify: str, g
         )
 
 
-def _sequential_pairs(model: nn.Module) -> list[tuple[str, str]]:
-    if not is_chain(model):
-        why = ", and this one has a forward of its own" if isinstance(model, nn.Sequential) else ""
-        raise ValueError(
-            f"expand: name the layers of a {type(model).__name__} with pairs=[('first', 'second')]; only "
-            f"nn.Sequential is paired automatically{why}"
-        )
-    leaves = sequential_leaves(model)
-    for name, module in leaves:
-        if isinstance(module, ExpandedLinear):
-            raise ValueError(f"expand: '{name}' is expanded already ({type(module).__name__})")
-    linears = [name for name, module in leaves if isinstance(module, nn.Linear)]
-    if len(linears) < 2:
-        raise ValueError(f"expand: expected at least two nn.Linear layers, got {len(linears)}")
-    return list(zip(linears[::2], linears[1::2], strict=False))
-
-
-def _named_pairs(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    named = []
-    for pair in pairs:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
-            raise ValueError(f"expand: pairs must be of two layer names, got {pair!r}")
-        named.append((pair[0], pair[1]))
-    if not named:
-        raise ValueError("expand: pairs is empty, nothing to expand")
-    names = [name for pair in named for name in pair]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"expand: '{name}' stands in pairs twice; a layer is split or widened, once")
-    if is_chain(model):
-        order = [name for name, module in sequential_leaves(model) if isinstance(module, nn.Linear)]
-        for first, second in named:
-            if order and first == order[-1]:
-                raise ValueError(f"expand: '{first}' is the head, its outputs are the model's and cannot be split")
-            if {first, second} <= set(order) and order.index(second) != order.index(first) + 1:
-                raise ValueError(f"expand: '{second}' does not read '{first}'; the linear layers run in order {order}")
-    return named
-
-
 def _groups_by_name(groups: Groups | Mapping[str, Groups] | None, firsts: list[str]) -> Mapping[str, Groups]:
     if groups is None:
         return {}
@@ -317,47 +343,19 @@ def _groups_by_name(groups: Groups | Mapping[str, Groups] | None, firsts: list[s
     return {firsts[0]: groups}
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    try:
-        module = model.get_submodule(name)
-    except AttributeError as error:
-        raise ValueError(f"expand: the model has no layer '{name}'") from error
-    if isinstance(module, ExpandedLinear):
-        raise ValueError(f"expand: '{name}' is expanded already ({type(module).__name__})")
-    check_replaceable("expand", name, module, nn.Linear)
-    check_unshared("expand", model, name, module)
-    assert isinstance(module, nn.Linear)
-    return module
-
-
-def _check_pair(first: str, fc1: nn.Linear, second: str, fc2: nn.Linear) -> None:
-    for name, layer in ((first, fc1), (second, fc2)):
-        check_replaceable("expand", name, layer, nn.Linear)
-    if fc2.in_features != fc1.out_features:
-        raise ValueError(
-            f"expand: '{second}' must read the {fc1.out_features} outputs of '{first}', got in_features = "
-            f"{fc2.in_features}"
-        )
-    for name, layer in ((first, fc1), (second, fc2)):
-        if not all(p.is_meta or bool(p.isfinite().all()) for p in layer.parameters()):
-            raise ValueError(f"expand: the weights of '{name}' must be finite, got NaN or infinity")
-
-
 def nonzeros(model: nn.Module) -> int:
     """Number of weights that may be non-zero, over all layers: what FPE keeps fixed.
 
     Counts the kept edges of FPE layers, and every entry of the other parameters with two or more dimensions.
-    Biases and norms are not counted (the paper counts weights alone); FPE copies them to every child.
+    Biases and norms are not counted (the paper counts weights alone); FPE copies them to every child. A weight that
+    several layers share counts once.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"nonzeros: model must be an nn.Module, got {type(model).__name__}")
-    count = 0
-    for module in model.modules():
-        if isinstance(module, ExpandedLinear):
-            count += module.nonzeros
-        else:
-            count += sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
-    return count
+    expanded = [module for module in model.modules() if isinstance(module, ExpandedLinear)]
+    own = {id(p) for layer in expanded for p in layer.parameters(recurse=False)}
+    plain = sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in own)
+    return plain + sum(layer.nonzeros for layer in expanded)
 
 
 def to_dense(model: Model) -> Model:
@@ -368,7 +366,7 @@ def to_dense(model: Model) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"to_dense: model must be an nn.Module, got {type(model).__name__}")
-    if isinstance(model, ExpandedLinear):
+    kinds = (ExpandedLinear, StackedLinear)
+    if isinstance(model, kinds):
         return model.to_linear()  # type: ignore[return-value]
-    expanded = {n: m.to_linear() for n, m in model.named_modules() if isinstance(m, ExpandedLinear)}
-    return replace_modules(model, expanded)
+    return replace_modules(model, {n: m.to_linear() for n, m in model.named_modules() if isinstance(m, kinds)})

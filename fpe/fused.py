@@ -46,9 +46,9 @@ class ExpandedMLP(nn.Module):
         merges = isinstance(second, MergeLinear)
         return expanded_mlp(
             x,
-            first.edge_weight,
+            first.matrix(),
             first.packed,
-            second.edge_weight if merges else second.weight,  # type: ignore[arg-type]
+            second.matrix() if merges else second.weight,  # type: ignore[arg-type]
             second.packed if merges else None,  # type: ignore[arg-type]
             alpha=first.alpha,
             bias1=None if first.bias is None else first.bias.view(first.alpha, -1),

@@ -1,7 +1,7 @@
 """One forward pass that finds whether a model stays what it is when a pair of its layers is widened."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .groups import Group, as_linear
 from .surgery import replace_modules
-
-Pair = tuple[str, str]
 
 
 def check_pairs(
-    model: nn.Module, pairs: Mapping[Pair, Mapping[str, nn.Module]], alpha: int, example_inputs: Any
+    model: nn.Module, groups: Mapping[Group, Mapping[str, nn.Module]], alpha: int, example_inputs: Any
 ) -> None:
     """Raises unless what the model computes between the layers of each pair treats every neuron alike and on its own.
 
@@ -25,33 +24,35 @@ def check_pairs(
 
     Args:
         model: The dense model; left as it is.
-        pairs: For each pair, what else is replaced with it: widened norms.
+        groups: For each group of layers, what else is replaced with it: widened norms.
         alpha: Copies.
-        example_inputs: Positional arguments of a forward, or a single one.
+        example_inputs: Positional arguments of a forward, a mapping of keyword arguments, or a single argument.
 
     Raises:
         ValueError: The layers of a pair do not run in their order, the widened model fails, or it computes something
             else.
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     plain = copy.deepcopy(model).eval()
     calls: list[str] = []
-    for name in {name for pair in pairs for name in pair}:
+    for name in {name for group in groups for name in group.names}:
         plain.get_submodule(name).register_forward_hook(partial(_note, calls, name))
-    wanted = _run(plain, inputs)
-    for first, second in pairs:
-        for name in (first, second):
+    wanted = run(plain, example_inputs)
+    for group in groups:
+        for name in group.names:
             if name not in calls:
                 raise ValueError(f"expand: '{name}' does not run on example_inputs")
-        if calls.index(second) < calls.index(first):
-            raise ValueError(f"expand: '{second}' runs before '{first}' on example_inputs; name the pair in that order")
-    if _why_not(model, pairs, alpha, inputs, wanted):
-        for (first, second), besides in pairs.items():
-            reason = _why_not(model, {(first, second): besides}, alpha, inputs, wanted)
+        for first in group.firsts:
+            if calls.index(group.second) < calls.index(first):
+                raise ValueError(
+                    f"expand: '{group.second}' runs before '{first}' on example_inputs; name the pair in that order"
+                )
+    if _why_not(model, groups, alpha, example_inputs, wanted):
+        for group, besides in groups.items():
+            reason = _why_not(model, {group: besides}, alpha, example_inputs, wanted)
             if reason:
                 raise ValueError(
-                    f"expand: between '{first}' and '{second}' the model does not treat every neuron alike and on its "
-                    f"own; with each neuron copied it {reason}"
+                    f"expand: between '{group.firsts[0]}' and '{group.second}' the model does not treat every neuron "
+                    f"alike and on its own; with each neuron copied it {reason}"
                 )
         raise ValueError("expand: the pairs cannot be widened together: the model computes something else then")
 
@@ -62,21 +63,20 @@ def _note(calls: list[str], name: str, *hooked: object) -> None:
 
 def _why_not(
     model: nn.Module,
-    pairs: Mapping[Pair, Mapping[str, nn.Module]],
+    groups: Mapping[Group, Mapping[str, nn.Module]],
     alpha: int,
-    inputs: Sequence[Any],
+    inputs: Any,
     wanted: list[Tensor],
 ) -> str | None:
     """What goes wrong with copied neurons, in words; ``None`` where nothing does."""
     replaced: dict[str, nn.Module] = {}
-    for (first, second), besides in pairs.items():
+    for group, besides in groups.items():
         replaced.update(besides)
-        for name, side in ((first, 0), (second, 1)):
-            dense = model.get_submodule(name)
-            assert isinstance(dense, nn.Linear)
-            replaced[name] = _copied(dense, alpha, side)
+        for first in group.firsts:
+            replaced[first] = _copied(as_linear(model.get_submodule(first)), alpha, group.parts)
+        replaced[group.second] = _averaging(as_linear(model.get_submodule(group.second)), alpha)
     try:
-        got = _run(replace_modules(model, replaced).eval(), inputs)
+        got = run(replace_modules(model, replaced).eval(), inputs)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         return f"fails: {error}"
     if [t.shape for t in got] != [t.shape for t in wanted]:
@@ -90,20 +90,40 @@ def _why_not(
     return None
 
 
-def _copied(dense: nn.Linear, alpha: int, side: int) -> nn.Linear:
-    """The layer with every neuron ``alpha`` times (side 0), or reading the mean of as many copies (side 1)."""
-    weight = dense.weight.detach()
-    wide = weight.repeat(1, alpha) / alpha if side else weight.repeat(alpha, 1)
-    layer = nn.Linear(wide.shape[1], wide.shape[0], dense.bias is not None, device="meta")
-    layer.weight = nn.Parameter(wide, requires_grad=False)
-    if dense.bias is not None:
-        bias = dense.bias.detach()
-        layer.bias = nn.Parameter(bias.clone() if side else bias.repeat(alpha), requires_grad=False)
+def _copied(dense: nn.Linear, alpha: int, parts: int) -> nn.Linear:
+    """The layer with every neuron ``alpha`` times, each of its parts on its own."""
+    bias = dense.bias
+    return _linear(_repeat(dense.weight, alpha, parts), None if bias is None else _repeat(bias, alpha, parts))
+
+
+def _repeat(t: Tensor, alpha: int, parts: int) -> Tensor:
+    return torch.cat([torch.cat([part] * alpha) for part in t.detach().chunk(parts)])
+
+
+def _averaging(dense: nn.Linear, alpha: int) -> nn.Linear:
+    """The layer reading the mean of ``alpha`` copies."""
+    return _linear(dense.weight.detach().repeat(1, alpha) / alpha, None if dense.bias is None else dense.bias.detach())
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
     return layer
 
 
-def _run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
-    """The tensors that a forward returns, from a fixed state of the random generators."""
+def run(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """The tensors that a forward returns, from a fixed state of the random generators.
+
+    Args:
+        model: Any module.
+        inputs: Positional arguments, a mapping of keyword arguments, or a single argument.
+    """
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
+        if isinstance(inputs, Mapping):
+            output = model(**inputs)
+        else:
+            output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]

@@ -24,6 +24,11 @@ def full_name(module: object) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module is a ``Conv1D`` of transformers: a linear layer with its weight stored ``[inputs, outputs]``."""
+    return full_name(module) == "transformers.pytorch_utils.Conv1D"
+
+
 def own_forward(module: nn.Module, base: type[nn.Module]) -> bool:
     """Whether a module computes something else than its base class does."""
     return type(module).forward is not base.forward or "forward" in vars(module)

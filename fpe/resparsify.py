@@ -7,6 +7,7 @@ Rankings are by magnitude, smallest first. Siblings' output weights tie at the m
 broken by an order drawn from the generator, so the same seed prunes the same weights.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,22 +47,28 @@ class Plan:
     """What a policy decided for a pair of layers.
 
     Attributes:
-        first: The partition of the expanded layer, with ``HOLE`` where an edge was pruned.
+        firsts: The partition of each expanded layer, with ``HOLE`` where an edge was pruned.
         second: bool ``[c, alpha, h]``: which copies of the successor's weights are kept. ``second[j, a, n]`` is
             the edge to output ``j`` from child ``a`` of parent ``n``.
     """
 
-    first: Partition
+    firsts: tuple[Partition, ...]
     second: Tensor
 
     @property
+    def first(self) -> Partition:
+        """The partition of the only expanded layer."""
+        (partition,) = self.firsts
+        return partition
+
+    @property
     def nonzeros(self) -> int:
-        """Weights kept in both layers."""
-        return int((self.first.labels != HOLE).sum()) + int(self.second.sum())
+        """Weights kept in all layers."""
+        return sum(int((partition.labels != HOLE).sum()) for partition in self.firsts) + int(self.second.sum())
 
 
 def plan(
-    w1: Tensor,
+    w1: Tensor | Sequence[Tensor],
     w2: Tensor,
     partition: Partition,
     policy: Policy,
@@ -86,7 +93,7 @@ def plan(
     smallest weights, so that the count is exact.
 
     Args:
-        w1: Weight of the expanded layer ``[h, d]``.
+        w1: Weight of the expanded layer ``[h, d]``; or of several, whose neurons meet and share the partition.
         w2: Weight of its successor ``[c, h]``.
         partition: Who owns the edges of ``w1``.
         policy: One of the above.
@@ -98,32 +105,35 @@ def plan(
     """
     if policy not in POLICIES:
         raise ValueError(f"resparsify must be one of {POLICIES}, got {policy!r}")
+    firsts = [w1] if isinstance(w1, Tensor) else list(w1)
     (c, h), alpha = w2.shape, partition.alpha
     block = block or partition.block_shape
     if policy == "partition":
-        return Plan(partition, _one_child_each(c, h, partition, generator))
+        return Plan((partition,) * len(firsts), _one_child_each(c, h, partition, generator))
     if policy == "block" and block is None:
         raise ValueError("resparsify='block' needs block=(bn, bk), got None")
 
     excess = (alpha - 1) * c * h
-    first = w1.detach().abs().double().cpu()
+    first = [w.detach().abs().double().cpu() for w in firsts]
+    size = sum(w.numel() for w in first)
     second = w2.detach().abs().double().cpu()[:, None].expand(c, alpha, h)
-    limit = first.numel() if policy == "input" else first.numel() + second.numel()
+    limit = size if policy == "input" else size + second.numel()
     if excess >= limit:
         raise ValueError(
             f"resparsify={policy!r} must remove (alpha-1)*c*h = {excess} weights and has {limit} to choose from"
         )
     if policy == "input":
-        kept = _keep([first], [partition.unit], excess, generator)
+        kept = _keep(first, [partition.unit] * len(first), excess, generator)
         second_kept = torch.ones(c, alpha, h, dtype=torch.bool)
     else:
         unit = block if policy == "block" else (1, 1)
         assert unit is not None
         planes = [second[:, a] for a in range(alpha)]
-        kept = _keep([first, *planes], [unit] * (alpha + 1), excess, generator)
-        second_kept = torch.stack(kept[1:], dim=1)
+        kept = _keep([*first, *planes], [unit] * (len(first) + alpha), excess, generator)
+        second_kept = torch.stack(kept[len(first) :], dim=1)
     device = partition.labels.device
-    return Plan(partition.without(~kept[0].to(device)), second_kept.to(device))
+    pruned = tuple(partition.without(~own.to(device)) for own in kept[: len(first)])
+    return Plan(pruned, second_kept.to(device))
 
 
 def _keep(

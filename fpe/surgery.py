@@ -1,7 +1,7 @@
 """Replacing modules inside a model, and widening what stands between the layers of a pair."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from torch import nn
@@ -106,11 +106,32 @@ def sequential_leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.
     return leaves
 
 
-def widened_between(model: nn.Module, first: str, second: str, alpha: int) -> dict[str, nn.Module]:
-    """Widened copies of the norms between the layers of a pair in a Sequential."""
-    leaves = sequential_leaves(model)
-    names = [name for name, _ in leaves]
-    between = leaves[names.index(first) + 1 : names.index(second)]
+def chains(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The chains of a model that stand in no other chain, each with what its layers' names begin with."""
+    if is_chain(model):
+        yield prefix, model
+    inner = (
+        sequential_leaves(model, prefix) if is_chain(model) else [(prefix + n, m) for n, m in model.named_children()]
+    )
+    for name, module in inner:
+        yield from chains(module, f"{name}.")
+
+
+def widened_between(
+    model: nn.Module, first: str, second: str, alpha: int, inside: Iterable[str] = ()
+) -> dict[str, nn.Module]:
+    """Widened copies of the norms between the layers of a pair: in a chain, and of what is known to be between.
+
+    Raises:
+        ValueError: Something else is between, or a norm that cannot be replaced.
+    """
+    between = [(name, model.get_submodule(name)) for name in inside]
+    leaves = between
+    for prefix, chain in chains(model):
+        run = sequential_leaves(chain, prefix)
+        names = [name for name, _ in run]
+        if first in names and second in names:
+            leaves, between = run, run[names.index(first) + 1 : names.index(second)]
     widened: dict[str, nn.Module] = {}
     for name, module in between:
         check_settled("expand", name, module)

@@ -9,6 +9,9 @@ operation                                     definition
 ``split_matmul(x[M,K], w[N,K], labels)``      ``y[m,a,n] = sum_k x[m,k] * w[n,k] * (labels[n,k] == a)``
 ``merge_matmul(z[M,alpha,K], w[N,K], labels)``  ``y[m,n] = sum_k z[m,labels[n,k],k] * w[n,k]``
 ``partition_grad(dy[M,alpha,N], x[M,K], labels)``  ``dw[n,k] = sum_m dy[m,labels[n,k],n] * x[m,k]``
+``masked_matmul(x[M,K], values, kept)``       ``y = x @ W.T`` for any mask; ``values[nnz]``, a bit a position
+``unpack_values(values[nnz], kept)``          ``w[N,K]``, zero where no entry exists; its gradient is
+``pack_values(w[N,K], kept)``                 ``values[nnz]``
 ``block_matmul(x[M,K], values, layout)``      ``y = x @ W.T`` for a block-masked ``W[N,K]``
 ``block_matmul_t(dy[M,N], values, layout)``   ``dx = dy @ W``
 ``block_grad(dy[M,N], x[M,K], layout)``       ``dW = dy.T @ x`` on the kept blocks only
@@ -46,6 +49,7 @@ if __name__ == "kernels":
         _theirs.loader.exec_module(sys.modules[__name__])
 else:
     from . import flops
+    from .bitmap import Bitmap, pack_values, pack_values_eager, unpack_values, unpack_values_eager
     from .block import (
         BlockLayout,
         block_grad,
@@ -61,6 +65,7 @@ else:
         HOLE,
         PackedLabels,
         SeededLabels,
+        masked_matmul,
         merge_matmul,
         merge_matmul_eager,
         partition_grad,
@@ -84,6 +89,7 @@ else:
 
     __all__ = [
         "HOLE",
+        "Bitmap",
         "BlockLayout",
         "PackedLabels",
         "SeededLabels",
@@ -97,8 +103,11 @@ else:
         "block_matmul_t_eager",
         "expanded_mlp",
         "expanded_mlp_eager",
+        "masked_matmul",
         "merge_matmul",
         "merge_matmul_eager",
+        "pack_values",
+        "pack_values_eager",
         "partition_grad",
         "partition_grad_eager",
         "semi_structured_compress",
@@ -111,4 +120,6 @@ else:
         "semi_structured_matmul_t_eager",
         "split_matmul",
         "split_matmul_eager",
+        "unpack_values",
+        "unpack_values_eager",
     ]

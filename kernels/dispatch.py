@@ -14,9 +14,13 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from .cpu import MAX_ROWS
 from .device import arch_of, fences_copies, interpreting
 from .gpus import OLDEST, architecture
-from .model import Roof, candidates, roof_named
+from .here import labels_win
+from .model import Sizes, candidates
+from .roofs import Roof, roof_named
+from .structures import RANDOM
 from .tables import file_name
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -58,7 +62,8 @@ def choose_backend(
         operand: A tensor of the call: its device and dtype decide.
         backends: Those of the family, the eager twin among them.
         call: What else their ``why_not`` takes.
-        by_cost: Whether ``"auto"`` stays open on a GPU, for :func:`fastest` to decide.
+        by_cost: Whether ``"auto"`` stays open, for :func:`fastest` to decide: on a GPU, and on a CPU for a family that
+            has kernels for one.
 
     Raises:
         ValueError: No such backend exists.
@@ -66,7 +71,7 @@ def choose_backend(
     """
     if requested == "auto":
         if not operand.is_cuda:
-            return "eager"
+            return "auto" if by_cost and operand.is_cpu and "cpu" in backends else "eager"
         return "auto" if by_cost else next(name for name, b in backends.items() if not b.why_not(operand, *call))
     if requested not in backends:
         raise ValueError(f"{op}: backend must be one of {', '.join(('auto', *backends))}, got {requested!r}")
@@ -82,15 +87,15 @@ def fastest(
     operand: Tensor,
     backends: Mapping[str, Backend],
     *call: object,
-    structure: str = "random",
+    structure: str = RANDOM,
     constant: bool = True,
     transposed: bool = False,
 ) -> str:
     """The backend that is predicted to be fastest of those that can run.
 
     Args:
-        op: As :func:`ranked` takes it.
-        sizes: ``(m, n, k, alpha)``, likewise.
+        op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
+        sizes: ``(m, n, k, alpha)`` of the weight as the operation takes it.
         operand: A tensor of the call: its device and dtype decide.
         backends: Those of the family.
         call: What else their ``why_not`` takes.
@@ -98,9 +103,13 @@ def fastest(
         constant: Whether the weights stay from call to call.
         transposed: Whether the weight is stored as its transpose.
     """
+    if operand.is_cpu:
+        able = op != "partition_grad" and "cpu" in backends and not backends["cpu"].why_not(operand, *call)
+        return "cpu" if able and sizes[0] <= MAX_ROWS and labels_win(*sizes, operand.itemsize, "twin") else "eager"
     if operand.dtype in TRITON_DTYPES:
         names = {backend.in_model: name for name, backend in backends.items()}
-        for known in ranked_here(op, *sizes, operand, structure, constant, transposed):
+        order = ranked_on(operand.get_device(), op, sizes, dtype_name(operand), structure, constant, transposed)
+        for known in order:
             if known in names and not backends[names[known]].why_not(operand, *call):
                 return names[known]
     return "eager"
@@ -117,62 +126,34 @@ def stays(given: Tensor, used: Tensor) -> bool:
 
 EAGER = "masked dense"
 """What the cost model calls the eager twin; it can always run."""
+CPU = "labels on a CPU"
+"""The kernel that runs on CPUs, whose cost is a model of its own (:mod:`.here`)."""
 
 
-def ranked(
-    op: str,
-    m: int,
-    n: int,
-    k: int,
-    alpha: int,
-    dtype: str,
-    roof: Roof,
-    structure: str = "random",
-    constant: bool = True,
-    transposed: bool = False,
-) -> tuple[str, ...]:
+def ranked(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transposed: bool = False) -> tuple[str, ...]:
     """The candidates of the cost model, the one that is predicted to be fastest first; those after the twin left out.
 
-    Args:
-        op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
-        m: Rows of activations.
-        n: Rows of the weight that the operation is given.
-        k: Its columns.
-        alpha: Children.
-        dtype: As the cost model names it: ``"bf16"``, ``"fp16"``, ``"tf32"`` or ``"fp32"``.
-        roof: Of the device.
-        structure: As the cost model names it.
-        constant: Whether the weights stay from call to call.
-        transposed: Whether the weight is stored as its transpose.
+    Arguments are those of :func:`~fpe.kernels.model.candidates`; sizes may be 0 here.
     """
-    if min(m, n, k) < 1:
+    if min(sizes.m, sizes.n, sizes.k) < 1:
         return (EAGER,)
-    every = candidates(op, structure, m, n, k, alpha, dtype, roof, None, constant, transposed)
+    every = candidates(op, sizes, roof, constant, transposed)
     names = [c.name for c in sorted(every, key=lambda c: c.seconds) if not c.reason_not]
     return tuple(names[: names.index(EAGER) + 1])
 
 
-def ranked_here(
-    op: str,
-    m: int,
-    n: int,
-    k: int,
-    alpha: int,
-    operand: Tensor,
-    structure: str = "random",
-    constant: bool = True,
-    transposed: bool = False,
-) -> tuple[str, ...]:
-    """:func:`ranked` on the device and in the type of an operand."""
-    index = operand.get_device()
-    return _ranked_on(index, op, (m, n, k, alpha), dtype_name(operand), (structure, constant, transposed))
-
-
 @lru_cache(maxsize=4096)
-def _ranked_on(
-    index: int, op: str, sizes: tuple[int, int, int, int], dtype: str, weight: tuple[str, bool, bool]
+def ranked_on(
+    index: int,
+    op: str,
+    sizes: tuple[int, int, int, int],
+    dtype: str,
+    structure: str,
+    constant: bool,
+    transposed: bool,
 ) -> tuple[str, ...]:
-    return ranked(op, *sizes, dtype, roof_of(index), *weight)
+    """:func:`ranked` on a CUDA device by its index, kept: a host asks before every call."""
+    return ranked(op, Sizes(*sizes, structure, dtype), roof_of(index), constant, transposed)
 
 
 def dtype_name(operand: Tensor) -> str:
@@ -189,7 +170,7 @@ def roof_of(index: int) -> Roof:
 
 
 def roof_for(name: str, arch: int) -> Roof:
-    """The roof of a GPU by its name, measured if one is shipped, else :func:`~fpe.kernels.model.roof_named`.
+    """The roof of a GPU by its name, measured if one is shipped, else :func:`~fpe.kernels.roofs.roof_named`.
 
     Measured roofs are ``kernels/configs/roof_<name>.json``, as ``fpe gpu`` writes them.
     """

@@ -48,6 +48,9 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "semi_structured_matmul_t": _weights_of_second,
     "semi_structured_grad": _weights_of_result,
     "expanded_mlp": _two_layers,
+    "kept_split": _weights_of_second,
+    "kept_merge": _weights_of_second,
+    "kept_grad": _weights_of_result,
 }
 """By operation, from the shapes of its arguments and of its result."""
 

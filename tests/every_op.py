@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, pad, relu, silu
 
 from fpe import kernels
-from fpe.kernels import HOLE, BlockLayout, PackedLabels, SemiStructuredLayout
+from fpe.kernels import HOLE, Bitmap, BlockLayout, PackedLabels, SemiStructuredLayout
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda t: t,
@@ -33,8 +33,15 @@ OPS = (
     "semi_structured_grad",
     "semi_structured_compress",
     "expanded_mlp",
+    "masked_matmul",
+    "kept_split",
+    "kept_merge",
+    "kept_grad",
+    "unpack_values",
+    "pack_values",
 )
-WITH_EPILOGUE = ("split_matmul", "merge_matmul", "block_matmul", "expanded_mlp")
+KEPT_SPLITS = ("masked_matmul", "kept_split", "kept_merge")
+WITH_EPILOGUE = ("split_matmul", "merge_matmul", "block_matmul", "expanded_mlp", *KEPT_SPLITS)
 WITH_BIAS = (*WITH_EPILOGUE, "semi_structured_matmul")
 
 Function = Callable[..., Tensor]
@@ -188,6 +195,21 @@ class Maker:
         weight[stored[stored >= 0]] = torch.arange(n * k).view(n, k)[stored >= 0]
         return stored, weight, BlockLayout.from_mask(mask, (n, k), (bn, bk))
 
+    def kept(self) -> tuple[Tensor, Bitmap]:
+        """Which value each entry ``[n, k]`` is, -1 for none, and the bitmap as it is passed."""
+        turned = self.case.labels == "turned"
+        mask = ~self.gone(self.case.k, self.case.n) if turned else ~self.gone(self.case.n, self.case.k)
+        number = torch.where(mask, mask.flatten().cumsum(0).view(mask.shape) - 1, -1)
+        return (number.T, Bitmap.pack(mask).T) if turned else (number, Bitmap.pack(mask))
+
+    def owners(self) -> tuple[Tensor, Tensor | PackedLabels]:
+        """Masks ``[alpha, n, k]`` of children that own every entry, and the labels as they are passed."""
+        alpha = self.case.alpha
+        table = torch.randint(alpha, (self.case.n, self.case.k), generator=self.generator).to(torch.uint8)
+        masks = table == torch.arange(alpha, dtype=torch.uint8)[:, None, None]
+        turned = {"turned": lambda: PackedLabels.pack(table.T.contiguous(), alpha).T, "plain": lambda: table}
+        return masks, turned.get(self.case.labels, lambda: PackedLabels.pack(table, alpha))()
+
     def problem(self) -> Problem:
         return getattr(self, self.case.op)()
 
@@ -316,6 +338,60 @@ class Maker:
             truth,
         )
 
+    def masked_matmul(self) -> Problem:
+        case, (number, kept) = self.case, self.kept()
+        return Problem(
+            (self.operand(*case.lead, case.k), self.operand(kept.nnz), *self.bias(case.n)),
+            lambda x, v, *bias: kernels.masked_matmul(
+                x, v, kept, *bias, activation=case.activation, backend=case.backend
+            ),
+            lambda x, v, *bias: self._finish(x @ _taken(v, number).mT, bias),
+        )
+
+    def kept_split(self) -> Problem:
+        case, (number, kept), (masks, labels) = self.case, self.kept(), self.owners()
+        return Problem(
+            (self.operand(*case.lead, case.k), self.operand(kept.nnz), *self.bias(case.alpha, case.n)),
+            lambda x, v, *bias: kernels.split_matmul(
+                x, v, labels, case.alpha, *bias, activation=case.activation, kept=kept, backend=case.backend
+            ),
+            lambda x, v, *bias: self._finish(torch.einsum("...k,ank->...an", x, _taken(v, number) * masks), bias),
+        )
+
+    def kept_merge(self) -> Problem:
+        case, (number, kept), (masks, labels) = self.case, self.kept(), self.owners()
+        return Problem(
+            (self.operand(*case.lead, case.alpha, case.k), self.operand(kept.nnz), *self.bias(case.n)),
+            lambda z, v, *bias: kernels.merge_matmul(
+                z, v, labels, *bias, activation=case.activation, kept=kept, backend=case.backend
+            ),
+            lambda z, v, *bias: self._finish(torch.einsum("...ak,ank->...n", z, _taken(v, number) * masks), bias),
+        )
+
+    def kept_grad(self) -> Problem:
+        case, (number, kept), (masks, labels) = self.case, self.kept(), self.owners()
+        return Problem(
+            (self.operand(*case.lead, case.alpha, case.n), self.operand(*case.lead, case.k)),
+            lambda dy, x: kernels.partition_grad(dy, x, labels, kept=kept, backend=case.backend),
+            lambda dy, x: _in_order((torch.einsum("man,mk->ank", _rows(dy, 2), _rows(x, 1)) * masks).sum(0), number),
+        )
+
+    def unpack_values(self) -> Problem:
+        number, kept = self.kept()
+        return Problem(
+            (self.operand(kept.nnz),),
+            lambda v: kernels.unpack_values(v, kept, backend=self.case.backend),
+            lambda v: _taken(v, number),
+        )
+
+    def pack_values(self) -> Problem:
+        number, kept = self.kept()
+        return Problem(
+            (self.operand(self.case.n, self.case.k),),
+            lambda w: kernels.pack_values(w, kept, backend=self.case.backend),
+            lambda w: _in_order(w, number),
+        )
+
     def _compressed(self, w: Tensor, layout: SemiStructuredLayout) -> Tensor:
         return kernels.semi_structured_compress(w, layout, backend=self.case.backend)
 
@@ -325,6 +401,12 @@ def _rows(t: Tensor, features: int) -> Tensor:
     return t.reshape(prod(t.shape[: t.dim() - features]), *t.shape[t.dim() - features :])
 
 
+def _in_order(w: Tensor, number: Tensor) -> Tensor:
+    """The entries of a matrix that have a number, in the order of these."""
+    number = number.flatten()
+    return w.flatten()[number.argsort(stable=True)[int((number < 0).sum()) :]]
+
+
 def _taken(t: Tensor, index: Tensor) -> Tensor:
     """Entries of a flattened tensor, zero where the index is -1."""
-    return torch.cat([t.flatten(), t.new_zeros(1)])[index]
+    return pad(t.flatten(), (0, 1))[index]

@@ -371,7 +371,7 @@ def _forget() -> None:
 
     for cached in (device._query, dispatch.roof_of, sparse_tensor_core._is_sound):
         cached.cache_clear()
-    dispatch._ranked_on.cache_clear()
+    dispatch.ranked_on.cache_clear()
     for value in list(vars(import_module("fpe.kernels.block.triton")).values()):
         if isinstance(value, JITFunction):
             value.device_caches.clear()

@@ -14,7 +14,7 @@ from fpe.bench.gpu.steps import Context, keep
 from fpe.bench.latency.problems import Case
 from fpe.bench.report import costs, documents
 from fpe.bench.results import Results
-from fpe.kernels.model import PUBLISHED
+from fpe.kernels.roofs import PUBLISHED
 
 ROOF = PUBLISHED["h200"]
 DAYS = {"abc": "2026-11-20", "def": "2026-11-21"}

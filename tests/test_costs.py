@@ -9,7 +9,8 @@ import pytest
 from fpe.bench.latency.problems import Case
 from fpe.bench.report import costs, documents
 from fpe.bench.results import Results
-from fpe.kernels.model import INFERENCE, PUBLISHED, bytes_by_format, crossover, layer_candidates, seconds_of
+from fpe.kernels.model import INFERENCE, bytes_by_format, crossover, layer_candidates, seconds_of
+from fpe.kernels.roofs import PUBLISHED
 from fpe.kernels.structures import STRUCTURES
 
 H200 = {"device": "NVIDIA H200", "commit": "abc1234", "torch": "2.11", "triton": "3.6"}
@@ -104,8 +105,10 @@ def test_predicted_points_lie_under_the_roof_and_on_the_model() -> None:
 def test_crossovers_of_the_table_are_the_models() -> None:
     table = costs.crossover_table()
     cells = next(row for row in table.rows if row[:2] == ("H200, alpha = 2", "block"))
-    sizes = ("block", costs.LAYER.n, costs.LAYER.k, 2, "bf16", PUBLISHED["h200"], (64, 64))
-    assert cells[2] == str(crossover(INFERENCE, *sizes, tolerance=0.10)) and "not measured" in table.title
+    assert (
+        cells[2] == str(crossover(INFERENCE, costs.LAYER.sizes("block"), PUBLISHED["h200"], tolerance=0.10))
+        and "not measured" in table.title
+    )
     assert len(table.rows) == len(costs.GPUS) * (2 * len(STRUCTURES) - 1)  # 2:4 is for two children
 
 
@@ -118,7 +121,7 @@ def test_memory_is_within_the_bar_for_blocks_and_counts_labels() -> None:
 def test_ratios_drawn_are_those_of_the_model() -> None:
     rows = costs.verdict_rows(costs.LAYER, None)
     random = next(row for row in rows if row["structure"] == "random" and row["workload"] == "inference")
-    found = layer_candidates(INFERENCE, "random", 16, costs.LAYER.n, costs.LAYER.k, 2, "bf16", PUBLISHED["h200"])
+    found = layer_candidates(INFERENCE, costs.LAYER.sizes("random", 16), PUBLISHED["h200"])
     assert random["ratio"][16] == pytest.approx(seconds_of(found) / seconds_of(found, "parent"))
     drawn = costs.ratio_lines(rows, "ratio", "t").axes[0].get_lines()[0]
     assert list(drawn.get_ydata()) == list(random["ratio"].values())

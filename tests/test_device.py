@@ -21,8 +21,9 @@ from fpe.bench.gpu.cli import headline, main
 from fpe.bench.gpu.lost import LostError
 from fpe.bench.latency.problems import Case
 from fpe.bench.results import Results
-from fpe.kernels.model import PUBLISHED, Roof, Share, layer_candidates
+from fpe.kernels.model import Sizes, layer_candidates
 from fpe.kernels.partition import config
+from fpe.kernels.roofs import PUBLISHED, Roof, Share
 from fpe.kernels.structures import STRUCTURES
 from fpe.kernels.tables import parse
 
@@ -281,8 +282,7 @@ def test_a_measured_roof_is_one_that_the_model_reads() -> None:
 def latency_row(name: str, m: int, slower: float, share: float = 1.0, **more: object) -> dict:
     """A row that took ``slower`` times what the model predicts for the H200."""
     case = {"structure": "block", "M": m, "N": 14336, "K": 4096, "alpha": 2, "dtype": "bf16", "block": "64x64"}
-    sizes = ("block", m, 14336, 4096, 2, "bf16", PUBLISHED["h200"], (64, 64))
-    (found,) = layer_candidates(("forward",), *sizes)
+    (found,) = layer_candidates(("forward",), Sizes(m, 14336, 4096, structure="block"), PUBLISHED["h200"])
     seconds = next(c.seconds for c in found if c.name == name)
     measured = {"milliseconds": 1e3 * seconds * slower, "implementation": name, "pass": "forward", "level": "op"}
     return {"provider": name, **case, **measured, **more}

@@ -8,21 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from fpe.bench.families.check import Cast, Check
 from fpe.bench.gpu import gate, lost
 from fpe.bench.gpu.checks import checks
 from fpe.bench.gpu.lost import LostError
 from fpe.kernels import UnsupportedError
 
 
-def check(change: Callable[[Tensor], Tensor], wanted: str = "triton", **options: Any) -> gate.Check:
+def check(change: Callable[[Tensor], Tensor], wanted: str = "triton", **options: Any) -> Check:
     """A check of a small product whose implementation is changed where a backend insists."""
 
-    def run(cast: gate.Cast, backend: str) -> list[Tensor]:
+    def run(cast: Cast, backend: str) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
         a, b = (cast(torch.randn(16, 16, generator=generator, dtype=torch.float64)) for _ in range(2))
         return [change(a @ b) if backend == wanted else a @ b]
 
-    return gate.Check("product", "test", "product", run, **options)
+    return Check("product", "test", "product", run, **options)
 
 
 def nudged(y: Tensor, by: float) -> Tensor:

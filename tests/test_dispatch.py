@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fpe.kernels import PackedLabels, device, dispatch, merge_matmul, split_matmul
 from fpe.kernels.dispatch import EAGER, UnsupportedError, choose_backend, ranked, roof_for, stays
-from fpe.kernels.model import PUBLISHED, candidates
+from fpe.kernels.model import Sizes, candidates
 from fpe.kernels.partition import ops
 from fpe.kernels.partition.backends import SPLIT
 from fpe.kernels.partition.interleaved import as_merge
+from fpe.kernels.roofs import PUBLISHED
 from fpe.kernels.semi_structured import torch_sparse
 from fpe.kernels.semi_structured.backends import BACKENDS
 
@@ -27,28 +28,28 @@ SHAPES = [(m, n, k) for m in (1, 16, 64, 256, 2048, 16384) for n, k in ((14336, 
 @pytest.mark.parametrize("alpha", [2, 8])
 def test_the_fastest_candidate_comes_first(gpu: str, op: str, alpha: int) -> None:
     for m, n, k in SHAPES:
-        found = candidates(op, "random", m, n, k, alpha, "bf16", PUBLISHED[gpu])
+        found = candidates(op, Sizes(m, n, k, alpha), PUBLISHED[gpu])
         able = {c.name: c.seconds for c in found if not c.reason_not}
-        order = ranked(op, m, n, k, alpha, "bf16", PUBLISHED[gpu])
+        order = ranked(op, Sizes(m, n, k, alpha), PUBLISHED[gpu])
         assert [able[name] for name in order] == sorted(able.values())[: len(order)] and order[-1] == EAGER
 
 
 def test_one_token_reads_packed_labels_and_a_large_batch_of_many_children_does_not() -> None:
-    assert ranked("split_matmul", 1, 14336, 4096, 2, "bf16", PUBLISHED["h200"]) == ("packed labels", EAGER)
-    assert ranked("split_matmul", 16384, 14336, 4096, 8, "bf16", PUBLISHED["h200"]) == (EAGER,)
-    assert ranked("split_matmul", 0, 14336, 4096, 2, "bf16", PUBLISHED["h200"]) == (EAGER,)
+    assert ranked("split_matmul", Sizes(1, 14336, 4096, 2), PUBLISHED["h200"]) == ("packed labels", EAGER)
+    assert ranked("split_matmul", Sizes(16384, 14336, 4096, 8), PUBLISHED["h200"]) == (EAGER,)
+    assert ranked("split_matmul", Sizes(0, 14336, 4096, 2), PUBLISHED["h200"]) == (EAGER,)
 
 
 def test_a_large_batch_of_merged_children_runs_on_sparse_tensor_cores() -> None:
-    assert ranked("merge_matmul", 1, 14336, 4096, 2, "bf16", PUBLISHED["4090"])[0] == "packed labels"
-    assert ranked("merge_matmul", 8192, 14336, 4096, 2, "bf16", PUBLISHED["4090"])[0] == "sparse tensor cores"
-    assert ranked("merge_matmul", 8192, 14336, 4096, 2, "bf16", PUBLISHED["h200"])[0] == "torch.sparse"
-    assert "sparse tensor cores" not in ranked("merge_matmul", 8192, 14336, 4096, 8, "bf16", PUBLISHED["4090"])
+    assert ranked("merge_matmul", Sizes(1, 14336, 4096, 2), PUBLISHED["4090"])[0] == "packed labels"
+    assert ranked("merge_matmul", Sizes(8192, 14336, 4096, 2), PUBLISHED["4090"])[0] == "sparse tensor cores"
+    assert ranked("merge_matmul", Sizes(8192, 14336, 4096, 2), PUBLISHED["h200"])[0] == "torch.sparse"
+    assert "sparse tensor cores" not in ranked("merge_matmul", Sizes(8192, 14336, 4096, 8), PUBLISHED["4090"])
 
 
 @pytest.mark.parametrize(("m", "wanted"), [(128, "packed labels"), (8192, "sparse tensor cores")])
 def test_weights_that_change_are_compressed_for_large_batches_alone(m: int, wanted: str) -> None:
-    sizes = ("merge_matmul", m, 14336, 4096, 2, "bf16", PUBLISHED["4090"])
+    sizes = ("merge_matmul", Sizes(m, 14336, 4096), PUBLISHED["4090"])
     assert ranked(*sizes)[0] == "sparse tensor cores"
     assert ranked(*sizes, constant=False)[0] == wanted
 
@@ -81,6 +82,9 @@ class OnCuda:
 
     is_cuda, dtype, device = True, torch.bfloat16, torch.device("cuda", 0)
 
+    def get_device(self) -> int:
+        return 0
+
 
 def test_auto_stays_open_only_where_both_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     operand: Tensor = OnCuda()  # type: ignore[assignment]
@@ -95,7 +99,7 @@ def test_auto_stays_open_only_where_both_can_run(monkeypatch: pytest.MonkeyPatch
 def test_an_open_choice_leaves_out_what_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     operand: Tensor = OnCuda()  # type: ignore[assignment]
     monkeypatch.setattr(dispatch, "arch_of", lambda device: 90)
-    monkeypatch.setattr(dispatch, "ranked_here", lambda *call: ("packed labels", EAGER))
+    monkeypatch.setattr(dispatch, "ranked_on", lambda *call: ("packed labels", EAGER))
     assert dispatch.fastest("split_matmul", (1, 64, 64, 8), operand, SPLIT, 8) == "triton"
     assert dispatch.fastest("split_matmul", (1, 64, 64, 9), operand, SPLIT, 9) == "eager"
     monkeypatch.setattr(OnCuda, "dtype", torch.float64)
@@ -126,16 +130,16 @@ def test_a_triton_that_leaves_out_a_fence_is_refused_where_no_kernel_can_set_it(
 def test_an_open_choice_is_made_when_the_operation_runs(chosen: str) -> None:
     asked = []
 
-    def prefer(*sizes: object, **more: object) -> tuple[str, ...]:
-        asked.append(sizes[:5])
+    def prefer(index: int, *call: object) -> tuple[str, ...]:
+        asked.append(call[:2])
         return (chosen,)
 
     labels = PackedLabels.pack(torch.randint(2, (6, 20), generator=seeded(), dtype=torch.uint8), 2)
     x, w = torch.randn(3, 20, generator=seeded(1)), torch.randn(6, 20, generator=seeded(2)).requires_grad_()
-    with patch.object(dispatch, "ranked_here", prefer):
+    with patch.object(dispatch, "ranked_on", prefer):
         y = ops.split_matmul(x, w, labels.planes, [], None, None, 2, False, "auto")
         y.sum().backward()
-    assert asked == [("split_matmul", 3, 6, 20, 2), ("partition_grad", 3, 6, 20, 2)]
+    assert asked == [("split_matmul", (3, 6, 20, 2)), ("partition_grad", (3, 6, 20, 2))]
     torch.testing.assert_close(y, split_matmul(x, w, labels, 2, backend="eager"))
 
 
@@ -153,7 +157,7 @@ def test_a_merge_runs_as_2_to_4_where_that_comes_first_and_can_run(
     table = owners.planes if packed else labels
     weight = w.T.contiguous().T if transposed else w
     arguments = (z, weight, table, [], bias, "relu", True, packed and transposed)
-    monkeypatch.setattr(dispatch, "ranked_here", lambda *sizes, **more: ("sparse tensor cores", EAGER))
+    monkeypatch.setattr(dispatch, "ranked_on", lambda *sizes, **more: ("sparse tensor cores", EAGER))
     ran = []
     for reason in (None, "it is broken"):
         allow(monkeypatch, BACKENDS, "sparse_tensor_core", lambda *call, why=reason: ran.append(call[1:]) or why)

@@ -84,7 +84,7 @@ BAD_INPUT = (
     bad("tied-weights", ValueError, "'2'", "shared", model=changed("tied")),
     bad("layer-used-twice", ValueError, "'0'", "shared", model=changed("reused")),
     bad("norm-used-twice", ValueError, "'1'", model=changed("reused-norm")),
-    bad("one-layer", ValueError, "two nn.Linear", "got 1", model=nn.Sequential(nn.Linear(4, 2))),
+    bad("one-layer", ValueError, "two dense layers", "got 1", model=nn.Sequential(nn.Linear(4, 2))),
     bad("no-sequential", ValueError, "Transformer", "pairs=", model=Transformer()),
     bad("softmax-between", ValueError, "'1'", "Softmax", "element-wise", model=mlp(8, 8, 8, between=[nn.Softmax(-1)])),
     bad("norm-of-images", ValueError, "LayerNorm", "one dimension", model=mlp(8, 8, 8, between=[nn.LayerNorm((2, 8))])),

@@ -20,7 +20,7 @@ from fpe.bench.gpu import archive
 from fpe.bench.gpu.cli import main
 from fpe.bench.report import costs
 from fpe.bench.results import Results
-from fpe.kernels.model import Roof
+from fpe.kernels.roofs import Roof
 
 PROGRAM = ROOT / "tests/fake_run.py"
 

@@ -298,11 +298,11 @@ def test_quick_set_is_as_meant_on_every_architecture(tmp_path: Path) -> None:
     done = _python("-m", "fpe.bench", "lab", "compile", "--quick", "--json", "--output", str(tmp_path))
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["arch"] for row in rows} == set(ARCHITECTURES), done.stderr
-    walked = {kernel.shown for name in ("block", "partition", "mlp") for kernel in FAMILIES[name].KERNELS}
+    walked = {kernel.shown for name in ("bitmap", "block", "partition", "mlp") for kernel in FAMILIES[name].KERNELS}
     assert {row["kernel"] for row in rows} == walked | {"_reduce", "sparse_tensor_core", "_multiply", "_pack"}
     assert [(row["case"], row["arch"], row["complaints"]) for row in rows if row["complaints"]] == []
     assert done.returncode == 0
-    assert {file.name for file in tmp_path.iterdir()} == {"compile.jsonl", "semi-structured.jsonl"}
+    assert {file.name for file in tmp_path.iterdir()} == {"bitmap.jsonl", "compile.jsonl", "semi-structured.jsonl"}
 
 
 PLANT = """

@@ -285,9 +285,11 @@ def test_cache_is_an_lru_of_lines(op: str, lines: int) -> None:
 
 
 @pytest.mark.parametrize("l2", [40e3, 100e3, 300e3, 50e6])
-@pytest.mark.parametrize(("block", "op"), [((64, 64), op) for op in OPS] + [(None, op) for op in OPS + MERGED_OPS])
-def test_coarse_units_move_the_bytes_of_single_lines(block: tuple[int, int] | None, op: str, l2: float) -> None:
-    case = traffic.Case(m=192, n=256, k=512, alpha=2, block=block)
+@pytest.mark.parametrize(
+    ("structure", "op"), [("block", op) for op in OPS] + [("random", op) for op in OPS + MERGED_OPS]
+)
+def test_coarse_units_move_the_bytes_of_single_lines(structure: str, op: str, l2: float) -> None:
+    case = traffic.Case(m=192, n=256, k=512, structure=structure)
     layer, device = traffic.layer(case), replace(KNOWN[90], sms=6)
     coarse, fine = (traffic.measure(op, case, layer, device, l2, coarse=coarse) for coarse in (True, False))
     assert coarse["requested"] == fine["requested"] and coarse["unique"] == fine["unique"]
@@ -310,7 +312,7 @@ def test_schedule_keeps_the_slots_full_and_in_step() -> None:
 @pytest.mark.parametrize("dropped", [0.0, 0.4])
 @pytest.mark.parametrize("shape", [(256, 1024), (1024, 256)], ids=["wide", "tall"])
 def test_an_ample_cache_leaves_the_compulsory_bytes(op: str, shape: tuple[int, int], dropped: float) -> None:
-    case = traffic.Case(64, *shape, alpha=4, dropped=dropped)
+    case = traffic.Case(64, *shape, alpha=4, structure="block", dropped=dropped)
     layer = traffic.layer(case)
     row = traffic.measure(op, case, layer, l2=1e9)
     assert row["dram"] - row["scratch"] == pytest.approx(row["compulsory"], rel=0.02)
@@ -323,7 +325,7 @@ def test_an_ample_cache_leaves_the_compulsory_bytes(op: str, shape: tuple[int, i
 @pytest.mark.parametrize("alpha", [2, 8])
 @pytest.mark.parametrize("shape", [(256, 1024), (1024, 512)], ids=["wide", "tall"])
 def test_labels_and_one_read_of_the_weights_are_compulsory(op: str, alpha: int, shape: tuple[int, int]) -> None:
-    case = traffic.Case(64, *shape, alpha=alpha, block=None)
+    case = traffic.Case(64, *shape, alpha=alpha)
     row = traffic.measure(op, case, traffic.layer(case), l2=1e9)
     assert row["dram"] - row["scratch"] == pytest.approx(row["compulsory"], rel=1e-9)
     inputs, children = (shape[0], shape[1]) if op.startswith("merged") else (shape[1], shape[0])
@@ -334,7 +336,7 @@ def test_labels_and_one_read_of_the_weights_are_compulsory(op: str, alpha: int, 
 @pytest.mark.parametrize("op", (*OPS, SPARSE))
 @pytest.mark.parametrize("shape", [(256, 1024), (1024, 256)], ids=["wide", "tall"])
 def test_two_to_four_moves_half_a_byte_a_quad_beside_the_weights(op: str, shape: tuple[int, int]) -> None:
-    case = traffic.Case(64, *shape, block=None, quads=True)
+    case = traffic.Case(64, *shape, structure="2:4")
     row = traffic.measure(op, case, traffic.layer(case), l2=1e9)
     assert row["dram"] - row["scratch"] == pytest.approx(row["compulsory"], rel=1e-9)
     assert row["compulsory"] == shape[0] * shape[1] * 17 // 8 + 2 * 64 * (shape[1] + 2 * shape[0])

@@ -9,6 +9,7 @@ import io
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fpe import BlockLinear, MaskedLinear, MergeLinear, Partition, SplitLinear
+from fpe.bench import accuracy
 from fpe.kernels import HOLE
 from fpe.layers import KINDS
 
@@ -231,9 +233,12 @@ def test_dtype_and_back(entry: Entry) -> None:
     torch.testing.assert_close(module.double()(x.double()), wanted)
     module.float()
     torch.testing.assert_close(module(x), wanted.float(), rtol=1e-4, atol=1e-5)
-    half = module.bfloat16()(x.bfloat16())
-    assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.double(), wanted, rtol=0.05, atol=0.05)
+    before, x = module.weight.detach(), x.bfloat16()
+    weight = module.bfloat16().weight.detach()
+    assert torch.equal(weight, before.bfloat16())
+    with torch.no_grad():
+        expected = accuracy.expected(partial(nn.functional.linear, x, weight, module.bias))
+        assert accuracy.excess(module(x), *expected, "bf16", by_torch=True) <= 1
 
 
 @each_entry

@@ -14,21 +14,24 @@ from support import ROOT, BadCall, readable_id
 from fpe.bench.cli import cli
 from fpe.bench.costs import verdict
 from fpe.bench.results import COMMITTED, Results
-from fpe.kernels import model
+from fpe.kernels import model, roofs
 from fpe.kernels.gpus import ARCHITECTURES
-from fpe.kernels.model import PUBLISHED, Roof, Share, best, candidates, crossover
+from fpe.kernels.model import Sizes, best, candidates, crossover, layer_candidates
 from fpe.kernels.partition.config import DIRECT_ROWS
+from fpe.kernels.roofs import PUBLISHED, Roof, Share
+from fpe.kernels.structures import STRUCTURES
 
 FLAT = Roof(
     "flat", 80, 1e12, {"bf16": 1e14, "fp32": 1e13}, 1e6, 1e15, 1e-6, "measured", Share(1, 1),
-    {name: Share(1.0, 1.0) for name in model.ASSUMED},
+    {name: Share(1.0, 1.0) for name in roofs.ASSUMED},
 )  # fmt: skip
 """A device of round numbers on which everything reaches all of it: times can be worked out in one's head."""
 
 
 def at(name: str, op: str = "split_matmul", structure: str = "random", m: int = 1, alpha: int = 2, **options: object):
-    sizes = {"n": 1024, "k": 2048, "dtype": "bf16", "roof": FLAT, **options}
-    return next(c for c in candidates(op, structure, m, alpha=alpha, **sizes) if c.name == name)  # type: ignore[arg-type]
+    roof, transposed = options.pop("roof", FLAT), options.pop("transposed", False)
+    sizes = Sizes(m, alpha=alpha, structure=structure, **{"n": 1024, "k": 2048, **options})  # type: ignore[arg-type]
+    return next(c for c in candidates(op, sizes, roof, transposed=transposed) if c.name == name)  # type: ignore[arg-type]
 
 
 N, K = 1024, 2048
@@ -89,9 +92,7 @@ def test_few_rows_unpack_as_the_binaries_do() -> None:
     tiled = 2 * model.ASSUMED_UNPACKING["packed labels"]
     assert slots(65) == pytest.approx(tiled) == slots(16, dtype="fp32")
     assert slots(16, k=2047) * 2048 / 2047 == pytest.approx(tiled) == slots(16, n=1023, transposed=True) * 1024 / 1023
-    (forward,), (dx,) = (
-        model.layer_candidates((name,), "random", 16, 1024, 2048, 2, "bf16", slow) for name in ("forward", "dX")
-    )
+    (forward,), (dx,) = (layer_candidates((name,), Sizes(16, 1024, 2048), slow) for name in ("forward", "dX"))
     forward, dx = (next(c for c in found if c.name == "packed labels") for found in (forward, dx))
     assert dx.seconds > forward.seconds
 
@@ -141,9 +142,9 @@ def test_memory_bound_split_costs_what_the_format_says() -> None:
 
 
 def test_yardsticks_are_never_chosen() -> None:
-    for structure in model.STRUCTURES:
+    for structure in STRUCTURES:
         for m in (1, 100, 10_000):
-            found = candidates("split_matmul", structure, m, N, K, 2, "bf16", FLAT)
+            found = candidates("split_matmul", Sizes(m, N, K, structure=structure), FLAT)
             winner = best(found)
             assert winner.name not in model.YARDSTICKS and not winner.reason_not
             assert winner.seconds == min(c.seconds for c in found if not c.reason_not)
@@ -187,21 +188,21 @@ def test_small_blocks_are_assumed_slower() -> None:
 def test_crossover_is_the_last_batch_of_the_first_stretch(
     passes: tuple, structure: str, alpha: int, tolerance: float
 ) -> None:
-    sizes = (512, 1024, alpha, "bf16", PUBLISHED["h200"])
+    layer, roof = Sizes(1, 512, 1024, alpha, structure), PUBLISHED["h200"]
 
     def ratio(m: int) -> float:
-        found = model.layer_candidates(passes, structure, m, *sizes)
+        found = layer_candidates(passes, replace(layer, m=m), roof)
         return model.seconds_of(found) / model.seconds_of(found, "parent")
 
     first = next((m for m in range(1, 3000) if ratio(m) > 1 + tolerance), None)
     expected = model.MAX_ROWS if first is None else first - 1
-    found = crossover(passes, structure, *sizes, tolerance=tolerance)
+    found = crossover(passes, layer, roof, tolerance)
     assert found == expected or (first is None and found >= 2999)
 
 
 def test_backward_passes_see_the_transposed_layer() -> None:
     n, k, m, block = 40, 256, 7, (16, 128)
-    passes = model.layer_candidates(model.TRAINING, "block", m, n, k, 2, "bf16", FLAT, block)
+    passes = layer_candidates(model.TRAINING, Sizes(m, n, k, structure="block", block=block), FLAT)
     forward, dx, dw = (next(c for c in found if c.name == "blocks").bytes for found in passes)
     traffic = 2 * m * (2 * n + k)  # the children's side and the inputs, whichever of them is read
     assert forward == dw == model.bytes_by_format(n, k, 2, 2, block)["blocks"] + traffic
@@ -210,7 +211,7 @@ def test_backward_passes_see_the_transposed_layer() -> None:
 
 def test_blocks_hold_longer_than_random_labels() -> None:
     for roof in PUBLISHED.values():
-        held = {s: crossover(model.INFERENCE, s, 4096, 14336, 2, "bf16", roof) for s in ("random", "block")}
+        held = {s: crossover(model.INFERENCE, Sizes(1, 4096, 14336, structure=s), roof) for s in ("random", "block")}
         assert held["block"] > held["random"], roof.name
 
 
@@ -219,7 +220,7 @@ def test_blocks_hold_longer_than_random_labels() -> None:
 
 def test_published_figures_hang_together() -> None:
     for roof in PUBLISHED.values():
-        assert roof.source == "published" and roof.reach == model.ASSUMED_REACH
+        assert roof.source == "published" and roof.reach == roofs.ASSUMED_REACH
         assert "published" in roof.basis and "assumed" in roof.basis
         balance = roof.flops["bf16"] / roof.bandwidth  # FLOPs for a byte: tens to hundreds on every such device
         assert 50 < balance < 500 and roof.flops["fp16"] == roof.flops["bf16"] >= 1.9 * roof.flops["tf32"]
@@ -235,7 +236,7 @@ def test_published_figures_hang_together() -> None:
     ],
 )  # fmt: skip
 def test_devices_are_recognised_by_their_own_names(given: str, name: str) -> None:
-    assert model.roof_named(given).name == name
+    assert roofs.roof_named(given).name == name
 
 
 @pytest.mark.parametrize(
@@ -243,10 +244,10 @@ def test_devices_are_recognised_by_their_own_names(given: str, name: str) -> Non
 )
 def test_devices_that_are_not_in_the_table_are_not_guessed(given: str) -> None:
     with pytest.raises(ValueError, match="GPU must be one of"):
-        model.roof_named(given)
+        roofs.roof_named(given)
     with pytest.raises(ValueError, match="GPU must be one of"):
-        model.roof_named(given, 75)
-    stand_in = model.roof_named(given, 103)
+        roofs.roof_named(given, 75)
+    stand_in = roofs.roof_named(given, 103)
     assert (stand_in.name, stand_in.arch) == (f"{given}, taken for a B200", 100) and stand_in.flops == PUBLISHED[
         "b200"
     ].flops
@@ -266,7 +267,7 @@ def write(path: Path, text: object) -> Path:
 def test_a_measured_roof_replaces_what_it_measured(tmp_path: Path) -> None:
     roof = verdict.find_roof(str(write(tmp_path / "r.json", MEASURED)))
     assert roof.reach == (1, 1) and roof.source == "measured" and roof.shares["blocks"] == Share(0.8, 0.7)
-    assert roof.shares["parent"] == model.ASSUMED["parent"] and "partly assumed" in roof.basis
+    assert roof.shares["parent"] == roofs.ASSUMED["parent"] and "partly assumed" in roof.basis
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ BAD = (
     BadCall("bool", lambda: at("parent", n=True), ValueError, ("n must be", "True")),
     BadCall("block", lambda: at("blocks", structure="block", block=(0, 4)), ValueError, ("block", "0")),
     BadCall("2:4", lambda: at("parent", structure="2:4", alpha=4), ValueError, ("alpha = 2", "4")),
-    BadCall("gpu", lambda: model.roof_named("6090"), ValueError, ("h200", "'6090'")),
+    BadCall("gpu", lambda: roofs.roof_named("6090"), ValueError, ("h200", "'6090'")),
 )
 
 
@@ -311,7 +312,7 @@ def test_the_model_is_pure() -> None:
     code = (
         "import sys, types; sys.modules['torch'] = sys.modules['triton'] = None\n"
         f"bare = sys.modules['bare'] = types.ModuleType('bare'); bare.__path__ = [{str(ROOT / 'kernels')!r}]\n"
-        "from bare import model; print(model.roof_named('h200').name)"
+        "from bare import model, roofs; print(roofs.roof_named('h200').name)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "H200", done.stderr
@@ -340,11 +341,11 @@ def test_verdict_says_where_the_claim_holds() -> None:
     arguments = ["verdict", "--gpu", "a100", "--n", "4096", "--k", "14336", "--alpha", "2"]
     done = CliRunner().invoke(cli, arguments, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
-    held = crossover(model.INFERENCE, "block", 4096, 14336, 2, "bf16", PUBLISHED["a100"], (64, 64))
+    held = crossover(model.INFERENCE, Sizes(1, 4096, 14336, structure="block"), PUBLISHED["a100"])
     assert f"block {held}" in done.output and "predicted, not measured" in done.output and "A100" in done.output
     rows = [json.loads(line) for line in CliRunner().invoke(cli, [*arguments, "--json"]).output.splitlines()]
     assert [(r["structure"], r["workload"]) for r in rows] == [
-        (s, w) for s in model.STRUCTURES for w in ("inference", "training")
+        (s, w) for s in STRUCTURES for w in ("inference", "training")
     ]
     assert all("predicted" in row["basis"] and math.isfinite(row["ratio"]["8192"]) for row in rows)
 
@@ -385,8 +386,7 @@ def test_measured_verdict_takes_our_fastest_and_stops_at_the_first_failure(tmp_p
     done = CliRunner().invoke(cli, arguments, env={"COLUMNS": "250"})
     assert done.exit_code == 0, done.output
     assert "random 16, block none" in done.output and "block 0.50 (fpe/triton)" in done.output
-    sizes = ("random", 16, 64, 32, 2, "bf16", Roof.of(MEASURED))
-    found = model.layer_candidates(model.INFERENCE, *sizes)
+    found = layer_candidates(model.INFERENCE, Sizes(16, 64, 32), Roof.of(MEASURED))
     predicted = model.seconds_of(found) / model.seconds_of(found, "parent")
     (line,) = (line for line in done.output.splitlines() if " 1.090 " in line)
     assert f"{predicted:.3f}" in line and f"{predicted / 1.09 - 1:+.0%}" in line

@@ -139,7 +139,9 @@ def test_memory_is_what_the_formats_promise() -> None:
     made = problem(m=5)
     x, (m, n, k) = made.x, (5, 48, 64)
     parent, ours, masked = (PROVIDERS[name].build(made, False) for name in ("parent", "fpe/eager", "masked"))
-    found = {name: memory.columns(layer, x) for name, layer in (("parent", parent), ("ours", ours), ("masked", masked))}
+    found = {
+        name: memory.columns_on(layer, x) for name, layer in (("parent", parent), ("ours", ours), ("masked", masked))
+    }
     assert found["parent"]["parameter_bytes"] == found["ours"]["parameter_bytes"] == 4 * n * k
     assert found["masked"]["parameter_bytes"] == 2 * 4 * n * k and found["masked"]["optimizer_bytes"] == 4 * 4 * n * k
     assert found["ours"]["gradient_bytes"] == 4 * n * k and found["ours"]["optimizer_bytes"] == 8 * n * k

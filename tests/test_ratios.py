@@ -24,7 +24,7 @@ from fpe.kernels.device import KNOWN
 @pytest.mark.parametrize(("m", "bound"), [(1, 1.02), (16, 1.2)])
 @pytest.mark.parametrize("op", OPS)
 def test_small_batches_move_little_more_than_they_must(op: str, m: int, bound: float) -> None:
-    case = traffic.Case(m, 2048, 1024)
+    case = traffic.Case(m, 2048, 1024, structure="block")
     row = traffic.measure(op, case, traffic.layer(case))
     assert 1 <= row["ratio"] <= bound
 

@@ -150,7 +150,7 @@ def test_the_smallest_edges_go_and_the_largest_gradients_come() -> None:
         optimizer.step()
         if seed == 1:
             rewiring.step()
-    old, weight = layer.kept().clone(), layer.edge_weight.detach().abs()
+    old, weight = layer.kept().clone(), layer.wide_weight().detach().abs()
     rewiring.step()
     grown, dropped = layer.kept() & ~old, old & ~layer.kept()
     count = int(0.3 * int(old.sum()))

@@ -16,28 +16,31 @@ from fpe.kernels import (
     semi_structured_matmul,
 )
 from fpe.kernels.device import KNOWN
-from fpe.kernels.semi_structured import triton as triton_kernels
+from fpe.kernels.semi_structured import quads
+from fpe.kernels.semi_structured import triton as products
 from fpe.kernels.semi_structured.config import Config
 
 # The operations.
 
 BY_KERNEL = (torch.float32, torch.float16, torch.bfloat16)
-TRITON_KERNELS = ("_multiply", "_multiply_t", "_outer", "_compress", "_spread")
+TRITON_KERNELS = (
+    *((products, name) for name in ("_multiply", "_multiply_t", "_outer")),
+    *((quads, name) for name in ("_compress", "_spread")),
+)
 
 
 @pytest.mark.parametrize("case", [Case(), Case(m=19, n=70, k=91, children=1), Case(m=3, n=20, k=300)], ids=readable_id)
 def test_no_access_leaves_a_tensor_and_no_programs_race(case: Case) -> None:
     layout, (w, x, dy) = case.layout(), case.tensors(torch.float16)
     values, apart = layout.from_dense(w), torch.ones(case.m, case.k + 5, dtype=torch.float16)[:, : case.k].copy_(x)
-    module = triton_kernels
     for run in (
-        lambda: module.semi_structured_matmul_triton(apart, values, layout),
-        lambda: module.semi_structured_matmul_t_triton(dy, values, layout),
-        lambda: module.semi_structured_grad_triton(dy, apart, layout),
-        lambda: module.semi_structured_compress_triton(w, layout),
-        lambda: module.semi_structured_expand_triton(values, layout),
+        lambda: products.semi_structured_matmul_triton(apart, values, layout),
+        lambda: products.semi_structured_matmul_t_triton(dy, values, layout),
+        lambda: products.semi_structured_grad_triton(dy, apart, layout),
+        lambda: quads.semi_structured_compress_triton(w, layout),
+        lambda: quads.semi_structured_expand_triton(values, layout),
     ):
-        assert sanitize.check(tuple((module, name) for name in TRITON_KERNELS), run) == []
+        assert sanitize.check(TRITON_KERNELS, run) == []
 
 
 def as_double(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

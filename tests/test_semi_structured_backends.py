@@ -21,7 +21,8 @@ from fpe.kernels import (
 )
 from fpe.kernels.device import KNOWN
 from fpe.kernels.memo import once_per_version
-from fpe.kernels.model import PUBLISHED
+from fpe.kernels.model import Sizes
+from fpe.kernels.roofs import PUBLISHED
 from fpe.kernels.semi_structured import backends
 from fpe.kernels.semi_structured import ops as semi_structured_ops
 from fpe.kernels.semi_structured import torch_sparse as torch_backend
@@ -100,9 +101,11 @@ def chosen(
     properties = SimpleNamespace(major=arch[0], minor=arch[1])
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     roof = next(r for r in PUBLISHED.values() if r.arch == 10 * arch[0] + arch[1]) if arch >= (8, 0) else None
-    monkeypatch.setattr(
-        dispatch, "ranked_here", lambda *s: dispatch.ranked(*s[:5], dispatch.dtype_name(s[5]), roof, *s[6:])
-    )
+
+    def ranked_on(index: int, op: str, sizes: tuple, dtype: str, structure: str, *weight: bool) -> tuple[str, ...]:
+        return dispatch.ranked(op, Sizes(*sizes, structure, dtype), roof, *weight)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dispatch, "ranked_on", ranked_on)
     for module in (backends, dispatch):
         monkeypatch.setattr(module, "triton_installed", lambda: triton)
     monkeypatch.setattr("fpe.kernels.semi_structured.sparse_tensor_core.is_sound", lambda device, dtype: sound)
@@ -139,10 +142,11 @@ def test_auto_takes_what_is_predicted_fastest_of_what_can_run(
 
 def test_hopper_multiplies_large_batches_by_cusparselt() -> None:
     layout = SemiStructuredLayout((4096, 14336), NO_CODES, None, 2)
-    op, sizes = backends.as_partition("semi_structured_matmul", 8192, layout)
-    assert dispatch.ranked(op, *sizes, "bf16", PUBLISHED["h200"], "2:4")[0] == "torch.sparse"
-    assert dispatch.ranked(op, *sizes, "bf16", PUBLISHED["4090"], "2:4")[0] == "sparse tensor cores"
-    assert "sparse tensor cores" not in dispatch.ranked(op, *sizes, "bf16", PUBLISHED["b200"], "2:4")
+    op, given = backends.as_partition("semi_structured_matmul", 8192, layout)
+    sizes = Sizes(*given, "2:4")
+    assert dispatch.ranked(op, sizes, PUBLISHED["h200"])[0] == "torch.sparse"
+    assert dispatch.ranked(op, sizes, PUBLISHED["4090"])[0] == "sparse tensor cores"
+    assert "sparse tensor cores" not in dispatch.ranked(op, sizes, PUBLISHED["b200"])
 
 
 @pytest.mark.parametrize("op", OPS, ids=str)

@@ -15,12 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fpe.bench.lab import sanitize
 from fpe.bench.lab.trace import tracing
 from fpe.kernels import HOLE, SemiStructuredLayout, model
-from fpe.kernels.semi_structured import pack, sparse_tensor_core
-from fpe.kernels.semi_structured import triton as triton_kernels
+from fpe.kernels.semi_structured import pack, quads, sparse_tensor_core
 from fpe.kernels.semi_structured.fragments import pack_weights
 
 FORMS = ("fragments", "rows", "dense")
-KERNELS = ((pack, "_pack"), (pack, "_pack_transposed"), (triton_kernels, "_compress"))
+KERNELS = ((pack, "_pack"), (pack, "_pack_transposed"), (quads, "_compress"))
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def test_the_model_charges_what_the_launches_move(name: str, op: str, structure:
     make, _, layout = case.made(torch.bfloat16)
 
     def split() -> None:
-        values = triton_kernels.semi_structured_compress_triton(case.weight(torch.bfloat16), layout)
+        values = quads.semi_structured_compress_triton(case.weight(torch.bfloat16), layout)
         pack.pack_values(values, form, layout.codes, k)
 
     own = (0, 0)

@@ -14,6 +14,10 @@ COMMANDS = {
         "cli.costs:gpu_command",
         "Measure everything that needs a GPU, in minutes: correctness first, then times (--help says more).",
     ),
+    "here": (
+        "here.cli:here",
+        "Measure this CPU, and an expanded layer on it beside its dense parent and the wide layer (half a minute).",
+    ),
     "lab": ("lab.cli:lab", "Prove the kernels without a GPU: compile them, trace their memory traffic."),
     "latency": (
         "cli.costs:latency_command",

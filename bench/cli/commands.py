@@ -17,7 +17,7 @@ from .output import NOTHING_WRITTEN, console, errors, print_json, print_path, pr
 @common
 def report(quick: bool, output: Path, seed: int, device: str, as_json: bool) -> None:
     """Run the case studies and write one HTML page with their figures (minutes on two cores)."""
-    from ..report import build
+    from ..report.page import build
 
     with stopping(NOTHING_WRITTEN):
         page, results, tables = build(output, seed=seed, device=device, quick=quick, quiet=as_json)

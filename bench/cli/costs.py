@@ -8,14 +8,15 @@ from typing import Any
 import click
 import torch
 
-from ...kernels.model import ITEMSIZE, PASSES, Roof
+from ...kernels.model import PASSES
+from ...kernels.roofs import ITEMSIZE, Roof
 from ...kernels.structures import STRUCTURES
 from ..costs import verdict
 from ..latency import shapes, suite, whole
 from ..latency.providers import PROVIDERS, find
 from ..results import Results
 from ..table import Table
-from .options import output_option
+from .options import json_option, output_option
 from .output import NOTHING_WRITTEN, console, finish, print_table, stopping
 from .progress import progress
 
@@ -60,7 +61,7 @@ def explain_command(m: int, structure: str, name: str, gpu: str | None, **layer:
 
 @click.command("verdict")
 @click.option("--tolerance", type=click.FloatRange(0), default=0.10, show_default=True, help="What counts as equal.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@json_option
 @click.option(
     "--measured", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="latency.jsonl of fpe gpu."
 )
@@ -123,7 +124,7 @@ COLUMNS = ("milliseconds", "low", "high", "over parent", "over wide", "host_mill
 @click.option("--column", "columns", multiple=True, help=f"To print, of {', '.join(COLUMNS)}.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is one]")
 @click.option("--seconds", type=click.FloatRange(0), default=0.3, show_default=True, help="To spend on each pass.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@json_option
 @output_option()
 def latency_command(
     names: tuple[str, ...],

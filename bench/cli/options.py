@@ -20,6 +20,10 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> s
     return value
 
 
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else."
+)
+jobs_option = click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
 device_option = click.option("--device", default="cpu", show_default=True, callback=_device, help="A PyTorch device.")
 
 
@@ -27,7 +31,7 @@ def common(command: Callable) -> Callable:
     """The options that every measuring command takes."""
     seed = click.IntRange(0, MAX_SEED)
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else."),
+        json_option,
         device_option,
         click.option("--seed", type=seed, default=0, show_default=True, help="Seed of all randomness."),
     ):

@@ -8,7 +8,19 @@ from torch import Tensor, nn
 from fpe.layers import ExpandedLinear
 
 
-def columns(module: nn.Module, x: Tensor) -> dict[str, int | None]:
+def columns(module: nn.Module) -> dict[str, int]:
+    """Bytes that a module keeps in training.
+
+    Returns:
+        ``parameter_bytes``; ``index_bytes`` (labels, bitmaps, block positions); ``gradient_bytes``; ``optimizer_bytes``
+        (Adam's two moments).
+    """
+    own = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    index = sum(t.numel() * t.element_size() for t in _index(module))
+    return {"parameter_bytes": own, "index_bytes": index, "gradient_bytes": own, "optimizer_bytes": 2 * own}
+
+
+def columns_on(module: nn.Module, x: Tensor) -> dict[str, int | None]:
     """Bytes of a module in training on a batch.
 
     Args:
@@ -16,26 +28,21 @@ def columns(module: nn.Module, x: Tensor) -> dict[str, int | None]:
         x: Its input.
 
     Returns:
-        ``parameter_bytes``; ``index_bytes`` (buffers: labels, masks, block positions); ``gradient_bytes``;
-        ``optimizer_bytes`` (Adam's two moments); ``activation_bytes`` (storages that autograd saves, parameters and
-        buffers not counted, the input counted where it is saved); ``peak_bytes`` of forward and backward over what was
-        held before, on a GPU, else ``None``.
+        :func:`columns`; ``activation_bytes`` (storages that autograd saves, parameters and index not counted, the input
+        counted where it is saved); ``peak_bytes`` of forward and backward over what was held before, on a GPU, else
+        ``None``.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    own = sum(p.numel() * p.element_size() for p in parameters)
-    return {
-        "parameter_bytes": own,
-        "index_bytes": sum(t.numel() * t.element_size() for t in _index(module)),
-        "gradient_bytes": own,
-        "optimizer_bytes": 2 * own,
-        "activation_bytes": saved_bytes(module, x),
-        "peak_bytes": peak_bytes(module, x) if x.is_cuda else None,
-    }
+    activations, peak = saved_bytes(module, x), peak_bytes(module, x) if x.is_cuda else None
+    return {**columns(module), "activation_bytes": activations, "peak_bytes": peak}
 
 
 def _index(module: nn.Module) -> list[Tensor]:
-    """What says where the weights lie."""
-    return [t for layer in module.modules() if isinstance(layer, ExpandedLinear) for t in layer.topology_tensors()]
+    """What says where the weights lie: of a layer that is not the package's, its buffers."""
+    each = (
+        layer.topology_tensors() if isinstance(layer, ExpandedLinear) else layer.buffers(recurse=False)
+        for layer in module.modules()
+    )
+    return [t for tensors in each for t in tensors]
 
 
 def saved_bytes(module: nn.Module, x: Tensor) -> int:

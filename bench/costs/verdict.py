@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from fpe.kernels.model import (
-    ASSUMED,
     INFERENCE,
     MAX_ROWS,
     PASSES,
     TRAINING,
-    Roof,
+    Sizes,
     best,
     candidates,
     crossover,
     layer_candidates,
-    roof_named,
     seconds_of,
 )
-from fpe.kernels.structures import BLOCK, admitted
+from fpe.kernels.roofs import ASSUMED, Roof, roof_named
+from fpe.kernels.structures import admitted
 
 from ..latency.providers import OURS
 from ..results import Results
@@ -53,6 +52,10 @@ class Layer:
         """The structures that such a layer can have."""
         return admitted(self.alpha)
 
+    def sizes(self, structure: str, m: int = 1) -> Sizes:
+        """It as the cost model takes it."""
+        return Sizes(m, self.n, self.k, self.alpha, structure, self.dtype, self.block)
+
     def __str__(self) -> str:
         return f"{self.n} x {self.k} layer, alpha = {self.alpha}, {self.dtype}"
 
@@ -80,20 +83,8 @@ def explain(layer: Layer, structure: str, m: int, roof: Roof, name: str = "forwa
     Raises:
         ValueError: The model does not take such an argument.
     """
-    op, rows, columns = PASSES[name](layer.n, layer.k)
-    block = layer.block[::-1] if name == "dX" else layer.block
-    found = candidates(
-        op,
-        structure,
-        m,
-        rows,
-        columns,
-        layer.alpha,
-        layer.dtype,
-        roof,
-        block if structure == BLOCK else None,
-        transposed=name == "dX",
-    )
+    op, sizes = PASSES[name](layer.sizes(structure, m))
+    found = candidates(op, sizes, roof, transposed=name == "dX")
     winner = best(found)
     parent = next(c for c in found if c.name == "parent")
     body = [
@@ -138,15 +129,13 @@ def predict(layer: Layer, roof: Roof, tolerance: float = 0.10, rows: Sequence[in
     """
     found = []
     for structure in layer.structures():
-        block = layer.block if structure == BLOCK else None
-        sizes = (layer.n, layer.k, layer.alpha, layer.dtype, roof, block)
         for workload, passes in WORKLOADS.items():
-            at = {m: layer_candidates(passes, structure, m, *sizes) for m in rows}
+            at = {m: layer_candidates(passes, layer.sizes(structure, m), roof) for m in rows}
             found.append(
                 {
                     "structure": structure,
                     "workload": workload,
-                    "holds_to": crossover(passes, structure, *sizes, tolerance),
+                    "holds_to": crossover(passes, layer.sizes(structure), roof, tolerance),
                     "ratio": {m: seconds_of(c) / seconds_of(c, "parent") for m, c in at.items()},
                     "wide": {m: seconds_of(c) / seconds_of(c, "wide dense") for m, c in at.items()},
                     "runs_as": {m: list(dict.fromkeys(best(x).name for x in c)) for m, c in at.items()},
@@ -221,17 +210,12 @@ def compared_table(
     body = []
     for row in rows:
         passes, structure = WORKLOADS[row["workload"]], row["structure"]
-        block = layer.block if structure == BLOCK else None
-        sizes = (structure, layer.n, layer.k, layer.alpha, layer.dtype, roof, block)
         for m, ratio in row["ratio"].items():
-            found = layer_candidates(passes, structure, m, *sizes[1:])
+            found = layer_candidates(passes, layer.sizes(structure, m), roof)
             predicted = seconds_of(found) / seconds_of(found, "parent")
             first = m == next(iter(row["ratio"]))
-            held = (
-                (rows_in_words(row["holds_to"]), rows_in_words(crossover(passes, *sizes, tolerance)))
-                if first
-                else ("", "")
-            )
+            limits = (row["holds_to"], crossover(passes, layer.sizes(structure), roof, tolerance)) if first else ()
+            held = tuple(map(rows_in_words, limits)) or ("", "")
             over = f"{row['wide'][m]:.3f}" if m in row["wide"] else "-"
             cells = (
                 f"{m}",

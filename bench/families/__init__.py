@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 from ...kernels.device import Device
-from . import block, mlp, partition, semi_structured
+from . import bitmap, block, mlp, partition, semi_structured
 from .contract import REDUCE, TYPES, Case, Family, Kernel, Row
 
 FAMILIES: dict[str, Family] = {
+    "bitmap": bitmap,
     "block": block,
     "partition": partition,
     "mlp": mlp,

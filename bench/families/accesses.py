@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from ...kernels.device import Device
+from ...kernels.model import Sizes
+from ...kernels.structures import BLOCK, RANDOM, TWO_FOUR
 from ...kernels.tables import Problem
 
 INDEX = 4
@@ -91,55 +93,33 @@ MERGED_OPS = ("merged forward", "merged dX", "merged dW")
 """Of the layer that reads one child an edge; ``"random"`` and ``"seeded"`` labels only."""
 
 
-ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
 SPARSE = "forward, mma.sp"
-"""The forward on sparse tensor cores, of ``"2:4"`` layers only; the other operations are those on dense ones."""
+"""The forward on sparse tensor cores, of 2:4 layers only; the other operations are those on dense ones."""
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Sizes):
     """A layer and a batch.
 
     Attributes:
-        m: Rows of activations.
-        n: Output features of the parent.
-        k: Input features.
-        alpha: Children per parent.
-        block: ``(bn, bk)``; none for labels that follow no blocks.
-        quads: Whether the labels are 2:4 and the layer runs on the semi-structured kernels.
         dropped: Share of the blocks that are dropped.
-        dtype: ``"bf16"``, ``"fp16"`` or ``"fp32"``.
-        seeded: Whether the labels are a function of a seed.
     """
 
-    m: int
-    n: int
-    k: int
-    alpha: int = 2
-    block: tuple[int, int] | None = (64, 64)
     dropped: float = 0.0
-    dtype: str = "bf16"
-    quads: bool = False
-    seeded: bool = False
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element."""
-        return ITEMSIZE[self.dtype]
 
     @property
     def ops(self) -> tuple[str, ...]:
         """The operations that its kernels have."""
-        if self.quads:
+        if self.structure == TWO_FOUR:
             return OPS if self.dtype == "fp32" else (*OPS, SPARSE)
-        return OPS if self.block else OPS + MERGED_OPS
+        return OPS if self.structure == BLOCK else OPS + MERGED_OPS
 
     @property
     def kind(self) -> str:
-        """``"2:4"``, ``"seeded"``, a block's sides, or ``"none"``."""
-        if self.seeded:
-            return "seeded"
-        return "2:4" if self.quads else f"{self.block[0]}x{self.block[1]}" if self.block else "none"
+        """The name of its structure, but a block's sides, and ``"none"`` for labels that follow no structure."""
+        if self.structure == BLOCK:
+            return f"{self.block[0]}x{self.block[1]}"
+        return "none" if self.structure == RANDOM else self.structure
 
 
 class Layer(Protocol):

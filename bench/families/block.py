@@ -1,19 +1,26 @@
 """The block kernels."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ... import Partition
+from ... import kernels as public
 from ...kernels.block import config as configs
 from ...kernels.block import eager as twins
 from ...kernels.block import triton as kernels
 from ...kernels.block.backends import BACKENDS as _BACKENDS
 from ...kernels.block.layout import BlockLayout, grid
 from ...kernels.device import Device
-from . import accesses, contract
+from . import accesses, contract, job
 from .accesses import INDEX, Access, Launch, Program, flat, in_groups, reduce
+from .check import SHAPES, Cast, Check, drawn
 from .contract import SHAPE, TYPES, Draw, Kernel, Problem, pair
 
 
@@ -86,6 +93,44 @@ QUICK = (
 )
 
 
+def checks() -> Iterator[Check]:
+    """The three block operations, by side of the block, density and activation."""
+    sides = ((64, 64), (16, 16), (128, 128), (32, 16), (16, 128), (128, 32))
+    cases = [(shape, block, 0.5) for block in sides for shape in SHAPES[:3]]
+    cases += [(shape, (64, 64), 0.5) for shape in SHAPES[3:]] + [(SHAPES[0], (16, 16), d) for d in (0.0, 0.1, 1.0)]
+    for (m, n, k), block, density in cases:
+        mask = torch.rand(-(-n // block[0]), -(-k // block[1]), generator=torch.Generator().manual_seed(0)) < density
+        layout = BlockLayout.from_mask(mask, (n, k), block)
+        values = drawn(*layout.values_shape, seed=1)
+        values = layout.from_dense(layout.to_dense(values))  # padding is zero
+        x, dy = drawn(m, k, seed=2), drawn(m, n, seed=3)
+        bias = drawn(n, seed=4)
+
+        def forward(cast: Cast, backend: str, x: Tensor = x, values: Tensor = values, bias: Tensor = bias,
+                    layout: BlockLayout = layout) -> list[Tensor]:  # fmt: skip
+            operands = cast(x), cast(values), _on(layout, cast)
+            fused = public.block_matmul(*operands, cast(bias), "relu", backend=backend)
+            return [public.block_matmul(*operands, backend=backend), fused]
+
+        def backward(cast: Cast, backend: str, dy: Tensor = dy, values: Tensor = values,
+                     layout: BlockLayout = layout) -> list[Tensor]:  # fmt: skip
+            return [public.block_matmul_t(cast(dy), cast(values), _on(layout, cast), backend=backend)]
+
+        def outer(cast: Cast, backend: str, dy: Tensor = dy, x: Tensor = x,
+                  layout: BlockLayout = layout) -> list[Tensor]:  # fmt: skip
+            return [public.block_grad(cast(dy), cast(x), _on(layout, cast), backend=backend)]
+
+        case = f"{m}x{n}x{k} blocks {block[0]}x{block[1]} density {density}"
+        for op, run in (("block_matmul", forward), ("block_matmul_t", backward), ("block_grad", outer)):
+            yield Check(f"{op} {case}", "block", op, run)
+
+
+def _on(layout: BlockLayout, cast: Cast) -> BlockLayout:
+    """The layout on the device that operands are cast to."""
+    device = cast(torch.empty(0, dtype=torch.float64)).device
+    return BlockLayout(layout.shape, layout.block, *(index.to(device) for index in layout.tensors))
+
+
 def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Config]:
     """Every valid configuration worth trying for a block as the kernel multiplies it."""
     grad, m = problem.op == "block_grad", problem.m
@@ -98,6 +143,59 @@ def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Con
         config = configs.Config(*choice)
         if problem.fits(config, device):
             yield config
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry of the block table.
+
+    Attributes:
+        op: ``"forward"``, ``"dX"`` or ``"dW"``.
+        block: ``(bn, bk)``.
+        m: Rows of activations.
+        dtype: Of the operands.
+        shape: ``(N, K)`` of the parent; alpha is 2.
+    """
+
+    op: str
+    block: tuple[int, int]
+    m: int
+    dtype: torch.dtype = torch.bfloat16
+    shape: tuple[int, int] = job.SHAPE
+    family = "block"
+    candidates = staticmethod(candidates)
+
+    @property
+    def id(self) -> str:
+        """As ``dX (64, 64) m=16 torch.bfloat16``."""
+        return f"{self.op} {self.block} m={self.m} {self.dtype}"
+
+    def small(self) -> "Job":
+        """The same at a size that the interpreter can walk."""
+        return replace(self, m=5, shape=(64, 64), block=(16, 32), dtype=torch.float32)
+
+    def conditions(self, problem: configs.Problem) -> dict[str, Any]:
+        """Where the entry will hold."""
+        return {"op": problem.op, "block": list(problem.block), "itemsize": problem.itemsize}
+
+    def setup(self, target: str) -> job.Setup:
+        """See :data:`.job.Setup`."""
+        (n, k), (bn, bk) = self.shape, self.block
+        labels = Partition.block(n, k, 2, block=self.block, generator=torch.Generator().manual_seed(0)).labels
+        mask = torch.cat([labels[::bn, ::bk] == child for child in range(2)])
+        made = BlockLayout.from_mask(mask, (2 * n, k), self.block)
+        layout = BlockLayout((2 * n, k), self.block, *(index.to(target) for index in made.tensors))
+        sizes = (layout.values_shape, (self.m, k), (self.m, 2 * n))
+        values, x, dy = (job.draw(size, target, self.dtype) for size in sizes)
+        if self.op == "dW":
+            arguments: tuple = (dy, x, layout)
+            problem = configs.grad_problem(layout, self.m, values.element_size())
+        else:
+            arguments = (x if self.op == "forward" else dy, values, layout)
+            problem = configs.matmul_problem(layout, self.op == "dX", self.m, values.element_size())
+        name = {"forward": "block_matmul", "dX": "block_matmul_t", "dW": "block_grad"}[self.op]
+        ours, twin = pair(name, kernels, twins)
+        return partial(ours, *arguments), partial(twin, *arguments), problem
 
 
 def launches(op: str, m: int, layout: BlockLayout, config: configs.Config, itemsize: int) -> list[Launch]:

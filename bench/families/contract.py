@@ -1,6 +1,6 @@
 """What every walker of the kernels asks of a family: its kernels, its launches, and what a launch is meant to be."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Any, ClassVar, Protocol
@@ -15,6 +15,7 @@ from ...kernels.dispatch import Backend
 from ...kernels.gpus import architecture
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ...kernels.partition.seeded import SeededLabels
+from .check import Check
 
 Row = dict[str, Any]
 """What is known of a binary."""
@@ -288,3 +289,6 @@ class Family(Protocol):
 
     def operands(self, case: Any, draw: Draw) -> Problem:
         """The operands of a case, and what runs on them: a :class:`Case`, or another with such fields."""
+
+    def checks(self) -> Iterator[Check]:
+        """What the correctness gate compares on a device; nothing here touches one."""

@@ -1,16 +1,19 @@
 """The kernel of an expanded MLP in one launch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from ... import kernels as public
 from ...kernels.mlp import triton as kernels
 from ...kernels.mlp.backends import BACKENDS as _BACKENDS
 from ...kernels.mlp.eager import expanded_mlp_eager
 from . import contract
+from .check import Cast, Check, drawn
 from .contract import Draw, Kernel, Problem
 
 
@@ -66,3 +69,24 @@ class Case(contract.Case):
 
 CASES = tuple(Case("mlp", t, m, alpha, "relu") for t, m, alpha in product(("bf16", "fp16"), (1, 64), (2, 4, 8)))
 QUICK = (Case("mlp", "bf16", 1, 2, "relu"),)
+
+
+def checks() -> Iterator[Check]:
+    """The fused MLP, its second layer dense and merged."""
+    for m, k, hidden, n in ((1, 512, 8, 100), (33, 70, 13, 33), (64, 128, 64, 130)):
+        for alpha, merged in ((2, False), (2, True), (4, False)):
+            generator = torch.Generator().manual_seed(0)
+            labels = torch.randint(alpha, (hidden, k), generator=generator, dtype=torch.uint8)
+            reads = torch.randint(alpha, (n, hidden), generator=generator, dtype=torch.uint8)
+            shapes = ((m, k), (hidden, k), (n, hidden * (1 if merged else alpha)), (alpha, hidden), (n,))
+            tensors = [drawn(*shape, seed=i) for i, shape in enumerate(shapes)]
+
+            def run(cast: Cast, backend: str, tensors: list[Tensor] = tensors, labels: Tensor = labels,
+                    reads: Tensor | None = reads if merged else None, alpha: int = alpha) -> list[Tensor]:  # fmt: skip
+                x, w1, w2, bias1, bias2 = map(cast, tensors)
+                more: dict[str, Any] = {"alpha": alpha, "bias1": bias1, "bias2": bias2, "activation": "gelu"}
+                second = None if reads is None else reads.to(x.device)
+                return [public.expanded_mlp(x, w1, labels.to(x.device), w2, second, backend=backend, **more)]
+
+            name = f"expanded_mlp {m}x{k}-{hidden}-{n} alpha {alpha}{' merged' * merged}"
+            yield Check(name, "mlp", "expanded_mlp", run, by_yardstick=True)

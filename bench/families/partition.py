@@ -1,13 +1,15 @@
 """The partition kernels: through shared memory, and for few rows from memory to the tensor cores directly."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ... import kernels as public
 from ...kernels.device import Device
 from ...kernels.partition import config as configs
 from ...kernels.partition import eager as twins
@@ -16,9 +18,11 @@ from ...kernels.partition import triton as kernels
 from ...kernels.partition.backends import MERGE, SPLIT
 from ...kernels.partition.config import COLUMNS, GROUP
 from ...kernels.partition.eager import Labels
-from ...kernels.partition.labels import digits, row_bytes
-from . import accesses, contract
+from ...kernels.partition.labels import PackedLabels, digits, row_bytes
+from ...kernels.structures import SEEDED
+from . import accesses, contract, job
 from .accesses import Access, Launch, Program, in_groups, reduce
+from .check import SHAPES, SPARSE_BACKENDS, Cast, Check, drawn
 from .contract import SHAPE, Draw, Kernel, Problem, Row, as_meant, laid, pair
 
 ISSUE_SLOTS = 14
@@ -134,6 +138,42 @@ QUICK = (
 )
 
 
+def checks() -> Iterator[Check]:
+    """The three partition operations, holes in the labels, operands strided and not, labels as bytes and packed."""
+    cases = [(shape, alpha, False) for shape in SHAPES for alpha in (2, 4)]
+    cases += [(SHAPES[0], alpha, True) for alpha in (2, 3, 8)]
+    for (m, n, k), alpha, strided in cases:
+        for packed in (False, True):
+            operands = _check_operands(m, n, k, alpha, strided)
+            case = f"{m}x{n}x{k} alpha {alpha}{' strided' * strided}{' packed' * packed}"
+            for op in ("split_matmul", "merge_matmul", "partition_grad"):
+                run = partial(_checked, op, operands, alpha, packed)
+                backends = SPARSE_BACKENDS if op == "merge_matmul" else ("triton",)
+                yield Check(f"{op} {case}", "partition", op, run, backends)
+
+
+def _check_operands(m: int, n: int, k: int, alpha: int, strided: bool) -> dict[str, Tensor]:
+    labels = torch.randint(alpha + 1, (n, k), generator=torch.Generator().manual_seed(alpha))
+    shapes = {"x": (m, k), "w": (n, k), "dy": (m, alpha, n), "z": (m, alpha, k)}
+    tensors = {name: drawn(*shape, seed=seed) for seed, (name, shape) in enumerate(shapes.items())}
+    if strided:
+        tensors |= {name: tensors[name].mT.contiguous().mT for name in ("x", "w")}
+    tensors["w"] = tensors["w"].masked_fill(labels == alpha, 0)  # holes, as packed labels want them
+    return {**tensors, "labels": torch.where(labels == alpha, public.HOLE, labels).to(torch.uint8)}
+
+
+def _checked(op: str, operands: dict[str, Tensor], alpha: int, packed: bool, cast: Cast, backend: str) -> list[Tensor]:
+    x, w, dy, z = (cast(operands[name]) for name in ("x", "w", "dy", "z"))
+    labels: Any = operands["labels"].to(x.device)
+    if packed and backend != "eager":
+        labels = public.PackedLabels.pack(labels, alpha)
+    if op == "split_matmul":
+        return [public.split_matmul(x, w, labels, alpha, backend=backend)]
+    if op == "merge_matmul":
+        return [public.merge_matmul(z, w, labels, backend=backend)]
+    return [public.partition_grad(dy, x, labels, backend=backend)]
+
+
 def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Config]:
     """Every valid configuration worth trying."""
     m, grad = problem.m, problem.op == "partition_grad"
@@ -149,6 +189,65 @@ def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Con
         config = configs.Config(block_m, n, k, split, 8, warps, stages, is_direct)
         if problem.fits(config, device):
             yield config
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry of the partition table: an operation on the stored weight or on its transpose.
+
+    Attributes:
+        op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
+        transposed: Whether on the transpose.
+        alpha: Children.
+        m: Rows of activations.
+        dtype: Of the operands.
+        shape: ``(N, K)`` of the stored weight.
+    """
+
+    op: str
+    transposed: bool
+    alpha: int
+    m: int
+    dtype: torch.dtype = torch.bfloat16
+    shape: tuple[int, int] = job.SHAPE
+    family = "partition"
+    candidates = staticmethod(candidates)
+
+    @property
+    def id(self) -> str:
+        """As ``split_matmul of the transpose alpha=2 m=16 torch.bfloat16``."""
+        return f"{self.op}{' of the transpose' * self.transposed} alpha={self.alpha} m={self.m} {self.dtype}"
+
+    def small(self) -> "Job":
+        """The same at a size that the interpreter can walk."""
+        return replace(self, m=5, shape=(64, 64), dtype=torch.float32)
+
+    def conditions(self, problem: configs.Problem) -> dict[str, Any]:
+        """Where the entry will hold."""
+        return {name: getattr(problem, name) for name in ("op", "transposed", "alpha", "itemsize")}
+
+    def setup(self, target: str) -> job.Setup:
+        """See :data:`.job.Setup`."""
+        (n, k), alpha, size = self.shape, self.alpha, self.dtype.itemsize
+        pairs = size == 2 and k % 2 == 0
+        problem = configs.Problem(self.op, self.m, n, k, self.transposed, alpha, size, pairs)
+        labels = PackedLabels(job.draw((digits(alpha), n, row_bytes(k)), "meta", torch.uint8), self.shape, alpha)
+        if target != "meta":
+            generator = torch.Generator(target).manual_seed(0)
+            drawn = torch.randint(alpha, self.shape, generator=generator, device=target, dtype=torch.uint8)
+            labels = PackedLabels.pack(drawn, alpha)
+        w = job.draw((n, k), target, self.dtype)
+        if self.transposed:
+            labels, w, n, k = labels.T, w.T, k, n
+        sizes = ((self.m, k), (self.m, alpha, k), (self.m, alpha, n))
+        x, z, dy = (job.draw(shape, target, self.dtype) for shape in sizes)
+        arguments: tuple = {
+            "split_matmul": (x, w, labels, alpha),
+            "merge_matmul": (z, w, labels),
+            "partition_grad": (dy, x, labels),
+        }[self.op]
+        ours, twin = pair(self.op, kernels, twins)
+        return partial(ours, *arguments), partial(twin, *arguments), problem
 
 
 def launches(
@@ -257,7 +356,7 @@ class Layer:
 
     def launches(self, op: str, config: configs.Config) -> list[Launch]:
         """See :class:`.accesses.Layer`."""
-        return launches(self.problem(op), config, seeded=self.case.seeded)
+        return launches(self.problem(op), config, seeded=self.case.structure == SEEDED)
 
     def on_chip(self, op: str, config: configs.Config, device: Device) -> tuple[int, int]:
         """See :class:`.accesses.Layer`."""
@@ -273,7 +372,7 @@ class Layer:
         """The parent's weights or their gradient, the labels' bits, activations and results, each once."""
         c = self.case
         narrow, wide = (c.n, c.k) if op.startswith("merged") else (c.k, c.n)
-        weights = c.itemsize * c.n * c.k + (0 if c.seeded else digits(c.alpha) * c.n * row_bytes(c.k))
+        weights = c.itemsize * c.n * c.k + (0 if c.structure == SEEDED else digits(c.alpha) * c.n * row_bytes(c.k))
         return weights + c.itemsize * c.m * (narrow + c.alpha * wide)
 
     def results(self, op: str) -> int:

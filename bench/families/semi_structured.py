@@ -1,18 +1,22 @@
 """The 2:4 kernels: on dense tensor cores, on sparse ones, and what packs weights for those."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ... import Partition
+from ... import kernels as public
 from ...kernels.device import Device
 from ...kernels.gpus import runs_mma_sp
 from ...kernels.semi_structured import config as configs
 from ...kernels.semi_structured import eager as twins
 from ...kernels.semi_structured import gluon as on_sparse
-from ...kernels.semi_structured import pack, sparse_tensor_core
+from ...kernels.semi_structured import pack, quads, sparse_tensor_core
 from ...kernels.semi_structured import triton as kernels
 from ...kernels.semi_structured.backends import BACKENDS as _BACKENDS
 from ...kernels.semi_structured.fragments import TILE_ROWS, pack_weights
@@ -20,6 +24,7 @@ from ...kernels.semi_structured.layout import SemiStructuredLayout
 from ...kernels.structures import TWO_FOUR
 from . import accesses, contract
 from .accesses import SPARSE, Access, Launch, Program, in_groups, reduce, span
+from .check import SPARSE_BACKENDS, Cast, Check, drawn
 from .contract import REDUCE, SHAPE, TYPES, Draw, Kernel, Problem, Row, ending, pair
 
 
@@ -59,8 +64,8 @@ KERNELS = (
     Kernel(kernels._multiply, _PAIR, check=_multiply),
     Kernel(kernels._multiply_t, _PAIR, check=_multiply),
     Kernel(kernels._outer, ("dy = tl.load(", "x = tl.load("), check=_matrix),
-    Kernel(kernels._compress, ("w = tl.load(",), multiplies=False, check=_moves),
-    Kernel(kernels._spread, _PAIR, multiplies=False, check=_moves),
+    Kernel(quads._compress, ("w = tl.load(",), multiplies=False, check=_moves),
+    Kernel(quads._spread, _PAIR, multiplies=False, check=_moves),
     Kernel(pack._pack, ("tl.load(source", "tl.load(kept_ptr"), multiplies=False, check=_wide),
     Kernel(pack._pack_transposed, ("tl.load(pairs",), multiplies=False, check=_wide),
 )
@@ -354,6 +359,34 @@ def sparse_launches(
 
     launched = Launch("multiply", (tiles_m * tiles_n, split), program)
     return [launched] if split == 1 else [launched, reduce(m * children * n, split, itemsize)]
+
+
+def checks() -> Iterator[Check]:
+    """The three 2:4 operations: one child with a mask of its own, and both children of a parent."""
+    for m, n, k in ((17, 70, 88), (1, 16, 64), (64, 128, 256), (130, 257, 96), (5, 1, 36)):
+        for children in (1, 2):
+            labels = Partition.semi_structured(n, k, generator=torch.Generator().manual_seed(0)).labels
+            both = public.SemiStructuredLayout.from_labels(labels)
+            layout = both if children == 2 else public.SemiStructuredLayout.from_mask(labels == 0)
+            tensors = [drawn(n, k, seed=1), drawn(m, k, seed=2)]
+            tensors.append(drawn(m, children, n, seed=3))
+            for op in ("semi_structured_matmul", "semi_structured_matmul_t", "semi_structured_grad"):
+                run = partial(_checked, op, tensors, layout)
+                yield Check(f"{op} {m}x{n}x{k}, {children} children", "semi_structured", op, run, SPARSE_BACKENDS)
+
+
+def _checked(
+    op: str, tensors: list[Tensor], layout: public.SemiStructuredLayout, cast: Cast, backend: str
+) -> list[Tensor]:
+    w, x, dy = map(cast, tensors)
+    kept = layout.kept if layout.kept is None else layout.kept.to(x.device)
+    layout = layout._replace(codes=layout.codes.to(x.device), kept=kept)
+    values = public.semi_structured_compress(w, layout, backend="eager")
+    if op == "semi_structured_matmul":
+        return [public.semi_structured_matmul(x, values, layout, backend=backend)]
+    if op == "semi_structured_matmul_t":
+        return [public.semi_structured_matmul_t(dy, values, layout, backend=backend)]
+    return [public.semi_structured_grad(dy, x, layout, backend=backend)]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from heapq import heapify, heappushpop
 
 from fpe.kernels import model
-from fpe.kernels.model import Roof, layer_candidates
+from fpe.kernels.model import layer_candidates
+from fpe.kernels.roofs import Roof
 
 from ..families import Case as Launch
 from ..latency.problems import Case
@@ -61,9 +62,7 @@ def seconds_of_case(
 
 def _seconds_of_product(case: Case, provider: Provider, roof: Roof) -> float:
     """A forward's time; of who is not in the cost model, the wide dense layer's."""
-    block = case.block if case.structure == "block" else None
-    sizes = (case.structure, case.m, case.n, case.k, case.alpha, case.dtype, roof, block)
-    (found,) = layer_candidates(("forward",), *sizes)
+    (found,) = layer_candidates(("forward",), case, roof)
     name = provider.predicted_as(case.structure)
     if not name and provider.name == "fpe/auto":
         return model.best(found).seconds

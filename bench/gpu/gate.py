@@ -5,8 +5,6 @@ MLP) may err twice as much as PyTorch in the same dtype. Memory that ``torch.emp
 that an element which no program writes is seen; every call is made twice and must give the same bits.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,36 +13,11 @@ from torch import Tensor
 from fpe.kernels import UnsupportedError
 
 from .. import accuracy
+from ..families.check import Check
 from ..latency.problems import DTYPES
 from ..latency.suite import float32_as
 from ..latency.truth import poisoned
 from .lost import raise_if_lost
-
-Cast = Callable[[Tensor], Tensor]
-"""What a check does to its float64 operands before it computes with them."""
-Run = Callable[[Cast, str], list[Tensor]]
-"""Computes a check's results from operands that were cast, by a backend."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison.
-
-    Attributes:
-        name: Operation or layer, and case.
-        family: ``"partition"``, ``"block"``, ``"semi_structured"`` or ``"mlp"``.
-        op: The operation; empty for a layer, which runs several.
-        run: See :data:`Run`. With squared operands it gives the squares' sums, as products and sums alone do.
-        backends: Those that insist, all of the family.
-        by_yardstick: Whether it is more than products and sums.
-    """
-
-    name: str
-    family: str
-    op: str
-    run: Run
-    backends: tuple[str, ...] = ("triton",)
-    by_yardstick: bool = False
 
 
 def compare(check: Check, dtype: str, backend: str, device: str = "cpu") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fpe.kernels.device import KNOWN, Device, device_of, interpreting
-from fpe.kernels.model import PUBLISHED, Roof, roof_named
+from fpe.kernels.roofs import PUBLISHED, Roof, roof_named
 
 from ..families import Case as Launch
 from ..latency import energy, shapes, suite

@@ -1,6 +1,7 @@
 """The roofs of the device at hand: what a large copy, large GEMMs and empty kernels reach on it."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 
 from fpe.kernels.device import KNOWN
-from fpe.kernels.model import ASSUMED, ASSUMED_LAUNCH, PASSES, Roof, layer_candidates
+from fpe.kernels.model import PASSES, Sizes, layer_candidates
+from fpe.kernels.roofs import ASSUMED, ASSUMED_LAUNCH, Roof
 
 from ..latency.problems import DTYPES
 from ..latency.suite import float32_as
@@ -21,7 +23,7 @@ GEMM = 8192
 
 
 def measure(device: str) -> dict[str, Any]:
-    """Measures a roof, as :meth:`fpe.kernels.model.Roof.of` reads it.
+    """Measures a roof, as :meth:`fpe.kernels.roofs.Roof.of` reads it.
 
     Copy bandwidth counts bytes read and written; the GEMMs are square and their operands random, as zeros run faster.
     """
@@ -89,9 +91,11 @@ def fit(rows: Iterable[Mapping[str, Any]], roof: Roof) -> dict[str, list[float]]
     found: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if row.get("milliseconds", 0) > 0.02 and row.get("implementation") and row["pass"] in PASSES:
-            n, k, block = row["N"], row["K"], tuple(map(int, row["block"].split("x"))) if row["block"] else None
-            sizes: Any = (row["structure"], row["M"], n, k, row["alpha"], row["dtype"], roof, block)
-            (candidates,) = layer_candidates((row["pass"],), *sizes)
+            sizes = Sizes(*(row[name] for name in ("M", "N", "K", "alpha", "structure", "dtype")))
+            if row["block"]:
+                bn, bk = map(int, row["block"].split("x"))
+                sizes = replace(sizes, block=(bn, bk))
+            (candidates,) = layer_candidates((row["pass"],), sizes, roof)
             predicted = next(c for c in candidates if c.name == row["implementation"])
             ratio = 1e3 * predicted.seconds / row["milliseconds"]
             found.setdefault((predicted.name, predicted.limited_by), []).append(ratio)

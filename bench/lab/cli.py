@@ -1,15 +1,18 @@
 """``fpe lab``: what can be proved of the kernels with no GPU. What a command needs is imported when it runs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ...kernels.structures import STRUCTURES
-from ..cli.options import output_option
+from ...kernels.structures import STRUCTURES, TWO_FOUR
+from ..cli.options import jobs_option, json_option, output_option
 
-OPERATIONS = ("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp", "2:4")
+OPERATIONS = (
+    *("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp", TWO_FOUR),
+    *("unpack", "pack"),
+)
 
 
 @click.group()
@@ -22,8 +25,8 @@ def lab() -> None:
 @click.option("--op", "operations", type=click.Choice(OPERATIONS), multiple=True, help="[default: all]")
 @click.option("--quick", is_flag=True, help="A few cases of each kind (under a minute on two cores).")
 @click.option("--all", "show_all", is_flag=True, help="Print every row, not only the worst and those complained of.")
-@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@jobs_option
+@json_option
 @output_option("out/lab")
 def compile_command(
     architectures: tuple[int, ...],
@@ -41,9 +44,6 @@ def compile_command(
     Rows of 2:4 kernels go to a file of their own. A file of the same version of Triton keeps its rows of other
     architectures and operations.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from ..cli.output import finish
     from ..families import CASES, QUICK
     from ..report.summary import compiled
@@ -54,12 +54,9 @@ def compile_command(
     if not cases:
         raise click.BadParameter(f"--quick has no case of {', '.join(operations)}", param_hint="--op")
 
-    def progress(rows: Iterable[dict], total: int) -> Iterable[dict]:
-        return track(rows, "Compiling", total, console=Console(stderr=True, quiet=as_json))
-
     rows = []
     for name, chosen in compiler.by_file(cases).items():
-        results = compiler.run(chosen, architectures or compiler.ARCHITECTURES, jobs, progress)
+        results = compiler.run(chosen, architectures or compiler.ARCHITECTURES, jobs, _bar("Compiling", as_json))
         shown = compiler.table(results, show_all) if name == "compile" else compiled(results)
         file = output / f"{name}.jsonl"
         finish(compiler.joined(file, results, operations), file, shown, as_json)
@@ -71,7 +68,7 @@ def compile_command(
 
 
 @lab.command("ladder")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@json_option
 @output_option("out/lab")
 def ladder_command(as_json: bool, output: Path) -> None:
     """Count what plain ways of applying labels cost in machine instructions, up to the way that is shipped."""
@@ -90,7 +87,7 @@ def ladder_command(as_json: bool, output: Path) -> None:
 @lab.command("headline")
 @click.option("--arch", type=int, default=90, show_default=True, help="Compute capability.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@json_option
 @output_option("out/lab")
 def headline_command(arch: int, jobs: int, as_json: bool, output: Path) -> None:
     """Compile what the first steps of `fpe gpu` launch, and take the time of each binary.
@@ -125,7 +122,7 @@ def headline_command(arch: int, jobs: int, as_json: bool, output: Path) -> None:
 @click.option("--l2", type=click.FloatRange(0), default=50.0, show_default=True, help="Megabytes of L2.")
 @click.option("--group", type=click.IntRange(1), help="Try another grouping of the programs.")
 @click.option("--quick", is_flag=True, help="Small layers: to see that it runs.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@json_option
 @output_option("out/lab")
 def traffic_command(
     m: tuple[int, ...], l2: float, group: int | None, as_json: bool, output: Path, **sizes: Any
@@ -148,8 +145,8 @@ def traffic_command(
 @click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability.  [default: 90 and 100]")
 @click.option("--op", "operations", type=click.Choice(OPERATIONS), multiple=True, help="[default: all]")
 @click.option("--kernels", default="shipped", show_default=True, help="A name for the kernels, written to every row.")
-@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@jobs_option
+@json_option
 @click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
 def hazards_command(
     architectures: tuple[int, ...],
@@ -166,18 +163,12 @@ def hazards_command(
     Every `fpe lab compile` makes the same search; this one prints what it finds by operation. A file that exists keeps
     its rows of other versions of Triton, other kernels, architectures and operations.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from ..cli.output import finish
     from . import survey
 
     _compilable(architectures)
 
-    def progress(rows: Iterable[Any], total: int) -> Iterable[Any]:
-        return track(rows, "Compiling", total, console=Console(stderr=True, quiet=as_json))
-
-    results = survey.run(architectures or survey.ARCHITECTURES, operations, kernels, jobs, progress)
+    results = survey.run(architectures or survey.ARCHITECTURES, operations, kernels, jobs, _bar("Compiling", as_json))
     file = output / "hazards.jsonl"
     finish(survey.joined(file, results, operations), file, survey.table(results), as_json)
     bad = [row for row in results.rows if row["hazards"]]
@@ -193,8 +184,8 @@ EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse", "
 @click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability, as 90.  [default: all]")
 @click.option("--family", "families", type=click.Choice(EXECUTED_FAMILIES), multiple=True, help="[default: all]")
 @click.option("--quick", is_flag=True, help="A case of each kind.")
-@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@jobs_option
+@json_option
 @click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
 def execute_command(
     architectures: tuple[int, ...],
@@ -209,9 +200,6 @@ def execute_command(
     Memory, registers and asynchronous operations are checked while it runs. An exit status of 1: a fault, an
     instruction that is not known, or a result that differs.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from ..cli.output import finish, print_table
     from .ptx import cases, execute
 
@@ -221,7 +209,7 @@ def execute_command(
         [case for case in chosen if case.family in (families or (case.family,))],
         architectures or execute.ARCHITECTURES,
         jobs,
-        lambda rows, total: track(rows, "Executing", total, console=Console(stderr=True, quiet=as_json)),
+        _bar("Executing", as_json),
     )
     finish(results, output / "execute.jsonl", execute.table(results), as_json)
     wrong = execute.complaints(results)
@@ -234,14 +222,11 @@ def execute_command(
 @lab.command("mutate")
 @click.option("--arch", "architectures", type=int, multiple=True, default=(80, 90, 100), show_default=True)
 @click.option("--most", type=click.IntRange(1), default=6, show_default=True, help="Mutants of a class and case.")
-@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else.")
+@jobs_option
+@json_option
 @click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
 def mutate_command(architectures: tuple[int, ...], most: int, jobs: int | None, as_json: bool, output: Path) -> None:
     """Break the compiled kernels on purpose and count what `fpe lab execute` would have seen."""
-    from rich.console import Console
-    from rich.progress import track
-
     from ..cli.output import finish
     from .ptx import mutate
 
@@ -250,9 +235,17 @@ def mutate_command(architectures: tuple[int, ...], most: int, jobs: int | None, 
         architectures=architectures,
         most=most,
         jobs=jobs,
-        progress=lambda rows, total: track(rows, "Mutating", total, console=Console(stderr=True, quiet=as_json)),
+        progress=_bar("Mutating", as_json),
     )
     finish(results, output / "mutation.jsonl", mutate.table(results), as_json)
+
+
+def _bar(title: str, quiet: bool) -> Callable[[Iterable[Any], int], Iterable[Any]]:
+    """Shows on standard error how far rows have come."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return lambda rows, total: track(rows, title, total, console=Console(stderr=True, quiet=quiet))
 
 
 def _compilable(architectures: Iterable[int]) -> None:

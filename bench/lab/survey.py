@@ -34,7 +34,7 @@ def run(
 
     Args:
         architectures: Compute capabilities, as 90.
-        operations: Names in ``OPERATIONS`` of the compiler, and ``"2:4"`` for the 2:4 kernels; none: all.
+        operations: Names in ``OPERATIONS`` of the compiler, and :data:`TWO_FOUR` for the 2:4 kernels; none: all.
         kernels: A name for what is compiled, written to every row: rows of several trees may be put in one file.
         jobs: Processes; as many as cores when none is given.
         progress: Wraps the rows as they come, for a bar.

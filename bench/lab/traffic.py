@@ -9,7 +9,7 @@ import torch
 import fpe
 from fpe.kernels.block.layout import BlockLayout, grid
 from fpe.kernels.device import KNOWN, Device
-from fpe.kernels.structures import admitted
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, TWO_FOUR, admitted
 from fpe.kernels.tables import choose
 
 from ..families import block, partition, semi_structured
@@ -25,9 +25,9 @@ ROWS = (1, 16, 64, 1024, 8192)
 
 def layer(case: Case, seed: int = 0) -> Layer:
     """The layer of a case. With ``alpha`` of 1 it is the parent: a dense matmul in the block kernels."""
-    if case.quads:
+    if case.structure == TWO_FOUR:
         return semi_structured.Layer(case)
-    if case.block is None:
+    if case.structure in (RANDOM, SEEDED):
         return partition.Layer(case)
     generator = torch.Generator().manual_seed(seed)
     (bn, bk), n, k = case.block, case.n, case.k
@@ -160,27 +160,16 @@ def cases_of(
     shapes: Iterable[tuple[int, int]] = ((512, 256), (256, 512)) if quick else SHAPES
     if n is not None or k is not None:
         shapes = [(n or k or 0, k or n or 0)]
-    structures = [structure] if structure else ["block"] if block else ["block", "random", "2:4", "seeded"]
-    structures = [name for name in structures if name in admitted(alpha)]
-    tiles = {"block": block or (64, 64)}
+    structures = [structure] if structure else [BLOCK] if block else [BLOCK, RANDOM, TWO_FOUR, SEEDED]
     cases = [
-        Case(
-            rows,
-            *shape,
-            alpha,
-            tiles.get(name),
-            dropped if name == "block" else 0.0,
-            dtype,
-            quads=name == "2:4",
-            seeded=name == "seeded",
-        )
+        Case(rows, *shape, alpha, name, dtype, block or (64, 64), dropped if name == BLOCK else 0.0)
         for name in structures
+        if name in admitted(alpha)
         for shape in shapes
         for rows in m or ((1, 64) if quick else ROWS)
     ]
-    parents = [
-        Case(c.m, c.n, c.k, 1, (128, 128), dtype=c.dtype) for c in cases if c.m >= 1024 and c.block and alpha > 1
-    ]
+    large = [c for c in cases if c.m >= 1024 and c.structure == BLOCK and alpha > 1]
+    parents = [dataclasses.replace(c, alpha=1, block=(128, 128), dropped=0.0) for c in large]
     return cases + parents
 
 
@@ -193,7 +182,7 @@ def table(results: Results) -> Table:
             f"{row['M']}",
             "parent"
             if row["alpha"] == 1
-            else {"none": "labels", "2:4": "2:4", "seeded": "seed"}.get(row["block"], f"blocks {row['block']}"),
+            else {"none": "labels", TWO_FOUR: TWO_FOUR, SEEDED: "seed"}.get(row["block"], f"blocks {row['block']}"),
             f"{row['N']}x{row['K']}",
             *(f"{row[name] / 1e6:.1f}" for name in ("requested", "unique", "dram", "compulsory", "parent", "wide")),
             f"{row['ratio']:.3f}",

@@ -80,3 +80,34 @@ class _Blksprs(nn.Module):
         cut = ops.to_sparse(x[None], full_x, block, layout_cache=self.caches[0])
         made = ops.matmul(cut, full_x, self.values, self.layout, full_y, block, layout_cache=self.caches[1])
         return torch.Tensor(ops.to_dense(made, full_y, block, layout_cache=self.caches[2])[0])
+
+
+class Masked(nn.Linear):
+    """What people do today: a wide weight, a mask beside it, and their product in every forward.
+
+    Args:
+        weight: ``[outputs, inputs]``.
+        kept: Which entries exist, of the same shape.
+        bias: Whether there is one, which begins at zero.
+    """
+
+    mask: Tensor
+
+    def __init__(self, weight: Tensor, kept: Tensor, bias: bool) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias, weight.device, weight.dtype)
+        self.weight.data.copy_(weight)
+        self.register_buffer("mask", kept)
+        if bias:
+            self.bias.data.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x @ (weight where kept).T + bias``."""
+        return nn.functional.linear(x, self.wide_weight(), self.bias)
+
+    def wide_weight(self) -> Tensor:
+        """The weight where it exists, zero elsewhere."""
+        return torch.where(self.mask, self.weight, self.weight.new_zeros(()))
+
+    def kept(self) -> Tensor:
+        """The mask."""
+        return self.mask

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fpe
+from fpe.kernels.model import Sizes
 from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, TWO_FOUR
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -15,27 +16,8 @@ QUADS = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [1
 """The ways to deal four inputs to two children, two each."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """A layer and a batch.
-
-    Attributes:
-        m: Rows of activations.
-        n: Output features of the parent.
-        k: Input features.
-        alpha: Children per parent.
-        structure: Of :data:`~fpe.kernels.structures.STRUCTURES`.
-        dtype: A key of :data:`DTYPES`.
-        block: ``(bn, bk)`` of structure ``"block"``.
-    """
-
-    m: int
-    n: int
-    k: int
-    alpha: int = 2
-    structure: str = "random"
-    dtype: str = "bf16"
-    block: tuple[int, int] = (64, 64)
+class Case(Sizes):
+    """A layer and a batch."""
 
     def row(self) -> dict[str, Any]:
         """The columns that name it in a results file."""

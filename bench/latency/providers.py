@@ -74,12 +74,7 @@ def expanded(problem: Problem, bias: bool, backend: str) -> ExpandedLinear:
 
 
 def _masked(problem: Problem, bias: bool) -> nn.Module:
-    weight = problem.weight
-    layer = fpe.MaskedLinear(problem.partition.masks().flatten(0, 1), bias, weight.device, weight.dtype)
-    layer.set_wide_weight(problem.wide)
-    if layer.bias is not None:
-        layer.bias.data.zero_()
-    return layer
+    return peers.Masked(problem.wide, problem.partition.masks().flatten(0, 1), bias)
 
 
 OURS = "fpe/"

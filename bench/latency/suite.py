@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 import fpe
 from fpe.kernels import UnsupportedError, model
+from fpe.kernels.roofs import PUBLISHED
 from fpe.kernels.structures import BLOCK, STRUCTURES, admitted
 from fpe.partition import Structure
 
 from ..costs import memory
 from ..gpu.lost import raise_if_lost
+from . import peers
 from .problems import AbsentError, Case, Problem
 from .providers import OURS, Provider
 from .timing import Call, interleaved
@@ -153,7 +155,7 @@ def _time(
                 **({} if errors[who] is None else {"error": errors[who]}),
                 "timer": "events" if device == "cuda" else "wall clock",
                 **costs(case, provider, name, level),
-                **(memory.columns(module, problem.x) if name in ("forward+backward", "step") else {}),
+                **(memory.columns_on(module, problem.x) if name in ("forward+backward", "step") else {}),
             }
         )
     return rows
@@ -202,9 +204,7 @@ def successor(problem: Problem, provider: Provider, bias: bool = True) -> nn.Mod
     if provider.name == "wide":
         return merged.to_linear()
     if provider.name == "masked":
-        masked = fpe.MaskedLinear(merged.kept(), bias, weight.device, weight.dtype)
-        masked.set_wide_weight(merged.wide_weight())
-        return masked
+        return peers.Masked(merged.wide_weight(), merged.kept(), bias)
     if not provider.name.startswith(OURS):
         return merged
     merged.backend = provider.name.removeprefix(OURS)
@@ -269,9 +269,7 @@ def costs(case: Case, provider: Provider, name: str, level: str) -> dict[str, An
     if level not in ("op", "layer"):
         return {"flops": 2 * useful * (3 if name == "step" else 1)}
     implementation = provider.predicted_as(case.structure)
-    block = case.block if case.structure == BLOCK else None
-    sizes = (case.structure, case.m, case.n, case.k, case.alpha, case.dtype)
-    found = model.layer_candidates(passes, *sizes, model.PUBLISHED["h200"], block)  # bytes do not depend on a roof
+    found = model.layer_candidates(passes, case, PUBLISHED["h200"])  # bytes do not depend on a roof
     known = [c for pass_ in found for c in pass_ if c.name == implementation]
     if len(known) < len(passes):
         return {"flops": useful}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fpe.layers import ExpandedLinear
 
 from .. import accuracy
+from . import peers
 from .problems import Problem
 from .providers import OURS, Provider
 
@@ -99,7 +100,7 @@ def wide_weight(problem: Problem, level: str) -> Tensor:
 def as_wide(module: nn.Module, grad: Tensor) -> tuple[Tensor, Tensor]:
     """A weight's gradient at the wide dense size, and which of its entries exist."""
     (parameter,) = module.parameters()
-    if not isinstance(module, ExpandedLinear):
+    if not isinstance(module, (ExpandedLinear, peers.Masked)):
         return grad, torch.ones_like(grad, dtype=torch.bool)
     before = parameter.data
     parameter.data = grad

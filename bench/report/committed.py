@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
+from ..costs import ledger
 from ..gpu.cli import NAMES, plan_table, planning
 from ..lab import survey, traffic
 from ..lab.ptx import execute, mutate
@@ -22,6 +23,7 @@ STUDIES: dict[str, Callable[[], Table]] = {
 TABLES: dict[str, Callable[[], Table]] = {
     **STUDIES,
     "formats": lambda: summary.formats(*LLM_LAYER),
+    "storage": ledger.storage,
     "traffic": lambda: traffic.table(_read("lab/traffic")),
     "models-cpu": lambda: whole.table(_read("cpu/latency-models")),
     "verdict": lambda: costs.verdict_summary(costs.measured()),

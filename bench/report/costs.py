@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from fpe.kernels.model import ASSUMED, INFERENCE, PUBLISHED, TRAINING, Roof, best, crossover, layer_candidates
+from fpe.kernels.model import INFERENCE, TRAINING, best, crossover, layer_candidates
+from fpe.kernels.roofs import ASSUMED, PUBLISHED, Roof
 from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR
 
 from ..costs import memory, verdict
@@ -91,10 +92,8 @@ def crossover_table(layers: Sequence[Layer] = (LAYER, Layer(LAYER.n, LAYER.k, 4)
         roof = PUBLISHED[key]
         for layer in layers:
             for structure in layer.structures():
-                block = layer.block if structure == BLOCK else None
-                sizes = (structure, layer.n, layer.k, layer.alpha, layer.dtype, roof, block)
                 cells = [
-                    verdict.rows_in_words(crossover(passes, *sizes, tolerance=tolerance))
+                    verdict.rows_in_words(crossover(passes, layer.sizes(structure), roof, tolerance))
                     for passes in (INFERENCE, TRAINING)
                     for tolerance in (0.10, 0.50)
                 ]
@@ -238,7 +237,7 @@ def memory_rows() -> dict[str, dict[str, float]]:
     found = {}
     for name, (provider, structure) in shown.items():
         problem = Problem.make(Case(m, n, k, structure=structure), "cpu")
-        c = memory.columns(PROVIDERS[provider].build(problem, False), problem.x)
+        c = memory.columns_on(PROVIDERS[provider].build(problem, False), problem.x)
         parts = ("parameter_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes")
         found[name] = dict(zip(MEMORY, (float(c[part] or 0) for part in parts), strict=True))
     total = sum(found["parent"].values())
@@ -312,9 +311,8 @@ def roofline(device: Measured | None, layer: Layer = LAYER) -> Figure:
 def _predicted_points(name: str, roof: Roof, layer: Layer) -> list[tuple[float, float]]:
     points = []
     for m in ROWS:
-        structure = "random" if name == "parent" else name
-        block = layer.block if structure == BLOCK else None
-        (found,) = layer_candidates(INFERENCE, structure, m, layer.n, layer.k, layer.alpha, layer.dtype, roof, block)
+        structure = RANDOM if name == "parent" else name
+        (found,) = layer_candidates(INFERENCE, layer.sizes(structure, m), roof)
         shown = next(c for c in found if c.name == "parent") if name == "parent" else best(found)
         useful = 2 * m * layer.n * layer.k
         points.append((useful / shown.bytes, useful / shown.seconds / 1e12))
@@ -355,7 +353,6 @@ def traffic_bars(device: Measured | None, m: int = 64) -> Figure:
     """Bytes of the forward, dX and dW of one layer: compulsory, through a simulated L2, and by counters."""
     made, (axis,) = figure(7.6, 3.6)
     bars: list[tuple[str, float, str]] = []
-    sizes = (m, LAYER.n, LAYER.k, 2, LAYER.dtype, PUBLISHED[SHOWN_GPU])
     for label, structure, name in (
         ("parent", "random", "parent"),
         ("wide dense", "random", "wide dense"),
@@ -363,7 +360,7 @@ def traffic_bars(device: Measured | None, m: int = 64) -> Figure:
         ("labels", "random", "packed labels"),
         ("blocks", "block", "blocks"),
     ):
-        passes = layer_candidates(TRAINING, structure, *sizes)
+        passes = layer_candidates(TRAINING, LAYER.sizes(structure, m), PUBLISHED[SHOWN_GPU])
         bars.append((f"{label}, compulsory", sum(c.bytes for p in passes for c in p if c.name == name), "#4dabf7"))
     path = COMMITTED / "lab/traffic.jsonl"
     same = {"M": m, "N": LAYER.n, "K": LAYER.k, "alpha": 2}

@@ -72,7 +72,8 @@ def fit(
         watch: Called after every epoch with its number, from 1, and the model.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=training.lr, weight_decay=training.l2, fused=True)
-    first = next(p for p in model.parameters() if p.dim() > 1)
+    layer = _first(model)
+    first = layer.edge_weight if isinstance(layer, ExpandedLinear) else layer.weight
     model.train()
     for epoch in range(1, epochs + 1):
         order = torch.randperm(len(data.x), generator=generator).to(data.x.device)
@@ -101,8 +102,11 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def first_layer(model: nn.Module) -> Tensor:
     """Wide weight of a network's first layer, ``[neurons, features]``, detached."""
-    layer = next(m for m in model.modules() if isinstance(m, (nn.Linear, ExpandedLinear)))
-    return (layer.weight if isinstance(layer, nn.Linear) else layer.wide_weight()).detach()
+    return _first(model).weight.detach()
+
+
+def _first(model: nn.Module) -> nn.Linear | ExpandedLinear:
+    return next(m for m in model.modules() if isinstance(m, (nn.Linear, ExpandedLinear)))
 
 
 def describe(model: nn.Module, data: Data) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Drop-in replacements of ``nn.Linear``: the expanded layer and its widened successor.
 
-An expanded layer's children lie in planes: output ``a * parents + n`` is child ``a`` of parent ``n``. Removed
-edges are zero in the parameter, and so are their gradients: any element-wise optimizer (SGD with momentum,
-Adam, with weight decay or without) keeps them there. Whoever writes to a parameter otherwise calls ``clear_removed()``.
+An expanded layer's children lie in planes: output ``a * parents + n`` is child ``a`` of parent ``n``. Removed edges are
+not stored; in whole blocks alone there are entries of none, zero like their gradients, and any element-wise optimizer
+(SGD with momentum, Adam, with weight decay or without) keeps them so. Whoever writes to those calls
+``clear_removed()``.
 
 ===================  ==========================================  =================================================
 layer                parameter ``edge_weight``                   used for
 ===================  ==========================================  =================================================
-:class:`SplitLinear`   the parent's weight ``[parents, inputs]``    an expanded layer, any labels
-:class:`MergeLinear`   the parent's weight ``[outputs, parents]``   its successor, each edge at one child
-:class:`MaskedLinear`  the wide weight ``[outputs, inputs]``        its successor, any mask
+:class:`SplitLinear`   the parent's weight, or its edges ``[nnz]``  an expanded layer, any labels
+:class:`MergeLinear`   the same                                    its successor, each edge at one child
+:class:`MaskedLinear`  the edges of the wide weight, ``[nnz]``      its successor, any mask
 :class:`BlockLinear`   the kept blocks ``[blocks, bn, bk]``         either, where whole blocks are kept
 ===================  ==========================================  =================================================
 
@@ -21,6 +22,7 @@ from .base import ExpandedLinear
 from .block import BlockLinear
 from .labelled import MergeLinear, SplitLinear
 from .masked import MaskedLinear
+from .stacked import StackedLinear
 from .state import FORMAT_VERSION
 
 KINDS: tuple[type[ExpandedLinear], ...] = (SplitLinear, MergeLinear, MaskedLinear, BlockLinear)
@@ -34,4 +36,5 @@ __all__ = [
     "MaskedLinear",
     "MergeLinear",
     "SplitLinear",
+    "StackedLinear",
 ]

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.parametrize import is_parametrized
 
 from .dense_form import dense_weight, forget
-from .placement import of_constant_size, on, overwrite, tensors_of, whole
+from .placement import exports_to_onnx, of_constant_size, on, overwrite, tensors_of, whole
 from .state import Header, checksum, decode, encode, layer_entries
 
 Topology = Any  # what a kind's constructor takes: a Partition, a mask
@@ -100,7 +100,18 @@ class ExpandedLinear(nn.Module):
         if not isinstance(x, Tensor) or x.shape[-1:] != (self.in_features,):
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{type(self).__name__}: the input must have shape [..., {self.in_features}], got {got}")
+        if exports_to_onnx():
+            raise RuntimeError(f"{type(self).__name__}: ONNX has no such operation; export fpe.to_dense(model)")
         return self._multiply(x)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of any module; refuses another ``weight``, as ``torchao.quantize_`` would put there."""
+        if name == "weight":
+            raise TypeError(
+                f"{type(self).__name__}: weight is made of edge_weight and cannot be replaced; to quantize, take "
+                "fpe.to_dense(model), or write with set_wide_weight"
+            )
+        super().register_parameter(name, param)
 
     def _multiply(self, x: Tensor) -> Tensor:
         """The layer's own operation, for an input of the right width."""
@@ -192,6 +203,10 @@ class ExpandedLinear(nn.Module):
         """Which entries of ``edge_weight`` stand for no edge; ``None`` where all are edges."""
         raise NotImplementedError
 
+    def _entries(self, state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        """A layer's entries of a state dict in today's form, by their own names."""
+        return layer_entries(state, prefix)
+
     def rewire(self, kept: Tensor, *followers: Tensor) -> None:
         """Takes another mask with as many edges, as :class:`fpe.Rewiring` makes it; in place.
 
@@ -248,6 +263,12 @@ class ExpandedLinear(nn.Module):
             self.fingerprint.copy_(self._own_fingerprint())
         self._stamped = None if self.fingerprint.is_inference() else self.fingerprint._version
         self._asked = False
+
+    def settle(self) -> None:
+        """To be called where tensors were put in place of those on ``"meta"`` one by one, as transformers loads."""
+        if self.fingerprint.is_meta and not self.edge_weight.is_meta:
+            self.fingerprint = torch.empty(8, device=self.edge_weight.device)
+        self._follow_weight()
 
     def _hold(self) -> None:
         held = [t for name in self.STORED for t in tensors_of(getattr(self, name)).values()]
@@ -331,7 +352,7 @@ class ExpandedLinear(nn.Module):
         Raises:
             ValueError: An entry has another shape, or holds what cannot be. Nothing has been loaded then.
         """
-        own = layer_entries(state, prefix)
+        own = self._entries(state, prefix)
         if "_extra_state" in own:
             self._topology_of(own["_extra_state"], f"{prefix}_extra_state")
         for name, parameter in self.named_parameters(recurse=False):
@@ -366,7 +387,7 @@ class ExpandedLinear(nn.Module):
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *reports: Any
     ) -> None:
         self.check_state(state_dict, prefix)
-        current = {prefix + name: value for name, value in layer_entries(state_dict, prefix).items()}
+        current = {prefix + name: value for name, value in self._entries(state_dict, prefix).items()}
         super()._load_from_state_dict(current, prefix, local_metadata, strict, *reports)
         self._follow_weight()
         self.clear_removed()

@@ -1,11 +1,11 @@
 """The layer of which whole blocks are kept."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fpe.kernels import BlockLayout, block_matmul
+from fpe.kernels import Bitmap, BlockLayout, block_matmul
 from fpe.kernels.block.layout import tiles
 
 from ..partition import check_block
@@ -16,6 +16,34 @@ from .state import Header, to_bits, to_words
 
 COPIED_IN_A_LOOP = 20_000
 """Entries that a CPU copies in the time that it takes for a row or column of blocks; measured on x86."""
+
+
+class Partial(NamedTuple):
+    """Blocks that are kept in part.
+
+    Attributes:
+        blocks: Their places among the stored ones, int64 ``[P]``.
+        bits: A row for each, of ``bn * bk`` positions.
+        starts: As of :class:`Bitmap`.
+        edges: How many edges they hold.
+    """
+
+    blocks: Tensor
+    bits: Tensor
+    starts: Tensor
+    edges: int
+
+    @classmethod
+    def of(cls, inside: Tensor, real: Tensor) -> "Partial | None":
+        """The blocks of ``inside[blocks, bn, bk]`` that lack some of their ``real`` entries."""
+        blocks = (inside != real).flatten(1).any(1).nonzero().squeeze(1)
+        bitmap = Bitmap.pack(inside[blocks].flatten(1))
+        return cls(blocks, bitmap.bits, bitmap.starts, bitmap.nnz) if len(blocks) else None
+
+    def edges_of(self, block: tuple[int, int]) -> Tensor:
+        """Which entries are edges, bool ``[P, bn, bk]``."""
+        bitmap = Bitmap(self.bits, self.starts, (len(self.blocks), block[0] * block[1]), self.edges)
+        return bitmap.unpack().unflatten(1, block)
 
 
 class BlockLinear(ExpandedLinear):
@@ -43,14 +71,14 @@ class BlockLinear(ExpandedLinear):
     """
 
     KIND = 3
-    STORED = ("layout", "block_mask", "inside")
+    STORED = ("layout", "block_mask", "partial")
     layout: BlockLayout
     """Where the kept blocks lie in the grid over the planes."""
     block_mask: Tensor
     """Which blocks are kept, bool ``[block rows, block columns]``."""
     planes: tuple[int, int] = (1, 1)
-    inside: Tensor | None
-    """Which entries of ``edge_weight`` are edges, where not all are that lie inside the weight."""
+    partial: "Partial | None"
+    """The blocks of which an edge inside the weight is removed, where there are any: a policy leaves one at most."""
 
     def __init__(
         self,
@@ -103,10 +131,8 @@ class BlockLinear(ExpandedLinear):
 
     def kept(self) -> Tensor:
         """Which entries of :meth:`wide_weight` exist."""
-        inside = self.inside
-        if inside is None:
-            inside = self.block_mask.new_ones(self.layout.values_shape)
-        return self.grid.from_planes(self.layout.to_dense(inside))
+        inside = self.block_mask.new_ones(self.layout.values_shape)
+        return self.grid.from_planes(self.layout.to_dense(self._kept_values(inside)))
 
     @torch.no_grad()
     def rewire(self, kept: Tensor, *followers: Tensor) -> None:
@@ -131,9 +157,12 @@ class BlockLinear(ExpandedLinear):
         return ~self.layout.from_dense(self.grid.to_planes(self.kept()))
 
     def _kept_values(self, values: Tensor) -> Tensor:
-        if self.inside is None:
+        """Values of any dtype, zero at the edges that partly kept blocks lack."""
+        partial = self._beside(values, self.partial)
+        if partial is None:
             return values
-        return torch.where(self._beside(values, self.inside), values, values.new_zeros(()))
+        own = torch.where(partial.edges_of(self.block_shape), values[partial.blocks], values.new_zeros(()))
+        return values.index_copy(0, partial.blocks, own)
 
     def _set_topology(self, topology: Tensor) -> None:
         """Lays out the blocks of a mask ``[outputs, inputs]``, and what is removed inside them."""
@@ -144,9 +173,9 @@ class BlockLinear(ExpandedLinear):
         at = self.layout.rows.long(), self.layout.cols.long()
         real = tiles(grid.to_planes(torch.ones_like(topology)), grid.block)[at]
         inside = kept_tiles[at]
-        self.inside = None if torch.equal(inside, real) else inside
-        words = [to_words(t) for t in (self.block_mask, self.inside) if t is not None]
-        self._topology_is(torch.cat(words))
+        self.partial = Partial.of(inside, real)
+        words = [self.block_mask] if self.partial is None else [self.block_mask, inside]
+        self._topology_is(torch.cat([to_words(t) for t in words]))
 
     def _header(self) -> Header:
         return super()._header()._replace(settings=(*self.block_shape, *self.planes))

@@ -4,10 +4,11 @@ Without gradients the dense weight is made once for each version of the layer's 
 forward makes a masked copy of the weight, and its gradient is masked alike; there the mask is kept.
 
 What is kept takes memory: the dense weight ``alpha`` times the parent's bytes (of a block layer, a whole
-``[out_features, in_features]``) once the layer has run without gradients, and the mask a byte for each entry of the
-dense weight once it has been trained. Neither is part of a state dict, a copy or a pickle. ``keeps_dense = False``, set
-on a layer or on :class:`fpe.layers.ExpandedLinear` for all of them, turns both off: every call then reads the labels or
-the blocks themselves, in the parent's memory and several times as long.
+``[out_features, in_features]``) once the layer has run without gradients; once it has been trained, the mask a byte for
+each entry of the dense weight, or eight bytes for each weight where those of edges are stored alone. Neither is part of
+a state dict, a copy or a pickle. ``keeps_dense = False``, set on a layer or on :class:`fpe.layers.ExpandedLinear` for
+all of them, turns both off: every call then reads the labels or the blocks themselves, in the parent's memory and
+several times as long.
 
 Changes are seen by PyTorch's version counters. Fused optimizers and what is written through ``.data`` do not count
 there, so a sample of the entries is compared too, and a forward with gradients frees the dense weight. After writing a
@@ -24,6 +25,7 @@ from torch.compiler import is_compiling
 
 if TYPE_CHECKING:
     from .base import ExpandedLinear
+    from .kept import KeptLinear
 
 SAMPLE = 64
 """Entries of a tensor that are compared."""
@@ -165,11 +167,21 @@ def masked_copy(layer: "ExpandedLinear", along: int, children: int) -> Tensor:
     def bits() -> Tensor:
         return layer.kept().unflatten(along, (children, -1)).to(torch.int8).neg_()
 
-    name, topology, *others = layer.made_of
+    return _Masked.apply(getattr(layer, layer.made_of[0]), _index(layer, bits), along)
+
+
+def placed_copy(layer: "KeptLinear") -> Tensor:
+    """The dense weight of a layer that stores the weights of its edges alone, by a quick differentiable copy."""
+    places = _index(layer, layer.places)
+    return _Placed.apply(getattr(layer, layer.made_of[0]), places, layer.out_features, layer.in_features)
+
+
+def _index(layer: "ExpandedLinear", make: Callable[[], Tensor]) -> Tensor:
+    """What is made of a layer's topology for training, once for each version of it."""
+    _, topology, *others = layer.made_of
     first, made = _own(layer, topology), _MASKS.get(layer)
     known = made is not None and made.is_of(first, layer)
-    mask = made.result if made is not None and known else _keep(_MASKS, layer, first, others, bits)
-    return _Masked.apply(getattr(layer, name), mask, along)
+    return made.result if made is not None and known else _keep(_MASKS, layer, first, others, make)
 
 
 class _Masked(torch.autograd.Function):
@@ -195,6 +207,21 @@ class _Masked(torch.autograd.Function):
         else:
             kept = _and(grad, bits)
         return kept.sum(ctx.along), None, None
+
+
+class _Placed(torch.autograd.Function):
+    """The weights of edges at their places: a scatter, and a gather back, which hit each place once."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, places: Tensor, rows: int, columns: int) -> Tensor:
+        """The dense weight ``[rows, columns]`` of ``values[nnz]``, of which each stands at its place of it."""
+        ctx.places = places
+        return values.new_zeros(rows * columns).scatter_(0, places, values).view(rows, columns)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient at the places, differentiable."""
+        return grads[0].flatten().index_select(0, ctx.places), None, None, None
 
 
 def _and(values: Tensor, bits: Tensor) -> Tensor:

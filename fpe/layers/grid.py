@@ -63,3 +63,16 @@ class PlaneGrid(NamedTuple):
     def from_planes(self, padded: Tensor) -> Tensor:
         """The wide weight again."""
         return self.crop(self.crop(padded, 0, 0), 1, 1)
+
+    @property
+    def padding(self) -> float:
+        """What blocks over the whole weight would store, over what lies in the weight."""
+        rows, columns = self.blocks_shape
+        area = self.outputs * self.inputs
+        return rows * columns * self.block[0] * self.block[1] / area if area else 1.0
+
+    def thriftiest(self) -> "PlaneGrid":
+        """Of the blocks with sides halved any number of times the one that pads least, the largest of equals."""
+        sides = [[side >> i for i in range(side.bit_length())] for side in self.block]
+        grids = [self._replace(block=(bn, bk)) for bn in sides[0] for bk in sides[1]]
+        return min(grids, key=lambda grid: (grid.padding, -grid.block[0] * grid.block[1]))

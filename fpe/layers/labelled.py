@@ -1,4 +1,4 @@
-"""Layers stored as their parent's weight and the labels of its edges."""
+"""Layers stored as the weights of their parent's edges and the labels of these."""
 
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fpe.kernels import (
     HOLE,
+    Bitmap,
     PackedLabels,
     SeededLabels,
     SemiStructuredLayout,
@@ -15,27 +16,28 @@ from fpe.kernels import (
     semi_structured_compress,
     semi_structured_matmul,
     split_matmul,
+    unpack_values,
 )
 from fpe.kernels.memo import once_per_version
 from fpe.kernels.partition.eager import table
+from fpe.kernels.partition.interleaved import quad_codes
 from fpe.kernels.partition.labels import digits, row_bytes
 from fpe.kernels.partition.seeded import SEEDS, VERSION
 from fpe.kernels.structures import SEEDED, STRUCTURES, TWO_FOUR
 
 from ..partition import RULES, Partition
-from .base import ExpandedLinear, check_known
+from .base import check_known
 from .dense_form import masked_copy
-from .placement import overwrite, whole
+from .kept import KeptLinear, stored_shape
 from .state import Header, to_words
 
 Labelled = TypeVar("Labelled", bound="_LabelledLinear")
 
 
-class _LabelledLinear(ExpandedLinear):
-    """A layer stored as its parent's weight and the labels of its edges, packed into bits.
+class _LabelledLinear(KeptLinear):
+    """A layer stored as the weights of its parent's edges and the labels of these, packed into bits.
 
-    ``edge_weight`` is the parent's weight. An edge that nobody owns is stored as zero; gradients keep it so, and
-    whoever writes to the weight itself calls :meth:`clear_removed` afterwards.
+    ``edge_weight`` is the parent's weight; where an edge is owned by nobody, only those of the others, ``[nnz]``.
 
     Args:
         partition: Labels of the parent's weight.
@@ -49,11 +51,11 @@ class _LabelledLinear(ExpandedLinear):
         ValueError: Its labels are on ``"meta"``.
     """
 
-    STORED: ClassVar[tuple[str, ...]] = ("packed",)
+    STORED: ClassVar[tuple[str, ...]] = ("packed", "bitmap")
     AXIS: ClassVar[int]
     """Where children lie side by side in the wide weight: along its outputs (0) or its inputs (1)."""
     packed: PackedLabels | SeededLabels
-    """The labels as the operations take them."""
+    """The labels as the operations take them; those of positions without an edge mean nothing."""
 
     def __init__(
         self,
@@ -73,7 +75,12 @@ class _LabelledLinear(ExpandedLinear):
         self.alpha = partition.alpha
         self.structure = partition.structure
         self.block_shape = partition.block_shape
-        self._build(partition.shape, bias, partition, device=device, dtype=dtype)
+        self._build(stored_shape(self._mask_of(partition)), bias, partition, device=device, dtype=dtype)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """The parent's."""
+        return self.packed.shape
 
     @property
     def planes(self) -> tuple[int, int]:
@@ -88,7 +95,8 @@ class _LabelledLinear(ExpandedLinear):
     @property
     def labels(self) -> Tensor:
         """The labels unpacked, uint8 of the parent's shape, ``HOLE`` where nobody owns the edge."""
-        return table(self.packed, self._topology_device)
+        labels = table(self.packed, self._topology_device)
+        return labels if self.bitmap is None else labels.masked_fill(~self.bitmap.unpack(), HOLE)
 
     @property
     def partition(self) -> Partition:
@@ -96,17 +104,20 @@ class _LabelledLinear(ExpandedLinear):
         seed = self.packed.seed if isinstance(self.packed, SeededLabels) else None
         return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed)
 
-    def _removed(self) -> Tensor | None:
-        return self.labels == HOLE if self.packed.has_holes else None
-
     def _children_weights(self) -> Tensor:
         """The weight of each child, ``[alpha, *partition.shape]``, zero at the edges of others."""
-        weight = whole(self.edge_weight)
+        weight = self.matrix()
         return torch.where(self._beside(weight, self.partition.masks()), weight, weight.new_zeros(()))
 
     def masked_copy(self) -> Tensor:
         """:meth:`wide_weight`, quicker."""
-        return masked_copy(self, self.AXIS, self.alpha)
+        return masked_copy(self, self.AXIS, self.alpha) if self.bitmap is None else super().masked_copy()
+
+    def places(self) -> Tensor:
+        """Each edge's, in the plane of its child."""
+        rows, columns = self._mask_of(self.partition).nonzero(as_tuple=True)
+        child, (n, k) = self.labels[rows, columns].long(), self.matrix_shape
+        return (rows * self.alpha + child if self.AXIS else child * n + rows) * k + columns
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[out_features, in_features]``."""
@@ -120,7 +131,7 @@ class _LabelledLinear(ExpandedLinear):
     def set_wide_weight(self, weight: Tensor) -> None:
         """Takes the weights of the kept edges from the children's wide weight."""
         masks = self.partition.masks()
-        self.set_edge_weight(torch.where(masks, self._children(weight), weight.new_zeros(())).sum(0))
+        self.set_matrix(torch.where(masks, self._children(weight), weight.new_zeros(())).sum(0))
 
     @torch.no_grad()
     def rewire(self, kept: Tensor, *followers: Tensor) -> None:
@@ -131,9 +142,7 @@ class _LabelledLinear(ExpandedLinear):
         old, new = own.labels, replace(own, labels=labels).validate()
         if not torch.equal(new.masks(), owners):
             raise ValueError(f"{type(self).__name__}.rewire: expected every edge at one child at most")
-        for tensor in (self.edge_weight, *followers):
-            overwrite(tensor, whole(tensor).masked_fill(labels != old, 0))
-        self._set_topology(new)
+        self._moved(labels == old, new, int((labels != HOLE).sum()), (self.edge_weight, *followers))
 
     def _children(self, wide: Tensor) -> Tensor:
         """A wide weight or its mask, child by child: ``[alpha, *partition.shape]``."""
@@ -143,12 +152,24 @@ class _LabelledLinear(ExpandedLinear):
         return children.movedim(0, self.AXIS).flatten(self.AXIS, self.AXIS + 1)
 
     def _set_topology(self, topology: Partition) -> None:
+        self.bitmap = None
         if topology.seed is not None:
             self.packed = SeededLabels.of(topology.seed, topology.shape, self.alpha)
             self._topology_is(torch.tensor([topology.seed + VERSION * SEEDS], dtype=torch.int64, device="cpu"))
             return
-        self.packed = PackedLabels.pack(topology.labels, self.alpha)
-        self._topology_is(to_words(self.packed.planes))
+        with_holes = self.packed = PackedLabels.pack(topology.labels, self.alpha)  # as the state dict has them
+        if with_holes.has_holes:
+            self.packed = PackedLabels.pack(self._without_holes(topology.labels), self.alpha)
+            self.bitmap = Bitmap.pack(self._mask_of(topology))
+        self._topology_is(to_words(with_holes.planes))
+
+    def _without_holes(self, labels: Tensor) -> Tensor:
+        """Labels with some child at every hole: whose, the bitmap makes meaningless."""
+        return labels.masked_fill(labels == HOLE, 0)
+
+    @classmethod
+    def _mask_of(cls, topology: Partition) -> Tensor:
+        return topology.labels != HOLE
 
     def _header(self) -> Header:
         structure = (STRUCTURES.index(self.structure), *(self.block_shape or (0, 0)))
@@ -181,10 +202,10 @@ class _LabelledLinear(ExpandedLinear):
         return f"alpha={self.alpha}, structure={self.structure}, "
 
 
-def _compress(weight: Tensor, codes: Tensor, stored: Tensor | None, backend: str) -> Tensor:
-    """A parent's weight as its two children's values, zero where an edge was removed."""
-    layout = SemiStructuredLayout((weight.shape[0], weight.shape[1]), codes, stored, 2)
-    return semi_structured_compress(weight, layout, backend=backend)
+def _compress(weight: Tensor, codes: Tensor, sizes: tuple[int, int], backend: str, *bitmap: Any) -> Tensor:
+    """The values of two children: from a parent's weight, or from its kept values and their bitmap."""
+    dense = unpack_values(weight, Bitmap(*bitmap)) if bitmap else weight
+    return semi_structured_compress(dense, SemiStructuredLayout(sizes, codes, None, 2), backend=backend)
 
 
 _compress_once = once_per_version(_compress)
@@ -196,38 +217,39 @@ class SplitLinear(_LabelledLinear):
     Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children. The partition's labels are
     ``[parents, inputs]``; the arguments are those of :class:`_LabelledLinear`. With the 2:4 structure every
     backend of :func:`fpe.kernels.semi_structured_matmul` serves: on a GPU ``"auto"`` takes sparse tensor cores. The
-    values are compressed once a forward in training, and once for each version of the weight without gradients.
+    values are compressed once a forward in training, and once for each version of the weight without gradients; codes
+    are made of the labels when they are first needed.
     """
 
     KIND = 0
     AXIS = 0
-    STORED = ("packed", "quads")
-    quads: SemiStructuredLayout | None
-    """The labels as the 2:4 operations take them, for the 2:4 structure."""
 
     @property
     def exchanges(self) -> bool:
         """Whether it is 2:4."""
-        return self.quads is not None
+        return self.structure == TWO_FOUR
 
-    def _set_topology(self, topology: Partition) -> None:
-        self.quads = SemiStructuredLayout.from_labels(topology.labels) if self.structure == TWO_FOUR else None
-        super()._set_topology(topology)
+    def _without_holes(self, labels: Tensor) -> Tensor:
+        """In 2:4 each child gets two of every four: then the labels alone say where the values of a quad stand."""
+        if not self.exchanges:
+            return super()._without_holes(labels)
+        quads = labels.unflatten(1, (-1, 4))
+        holes = quads == HOLE
+        short = 2 - (quads == 0).sum(-1, keepdim=True)  # what the first child lacks
+        second = (holes.cumsum(-1) > short).to(labels.dtype)
+        return torch.where(holes, second, quads).flatten(1)
 
     def _multiply(self, x: Tensor) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
         weight, bias = self.edge_weight, None if self.bias is None else self.bias.view(self.alpha, -1)
-        if self.quads is not None and (x.is_cuda or self.backend not in ("auto", "eager")):
-            return self._multiply_quads(x, self._beside(weight, self.quads), bias).flatten(-2)
-        labels = self._beside(weight, self.packed)
-        return split_matmul(x, weight, labels, self.alpha, bias, backend=self.backend).flatten(-2)
-
-    def _multiply_quads(self, x: Tensor, quads: SemiStructuredLayout, bias: Tensor | None) -> Tensor:
-        weight = self.edge_weight
-        trains = torch.is_grad_enabled() and weight.requires_grad
-        compress = _compress if trains or torch.compiler.is_compiling() else _compress_once
-        values = compress(weight, quads.codes, quads.kept, self.backend)
-        return semi_structured_matmul(x, values, quads._replace(kept=None), bias, backend=self.backend)
+        labels, kept = self._beside(weight, self.packed), self._beside(weight, self.bitmap)
+        if self.exchanges and (x.is_cuda or self.backend not in ("auto", "eager")):
+            trains = torch.is_grad_enabled() and weight.requires_grad
+            compress = _compress if trains or torch.compiler.is_compiling() else _compress_once
+            quads = SemiStructuredLayout(labels.shape, quad_codes(labels.planes, labels.shape[1]), None, 2)
+            values = compress(weight, quads.codes, quads.shape, self.backend, *(kept or ()))
+            return semi_structured_matmul(x, values, quads, bias, backend=self.backend).flatten(-2)
+        return split_matmul(x, weight, labels, self.alpha, bias, kept=kept, backend=self.backend).flatten(-2)
 
 
 class MergeLinear(_LabelledLinear):
@@ -247,5 +269,6 @@ class MergeLinear(_LabelledLinear):
     def _multiply(self, x: Tensor) -> Tensor:
         """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias``."""
         weight = self.edge_weight
-        planes = x.unflatten(-1, (self.alpha, weight.shape[1]))
-        return merge_matmul(planes, weight, self._beside(weight, self.packed), self.bias, backend=self.backend)
+        labels, kept = self._beside(weight, self.packed), self._beside(weight, self.bitmap)
+        planes = x.unflatten(-1, (self.alpha, self.matrix_shape[1]))
+        return merge_matmul(planes, weight, labels, self.bias, kept=kept, backend=self.backend)

@@ -4,18 +4,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from .base import ExpandedLinear, check_known
-from .dense_form import masked_copy
-from .placement import overwrite, whole
+from fpe.kernels import Bitmap, masked_matmul
+
+from .base import check_known
+from .kept import KeptLinear, stored_shape
 from .state import Header, to_bits, to_words
 
 
-class MaskedLinear(ExpandedLinear):
-    """A linear layer with any mask, stored wide: the successor under the paper's magnitude ranking.
+class MaskedLinear(KeptLinear):
+    """A linear layer with any mask: the successor under the paper's magnitude ranking.
 
-    ``edge_weight`` is ``[outputs, inputs]``, zero where the mask is false.
+    ``edge_weight`` is ``[nnz]``, the weights where the mask is true, row after row.
 
     Args:
         mask: bool ``[outputs, inputs]``, true where an edge exists.
@@ -29,8 +29,8 @@ class MaskedLinear(ExpandedLinear):
     """
 
     KIND = 2
-    STORED = ("mask",)
-    mask: Tensor
+    STORED = ("bitmap",)
+    bitmap: Bitmap
 
     def __init__(
         self,
@@ -41,44 +41,46 @@ class MaskedLinear(ExpandedLinear):
     ) -> None:
         outputs, inputs = check_known("MaskedLinear", "mask", mask, torch.bool).shape
         super().__init__(inputs, outputs, "auto")
-        self._build((outputs, inputs), bias, mask, device=device, dtype=dtype)
+        self._build(stored_shape(mask, always=True), bias, mask, device=device, dtype=dtype)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """``(outputs, inputs)``."""
+        return self.out_features, self.in_features
 
     def _multiply(self, x: Tensor) -> Tensor:
-        return linear(x, self._masked(self.edge_weight), self.bias)
-
-    def masked_copy(self) -> Tensor:
-        """:meth:`wide_weight`, quicker."""
-        return masked_copy(self, 0, 1)
+        weight = self.edge_weight
+        return masked_matmul(x, weight, self._beside(weight, self.bitmap), self.bias, backend=self.backend)
 
     def wide_weight(self) -> Tensor:
         """The masked weight, ``[outputs, inputs]``."""
-        return self._masked(whole(self.edge_weight))
-
-    def _masked(self, weight: Tensor) -> Tensor:
-        return torch.where(self._beside(weight, self.mask), weight, weight.new_zeros(()))
+        return self.matrix()
 
     @torch.no_grad()
     def set_wide_weight(self, weight: Tensor) -> None:
         """Takes the kept weights from a dense ``[outputs, inputs]``."""
-        self.set_edge_weight(self._masked(weight))
+        self.set_matrix(weight)
 
     def kept(self) -> Tensor:
         """The mask."""
-        return self.mask
+        return self.bitmap.unpack()
+
+    def places(self) -> Tensor:
+        """Where the mask is true."""
+        return self.kept().flatten().nonzero().squeeze(1)
 
     @torch.no_grad()
     def rewire(self, kept: Tensor, *followers: Tensor) -> None:
         """Takes another mask; see :meth:`ExpandedLinear.rewire`."""
-        for tensor in (self.edge_weight, *followers):
-            overwrite(tensor, whole(tensor).masked_fill(kept != self.mask, 0))
-        self._set_topology(kept)
-
-    def _removed(self) -> Tensor:
-        return ~self.mask
+        self._moved(kept & self.kept(), kept, int(kept.sum()), (self.edge_weight, *followers))
 
     def _set_topology(self, topology: Tensor) -> None:
-        self.mask = topology.clone()
+        self.bitmap = Bitmap.pack(topology)
         self._topology_is(to_words(topology))
+
+    @classmethod
+    def _mask_of(cls, topology: Tensor) -> Tensor:
+        return topology
 
     @classmethod
     def _parse(cls, header: Header, words: Tensor) -> Tensor:

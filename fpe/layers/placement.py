@@ -49,3 +49,11 @@ def tensors_of(held: object) -> dict[str, Tensor]:
     """The tensors of a tensor, of a named tuple, or of nothing, by field."""
     fields = {"": held} if isinstance(held, Tensor) else held._asdict() if hasattr(held, "_asdict") else {}
     return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+
+def exports_to_onnx() -> bool:
+    """Whether a model is being exported to ONNX, while ``torch.compile`` traces it too."""
+    return torch.onnx.is_in_onnx_export()
+
+
+exports_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined] # assume_constant_result, without its import

@@ -145,22 +145,7 @@ def expanded_mlp_triton(
     config: Config | None = None,
 ) -> Tensor:
     """One launch on ``x[M, K]``; see :func:`fpe.kernels.expanded_mlp`. ``config`` overrides the chosen one."""
-    with torch.cuda.device_of(x):
-        return _launch(rows_contiguous(x), w1, labels1, w2, labels2, alpha, bias1, bias2, activation, config)
-
-
-def _launch(
-    x: Tensor,
-    w1: Tensor,
-    labels1: Labels,
-    w2: Tensor,
-    labels2: Labels | None,
-    alpha: int,
-    bias1: Tensor | None,
-    bias2: Tensor | None,
-    activation: str | None,
-    config: Config | None,
-) -> Tensor:
+    x = rows_contiguous(x)
     (m, k), hidden, n = x.shape, w1.shape[0], w2.shape[0]
     result = x.new_empty(m, n, dtype=stored_dtype(x))
     if not result.numel():
@@ -171,50 +156,51 @@ def _launch(
     # The kernel knows the planes' rows by their number of words.
     planes1, planes2 = (None if s is None or s.planes is None else s.planes.contiguous() for s in (first, second))
     config = config or choose(Problem(m, hidden, alpha), device_of(x))
-    _expanded_mlp[(triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_o))](
-        x,
-        first.words,
-        planes1,
-        None if bias1 is None else bias1.contiguous(),
-        words2,
-        planes2,
-        None if bias2 is None else bias2.contiguous(),
-        result,
-        M=m,
-        H=hidden,
-        K=k,
-        N=n,
-        SIZE_WORDS1=row_bytes(k) // 4,
-        SIZE_WORDS2=row_bytes(hidden) // 4,
-        KEY1=first.key,
-        KEY2=0 if second is None else second.key,
-        stride_xm=x.stride(0),
-        stride_1h=first.words.stride(0),
-        stride_p1=planes_strides(planes1)[0],
-        stride_2n=words2.stride(0),
-        stride_p2=planes_strides(planes2)[0],
-        DTYPE=TYPES[x.dtype],
-        ALPHA=alpha,
-        DIGITS=digits(alpha),
-        SEEDED1=first.planes is None,
-        SEEDED2=second is not None and second.planes is None,
-        PER_WORD1=first.per_word,
-        PER_WORD2=1 if second is None else second.per_word,
-        MERGED=second is not None,
-        TURNED=device_of(x).computed_right,
-        BLOCK_M=config.block_m,
-        BLOCK_H=config.block_h,
-        BLOCK_K=config.block_k,
-        BLOCK_N=config.block_o,
-        ACTIVATION=activation,
-        HAS_BIAS1=bias1 is not None,
-        HAS_BIAS2=bias2 is not None,
-        PRECISION=input_precision(x),
-        UPCAST=interpreting(),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        maxnreg=255,
-    )
+    with torch.cuda.device_of(x):
+        _expanded_mlp[(triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_o))](
+            x,
+            first.words,
+            planes1,
+            None if bias1 is None else bias1.contiguous(),
+            words2,
+            planes2,
+            None if bias2 is None else bias2.contiguous(),
+            result,
+            M=m,
+            H=hidden,
+            K=k,
+            N=n,
+            SIZE_WORDS1=row_bytes(k) // 4,
+            SIZE_WORDS2=row_bytes(hidden) // 4,
+            KEY1=first.key,
+            KEY2=0 if second is None else second.key,
+            stride_xm=x.stride(0),
+            stride_1h=first.words.stride(0),
+            stride_p1=planes_strides(planes1)[0],
+            stride_2n=words2.stride(0),
+            stride_p2=planes_strides(planes2)[0],
+            DTYPE=TYPES[x.dtype],
+            ALPHA=alpha,
+            DIGITS=digits(alpha),
+            SEEDED1=first.planes is None,
+            SEEDED2=second is not None and second.planes is None,
+            PER_WORD1=first.per_word,
+            PER_WORD2=1 if second is None else second.per_word,
+            MERGED=second is not None,
+            TURNED=device_of(x).computed_right,
+            BLOCK_M=config.block_m,
+            BLOCK_H=config.block_h,
+            BLOCK_K=config.block_k,
+            BLOCK_N=config.block_o,
+            ACTIVATION=activation,
+            HAS_BIAS1=bias1 is not None,
+            HAS_BIAS2=bias2 is not None,
+            PRECISION=input_precision(x),
+            UPCAST=interpreting(),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            maxnreg=255,
+        )
     return result.to(x.dtype)
 
 

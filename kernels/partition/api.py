@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from ..activations import check_activation
+from ..bitmap.layout import Bitmap, check_bitmap
 from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import UnsupportedError, choose_backend, stays
+from . import kept as packed
 from . import ops
 from .backends import MERGE, SPLIT
 from .eager import Labels
@@ -18,11 +20,12 @@ from .seeded import SeededLabels
 def split_matmul(
     x: Tensor,
     w: Tensor,
-    labels: Labels,
+    labels: Labels | None,
     alpha: int,
     bias: Tensor | None = None,
     activation: str | None = None,
     *,
+    kept: Bitmap | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Multiplies ``x`` by each child's share of the parent's weights: the forward of an expanded layer.
@@ -36,13 +39,17 @@ def split_matmul(
 
     Args:
         x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
-        w: The parent's weight ``[N, K]``, same dtype and device.
+        w: The parent's weight ``[N, K]``, same dtype and device; with ``kept`` its kept values ``[nnz]``.
         labels: Which child owns each edge, :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``, where a
             label not below ``alpha`` (``HOLE`` by convention) means that no child does. The Triton kernels read packed
-            labels and make those of a seed; a plain table is packed anew in every call.
+            labels and make those of a seed; a plain table is packed anew in every call. With ``kept`` and one child,
+            none are needed.
         alpha: Children per parent, 1 to 254; at most 8 in Triton.
         bias: ``[alpha, N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
+        kept: Which entries of the weight exist, where it is stored as its values alone (:func:`pack_values`), in the
+            orientation in which the labels are packed, which then have no holes: existence is the bitmap's to say. The
+            gradient has the values' shape too.
         backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
@@ -54,27 +61,30 @@ def split_matmul(
             another weight, orientation or ``alpha``.
     """
     op = "split_matmul"
-    check_tensor(op, "w", w, (None, None))
-    n, k = w.shape
+    n, k = _check_weight(op, w, kept)
     check_tensor(op, "x", x, (k,), batched=True, on=w)
     check_alpha(op, alpha)
-    given = check_labels(op, labels, (n, k), alpha, w)
+    table, seed, transposed = _check_owners(op, labels, (n, k), alpha, w, kept)
     bias = _check_epilogue(op, bias, (alpha, n), activation, w)
     x, w = autocast(x, w)
     check_tensor(op, "x", x, (k,), batched=True, like=w)
     chosen = choose_backend(op, by_labels(op, backend, labels), w, SPLIT, alpha, by_cost=True)
-    table, seed, transposed = given
-    y = ops.split_matmul(as_rows(x, 1), w, table, seed, bias, activation, alpha, transposed, chosen)
+    if kept is not None:
+        index = kept.bits, kept.starts, table
+        y = packed.kept_split(as_rows(x, 1), w, *index, bias, activation, alpha, n, transposed, chosen)
+    else:
+        y = ops.split_matmul(as_rows(x, 1), w, table, seed, bias, activation, alpha, transposed, chosen)
     return y.view(*x.shape[:-1], alpha, n)
 
 
 def merge_matmul(
     z: Tensor,
     w: Tensor,
-    labels: Labels,
+    labels: Labels | None,
     bias: Tensor | None = None,
     activation: str | None = None,
     *,
+    kept: Bitmap | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Multiplies each parent edge by the child that owns it: the forward of the layer after a split.
@@ -88,12 +98,13 @@ def merge_matmul(
 
     Args:
         z: Children's activations ``[..., alpha, K]``, float16, bfloat16, float32 or float64.
-        w: The parent's weight ``[N, K]``, same dtype and device.
+        w: The parent's weight ``[N, K]``, same dtype and device; with ``kept`` its kept values ``[nnz]``.
         labels: Which child's activation each edge reads, as :func:`split_matmul` takes them, where a label not
             below ``alpha`` (``HOLE`` by convention) contributes nothing. The Triton kernels read packed labels; a
-            plain table is packed anew in every call.
+            plain table is packed anew in every call. With ``kept`` and one child, none are needed.
         bias: ``[N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
+        kept: As of :func:`split_matmul`.
         backend: ``"auto"``, ``"triton"``, ``"eager"``; or, with 2 or 4 children of 16-bit floats,
             ``"sparse_tensor_core"`` or ``"torch"``, which multiply by a 2:4 weight (:mod:`.interleaved`).
 
@@ -106,24 +117,28 @@ def merge_matmul(
             ``backend`` do not fit, or the labels are packed for another weight, orientation or alpha.
     """
     op = "merge_matmul"
-    check_tensor(op, "w", w, (None, None))
-    n, k = w.shape
+    n, k = _check_weight(op, w, kept)
     check_tensor(op, "z", z, (None, k), batched=True, on=w)
     alpha = z.shape[-2]
     check_alpha(op, alpha)
-    given = check_labels(op, labels, (n, k), alpha, w)
+    table, seed, transposed = _check_owners(op, labels, (n, k), alpha, w, kept)
     bias = _check_epilogue(op, bias, (n,), activation, w)
-    as_given = w
+    given = w
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
-    chosen = choose_backend(op, by_labels(op, backend, labels), w, MERGE, alpha, by_cost=True)
-    table, seed, transposed = given
-    constant = stays(as_given, w)
-    y = ops.merge_matmul(as_rows(z, 2), w, table, seed, bias, activation, constant, transposed, chosen)
+    chosen = choose_backend(op, by_labels(op, backend, labels), w, MERGE, alpha, (n, k), by_cost=True)
+    if kept is not None:
+        index = kept.bits, kept.starts, table
+        y = packed.kept_merge(as_rows(z, 2), w, *index, bias, activation, n, transposed, chosen)
+    else:
+        constant = stays(given, w)
+        y = ops.merge_matmul(as_rows(z, 2), w, table, seed, bias, activation, constant, transposed, chosen)
     return y.view(*z.shape[:-2], n)
 
 
-def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "auto") -> Tensor:
+def partition_grad(
+    dy: Tensor, x: Tensor, labels: Labels | None, *, kept: Bitmap | None = None, backend: str = "auto"
+) -> Tensor:
     """Weight gradient of both partition matmuls, at the parent's size; zero where nobody owns the edge.
 
     ``dw[n, k] = sum_m dy[m, labels[n, k], n] * x[m, k]``
@@ -134,11 +149,14 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
     Args:
         dy: Gradient of the children ``[..., alpha, N]``, float16, bfloat16, float32 or float64.
         x: Activations ``[..., K]`` with the same leading dimensions, dtype and device.
-        labels: :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``.
+        labels: :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``; with ``kept`` and one child, none are
+            needed.
+        kept: As of :func:`split_matmul`.
         backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
-        ``dw[N, K]`` in the dtype of ``x``; contiguous by columns where packed labels are transposed.
+        ``dw[N, K]`` in the dtype of ``x``; contiguous by columns where packed labels are transposed. With ``kept`` its
+        kept values ``[nnz]``.
 
     Raises:
         TypeError: An operand is no tensor or has the wrong dtype.
@@ -146,7 +164,10 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
             or the labels are packed for another weight, orientation or alpha.
     """
     op = "partition_grad"
-    if isinstance(labels, (PackedLabels, SeededLabels)):
+    if kept is not None:
+        check_bitmap(op, kept)
+        n, k = kept.sizes
+    elif isinstance(labels, (PackedLabels, SeededLabels)):
         n, k = labels.shape[::-1] if labels.transposed else labels.shape
     else:
         check_tensor(op, "labels", labels, (None, None), dtype=torch.uint8)
@@ -157,23 +178,101 @@ def partition_grad(dy: Tensor, x: Tensor, labels: Labels, *, backend: str = "aut
     check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), like=x)
     alpha = dy.shape[-2]
     check_alpha(op, alpha)
-    given = check_labels(op, labels, (n, k), alpha, x)
+    table, seed, transposed = _check_owners(op, labels, (n, k), alpha, x, kept)
     chosen = choose_backend(op, by_labels(op, backend, labels), x, SPLIT, alpha, by_cost=True)
-    return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), *given, chosen)
+    if kept is not None:
+        index = kept.bits, kept.starts, table
+        return packed.kept_grad(as_rows(dy, 2), as_rows(x, 1), *index, kept.nnz, transposed, chosen)
+    return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, seed, transposed, chosen)
 
 
 class Given(NamedTuple):
     """Labels as the operations take them: a table, or a seed and where the weight begins.
 
     Attributes:
-        table: Plain, or planes of bits; none of labels of a seed.
-        seed: Seed, row and column; empty where there is a table.
+        table: Plain, or planes of bits; none of labels of a seed, and of an only child.
+        seed: Seed, row and column; empty where there is none.
         transposed: Whether they are those of the transposed weight.
     """
 
     table: Tensor | None
     seed: list[int]
     transposed: bool
+
+
+def masked_matmul(
+    x: Tensor,
+    values: Tensor,
+    kept: Bitmap,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Multiplies by a weight of which any entries exist: :func:`split_matmul` with one child.
+
+    ``y = activation(x @ W.T + bias)``, ``W = unpack_values(values, kept)``
+
+    Gradients: ``dx = masked_matmul(dy, values, kept.T)`` and ``dvalues`` is :func:`partition_grad` with one child.
+
+    Args:
+        x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
+        values: The kept values of ``W[N, K]``, ``[nnz]``, same dtype and device.
+        kept: Which entries exist. Rows and columns may be empty.
+        bias: ``[N]``, or none.
+        activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+
+    Returns:
+        ``y[..., N]`` in the dtype of ``x``.
+
+    Raises:
+        TypeError: An operand is no tensor or has the wrong dtype.
+        ValueError: Shapes, devices, ``activation`` or ``backend`` do not fit.
+    """
+    op = "masked_matmul"
+    check_bitmap(op, kept)
+    if bias is not None:
+        check_tensor(op, "bias", bias, (kept.sizes[0],), like=values)
+        bias = bias.unsqueeze(0)
+    return split_matmul(x, values, None, 1, bias, activation, kept=kept, backend=backend).squeeze(-2)
+
+
+def _check_weight(op: str, w: Tensor, kept: Bitmap | None) -> tuple[int, int]:
+    """The sizes of a weight, or of the one whose kept values ``w`` are."""
+    if kept is None:
+        check_tensor(op, "w", w, (None, None))
+        return w.shape[0], w.shape[1]
+    check_bitmap(op, kept)
+    check_tensor(op, "w", w, (kept.nnz,))
+    return kept.sizes
+
+
+def _check_owners(
+    op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor, kept: Bitmap | None
+) -> Given:
+    """What :func:`check_labels` returns; beside a bitmap both are of the orientation in which it is stored."""
+    if kept is None:
+        return check_labels(op, labels, shape, alpha, on)
+    check_bitmap(op, kept, on)
+    if labels is None:
+        if alpha != 1:
+            raise ValueError(f"{op}: labels must say which of {alpha} children owns each edge, got None")
+        return Given(None, [], kept.transposed)
+    if isinstance(labels, SeededLabels):
+        raise UnsupportedError(f"{op}: labels beside kept must be in a table, got a seed")
+    table, _, transposed = check_labels(op, labels, shape, alpha, on)
+    assert table is not None
+    if not isinstance(labels, PackedLabels):
+        return Given(table.T if kept.transposed else table, [], kept.transposed)
+    if labels.has_holes:
+        raise ValueError(f"{op}: labels must be packed without holes beside kept, which says what exists")
+    if transposed != kept.transposed:
+        raise ValueError(
+            f"{op}: labels and kept must be stored in one orientation, got transposed = {transposed} and "
+            f"{kept.transposed}"
+        )
+    return Given(table, [], transposed)
 
 
 def check_labels(

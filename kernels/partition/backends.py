@@ -2,32 +2,42 @@
 
 from torch import Tensor
 
-from ..dispatch import EAGER, Backend, why_not_triton
+from ..cpu import why_not_cpu
+from ..dispatch import CPU, EAGER, Backend, why_not_triton
 from ..semi_structured.backends import BACKENDS as SEMI_STRUCTURED
 from .config import limit
 from .interleaved import CHILDREN
 
 
-def _why_not_triton(operand: Tensor, alpha: int) -> str | None:
+def _why_not_triton(operand: Tensor, alpha: int, shape: tuple[int, int] | None = None) -> str | None:
     return why_not_triton(operand, limit(alpha))
+
+
+def _why_not_cpu(operand: Tensor, alpha: int) -> str | None:
+    return why_not_cpu(operand, limit(alpha))
 
 
 def _interleaved(name: str) -> Backend:
     """A backend of the semi-structured operations that multiplies a merged weight with its children side by side."""
 
-    def why_not(w: Tensor, alpha: int) -> str | None:
+    def why_not(w: Tensor, alpha: int, shape: tuple[int, int] | None = None) -> str | None:
         if alpha not in CHILDREN:
             return f"it takes 2 or 4 children, got {alpha}"
-        return SEMI_STRUCTURED[name].why_not(w, w.shape[0], alpha * w.shape[1])
+        n, k = shape or w.shape
+        return SEMI_STRUCTURED[name].why_not(w, n, alpha * k)
 
     return Backend(SEMI_STRUCTURED[name].module, SEMI_STRUCTURED[name].in_model, why_not)
 
 
 SPLIT = {
     "triton": Backend("partition.triton", "packed labels", _why_not_triton),
+    "cpu": Backend("partition.cpu", CPU, _why_not_cpu),
     "eager": Backend("partition.eager", EAGER),
 }
 """Those of ``split_matmul`` and ``partition_grad``; ``why_not`` takes an operand and ``alpha``."""
 
+OF_A_SEED = {name: SPLIT[name] for name in ("triton", "eager")}
+"""Those of any operation whose labels are of a seed."""
+
 MERGE = {**SPLIT, **{name: _interleaved(name) for name in ("sparse_tensor_core", "torch")}}
-"""Those of ``merge_matmul``; ``why_not`` takes the weight and ``alpha``."""
+"""Those of ``merge_matmul``; ``why_not`` takes the weight, ``alpha``, and its shape where only values are stored."""

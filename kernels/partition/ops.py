@@ -9,7 +9,7 @@ from torch import Tensor
 from ..dispatch import Backend, fastest
 from ..library import define, implementation, save_operands
 from ..structures import RANDOM, SEEDED
-from .backends import MERGE, SPLIT
+from .backends import MERGE, OF_A_SEED, SPLIT
 from .eager import Labels
 from .labels import PackedLabels
 from .seeded import SeededLabels
@@ -59,6 +59,7 @@ def _implementation(
     """What runs an operation of sizes ``(m, n, k, alpha)``; ``"auto"`` takes what is fastest there."""
     if backend == "auto":
         structure = SEEDED if seeded else RANDOM
+        backends = OF_A_SEED if seeded else backends
         backend = fastest(
             op, sizes, operand, backends, sizes[-1], structure=structure, constant=constant, transposed=transposed
         )
@@ -76,7 +77,7 @@ def _split_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dw, None, None, dy.sum(0) if ctx.needs_input_grad[4] else None, None, None, None, None
 
 
-def _run_split(
+def run_split(
     x: Tensor,
     w: Tensor,
     labels: Tensor | None,
@@ -87,6 +88,7 @@ def _run_split(
     transposed: bool,
     backend: str,
 ) -> Tensor:
+    """``split_matmul`` on plain tensors."""
     (n, k), seeded = w.shape, labels is None
     run = _implementation("split_matmul", SPLIT, backend, (x.shape[0], n, k, alpha), w, True, transposed, seeded)
     return run(x, w, as_labels(labels, seed, transposed, n, k, alpha), alpha, bias, activation)
@@ -95,7 +97,7 @@ def _run_split(
 split_matmul = define(
     "split_matmul(Tensor x, Tensor w, Tensor? labels, int[] seed, Tensor? bias, str? activation, SymInt alpha, "
     "bool transposed, str backend) -> Tensor",
-    _run_split,
+    run_split,
     lambda x, w, labels, seed, bias, activation, alpha, *rest: x.new_empty(x.shape[0], alpha, w.shape[0]),
     _split_backward,
     _save,
@@ -118,7 +120,7 @@ def _merge_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dz, dw, None, None, dy.sum(0) if ctx.needs_input_grad[4] else None, None, None, None, None
 
 
-def _run_merge(
+def run_merge(
     z: Tensor,
     w: Tensor,
     labels: Tensor | None,
@@ -129,16 +131,17 @@ def _run_merge(
     transposed: bool,
     backend: str,
 ) -> Tensor:
+    """``merge_matmul`` on plain tensors."""
     (m, alpha, k), n = z.shape, w.shape[0]
-    backends, sizes = SPLIT if labels is None else MERGE, (m, n, k, alpha)
-    run = _implementation("merge_matmul", backends, backend, sizes, w, constant, transposed, labels is None)
+    sizes, seeded = (m, n, k, alpha), labels is None
+    run = _implementation("merge_matmul", MERGE, backend, sizes, w, constant, transposed, seeded)
     return run(z, w, as_labels(labels, seed, transposed, n, k, alpha), bias, activation)
 
 
 merge_matmul = define(
     "merge_matmul(Tensor z, Tensor w, Tensor? labels, int[] seed, Tensor? bias, str? activation, bool constant, "
     "bool transposed, str backend) -> Tensor",
-    _run_merge,
+    run_merge,
     lambda z, w, *rest: z.new_empty(z.shape[0], w.shape[0]),
     _merge_backward,
     _save,
@@ -171,9 +174,10 @@ def _partition_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return ddy, dx, None, None, None, None
 
 
-def _run_partition_grad(
+def run_partition_grad(
     dy: Tensor, x: Tensor, labels: Tensor | None, seed: Sequence[int], transposed: bool, backend: str
 ) -> Tensor:
+    """``partition_grad`` on plain tensors."""
     (m, alpha, n), k = dy.shape, x.shape[1]
     run = _implementation("partition_grad", SPLIT, backend, (m, n, k, alpha), x, seeded=labels is None)
     return run(dy, x, as_labels(labels, seed, transposed, n, k, alpha))
@@ -181,7 +185,7 @@ def _run_partition_grad(
 
 partition_grad = define(
     "partition_grad(Tensor dy, Tensor x, Tensor? labels, int[] seed, bool transposed, str backend) -> Tensor",
-    _run_partition_grad,
+    run_partition_grad,
     _partition_grad_fake,
     _partition_grad_backward,
     _save,

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .fragments import TILE_QUADS, TILE_ROWS
-from .triton import _complement, _expand, _load_codes
+from .quads import _complement, _expand, _load_codes
 
 Form = Literal["fragments", "rows", "dense"]
 ALONG, ACROSS = (64, 128), (128, 64)

@@ -109,10 +109,6 @@ def _to_integer(dtype: str) -> Callable[[Array], Array]:
     return function
 
 
-def _maximum(nan: bool) -> Callable[[Array, Array], Array]:
-    return np.maximum if nan else np.fmax
-
-
 def _handlers() -> dict[str, Handler]:
     def unordered(test: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
         return lambda a, b: test(a, b) | np.isnan(a) | np.isnan(b)

@@ -1,0 +1,106 @@
+"""What the layers have in common that store the weights of their edges alone, in order."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fpe.kernels import Bitmap, unpack_values
+
+from .base import ExpandedLinear, Topology
+from .dense_form import placed_copy
+from .placement import overwrite, whole
+from .state import layer_entries
+
+
+class KeptLinear(ExpandedLinear):
+    """A layer whose positions, those of a matrix ``[N, K]``, hold an edge or none.
+
+    Where some hold none, ``edge_weight`` is ``[nnz]``: the weights of the edges, row after row, with a bit for each
+    position. Their gradients and an optimizer's moments are as many. Where all hold one, it is the matrix itself.
+    """
+
+    bitmap: Bitmap | None
+    """Which positions hold an edge; none where all do."""
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """``(N, K)``: the parent's, or of a layer without a parent its own."""
+        raise NotImplementedError
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of weights that the layer keeps: of those that it stores."""
+        return self.matrix_shape[0] * self.matrix_shape[1] if self.bitmap is None else self.bitmap.nnz
+
+    def matrix(self) -> Tensor:
+        """The weights of the edges at their positions ``[N, K]``, zero elsewhere; differentiable."""
+        weight = whole(self.edge_weight)
+        return weight if self.bitmap is None else unpack_values(weight, self._beside(weight, self.bitmap))
+
+    @torch.no_grad()
+    def set_matrix(self, weight: Tensor) -> None:
+        """Takes the weights of the edges from a matrix ``[N, K]``."""
+        self.set_edge_weight(self._stored(weight))
+
+    def masked_copy(self) -> Tensor:
+        """:meth:`wide_weight`, quicker."""
+        return placed_copy(self)
+
+    def places(self) -> Tensor:
+        """Where each stored weight stands in the flattened :meth:`wide_weight`, int64."""
+        raise NotImplementedError
+
+    def _removed(self) -> Tensor | None:
+        """None: what is no edge is not stored."""
+        return None
+
+    def _stored(self, matrix: Tensor) -> Tensor:
+        """What a matrix of any dtype has at the edges, as ``edge_weight`` holds it."""
+        return matrix if self.bitmap is None else self._beside(matrix, self.bitmap).from_dense(matrix)
+
+    def _moved(self, stay: Tensor, topology: Topology, count: int, tensors: tuple[Tensor, ...]) -> None:
+        """Takes another topology of as many edges, in place: the positions that ``stay`` keep their entries.
+
+        Raises:
+            ValueError: It has another number of edges.
+        """
+        if count != self.nonzeros:
+            raise ValueError(f"{type(self).__name__}.rewire: expected a mask of {self.nonzeros} edges, got {count}")
+        matrices = [t if self.bitmap is None else self.bitmap.to_dense(t) for t in map(whole, tensors)]
+        self._set_topology(topology)
+        for tensor, old in zip(tensors, matrices, strict=True):
+            overwrite(tensor, self._stored(old.masked_fill(~stay, 0)))
+
+    # The state dict
+
+    @classmethod
+    def _mask_of(cls, topology: Topology) -> Tensor:
+        """Which positions a topology gives an edge, bool ``[N, K]``."""
+        raise NotImplementedError
+
+    def _fit(self, topology: Topology, name: str) -> None:
+        count = int(self._mask_of(topology).sum())
+        if count != self.nonzeros:
+            raise ValueError(
+                f"state dict: '{name}' has {count} edges, this layer {self.nonzeros}: its parameter would have to be "
+                "another, which no optimizer knows; build the model from the state with fpe.restore"
+            )
+
+    def _entries(self, state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        """Also packs a weight that stands there as a matrix with zeros, as earlier versions stored it."""
+        own = layer_entries(state, prefix)
+        weight = own.get("edge_weight")
+        if self.bitmap is not None and isinstance(weight, Tensor) and tuple(weight.shape) == self.matrix_shape:
+            mask = self.bitmap.unpack()
+            if "_extra_state" in own:
+                mask = self._mask_of(self._topology_of(own["_extra_state"], f"{prefix}_extra_state"))
+            own["edge_weight"] = weight[mask.to(weight.device)]
+        return own
+
+
+def stored_shape(mask: Tensor, always: bool = False) -> tuple[int, ...]:
+    """Shape of the weights that a mask keeps; the mask's own where it keeps all, unless they are ``always`` packed."""
+    count = int(mask.sum())
+    return tuple(mask.shape) if count == mask.numel() and not always else (count,)

@@ -1,0 +1,60 @@
+"""Public bitmap operations: checks and choice of backend."""
+
+from torch import Tensor
+
+from ..checks import check_tensor
+from ..dispatch import choose_backend
+from . import ops
+from .backends import BACKENDS
+from .layout import Bitmap, check_bitmap
+
+
+def unpack_values(values: Tensor, kept: Bitmap, *, backend: str = "auto") -> Tensor:
+    """Writes packed values to their places: the weight that they are, zero where no entry exists.
+
+    Gradient: ``dvalues = pack_values(dw, kept)``.
+
+    Args:
+        values: ``[nnz]``, float16, bfloat16, float32 or float64.
+        kept: Which entries exist.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+
+    Returns:
+        ``w[N, K]``; contiguous by columns where ``kept`` is transposed.
+
+    Raises:
+        TypeError: An operand is none, or has the wrong dtype.
+        ValueError: Sizes, devices or ``backend`` do not fit.
+    """
+    op = "unpack_values"
+    check_bitmap(op, kept)
+    check_tensor(op, "values", values, (kept.nnz,))
+    check_bitmap(op, kept, values)
+    chosen = choose_backend(op, backend, values, BACKENDS)
+    w = ops.unpack_values(values, kept.bits, kept.starts, kept.shape[1], chosen)
+    return w.T if kept.transposed else w
+
+
+def pack_values(w: Tensor, kept: Bitmap, *, backend: str = "auto") -> Tensor:
+    """Takes the values at the kept places of a weight, in order.
+
+    Gradient: ``dw = unpack_values(dvalues, kept)``.
+
+    Args:
+        w: ``[N, K]``, float16, bfloat16, float32 or float64. What stands where no entry exists is left behind.
+        kept: Which entries exist.
+        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+
+    Returns:
+        ``values[nnz]``.
+
+    Raises:
+        TypeError: An operand is none, or has the wrong dtype.
+        ValueError: Sizes, devices or ``backend`` do not fit.
+    """
+    op = "pack_values"
+    check_bitmap(op, kept)
+    check_tensor(op, "w", w, kept.sizes)
+    check_bitmap(op, kept, w)
+    chosen = choose_backend(op, backend, w, BACKENDS)
+    return ops.pack_values(w.T if kept.transposed else w, kept.bits, kept.starts, kept.nnz, chosen)

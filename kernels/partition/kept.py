@@ -1,0 +1,164 @@
+"""The partition operations on weights stored as their kept values and a bitmap; one child needs no labels.
+
+The weight is decompressed to memory and multiplied as any other. Between forward and backward nothing is held but
+values and bits: what was decompressed is decompressed again.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ..activations import finish
+from ..bitmap.backends import BACKENDS
+from ..bitmap.layout import Bitmap
+from ..library import define, implementation, save_operands
+from . import ops
+from .backends import SPLIT
+
+
+def _moved(op: str, operand: Tensor, kept: Bitmap, backend: str) -> Tensor:
+    """What a bitmap operation makes of values or of a weight, in stored order."""
+    moves = "eager" if backend == "eager" or BACKENDS["triton"].why_not(operand) else "triton"
+    return implementation(BACKENDS[moves].module, op)(operand, kept)
+
+
+def _weight(values: Tensor, bits: Tensor, starts: Tensor, n: int, k: int, transposed: bool, backend: str) -> Tensor:
+    """The weight ``[n, k]``."""
+    kept = Bitmap(bits, starts, (k, n) if transposed else (n, k), values.shape[0])
+    w = _moved("unpack_values", values, kept, backend)
+    return w.T if transposed else w
+
+
+def _save(ctx: Any, args: tuple[Any, ...], result: Tensor) -> None:
+    first, _, bits, starts, labels, *_, ctx.transposed, _ = args
+    save_operands(ctx, args, [bits, starts, labels])
+    ctx.alpha = result.shape[1] if result.dim() == 3 else first.shape[1]
+    ctx.inputs = first.shape[-1]
+    ctx.nnz = args[1].shape[0]
+
+
+def _split_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    values, x, *index = ctx.saved_tensors
+    flipped, backend = not ctx.transposed, ctx.backend
+    dx = None if values is None else kept_merge(dy, values, *index, None, None, ctx.inputs, flipped, backend)
+    dvalues = None if x is None else kept_grad(dy, x, *index, ctx.nnz, ctx.transposed, backend)
+    return dx, dvalues, None, None, None, dy.sum(0) if ctx.needs_input_grad[5] else None, *[None] * 5
+
+
+def _run_split(
+    x: Tensor,
+    values: Tensor,
+    bits: Tensor,
+    starts: Tensor,
+    labels: Tensor | None,
+    bias: Tensor | None,
+    activation: str | None,
+    alpha: int,
+    n: int,
+    transposed: bool,
+    backend: str,
+) -> Tensor:
+    w = _weight(values, bits, starts, n, x.shape[1], transposed, backend)
+    if labels is None:
+        return finish(linear(x, w, None if bias is None else bias[0]).unsqueeze(1), activation)
+    return ops.run_split(x, w, labels, [], bias, activation, alpha, transposed, backend)
+
+
+kept_split = define(
+    "kept_split(Tensor x, Tensor values, Tensor bits, Tensor starts, Tensor? labels, Tensor? bias, str? activation, "
+    "SymInt alpha, SymInt n, bool transposed, str backend) -> Tensor",
+    _run_split,
+    lambda x, values, *rest: x.new_empty(x.shape[0], rest[5], rest[6]),
+    _split_backward,
+    _save,
+)
+"""``x[M, K], values[nnz] -> y[M, alpha, N]``. Its gradient is that of ``activation=None``.
+
+With ``transposed`` bits and labels are those of ``w.T``; without labels there is one child.
+"""
+
+
+def _merge_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    values, z, *index = ctx.saved_tensors
+    flipped, backend = not ctx.transposed, ctx.backend if ctx.backend in SPLIT else "auto"
+    if backend == "auto" and not dy.is_cuda:
+        backend = "eager"
+    dz = None
+    if values is not None:
+        dz = kept_split(dy, values, *index, None, None, ctx.alpha, ctx.inputs, flipped, backend)
+    dvalues = None if z is None else kept_grad(z, dy, *index, ctx.nnz, flipped, backend)
+    return dz, dvalues, None, None, None, dy.sum(0) if ctx.needs_input_grad[5] else None, *[None] * 4
+
+
+def _run_merge(
+    z: Tensor,
+    values: Tensor,
+    bits: Tensor,
+    starts: Tensor,
+    labels: Tensor | None,
+    bias: Tensor | None,
+    activation: str | None,
+    n: int,
+    transposed: bool,
+    backend: str,
+) -> Tensor:
+    w = _weight(values, bits, starts, n, z.shape[2], transposed, backend)
+    if labels is None:
+        return finish(linear(z[:, 0], w, bias), activation)
+    return ops.run_merge(z, w, labels, [], bias, activation, False, transposed, backend)
+
+
+kept_merge = define(
+    "kept_merge(Tensor z, Tensor values, Tensor bits, Tensor starts, Tensor? labels, Tensor? bias, str? activation, "
+    "SymInt n, bool transposed, str backend) -> Tensor",
+    _run_merge,
+    lambda z, values, *rest: z.new_empty(z.shape[0], rest[5]),
+    _merge_backward,
+    _save,
+)
+"""``z[M, alpha, K], values[nnz] -> y[M, N]``. Its gradient is that of ``activation=None``."""
+
+
+def _save_grad(ctx: Any, args: tuple[Any, ...], result: Tensor) -> None:
+    dy, x, bits, starts, labels, _, ctx.transposed, _ = args
+    save_operands(ctx, args, [bits, starts, labels])
+    ctx.sizes = dy.shape[1], dy.shape[2], x.shape[1]
+
+
+def _grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, dy, *index = ctx.saved_tensors
+    alpha, n, k = ctx.sizes
+    ddy = None if x is None else kept_split(x, g, *index, None, None, alpha, n, ctx.transposed, ctx.backend)
+    dx = None if dy is None else kept_merge(dy, g, *index, None, None, k, not ctx.transposed, ctx.backend)
+    return ddy, dx, *[None] * 6
+
+
+def _run_grad(
+    dy: Tensor,
+    x: Tensor,
+    bits: Tensor,
+    starts: Tensor,
+    labels: Tensor | None,
+    nnz: int,
+    transposed: bool,
+    backend: str,
+) -> Tensor:
+    if labels is None:
+        dw = x.mT @ dy[:, 0] if transposed else dy[:, 0].mT @ x  # in stored order
+    else:
+        dw = ops.run_partition_grad(dy, x, labels, [], transposed, backend)
+        dw = dw.T if transposed else dw
+    return _moved("pack_values", dw, Bitmap(bits, starts, (dw.shape[0], dw.shape[1]), nnz), backend)
+
+
+kept_grad = define(
+    "kept_grad(Tensor dy, Tensor x, Tensor bits, Tensor starts, Tensor? labels, SymInt nnz, bool transposed, "
+    "str backend) -> Tensor",
+    _run_grad,
+    lambda dy, x, bits, starts, labels, nnz, transposed, backend: x.new_empty(nnz),
+    _grad_backward,
+    _save_grad,
+    by_rows=False,
+)
+"""``dy[M, alpha, N], x[M, K] -> dvalues[nnz]``."""
