@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .models import find_pairs
     from .partition import Partition
     from .rewiring import Rewiring
+    from .scratch import sparse
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ _NAMES = {
     "models": ("find_pairs",),
     "partition": ("Partition",),
     "rewiring": ("Rewiring",),
+    "scratch": ("sparse",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = (*_NAMES, "convolution", "kernels", "metrics", "resparsify", "surgery", "theory")
@@ -73,6 +75,7 @@ __all__ = [
     "nonzeros",
     "restore",
     "save",
+    "sparse",
     "theory",
     "to_dense",
 ]

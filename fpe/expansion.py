@@ -90,7 +90,7 @@ def expand(
         raise TypeError(f"expand: model must be an nn.Module, got {type(model).__name__}")
     _check_options(split, structure, block, resparsify, groups, seed)
     check_generator("expand", generator)
-    named = _found(model, example_inputs) if pairs is None else named_groups(model, pairs)
+    named = found_groups("expand", model, example_inputs) if pairs is None else named_groups(model, pairs)
     group_of = _groups_by_name(groups, [group.firsts[0] for group in named])
     replaced: dict[str, nn.Module] = {}
     between: dict[Group, dict[str, nn.Module]] = {}
@@ -191,7 +191,7 @@ def _expand_together(
     return [*wide], successor
 
 
-def _found(model: nn.Module, example_inputs: Any) -> list[Group]:
+def found_groups(op: str, model: nn.Module, example_inputs: Any = None) -> list[Group]:
     """The groups of a model whose pairs were not named; of a chain all, whatever is wrong with them."""
     refused: dict[str, str] = {}
     groups = list(candidates(model, refused))
@@ -203,7 +203,7 @@ def _found(model: nn.Module, example_inputs: Any) -> list[Group]:
         reasons = list(dict.fromkeys(r if r.startswith("'") else f"'{name}' {r}" for name, r in given))[:3]
         count = sum(is_linear(module) for module in model.modules())
         raise ValueError(
-            f"expand: found no pairs of layers in this {type(model).__name__}: "
+            f"{op}: found no pairs of layers in this {type(model).__name__}: "
             f"{'; '.join(reasons) or f'it needs two dense layers, got {count}'}. Name them with "
             "pairs=[('first', 'second')]; fpe.find_pairs(model) says more"
         )
@@ -216,11 +216,11 @@ def _expanded(fc1: nn.Linear, partition: Partition, policy: Policy) -> ExpandedL
     if partition.block_shape and policy != "magnitude":
         planes = (partition.alpha, 1)
         kept = partition.masks().flatten(0, 1)
-        blocks = BlockLinear(kept, partition.block_shape, planes, bias, **_like(fc1))
+        blocks = BlockLinear(kept, partition.block_shape, planes, bias, **like(fc1))
         blocks.set_wide_weight(fc1.weight.repeat(partition.alpha, 1))
         _say_what_padding_costs(blocks)
         return blocks
-    layer = SplitLinear(partition, bias, **_like(fc1))
+    layer = SplitLinear(partition, bias, **like(fc1))
     layer.set_matrix(fc1.weight)
     return layer
 
@@ -233,22 +233,22 @@ def _successor(
     bias, kept = fc2.bias is not None, second.flatten(1)
     wide = fc2.weight.repeat(1, alpha)
     if policy == "input":
-        dense = nn.utils.skip_init(nn.Linear, alpha * h, c, bias=bias, **_like(fc2))
+        dense = nn.utils.skip_init(nn.Linear, alpha * h, c, bias=bias, **like(fc2))
         dense.weight.copy_(wide)
         return dense
     if policy == "magnitude":
-        masked = MaskedLinear(kept, bias, **_like(fc2))
+        masked = MaskedLinear(kept, bias, **like(fc2))
         masked.set_wide_weight(wide)
         return masked
     if policy == "partition" and not partition.block_shape:
         owner = second.to(torch.uint8).argmax(1).to(torch.uint8)
         seed = partition.seed
         read = Partition(owner, alpha) if seed is None else Partition.seeded(c, h, alpha, beside(seed))
-        merge = MergeLinear(read, bias, **_like(fc2))
+        merge = MergeLinear(read, bias, **like(fc2))
         merge.set_matrix(fc2.weight)
         return merge
     assert block is not None
-    blocks = BlockLinear(kept, block, (1, alpha), bias, **_like(fc2))
+    blocks = BlockLinear(kept, block, (1, alpha), bias, **like(fc2))
     blocks.set_wide_weight(wide)
     _say_what_padding_costs(blocks)
     return blocks
@@ -271,7 +271,8 @@ def _say_what_padding_costs(blocks: BlockLinear) -> None:
         )
 
 
-def _like(layer: nn.Linear) -> dict:
+def like(layer: nn.Linear) -> dict:
+    """Device and dtype of a layer, for one that takes its place."""
     return {"device": layer.weight.device, "dtype": layer.weight.dtype}
 
 

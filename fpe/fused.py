@@ -43,13 +43,13 @@ class ExpandedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``second(activation(first(x)))``."""
         first, second = self.first, self.second
-        merges = isinstance(second, MergeLinear)
+        merged = second if isinstance(second, MergeLinear) else None
         return expanded_mlp(
             x,
             first.matrix(),
             first.packed,
-            second.matrix() if merges else second.weight,  # type: ignore[arg-type]
-            second.packed if merges else None,  # type: ignore[arg-type]
+            second.weight if merged is None else merged.matrix(),
+            None if merged is None else merged.packed,
             alpha=first.alpha,
             bias1=None if first.bias is None else first.bias.view(first.alpha, -1),
             bias2=second.bias,

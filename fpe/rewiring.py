@@ -158,13 +158,7 @@ class Rewiring:
             growth = growth.abs()
         else:
             growth = torch.rand(kept.shape, generator=self.generator, device="cpu").to(kept.device)
-        size, kept, growth = (_to_planes(t, layer.planes) for t in (size, kept, growth))
-        if layer.exchanges:
-            now = exchanged(size, kept, growth, share)
-        else:
-            siblings_disjoint = len(kept) > 1 and bool((kept.sum(0) <= 1).all())
-            now = moved(size, kept, growth, share, layer.unit, siblings_disjoint)
-        return _from_planes(now, layer.planes)
+        return next_mask(layer, size, kept, growth, share)
 
     def _followers(self, weight: nn.Parameter) -> list[Tensor]:
         """The tensors that belong to a weight, entry by entry."""
@@ -208,6 +202,25 @@ class _Watch:
     def __reduce__(self) -> tuple[type["_Watch"], tuple[()]]:
         """Of which a copy is made: a hook of no rewiring."""
         return _Watch, ()
+
+
+def next_mask(layer: ExpandedLinear, size: Tensor, kept: Tensor, growth: Tensor, share: float) -> Tensor:
+    """A mask after one move, of the structure that a layer has; bool ``[out_features, in_features]``.
+
+    Args:
+        layer: Whose structure; its own weights and mask are not looked at.
+        size: Magnitudes ``[out_features, in_features]``.
+        kept: The mask so far.
+        growth: How much each place deserves an edge.
+        share: Share of the edges that move, at most.
+    """
+    size, kept, growth = (_to_planes(t, layer.planes) for t in (size, kept, growth))
+    if layer.exchanges:
+        now = exchanged(size, kept, growth, share)
+    else:
+        siblings_disjoint = len(kept) > 1 and bool((kept.sum(0) <= 1).all())
+        now = moved(size, kept, growth, share, layer.unit, siblings_disjoint)
+    return _from_planes(now, layer.planes)
 
 
 def moved(

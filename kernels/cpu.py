@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .memo import constant_to_compile
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_ROWS = 64
 """Rows of activations that the kernels are made for; more belong to a GEMM."""
@@ -25,17 +27,22 @@ AS_INTEGERS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 """What Numba, which has no 16-bit floats on CPUs, takes them for; kernels tell one from the other by it."""
 
 
-@cache
+@constant_to_compile
 def numba_installed() -> bool:
     """Whether Numba can be imported."""
-    return find_spec("numba") is not None
+    return _found("numba")
+
+
+@cache
+def _found(module: str) -> bool:
+    return find_spec(module) is not None
 
 
 def why_not_cpu(operand: Tensor, limit: str | None = None) -> str | None:
     """What keeps the CPU kernels from a call, in words; ``None`` where they can run."""
     if not numba_installed():
         return "Numba is not installed; pip install 'fixed-parameter-expansion[cpu]' brings it"
-    if not operand.is_cpu:
+    if operand.is_cuda or not operand.is_cpu:
         return f"it needs tensors on a CPU, they are on {operand.device}"
     if operand.dtype not in DTYPES:
         return f"it takes float16, bfloat16 and float32, got {operand.dtype}"

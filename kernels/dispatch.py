@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .cpu import MAX_ROWS
+from .cpu import MAX_ROWS, numba_installed
 from .device import arch_of, fences_copies, interpreting
 from .gpus import OLDEST, architecture
 from .here import labels_win
@@ -71,7 +71,8 @@ def choose_backend(
     """
     if requested == "auto":
         if not operand.is_cuda:
-            return "auto" if by_cost and operand.is_cpu and "cpu" in backends else "eager"
+            open_there = by_cost and operand.is_cpu and "cpu" in backends and numba_installed()
+            return AUTO_ON_CPU if open_there else "eager"
         return "auto" if by_cost else next(name for name, b in backends.items() if not b.why_not(operand, *call))
     if requested not in backends:
         raise ValueError(f"{op}: backend must be one of {', '.join(('auto', *backends))}, got {requested!r}")
@@ -103,9 +104,6 @@ def fastest(
         constant: Whether the weights stay from call to call.
         transposed: Whether the weight is stored as its transpose.
     """
-    if operand.is_cpu:
-        able = op != "partition_grad" and "cpu" in backends and not backends["cpu"].why_not(operand, *call)
-        return "cpu" if able and sizes[0] <= MAX_ROWS and labels_win(*sizes, operand.itemsize, "twin") else "eager"
     if operand.dtype in TRITON_DTYPES:
         names = {backend.in_model: name for name, backend in backends.items()}
         order = ranked_on(operand.get_device(), op, sizes, dtype_name(operand), structure, constant, transposed)
@@ -113,6 +111,22 @@ def fastest(
             if known in names and not backends[names[known]].why_not(operand, *call):
                 return names[known]
     return "eager"
+
+
+def fastest_on_cpu(
+    op: str, sizes: tuple[int, int, int, int], operand: Tensor, backends: Mapping[str, Backend], *call: object
+) -> str:
+    """:func:`fastest` on a CPU, where the model is that of :mod:`.here`: its kernels or the eager twin.
+
+    Args:
+        op: As :func:`ranked` takes it; no CPU kernel computes ``"partition_grad"``.
+        sizes: ``(m, n, k, alpha)``.
+        operand: A tensor of the call: its dtype decides.
+        backends: Those of the family.
+        call: What else their ``why_not`` takes.
+    """
+    able = op != "partition_grad" and sizes[0] <= MAX_ROWS and not backends["cpu"].why_not(operand, *call)
+    return "cpu" if able and labels_win(*sizes, operand.itemsize, "twin") else "eager"
 
 
 def stays(given: Tensor, used: Tensor) -> bool:
@@ -126,6 +140,8 @@ def stays(given: Tensor, used: Tensor) -> bool:
 
 EAGER = "masked dense"
 """What the cost model calls the eager twin; it can always run."""
+AUTO_ON_CPU = "auto on a CPU"
+"""A choice that stays open until the operation runs, for :func:`fastest_on_cpu`."""
 CPU = "labels on a CPU"
 """The kernel that runs on CPUs, whose cost is a model of its own (:mod:`.here`)."""
 

@@ -93,7 +93,9 @@ def test_auto_stays_open_only_where_both_can_run(monkeypatch: pytest.MonkeyPatch
     assert choose_backend("op", "auto", operand, SPLIT, 2) == "triton"
     assert choose_backend("op", "auto", operand, SPLIT, 9) == "eager"
     assert choose_backend("op", "triton", operand, SPLIT, 2, by_cost=True) == "triton"
-    assert choose_backend("op", "auto", torch.ones(1), SPLIT, 2, by_cost=True) == "eager"
+    for installed, chosen in ((True, dispatch.AUTO_ON_CPU), (False, "eager")):
+        monkeypatch.setattr(dispatch, "numba_installed", lambda installed=installed: installed)
+        assert choose_backend("op", "auto", torch.ones(1), SPLIT, 2, by_cost=True) == chosen
 
 
 def test_an_open_choice_leaves_out_what_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

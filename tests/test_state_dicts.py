@@ -248,3 +248,19 @@ def test_a_topology_of_another_number_of_edges_is_built_and_not_loaded(kind: typ
     built = ExpandedLinear.from_state(source.state_dict())
     x = torch.randn(3, target.in_features, generator=seeded(1))
     assert torch.equal(built.labels, source.labels) and torch.equal(built(x), source(x))
+
+
+@pytest.mark.parametrize("structure", ["random", "2:4"])
+def test_a_weight_that_was_stored_as_a_matrix_is_packed_by_its_own_topology(structure: str) -> None:
+    """What stands where no edge is means nothing: here it is not even a number."""
+    source, target = (Recipe(structure, "input").expand(mlp(*SIZES, seed=seed), seed) for seed in (0, 1))
+    layer = source[0]
+    assert not torch.equal(layer.bitmap.bits, target[0].bitmap.bits) and layer.edge_weight.dim() == 1
+    state = dict(source.state_dict())
+    exists = layer.labels != fpe.kernels.HOLE
+    state["0.edge_weight"] = torch.where(exists, layer.matrix().detach(), torch.nan)
+    parameter = target[0].edge_weight
+    target.load_state_dict(state)
+    assert target[0].edge_weight is parameter
+    for loaded in (target, fpe.restore(mlp(*SIZES), state)):
+        assert_unchanged(loaded, snapshot(source))

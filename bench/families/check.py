@@ -23,7 +23,7 @@ class Check:
 
     Attributes:
         name: Operation or layer, and case.
-        family: ``"partition"``, ``"block"``, ``"semi_structured"`` or ``"mlp"``.
+        family: ``"bitmap"``, ``"partition"``, ``"block"``, ``"semi_structured"`` or ``"mlp"``.
         op: The operation; empty for a layer, which runs several.
         run: See :data:`Run`. With squared operands it gives the squares' sums, as products and sums alone do.
         backends: Those that insist, all of the family.

@@ -37,6 +37,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "hazards-compared": lambda: survey.compared(_read("lab/hazards"), "3.7.1"),
     "unpacking": lambda: summary.unpacking(_read("lab/compile")),
     "seeded": lambda: summary.seeded(_read("lab/compile")),
+    "bitmap-compiled": lambda: summary.compiled(_read("lab/bitmap")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
     "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),
     "semi-structured-traffic": lambda: traffic.table(_read("lab/traffic-semi-structured")),

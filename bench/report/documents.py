@@ -21,6 +21,7 @@ DOCUMENTS = (
     "docs/lab.md",
     "docs/semi_structured.md",
     "docs/studies.md",
+    "docs/when.md",
 )
 
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from ..cli.options import common, output_option
@@ -14,8 +15,9 @@ from ..results import Results
 from ..table import Table
 from . import boolean, published
 from .boolean import CONDITIONS, BooleanStudy
+from .conditions import CONTINUED
 from .drawing import COLOURS, figure, save, strip
-from .intervals import mean_and_sd
+from .intervals import interval
 from .protocol import described
 from .study import OwnCommand, committed
 
@@ -72,30 +74,52 @@ def table(results: Results) -> Table:
             (
                 str(condition),
                 "-" if paper is None else f"{paper:.1f}",
-                _accuracy(group["test_accuracy"]),
+                interval(group["test_accuracy"]),
+                "-" if str(condition) in ("dense", CONTINUED) else interval(_gain(results, str(condition)), 1, "+"),
                 f"{group['clause_capacity'].mean():.3f}",
                 *described(group),
             )
         )
     settings = results.settings
     title = f"Boolean case study, {settings['epochs']} + {settings['epochs']} epochs, {settings['trials']} trials"
-    columns = ("condition", "paper %", "test %", "capacity/clause", "cosine", "neurons", "non-zeros")
-    return Table(title, columns, rows)
+    columns = ("condition", "paper %", "test %", "points", "capacity/clause", "cosine", "neurons", "non-zeros")
+    return Table(f"{title}, test; ± is a 95 % interval", columns, rows)
+
+
+def _gain(results: Results, condition: str) -> pd.Series:
+    """Points of test accuracy over the network that trained on unchanged, trial by trial."""
+    by = results.frame.pivot_table("test_accuracy", "trial", "condition")
+    return by[condition] - by[CONTINUED]
 
 
 def sensitivity_table(results: Results) -> Table:
     """Test accuracy as each unpublished choice moves."""
     rows = []
     for change, group in results.frame.groupby("change", sort=False):
-        by = group.groupby("condition")["test_accuracy"]
-        rows.append((str(change), *(_accuracy(by.get_group(c)) for c in CONDITIONS)))
-    columns = ("change", *(f"{condition} %" for condition in CONDITIONS))
-    return Table("Boolean case study: one choice moved at a time", columns, rows)
+        by = group.pivot_table("test_accuracy", "trial", "condition")
+        gained = (interval(by[c] - by[CONTINUED], 1, "+") for c in ("random", "clause"))
+        rows.append((str(change), *(interval(by[c]) for c in CONDITIONS), *gained))
+    columns = ("change", *(f"{condition} %" for condition in CONDITIONS), "random, points", "clause, points")
+    title = f"Boolean case study: one choice moved at a time ({results.settings['trials']} trials, test"
+    return Table(f"{title}; ± is a 95 % interval; points over dense-continued)", columns, rows)
 
 
-def _accuracy(values: object) -> str:
-    """Mean and sd: what these two tables write behind the ± is the scatter of networks, not an interval."""
-    return "{:.1f} ± {:.1f}".format(*mean_and_sd(values))  # type: ignore[arg-type]
+NEAREST = 5
+"""Networks that are shown beside the paper's."""
+
+
+def nearest(case: Results, sensitivity: Results) -> Table:
+    """The single networks of all settings whose three accuracies are nearest to the published, by the worst of them."""
+    frame = pd.concat([case.frame.assign(change="the case study"), sensitivity.frame])
+    by = frame.pivot_table("test_accuracy", ["change", "trial"], "condition")
+    paper = pd.Series(published.BOOLEAN)
+    worst = (by[paper.index] - paper).abs().max(axis=1).sort_values()
+    rows = [("paper", "-", *(f"{value:.1f}" for value in paper), "-")]
+    for change, trial in worst.index[:NEAREST]:
+        own = by.loc[(change, trial)]
+        rows.append((change, f"{trial}", *(f"{own[name]:.1f}" for name in paper.index), f"{worst[change, trial]:.1f}"))
+    columns = ("change", "trial", *(f"{name} %" for name in paper.index), "farthest, points")
+    return Table(f"The nearest of {len(by)} single networks, test", columns, rows)
 
 
 def figures(study: BooleanStudy) -> dict[str, Figure]:
@@ -195,6 +219,7 @@ STUDIES = (
         tables={
             "boolean": lambda: table(committed("boolean")),
             "boolean-sensitivity": lambda: sensitivity_table(committed("boolean-sensitivity")),
+            "boolean-nearest": lambda: nearest(committed("boolean"), committed("boolean-sensitivity")),
         },
         figures={
             "boolean-curves": lambda: curves(committed("boolean-curves")),

@@ -168,7 +168,7 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
     data = "random images" if s["data"] == RANDOM else "CIFAR-10"
     title = f"{data}, a convolutional network, alpha = 2, {s['epochs']} + {s['epochs']} epochs, {s['trials']} trials"
     columns = ("expanded", "neurons", "channels", "test %", "points", "non-zeros")
-    return Table(f"{title}; ± is a 95 % interval", columns, rows)
+    return Table(f"{title}, chosen and reported on the test; ± is a 95 % interval", columns, rows)
 
 
 SWEEP: Sweep = Sweep(

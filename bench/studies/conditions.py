@@ -70,14 +70,14 @@ def build(condition: str, dense: nn.Module, alpha: int, generator: Generator, pa
     if condition.startswith("fresh "):
         masks = "random magnitude" if condition == FRESH else condition.removeprefix("fresh ")
         return reset(expansion(masks, dense, alpha, generator, pairs))
-    if condition in (OVERLAPPING, STATIC):
+    if condition == STATIC:  # masked at random and evenly in both layers (Golubeva et al. 2021)
+        return fpe.sparse(dense, alpha, "both", pairs, generator)
+    if condition == OVERLAPPING:
         replaced: dict[str, nn.Module] = {}
         for first, second in pairs:
             fc1, fc2 = linear_of(dense, first), linear_of(dense, second)
-            make = overlapping if condition == OVERLAPPING else static_sparse
-            replaced[first], replaced[second] = make(fc1, fc2, alpha, generator)
-        made = fpe.expansion.replace_modules(dense, replaced)
-        return reset(made) if condition == STATIC else made
+            replaced[first], replaced[second] = overlapping(fc1, fc2, alpha, generator)
+        return fpe.expansion.replace_modules(dense, replaced)
     return expansion(condition, dense, alpha, generator, pairs)
 
 
@@ -126,22 +126,6 @@ def overlapping(fc1: nn.Linear, fc2: nn.Linear, alpha: int, generator: Generator
     biases = fc1.bias.detach().repeat(alpha), fc2.bias.detach()
     first, second = (_masked(*parts) for parts in zip(kept, weights, biases, strict=True))
     return first, second
-
-
-def static_sparse(fc1: nn.Linear, fc2: nn.Linear, alpha: int, generator: Generator) -> tuple[nn.Module, nn.Module]:
-    """The wide pair at the dense pair's count, masked at random and evenly in both layers (Golubeva et al. 2021)."""
-    parents, inputs = fc1.weight.shape
-    shapes = ((alpha * parents, inputs), (fc2.out_features, alpha * parents))
-    sizes = [rows * columns for rows, columns in shapes]
-    budget = fc1.weight.numel() + fc2.weight.numel()
-    counts = [round(budget * sizes[0] / sum(sizes))]
-    counts.append(budget - counts[0])
-    layers = []
-    for (rows, columns), size, count in zip(shapes, sizes, counts, strict=True):
-        mask = torch.zeros(size, dtype=torch.bool)
-        mask[torch.randperm(size, generator=generator)[:count]] = True
-        layers.append(fpe.MaskedLinear(mask.view(rows, columns)))
-    return layers[0], layers[1]
 
 
 @torch.no_grad()

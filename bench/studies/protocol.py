@@ -1,7 +1,7 @@
 """What the studies share: train a dense network, split it, train on; trials side by side in processes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pandas as pd
@@ -17,16 +17,37 @@ from ..cli.progress import progress
 
 @dataclass(frozen=True)
 class Data:
-    """A classification problem: training and test inputs ``[samples, features]`` and integer targets."""
+    """A classification problem: inputs ``[samples, features]`` and integer targets to train on and to test on.
+
+    Choices are made on validation samples, so that the test says something once; :meth:`held_out` sets them aside.
+    Without it there are none.
+    """
 
     x: Tensor
     y: Tensor
     x_test: Tensor
     y_test: Tensor
+    x_validation: Tensor = field(default_factory=lambda: torch.empty(0))
+    y_validation: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data on a device."""
-        return Data(*(t.to(device) for t in (self.x, self.y, self.x_test, self.y_test)))
+        return Data(**{one.name: getattr(self, one.name).to(device) for one in fields(self)})
+
+    def held_out(self, share: float, seed: int = 0) -> "Data":
+        """The same data with a share of the training samples, drawn by a seed, set aside for validation.
+
+        Raises:
+            ValueError: The share is not between 0 and 1, or samples are set aside already.
+        """
+        if not 0 < share < 1 or len(self.x_validation):
+            raise ValueError(
+                f"held_out: expected a share between 0 and 1 of data without validation samples, got {share} and "
+                f"{len(self.x_validation)} samples"
+            )
+        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(seed)).to(self.x.device)
+        aside, rest = order.tensor_split([round(share * len(order))])
+        return Data(self.x[rest], self.y[rest], self.x_test, self.y_test, self.x[aside], self.y[aside])
 
 
 @dataclass(frozen=True)

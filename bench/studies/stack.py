@@ -18,6 +18,10 @@ from fpe.layers import ExpandedLinear
 from .protocol import Data, Training
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Batches = Iterator[tuple[Tensor, Tensor]]
+Move = Callable[[int, "Stack", dict[str, Tensor]], dict[str, Tensor] | None]
+"""What may move masks after a step: from the steps taken, the stack and the gradients of all places of its masked
+weights to new masks by name, or to nothing."""
 
 
 class Stack:
@@ -44,13 +48,19 @@ class Stack:
     def __len__(self) -> int:
         return len(next(iter(self.parameters.values())))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Outputs of every network for the same input, ``[networks, *outputs]``."""
+    def __call__(self, x: Tensor, own: bool = False) -> Tensor:
+        """Outputs of every network, ``[networks, *outputs]``.
 
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        Args:
+            x: The same input for all networks; with ``own`` one for each, stacked in front.
+            own: Whether every network has an input of its own.
+        """
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
             return functional_call(self._skeleton, (parameters, buffers), (x,))
 
-        return vmap(one, randomness="different")(self.parameters, self._buffers)
+        run = vmap(one, in_dims=(0, 0, 0 if own else None), randomness="different")
+        return run(self.parameters, self._buffers, x)
 
     def models(self) -> list[nn.Module]:
         """The networks, one by one, as plain dense modules."""
@@ -61,25 +71,56 @@ class Stack:
             unstacked.append(model)
         return unstacked
 
-    def train(self, batches: Iterator[tuple[Tensor, Tensor]], training: Training, loss: Loss) -> None:
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weight matrices by name, stacked."""
+        return {name: parameter for name, parameter in self.parameters.items() if parameter.dim() > 2}
+
+    @property
+    def nonzeros(self) -> list[int]:
+        """Weights that each network keeps."""
+        kept = [
+            self.masks.get(name, torch.ones_like(weight)).flatten(1).sum(1) for name, weight in self.weights.items()
+        ]
+        return sum(kept).int().tolist()  # type: ignore[union-attr]
+
+    def train(
+        self, batches: Batches, training: Training, loss: Loss, own: bool = False, move: Move | None = None
+    ) -> None:
         """Takes a step of Adam on every batch; the loss is summed over the networks, so that each has its own.
 
         Args:
-            batches: Inputs and targets, the same for all networks.
+            batches: Inputs and targets, the same for all networks; with ``own`` one of each for every network.
             training: Optimizer and penalties.
             loss: From outputs ``[networks, ...]`` and targets to the sum of the networks' mean losses.
+            own: Whether every network has batches of its own.
+            move: What changes the masks, after each step. Edges that come begin at zero, in Adam's moments as well.
         """
         optimizer = torch.optim.Adam(self.parameters.values(), lr=training.lr, weight_decay=training.l2, fused=True)
-        first = next(p for p in self.parameters.values() if p.dim() > 2)
-        for x, y in batches:
+        first = next(iter(self.weights.values()))
+        for step, (x, y) in enumerate(batches, 1):
             optimizer.zero_grad()
-            total = loss(self(x), y)
+            total = loss(self(x, own), y)
             if training.l1:
                 total = total + training.l1 * first.abs().sum()
             total.backward()
+            gradients = {n: self.parameters[n].grad.clone() for n in self.masks} if move else {}
             for name, mask in self.masks.items():
                 self.parameters[name].grad.mul_(mask)
             optimizer.step()
+            moved = move(step, self, gradients) if move else None
+            if moved:
+                self._take(moved, optimizer)
+
+    @torch.no_grad()
+    def _take(self, masks: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Takes other masks: what is dropped is zero from here on, and what comes was zero until now."""
+        self.masks.update(masks)
+        for name, mask in masks.items():
+            weight = self.parameters[name]
+            state = optimizer.state[weight]
+            for tensor in (weight, state["exp_avg"], state["exp_avg_sq"]):
+                tensor.mul_(mask)
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, y: Tensor, chunk: int = 4096) -> list[float]:
@@ -92,9 +133,7 @@ class Stack:
         return (right.double() / len(x) * 100).tolist()
 
 
-def train_all(
-    models: Sequence[nn.Module], batches: Iterator[tuple[Tensor, Tensor]], training: Training, device: str
-) -> Stack:
+def train_all(models: Sequence[nn.Module], batches: Batches, training: Training, device: str) -> Stack:
     """Classifiers of one size, trained side by side on a device."""
     stack = Stack([model.to(device) for model in models])
     stack.train(batches, training, classification_loss)
@@ -118,7 +157,7 @@ class _CrossEntropy(torch.autograd.Function):
         shares = logits.softmax(-1)
         index = y.expand(logits.shape[:-1])[..., None]
         ctx.save_for_backward(shares, index)
-        return -shares.gather(-1, index).clamp_min(1e-30).log().sum() / len(y)
+        return -shares.gather(-1, index).clamp_min(1e-30).log().sum() / index.shape[-2]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -128,17 +167,28 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def classification_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of ``[networks, samples, classes]`` or one logit: summed over networks, averaged over samples."""
+    """Cross-entropy of ``[networks, samples, classes]`` or one logit: summed over networks, averaged over samples.
+
+    Targets are ``[samples]``, or ``[networks, samples]``.
+    """
     if logits.shape[-1] > 1:
         return _CrossEntropy.apply(logits, y)
     logits = logits.squeeze(-1)
     targets = y.to(logits.dtype).expand(logits.shape)
-    return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(y)
+    return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / y.shape[-1]
 
 
-def epochs_of(data: Data, epochs: int, batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def epochs_of(data: Data, epochs: int, batch: int, generator: torch.Generator) -> Batches:
     """Batches of so many passes over the data, shuffled anew in each."""
     for _ in range(epochs):
         order = torch.randperm(len(data.x), generator=generator).to(data.x.device)
         for part in order.split(batch):
+            yield data.x[part], data.y[part]
+
+
+def own_epochs_of(data: Data, epochs: int, batch: int, generators: Sequence[torch.Generator]) -> Batches:
+    """Batches of so many passes over the data, in an order of its own for each network: ``[networks, batch, ...]``."""
+    for _ in range(epochs):
+        orders = torch.stack([torch.randperm(len(data.x), generator=one) for one in generators]).to(data.x.device)
+        for part in orders.split(batch, 1):
             yield data.x[part], data.y[part]

@@ -74,7 +74,7 @@ def _label(cell: Cell) -> str:
 
 def _about(results: Results) -> str:
     s = results.settings
-    return f"{s['data']}, {s['epochs']} + {s['epochs']} epochs, {s['trials']} trials"
+    return f"{s['data']}, {s['epochs']} + {s['epochs']} epochs, {s['trials']} trials, chosen and reported on the test"
 
 
 def two_four(results: Results) -> Table:
@@ -114,9 +114,11 @@ def deep(results: Results) -> Table:
                 "-" if paper is None else f"{paper:+.1f}",
                 interval(default["test_accuracy"]),
                 interval(default["relative"], 1, "+"),
+                _over(default, ranked),
             )
         )
-    columns = ("layers", "neurons", "dense %", "ranking %", "relative %", "paper's relative %", "auto %", "relative %")
+    before = ("layers", "neurons", "dense %", "ranking %", "relative %", "paper's relative %", "auto %", "relative %")
+    columns = (*before, "auto - ranking, points")
     return Table(f"Deep networks, every other layer expanded ({_about(results)}; ± is a 95 % interval)", columns, rows)
 
 
@@ -133,12 +135,20 @@ def many_classes(results: Results) -> Table:
                 interval(ranked["points"], 2, "+"),
                 interval(default["test_accuracy"]),
                 interval(default["points"], 2, "+"),
+                _over(default, ranked),
                 f"{before:.1f}",
                 f"{after - before:+.1f}",
             )
         )
-    columns = ("neurons", "dense %", "ranking %", "points", "auto %", "points", "paper's dense %", "paper's points")
+    ours = ("neurons", "dense %", "ranking %", "points", "auto %", "points", "auto - ranking")
+    columns = (*ours, "paper's dense %", "paper's points")
     return Table(f"Five layers, every other one expanded ({_about(results)}; ± is a 95 % interval)", columns, rows)
+
+
+def _over(ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
+    """Points of some rows over others, trial by trial."""
+    ours, theirs = (rows.set_index("trial")["test_accuracy"] for rows in (ours, theirs))
+    return interval((ours - theirs).dropna(), 2, "+")
 
 
 Group = tuple[tuple[int, int], pd.DataFrame, pd.DataFrame, pd.DataFrame]
@@ -157,8 +167,8 @@ def _deep_groups(results: Results) -> Iterator[Group]:
 
 
 def rewiring(results: Results) -> Table:
-    """Moving masks over masks that stay, trial by trial."""
-    frame = results.frame
+    """Moving masks over masks that stay and over the dense network, trial by trial."""
+    frame = against_control(results)
     frame = frame[(frame["layers"] == 2) & (frame["around"] == 0) & (frame["split"] == Cell.split)]
     key = ["condition", "neurons", "alpha", "trial"]
     still = frame[frame["rewire"] == ""].set_index(key)["test_accuracy"].rename("still")
@@ -168,7 +178,10 @@ def rewiring(results: Results) -> Table:
     groups = moving.groupby(["condition", "rewire", "neurons"])
     for (condition, regrow, neurons), own in sorted(groups, key=lambda g: [order.get(name, name) for name in g[0]]):
         as_published = (condition, regrow) == ("random magnitude", "random")
-        paper = published.REWIRING.get(int(neurons)) if as_published else None
+        paper, over_dense = (
+            known.get(int(neurons)) if as_published else None
+            for known in (published.REWIRING, published.REWIRING_RELATIVE)
+        )
         rows.append(
             (
                 condition,
@@ -178,9 +191,12 @@ def rewiring(results: Results) -> Table:
                 interval(own["test_accuracy"]),
                 interval(own["test_accuracy"] - own["still"], 2, "+"),
                 "-" if paper is None else f"{paper:+.1f}",
+                interval(own["relative"], 1, "+"),
+                "-" if over_dense is None else f"{over_dense:+.0f}",
             )
         )
-    columns = ("condition", "neurons", "regrowth", "masks stay %", "masks move %", "points", "paper's points")
+    before = ("condition", "neurons", "regrowth", "masks stay %", "masks move %", "points", "paper's points")
+    columns = (*before, "over dense, relative %", "paper's relative %")
     return Table(f"Masks that move ({_about(results)}; ± is a 95 % interval)", columns, rows)
 
 

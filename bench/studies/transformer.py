@@ -197,7 +197,7 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
     steps = STEPS * s["epochs"]
     title = f"A transformer of width {s['width']} on text, alpha = 2, {steps} + {steps} steps, {s['trials']} trials"
     columns = ("condition", "neurons", "bits per character", "change (less is better)", "non-zeros")
-    return Table(f"{title}; ± is a 95 % interval", columns, rows)
+    return Table(f"{title}, chosen and reported on the test; ± is a 95 % interval", columns, rows)
 
 
 SWEEP: Sweep = Sweep(

@@ -19,7 +19,7 @@ from ..cli.options import common, output_option
 from ..cli.output import NOTHING_WRITTEN, finish, stopping
 from ..results import Results
 from ..table import Table
-from .data import FASHION_MNIST, load_digits, load_fashion_mnist, load_features
+from .data import FASHION_MNIST, load_breast_cancer, load_digits, load_fashion_mnist, load_features
 from .drawing import COLOURS, figure, strip
 from .intervals import interval
 from .protocol import Data, Training, describe, described, fit, run_trials
@@ -39,7 +39,7 @@ class Choices:
     """Settings of the study.
 
     Attributes:
-        data: ``"fashion-mnist"``, ``"digits"`` or the path of an ``.npz`` of features.
+        data: ``"fashion-mnist"``, ``"digits"``, ``"breast-cancer"`` or the path of an ``.npz`` of features.
         neurons: Hidden neurons before the split.
         alpha: Children per neuron.
         trials: Networks trained.
@@ -60,7 +60,8 @@ class Choices:
 def default_choices(data: str | None = None) -> Choices:
     """Settings for a data set; without one, Fashion-MNIST where it is installed, else scikit-learn's digits."""
     data = data or ("fashion-mnist" if FASHION_MNIST.is_dir() else "digits")
-    return Choices(data, epochs=100, batch=128, lr=1e-2) if data == "digits" else Choices(data)
+    small = data in ("digits", "breast-cancer")
+    return Choices(data, epochs=100, batch=128, lr=1e-2) if small else Choices(data)
 
 
 def load(name: str) -> Data:
@@ -72,6 +73,8 @@ def load(name: str) -> Data:
     """
     if name == "fashion-mnist":
         return load_fashion_mnist()
+    if name == "breast-cancer":
+        return load_breast_cancer()
     return load_digits() if name == "digits" else load_features(Path(name))
 
 

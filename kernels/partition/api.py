@@ -171,6 +171,7 @@ def partition_grad(
         n, k = labels.shape[::-1] if labels.transposed else labels.shape
     else:
         check_tensor(op, "labels", labels, (None, None), dtype=torch.uint8)
+        assert labels is not None
         n, k = labels.shape
     check_tensor(op, "x", x, (k,), batched=True)
     check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), on=x)

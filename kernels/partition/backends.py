@@ -13,7 +13,7 @@ def _why_not_triton(operand: Tensor, alpha: int, shape: tuple[int, int] | None =
     return why_not_triton(operand, limit(alpha))
 
 
-def _why_not_cpu(operand: Tensor, alpha: int) -> str | None:
+def _why_not_cpu(operand: Tensor, alpha: int, shape: tuple[int, int] | None = None) -> str | None:
     return why_not_cpu(operand, limit(alpha))
 
 

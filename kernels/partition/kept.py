@@ -19,7 +19,8 @@ from .backends import SPLIT
 
 def _moved(op: str, operand: Tensor, kept: Bitmap, backend: str) -> Tensor:
     """What a bitmap operation makes of values or of a weight, in stored order."""
-    moves = "eager" if backend == "eager" or BACKENDS["triton"].why_not(operand) else "triton"
+    wanted = backend == "triton" or (operand.is_cuda and backend != "eager")
+    moves = "triton" if wanted and not BACKENDS["triton"].why_not(operand) else "eager"
     return implementation(BACKENDS[moves].module, op)(operand, kept)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, fastest
+from ..dispatch import AUTO_ON_CPU, Backend, fastest, fastest_on_cpu
 from ..library import define, implementation, save_operands
 from ..structures import RANDOM, SEEDED
 from .backends import MERGE, OF_A_SEED, SPLIT
@@ -57,6 +57,8 @@ def _implementation(
     seeded: bool = False,
 ) -> Callable[..., Tensor]:
     """What runs an operation of sizes ``(m, n, k, alpha)``; ``"auto"`` takes what is fastest there."""
+    if backend == AUTO_ON_CPU:
+        backend = fastest_on_cpu(op, sizes, operand, backends, sizes[-1])
     if backend == "auto":
         structure = SEEDED if seeded else RANDOM
         backends = OF_A_SEED if seeded else backends

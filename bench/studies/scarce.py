@@ -1,0 +1,174 @@
+"""Where are neurons scarce? The gain of a split over classes, inputs and neurons, at as many samples everywhere.
+
+Classes are a seeded part of a data set's, inputs its first principal components.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..results import Results
+from ..table import Table
+from . import conditions
+from .conditions import CONTINUED
+from .drawing import figure
+from .intervals import interval, mean_and_half
+from .protocol import Data
+from .study import committed
+from .sweep import ImpossibleError, Sweep
+from .trials import Settings, compact, generators, load_held_out, measured, train
+
+RANKING, PARTITION = "random magnitude", "random partition"
+"""The paper's policy, and the one for pairs whose output is wide; names as in :mod:`.conditions`."""
+
+SAMPLES = 4000
+"""Training samples of every cell."""
+
+
+@dataclass(frozen=True)
+class ScarceSettings(Settings):
+    """Settings of this study: few samples, so smaller and larger steps."""
+
+    batch: int = 128
+    lr: float = 3e-3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration (alpha = 2): the policy or none, and the sizes of the problem and of the network."""
+
+    condition: str
+    classes: int
+    inputs: int
+    neurons: int
+
+
+def cells() -> list[Cell]:
+    """A grid of every size."""
+    sizes = [(c, d, h) for d in (512, 32, 128) for c in (10, 100) for h in (4, 16)]
+    return [Cell(name, *size) for size in sizes for name in (CONTINUED, RANKING, PARTITION)]
+
+
+@lru_cache(maxsize=2)
+def part_of(name: str, classes: int, inputs: int, device: str) -> Data:
+    """A part of a data set's classes, its first principal components, and :data:`SAMPLES` of its training samples.
+
+    Raises:
+        ImpossibleError: The data set is smaller.
+    """
+    data = load_held_out(name, device)
+    known = int(data.y.max()) + 1
+    if classes > known or inputs > data.x.shape[1]:
+        raise ImpossibleError(f"expected {classes} classes and {inputs} inputs, got {known} and {data.x.shape[1]}")
+    chosen = torch.randperm(known, generator=torch.Generator().manual_seed(0))[:classes].to(device)
+    number = torch.full((known,), -1, device=device).scatter_(0, chosen, torch.arange(classes, device=device))
+
+    def among(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        here = number[y] >= 0
+        return x[here], number[y[here]]
+
+    pairs = (data.x, data.y), (data.x_test, data.y_test), (data.x_validation, data.y_validation)
+    (x, y), test, validation = (among(*pair) for pair in pairs)
+    x, y = x[:SAMPLES], y[:SAMPLES]
+    middle = x.mean(0)
+    axes = torch.linalg.svd(x - middle, full_matrices=False).Vh[:inputs]
+    scale = ((x - middle) @ axes.T).std(0).pow(2).mean().sqrt()
+
+    def projected(x: Tensor) -> Tensor:
+        return (x - middle) @ axes.T / scale
+
+    return Data(projected(x), y, projected(test[0]), test[1], projected(validation[0]), validation[1])
+
+
+def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
+    """Trains all trials of a cell; a row for each."""
+    data = part_of(settings.data, cell.classes, cell.inputs, settings.device)
+    dense = compact(data, cell.neurons, settings.epochs, settings)
+    each = zip(dense, generators(settings, 2), strict=True)
+    models = [conditions.build(cell.condition, model, 2, draw, conditions.pairs_of(model)) for model, draw in each]
+    stack = train(models, data, settings.epochs, settings, 1)
+    return [{**asdict(cell), "trial": trial, **row} for trial, row in enumerate(measured(stack, data))]
+
+
+def gains(results: Results) -> pd.DataFrame:
+    """The splits beside the dense network of the same sizes, trial by trial; ``points`` over it."""
+    frame, key = results.frame, ["classes", "inputs", "neurons", "trial"]
+    dense = frame[frame["condition"] == CONTINUED].set_index(key)["test_accuracy"].rename("dense")
+    joined = frame.join(dense, on=key)
+    return joined.assign(points=joined["test_accuracy"] - joined["dense"])
+
+
+def table(results: Results, shown: Sequence[Cell]) -> Table:
+    """A row for each classes and inputs, by the classes to an input; points by width and policy."""
+    frame = gains(results)
+    widths = sorted(set(frame["neurons"]))
+    rows = []
+    for (classes, inputs), group in frame.groupby(["classes", "inputs"]):
+        cells_of = [f"{classes}", f"{inputs}", f"{classes / inputs:.2g}"]
+        for neurons in widths:
+            own = group[group["neurons"] == neurons]
+            by = dict(tuple(own.groupby("condition")))
+            cells_of.append(interval(by[CONTINUED]["test_accuracy"]) if CONTINUED in by else "-")
+            for name in (RANKING, PARTITION):
+                cells_of.append(interval(by[name]["points"], 1, "+") if name in by else "-")
+        rows.append(tuple(cells_of))
+    s = results.settings
+    columns = ["classes", "inputs", "classes/inputs"]
+    for neurons in widths:
+        columns += [f"{neurons}: dense %", "ranking", "partition"]
+    title = f"Points over the dense network by size ({s['data']}, {SAMPLES} samples, {s['trials']} trials, test"
+    return Table(f"{title}, nothing chosen on it; ± is a 95 % interval)", tuple(columns), rows)
+
+
+def scarcity(results: Results) -> Figure:
+    """Gain of the better policy by validation over the classes to a neuron, a line for each number of inputs."""
+    made, (axis,) = figure(5.8, 3.6)
+    frame = better(results)
+    for colour, (inputs, rows) in zip(("#e8590c", "#2a7de1", "#2f9e44"), frame.groupby("inputs"), strict=False):
+        points = [
+            (classes / neurons, *mean_and_half(own["points"]))
+            for (classes, neurons), own in rows.groupby(["classes", "neurons"])
+        ]
+        x, mean, half = zip(*sorted(points), strict=True)
+        axis.errorbar(x, mean, half, fmt="o", color=colour, label=f"{inputs} inputs", capsize=2, markersize=5)
+    axis.axhline(0, color="#212529", linewidth=1, linestyle="--")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set(xlabel="classes to a neuron", ylabel="points over the dense network")
+    axis.legend(frameon=False, fontsize=8)
+    return made
+
+
+def better(results: Results) -> pd.DataFrame:
+    """Of each size the rows of the policy whose mean validation accuracy is larger."""
+    frame = gains(results)
+    split = frame[frame["condition"] != CONTINUED]
+    size = ["classes", "inputs", "neurons"]
+    mean = split.groupby([*size, "condition"])["validation_accuracy"].mean().reset_index()
+    best = mean.loc[mean.groupby(size)["validation_accuracy"].idxmax(), [*size, "condition"]]
+    return split.merge(best, on=[*size, "condition"])
+
+
+CIFAR100 = "scarce-cifar100_lite2_512"
+"""Committed rows."""
+
+SWEEP: Sweep = Sweep(
+    "scarce",
+    "Map the gain of a split over classes, inputs and neurons at as many samples.",
+    "scarce",
+    ScarceSettings,
+    cells,
+    run_cell,
+    table,
+    [Cell(name, 10, 32, 4) for name in (CONTINUED, RANKING, PARTITION)],
+    {"trials": 2, "epochs": 1, "data": "digits"},
+    tables={"scarce": lambda: SWEEP.shown(CIFAR100)},
+    figures={"scarce": lambda: scarcity(committed(CIFAR100))},
+)
+STUDIES = (SWEEP,)

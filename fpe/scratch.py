@@ -1,0 +1,87 @@
+"""A wider sparse model at a dense one's number of weights, for training from the start."""
+
+from collections.abc import Iterable
+from typing import Literal, TypeVar
+
+import torch
+from torch import Generator, nn
+
+from .checkpoint import guard_state_dict
+from .expansion import found_groups, like
+from .groups import Pair, dense_layers, named_groups
+from .layers import MaskedLinear
+from .partition import check_generator
+from .surgery import replace_modules, widened_between
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def sparse(
+    model: Model,
+    width: int = 2,
+    masked: Literal["first", "both"] = "first",
+    pairs: Iterable[Pair] | None = None,
+    generator: Generator | None = None,
+) -> Model:
+    """A wider sparse model at the number of non-zeros of an untrained one: for training from the start.
+
+    Each pair of linear layers gets ``width`` times the hidden neurons, random masks, and new weights at the scale of
+    the inputs that a neuron keeps. Train it with :class:`fpe.Rewiring`: its ``regrow="gradient"`` is RigL, its
+    ``"random"`` SET. With masks that stay it gains less (docs/when.md). The weights of these layers are not used; to
+    widen a model that is trained, take :func:`expand`.
+
+    Args:
+        model: A dense model; left as it is.
+        width: Times as many hidden neurons, at least 2.
+        masked: ``"first"``: the second layer of a pair stays dense, an ``nn.Linear``, and the first has what is left;
+            ``"both"``: both keep the same share of their weights.
+        pairs: As in :func:`expand`.
+        generator: Source of the masks (CPU). New weights are drawn from PyTorch's own generator, as an ``nn.Linear``
+            draws them.
+
+    Raises:
+        TypeError: ``model`` is no module, or a named layer no ``nn.Linear``.
+        ValueError: An option is out of range, a layer cannot be replaced, or with ``masked="first"`` the dense second
+            layer takes all of the pair's weights.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"sparse: model must be an nn.Module, got {type(model).__name__}")
+    if width < 2 or masked not in ("first", "both"):
+        raise ValueError(f"sparse: expected width >= 2 and masked 'first' or 'both', got {width} and {masked!r}")
+    check_generator("sparse", generator)
+    replaced: dict[str, nn.Module] = {}
+    for group in found_groups("sparse", model) if pairs is None else named_groups(model, pairs):
+        firsts, fc2 = dense_layers(model, group)
+        if len(firsts) > 1:
+            raise ValueError(f"sparse: expected pairs of layers, and {group.names} are three, one of them a gate's")
+        (first,) = group.firsts
+        replaced[first], replaced[group.second] = _sparse_pair(firsts[0], fc2, width, masked, generator)
+        replaced.update(widened_between(model, first, group.second, width, group.between))
+    return guard_state_dict(replace_modules(model, replaced))
+
+
+def _sparse_pair(
+    fc1: nn.Linear, fc2: nn.Linear, width: int, masked: str, generator: Generator | None
+) -> tuple[nn.Module, nn.Module]:
+    """A wide pair of a dense pair's count, weights drawn."""
+    hidden = width * fc1.out_features
+    sizes = hidden * fc1.in_features, fc2.out_features * hidden
+    budget = fc1.weight.numel() + fc2.weight.numel()
+    count = budget - sizes[1] if masked == "first" else round(budget * sizes[0] / sum(sizes))
+    if count < 1:
+        raise ValueError(
+            f"sparse: a dense second layer of {fc2.out_features} x {hidden} takes {sizes[1]} of the pair's {budget} "
+            "weights and leaves the first none; take masked='both' or a smaller width"
+        )
+
+    def layer(old: nn.Linear, inputs: int, outputs: int, kept: int) -> nn.Module:
+        if kept == inputs * outputs:
+            return nn.Linear(inputs, outputs, old.bias is not None, **like(old))
+        mask = torch.zeros(inputs * outputs, dtype=torch.bool, device="cpu")
+        mask[torch.randperm(len(mask), generator=generator, device="cpu")[:kept]] = True
+        made = MaskedLinear(mask.view(outputs, inputs), old.bias is not None, **like(old))
+        made.reset_parameters(max(1, round(kept / outputs)))
+        return made
+
+    first = layer(fc1, fc1.in_features, hidden, count)
+    return first.train(fc1.training), layer(fc2, hidden, fc2.out_features, budget - count).train(fc2.training)
