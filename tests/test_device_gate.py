@@ -97,7 +97,7 @@ def test_a_network_may_err_twice_as_much_as_its_yardstick() -> None:
 def test_real_checks_are_green_under_the_interpreter_and_red_where_a_kernel_is_broken() -> None:
     found = {c.name: c for c in checks(few=True)}
     blocks = [c for c in found.values() if c.op.startswith("block")]
-    assert {c.family for c in found.values()} == {"partition", "block", "semi_structured", "mlp"}
+    assert {c.family for c in found.values()} == {"bitmap", "partition", "block", "semi_structured", "mlp"}
     assert [gate.compare(c, "fp32", "triton")["status"] for c in blocks] == ["ok", "ok"]
     from fpe.kernels.block import triton as module
 
@@ -121,7 +121,12 @@ def test_packed_labels_and_plain_ones_are_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["expanded_mlp 33x70-13-33 alpha 2 merged", "semi_structured_matmul_t 17x70x88, 2 children"]
+    "name",
+    [
+        "bitmap 17x70x90 density 0.5",
+        "expanded_mlp 33x70-13-33 alpha 2 merged",
+        "semi_structured_matmul_t 17x70x88, 2 children",
+    ],
 )
 def test_the_other_families_pass_under_the_interpreter(name: str) -> None:
     (check,) = (check for check in checks() if check.name == name)

@@ -72,7 +72,9 @@ def test_onnx_is_told_to_take_the_dense_twin(monkeypatch: pytest.MonkeyPatch) ->
     wide = fpe.expand(integer_weights(mlp(*SIZES)), generator=seeded()).eval()
     x = torch.randn(2, SIZES[0], dtype=torch.float64, generator=seeded())
     torch.export.export(wide, (x,))
-    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    from torch.onnx._internal.exporter import _flags
+
+    monkeypatch.setattr(_flags, "_is_onnx_exporting", True)
     for strict in (False, True):
         with pytest.raises(Exception, match=r"ONNX.*fpe\.to_dense"):
             torch.export.export(wide, (x,), strict=strict)

@@ -13,6 +13,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from training_scenes import (
+    a_step_moves_the_parents_bytes,
+    checkpoints_change_hands,
+    losses_are_those_of_one_process,
+)
 
 import fpe
 
@@ -150,6 +155,9 @@ SCENES: tuple[Callable[[int], None], ...] = (
     replicas_of_other_seeds_are_refused,
     sharded_models_train_save_and_load,
     sharded_masks_move,
+    losses_are_those_of_one_process,
+    a_step_moves_the_parents_bytes,
+    checkpoints_change_hands,
 )
 
 

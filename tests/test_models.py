@@ -251,6 +251,9 @@ def test_a_known_block_with_another_forward_is_unknown() -> None:
             return x
 
     assert not fpe.find_pairs(Other(16, 2, 32)).groups
+    patched = nn.TransformerEncoderLayer(16, 2, 32)
+    patched.forward = lambda x: x  # type: ignore[assignment, method-assign]
+    assert not fpe.find_pairs(patched).groups
 
 
 def test_chains_inside_a_model_are_paired_and_their_norms_widened() -> None:

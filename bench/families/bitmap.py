@@ -49,7 +49,7 @@ class Case(contract.Case):
 
 CASES = tuple(Case(op, t) for op, t in product(OPERATIONS, ("bf16", "fp32")))
 """Numbers of 16 bits are moved alike, of whatever type."""
-QUICK = (Case("unpack", "bf16"),)
+QUICK = tuple(Case(op, "bf16") for op in OPERATIONS)
 
 
 def checks() -> Iterator[Check]:

@@ -106,7 +106,7 @@ PROVIDERS: dict[str, Provider] = {
         Provider("parent", lambda p, bias: dense_layer(p.weight, bias), exact=False, candidate=_always("parent")),
         Provider("wide", lambda p, bias: dense_layer(p.wide, bias), candidate=_always("wide dense")),
         Provider("masked", _masked),
-        *(_ours(name) for name in ("auto", *MERGE)),
+        *(_ours(name) for name in ("auto", *MERGE) if name != "cpu"),  # ``fpe here`` measures that one
         Provider(
             "torch.sparse 2:4",
             peers.semi_structured,

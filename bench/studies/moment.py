@@ -70,8 +70,8 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
     rows = []
     for before in sorted(set(split["before"])):
         beside = dense[(dense["before"] == before) & (dense["after"] == AFTER)]
-        columns = (text for kind in (fixed, in_all) for text in _over_now(kind, kind[kind["before"] == before]))
-        rows.append((f"{before}", interval(beside["test_accuracy"]), *columns))
+        cells = (text for kind in (fixed, in_all) for text in _over_now(kind, kind[kind["before"] == before]))
+        rows.append((f"{before}", interval(beside["test_accuracy"]), *cells))
     if len(in_all):
         best = in_all.loc[in_all.groupby("trial")["validation_accuracy"].idxmax()]
         rows.append(("best by validation", "-", "-", "-", *_over_now(in_all, best)))

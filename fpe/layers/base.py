@@ -100,7 +100,7 @@ class ExpandedLinear(nn.Module):
         if not isinstance(x, Tensor) or x.shape[-1:] != (self.in_features,):
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{type(self).__name__}: the input must have shape [..., {self.in_features}], got {got}")
-        if exports_to_onnx():
+        if torch.compiler.is_compiling() and exports_to_onnx():
             raise RuntimeError(f"{type(self).__name__}: ONNX has no such operation; export fpe.to_dense(model)")
         return self._multiply(x)
 

@@ -55,8 +55,7 @@ class ExpansionQuantizer(HfQuantizer):
                 f"a {type(model).__name__} has places for {made} of them"
             )
         for name, layer in layers.items():
-            dtype = next(model.get_submodule(name).parameters()).dtype
-            model.set_submodule(name, layer.to(dtype))
+            model.set_submodule(name, layer)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **given: Any) -> None:
         for layer in model.modules():
@@ -84,7 +83,10 @@ class ExpansionQuantizer(HfQuantizer):
 
 
 class _Entries(Mapping[str, Tensor]):
-    """A checkpoint by the names of a model: topologies as they are, and of weights, which load later, shapes alone."""
+    """A checkpoint by the names of a model: topologies as they are, and of weights, which load later, shapes alone.
+
+    Those have the default dtype, which is the model's while transformers builds it.
+    """
 
     def __init__(self, files: Mapping[str, Any], model: nn.Module) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping

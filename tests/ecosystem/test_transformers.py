@@ -52,6 +52,8 @@ def test_every_kind_of_layer_comes_back(options: dict, tmp_path: Path) -> None:
     assert not any(report.values())
     assert torch.equal(logits(again), logits(wide))
     assert fpe.nonzeros(again) == fpe.nonzeros(wide)
+    marks = [[t for n, t in m.named_buffers() if "fingerprint" in n] for m in (again, wide)]
+    assert marks[0] and all(torch.equal(*pair) for pair in zip(*marks, strict=True))
     again.save_pretrained(tmp_path / "twice")
     assert torch.equal(logits(hf.AutoModelForCausalLM.from_pretrained(tmp_path / "twice")), logits(wide))
 
