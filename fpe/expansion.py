@@ -58,8 +58,9 @@ def expand(
         split: How inputs are divided: ``"random"``, ``"groups"`` (inputs that belong together stay together) or
             ``"gram"`` (groups found from the trained weight).
         structure: ``"random"``, ``"2:4"`` (``alpha`` 2), ``"block"`` or ``"seeded"`` (``alpha`` 2, 4 or 8: the labels
-            are a function of a seed and take no memory, where no edge is removed: under policy ``"partition"``); the
-            last three with ``split="random"``.
+            are a function of a seed and take no memory under policy ``"partition"``; the other policies remove edges,
+            and a layer that loses some keeps its labels in bits, as ``"random"``); the last three with
+            ``split="random"``.
         block: Tile ``(bn, bk)`` for ``structure="block"`` or ``resparsify="block"``.
         resparsify: Which weights pay for the wider second layer, see :func:`fpe.resparsify.plan`:
             ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``; ``"auto"`` chooses between

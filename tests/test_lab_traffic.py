@@ -160,7 +160,7 @@ CASES = (
     SmallPartition("labels-split", alpha=4, config=replace(TILES, split=4), holes=True),
     SmallPartition("labels-even", m=32, shape=(64, 96), config=replace(TILES, block_n=32, block_k=16)),
     SmallPartition("labels-odd", shape=(33, 139), alpha=8, holes=True),
-    SmallPartition("labels-seeded", alpha=4, seeded=True),
+    SmallPartition("labels-seeded", m=17, shape=(33, 43), alpha=4, seeded=True),
     SmallPartition("labels-float32", dtype=torch.float32, config=replace(TILES, split=2)),
     SmallSemiStructured("quads"),
     SmallSemiStructured("quads-one-row", m=1, children=1),

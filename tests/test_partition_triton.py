@@ -84,7 +84,7 @@ CASES = (
     Case(48, 0, 3),
     Case(64, 128, 16, labels="seeded"),
     Case(67, 131, 1, alpha=4, labels="seeded"),
-    Case(33, 266, 5, alpha=8, labels="seeded"),
+    Case(17, 139, 5, alpha=8, labels="seeded"),
 )
 
 

@@ -53,8 +53,9 @@ def _outer_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
 
 def _check_direct(row: Row) -> list[str]:
     complaints = as_meant(row)
-    few, spent = row["tile"].startswith(("8", "16")), row["instructions_per_weight"]
-    if few and spent > ISSUE_SLOTS:
+    few = row["tile"].startswith(("8", "16"))
+    if few and row["instructions_per_weight"] > ISSUE_SLOTS:
+        spent = row["instructions_per_weight"]
         complaints.append(f"{spent} instructions a weight: unpacking would outlast the memory")
     if row["loop_shared"]:
         complaints.append(f"{row['loop_shared']} instructions on shared memory in a loop that needs none")

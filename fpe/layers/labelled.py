@@ -244,6 +244,7 @@ class SplitLinear(_LabelledLinear):
         weight, bias = self.edge_weight, None if self.bias is None else self.bias.view(self.alpha, -1)
         labels, kept = self._beside(weight, self.packed), self._beside(weight, self.bitmap)
         if self.exchanges and (x.is_cuda or self.backend not in ("auto", "eager")):
+            assert isinstance(labels, PackedLabels)  # a 2:4 layer's
             trains = torch.is_grad_enabled() and weight.requires_grad
             compress = _compress if trains or torch.compiler.is_compiling() else _compress_once
             quads = SemiStructuredLayout(labels.shape, quad_codes(labels.planes, labels.shape[1]), None, 2)

@@ -412,8 +412,7 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
         words, per_word = stored.view(torch.int32), 2
     else:
         words, per_word = stored.view(torch.int16), 1
-    seeded = isinstance(labels, SeededLabels)
-    planes, key = (None, labels.key) if seeded else (labels.words, 0)
+    planes, key = (None, labels.key) if isinstance(labels, SeededLabels) else (labels.words, 0)
     return StoredWeight(words, per_word, planes, key, (n, k), labels.transposed)
 
 
