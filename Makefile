@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TYPED := build/typecheck
 ECOSYSTEM := build/ecosystem
 
-.PHONY: help report test test-ecosystem test-triton test-torch lint docs figures clean
+.PHONY: help report test test-ecosystem test-triton test-torch lint docs docs-site figures clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ lint: $(READY)  ## Check style and types
 	rm -rf $(TYPED) && mkdir -p $(TYPED)
 	cp -R fpe $(TYPED)/fpe && cp -R kernels bench $(TYPED)/fpe
 	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fpe
+
+docs-site: $(READY)  ## Build the documents' site with its API reference into build/site (needs: pip install -e '.[site]')
+	rm -rf build/docs && mkdir -p build && cp -R docs build/docs
+	sed 's#](docs/#](#g' README.md > build/docs/index.md
+	$(BIN)/python -m mkdocs build --quiet
 
 figures: docs  ## Draw the documents' figures and tables from the committed results
 

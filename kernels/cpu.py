@@ -7,6 +7,7 @@ package: Numba's own threads abort a process that forks after it has used them, 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from itertools import count
@@ -71,6 +72,9 @@ def _pool(process: int) -> ThreadPoolExecutor:
 def shared_out(work: Callable[[int, int], object], size: int, unit: int) -> None:
     """Calls ``work(start, stop)`` over ``range(size)`` from as many threads as PyTorch takes.
 
+    The calling thread takes pieces too, and waits for none that nobody has begun: it gets done alone where the pool is
+    busy with other callers, and where the interpreter is on its way out and starts no thread.
+
     Args:
         work: Takes a piece; pieces run at the same time.
         size: Of the whole.
@@ -87,7 +91,10 @@ def shared_out(work: Callable[[int, int], object], size: int, unit: int) -> None
         while (start := next(starts)) < size:
             work(start, min(start + piece, size))
 
-    helpers = [_pool(os.getpid()).submit(take) for _ in range(threads - 1)]
+    helpers = []
+    with suppress(RuntimeError):  # "cannot schedule new futures after shutdown"
+        for _ in range(threads - 1):
+            helpers.append(_pool(os.getpid()).submit(take))
     take()
     for helper in helpers:
         if not helper.cancel():  # one that has not begun finds nothing left

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .cpu import MAX_ROWS, numba_installed
+from .cpu import numba_installed
 from .device import arch_of, fences_copies, interpreting
 from .gpus import OLDEST, architecture
 from .here import labels_win
@@ -116,7 +116,9 @@ def fastest(
 def fastest_on_cpu(
     op: str, sizes: tuple[int, int, int, int], operand: Tensor, backends: Mapping[str, Backend], *call: object
 ) -> str:
-    """:func:`fastest` on a CPU, where the model is that of :mod:`.here`: its kernels or the eager twin.
+    """:func:`fastest` on a CPU, where the model is that of :mod:`.here`: its kernels, or the eager twin.
+
+    It is the twin where nobody has measured the machine (``fpe here``).
 
     Args:
         op: As :func:`ranked` takes it; no CPU kernel computes ``"partition_grad"``.
@@ -125,8 +127,8 @@ def fastest_on_cpu(
         backends: Those of the family.
         call: What else their ``why_not`` takes.
     """
-    able = op != "partition_grad" and sizes[0] <= MAX_ROWS and not backends["cpu"].why_not(operand, *call)
-    return "cpu" if able and labels_win(*sizes, operand.itemsize, "twin") else "eager"
+    able = op != "partition_grad" and not backends["cpu"].why_not(operand, *call)
+    return "cpu" if able and labels_win(*sizes, operand.dtype, "twin") else "eager"
 
 
 def stays(given: Tensor, used: Tensor) -> bool:

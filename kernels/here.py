@@ -1,8 +1,8 @@
 """What this machine's CPU can do, and what a product with few rows costs on it.
 
 :func:`roof_here` never measures. It reads what ``fpe here`` wrote into the user's cache folder, for this CPU, number of
-threads and PyTorch; where nothing was written, it is the slow machine of :data:`DEFAULT`. So ``backend="auto"`` decides
-the same way from call to call, and nothing is timed inside of a forward.
+threads and PyTorch. Where nothing was written nothing is predicted, and ``backend="auto"`` takes the eager twin. So it
+decides the same way from call to call, and nothing is timed inside of a forward.
 
 The model is a sum: a product takes the time in which it would run from the cache (:attr:`CpuRoof.rates`, measured on a
 small layer, in proportion to the weights), and the time in which its bytes come from memory where they do not fit the
@@ -19,6 +19,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
+
+from .cpu import MAX_ROWS, numba_installed
 
 ROWS = (1, 4, 16, 64, 256)
 """Rows of activations at which rates are measured; in between they are interpolated."""
@@ -39,10 +41,9 @@ class CpuRoof:
         flops: Of a large float32 matrix product, a second.
         cache: Bytes of a layer that stay in the caches.
         call: Seconds of a call on next to nothing, through the operation.
-        rates: Seconds for each weight of a layer in the cache, at :data:`ROWS`: of ``"dense"``, the faster of PyTorch's
-            product and this compiler's, of ``"torch"``, PyTorch's alone, and of ``"labels 2"``, ``"labels 4"`` and
-            ``"labels 8"``, ours.
-        measured: Whether it was, here.
+        rates: Seconds for each weight of a float32 layer in the cache, at :data:`ROWS`: of ``"torch"``, PyTorch's dense
+            product, of ``"compiled"``, the kernel with one child, and of ``"labels 2"``, ``"labels 4"`` and
+            ``"labels 8"``, the kernel with more.
     """
 
     name: str
@@ -54,7 +55,6 @@ class CpuRoof:
     cache: float
     call: float
     rates: Mapping[str, tuple[float, ...]]
-    measured: bool = True
 
     def rate(self, name: str, m: int) -> float:
         """Seconds for each weight at a number of rows, interpolated between those measured, in proportion beyond."""
@@ -79,19 +79,20 @@ class CpuRoof:
         return size / self.read if size > self.cache else 0.0
 
 
-def predict(m: int, n: int, k: int, alpha: int, roof: CpuRoof, itemsize: int = 4) -> dict[str, float]:
-    """Seconds of a split of a parent ``[n, k]`` for ``m`` rows.
+def predict(m: int, n: int, k: int, alpha: int, roof: CpuRoof) -> dict[str, float]:
+    """Seconds of a float32 split of a parent ``[n, k]`` for ``m`` rows.
 
     Returns:
         ``"parent"``: the faster dense product; ``"wide"``: PyTorch's product with the wide dense weight, which is kept;
         ``"ours"``: the kernel on labels; ``"twin"``: the eager definition, which makes the wide weight in every call.
     """
     weights = n * k
-    size = weights * itemsize
+    size = 4 * weights
     index = weights * math.ceil(math.log2(max(alpha, 2))) / 8
     wide = alpha * weights * roof.rate("torch", m) + roof.memory(alpha * size)
     return {
-        "parent": weights * roof.rate("dense", m) + roof.memory(size),
+        "parent": min(weights * roof.rate("torch", m), roof.call + weights * roof.rate("compiled", m))
+        + roof.memory(size),
         "wide": wide,
         "ours": roof.call + weights * roof.labels(alpha, m) + roof.memory(size + index),
         # It reads labels, makes and reads an int64 table of them, and writes the wide weight twice.
@@ -99,32 +100,15 @@ def predict(m: int, n: int, k: int, alpha: int, roof: CpuRoof, itemsize: int = 4
     }
 
 
-DEFAULT = CpuRoof(
-    "an unmeasured CPU",
-    0,
-    "",
-    copy=10e9,
-    read=8e9,
-    flops=50e9,
-    cache=4 << 20,
-    call=200e-6,
-    rates={
-        "dense": (5e-11, 1.5e-10, 5e-10, 1.2e-9, 4.8e-9),
-        "torch": (6e-11, 2e-10, 5e-10, 1.2e-9, 4.8e-9),
-        "labels 2": (1e-10, 2e-10, 8e-10, 3.2e-9, 1.3e-8),
-        "labels 4": (1.6e-10, 4e-10, 1.6e-9, 6.4e-9, 2.6e-8),
-        "labels 8": (3.2e-10, 1.2e-9, 4.8e-9, 1.9e-8, 7.7e-8),
-    },
-    measured=False,
-)
-"""A slow machine, for deciding where nothing was measured: conservative figures, and no claim about any CPU."""
+def folder() -> Path:
+    """Where this package keeps what it has measured for a user: in ``XDG_CACHE_HOME``, or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fixed-parameter-expansion"
 
 
 def path_here() -> Path:
-    """Where the roof of this machine is kept: in ``XDG_CACHE_HOME``, or ``~/.cache``, by CPU, threads and PyTorch."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where the roof of this machine is kept, by CPU, threads and PyTorch."""
     words = "".join(c if c.isalnum() else "-" for c in f"{cpu_name()}-{torch.get_num_threads()}-{torch.__version__}")
-    return folder / "fixed-parameter-expansion" / f"cpu-{words}.json"
+    return folder() / f"cpu-{words}.json"
 
 
 @cache
@@ -150,28 +134,40 @@ def write(roof: CpuRoof) -> Path:
     return path
 
 
-def roof_here() -> CpuRoof:
-    """The measured roof of this machine with its present number of threads, else :data:`DEFAULT`."""
+def roof_here() -> CpuRoof | None:
+    """The measured roof of this machine with its present number of threads.
+
+    None where it was not measured, or where Numba, which compiles the kernels, is gone.
+    """
     return _read(torch.get_num_threads())
 
 
 @cache
-def _read(threads: int) -> CpuRoof:
+def _read(threads: int) -> CpuRoof | None:
+    if not numba_installed():
+        return None
     try:
         given = json.loads(path_here().read_text())
         return CpuRoof(**{**given, "rates": {name: tuple(rates) for name, rates in given["rates"].items()}})
     except (OSError, ValueError, KeyError, TypeError):  # none, or one of another version
-        return DEFAULT
+        return None
 
 
-def labels_win(m: int, n: int, k: int, alpha: int, itemsize: int, over: str) -> bool:
-    """Whether the kernel on labels is predicted to be faster than ``"twin"`` or ``"wide"`` here."""
-    if min(m, n, k) < 1:
+def labels_win(m: int, n: int, k: int, alpha: int, dtype: torch.dtype, over: str) -> bool:
+    """Whether the kernel on labels is predicted to be faster than ``"twin"`` or ``"wide"`` here.
+
+    It is not where nothing is known: no roof was measured, or the weights are not float32, as the rates are.
+    """
+    threads = torch.get_num_threads()
+    known = _read(threads) is not None and dtype == torch.float32 and alpha <= ALPHAS[-1]
+    if not known or min(n, k) == 0 or not 0 < m <= MAX_ROWS:
         return False
-    seconds = _predicted(m, n, k, alpha, itemsize, torch.get_num_threads())
+    seconds = _predicted(m, n, k, alpha, threads)
     return seconds["ours"] < seconds[over]
 
 
 @lru_cache(maxsize=4096)
-def _predicted(m: int, n: int, k: int, alpha: int, itemsize: int, threads: int) -> dict[str, float]:
-    return predict(m, n, k, alpha, roof_here(), itemsize)
+def _predicted(m: int, n: int, k: int, alpha: int, threads: int) -> dict[str, float]:
+    roof = _read(threads)
+    assert roof is not None
+    return predict(m, n, k, alpha, roof)

@@ -142,7 +142,7 @@ def roof_named(name: str, arch: int | None = None) -> Roof:
     Raises:
         ValueError: No such GPU is known.
     """
-    words = {word.removesuffix("gb") for word in re.split("[^a-z0-9]+", name.lower())}
+    words = _words(name)
     fitting = [key for key in PUBLISHED if {*key.split("-")} <= words and "laptop" not in words]
     if fitting:
         return PUBLISHED[max(fitting, key=len)]
@@ -150,4 +150,12 @@ def roof_named(name: str, arch: int | None = None) -> Roof:
         alike = [roof for roof in PUBLISHED.values() if roof.arch == architecture(arch).arch]
         stand_in = min(alike, key=lambda roof: roof.bandwidth)
         return replace(stand_in, name=f"{name}, taken for a {stand_in.name}")
-    raise ValueError(f"GPU must be one of {', '.join(PUBLISHED)} or a measured roof's file, got {name!r}")
+    raise ValueError(
+        f"GPU must be one of {', '.join(PUBLISHED)}, or a roof's JSON file (`fpe gpus --help`), got {name!r}"
+    )
+
+
+def _words(name: str) -> set[str]:
+    """The words of a GPU's name as people write it: ``"RTX4070Ti"``, ``"rtx 4070 ti"`` and ``"4070-ti"`` are alike."""
+    glued = "(?<=rtx)(?=[0-9a])|(?<=[0-9])(?=(?:ti|super|ada)(?![a-z])|tisuper)|(?<=[0-9]ti)(?=super)"
+    return {word.removesuffix("gb") for word in re.split("[^a-z0-9]+", re.sub(glued, " ", name.lower()))}

@@ -30,6 +30,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seed", type=int, default=0, metavar="S", help="other random calls")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def unmeasured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nobody has measured this machine (``fpe here``), so that ``"auto"`` decides alike on all of them."""
+    empty = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fpe.kernels.here.folder", lambda: empty)
+        yield
+
+
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """New tensors hold NaN, so that an element that no program writes is seen."""

@@ -34,6 +34,7 @@ LAUNCHERS = {
     "block.triton": ("block_matmul_triton", "block_matmul_t_triton", "block_grad_triton"),
     "partition.triton": ("split_matmul_triton", "merge_matmul_triton", "partition_grad_triton"),
     "mlp.triton": ("expanded_mlp_triton",),
+    "bitmap.triton": ("unpack_values_triton", "pack_values_triton"),
     "semi_structured.triton": (
         "semi_structured_matmul_triton",
         "semi_structured_matmul_t_triton",

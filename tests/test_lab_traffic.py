@@ -348,7 +348,7 @@ def test_command_prints_a_table_and_rows(tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli, ["lab", "traffic", "--quick", "--output", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
     assert "ratio" in shown.output and "dX" in shown.output
-    sizes = ["--m", "16", "--n", "128", "--k", "256"]
+    sizes = ["--m", "16", "--shape", "128x256"]
     rows = CliRunner().invoke(cli, ["lab", "traffic", *sizes, "--json", "--output", str(tmp_path)])
     assert rows.exit_code == 0, rows.output
     parsed = [json.loads(line) for line in rows.output.splitlines()]

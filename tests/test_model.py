@@ -322,7 +322,7 @@ def test_the_model_is_pure() -> None:
 
 
 def test_explain_prints_every_candidate_and_the_choice() -> None:
-    done = CliRunner().invoke(cli, ["explain", "--m", "16", "--n", "4096", "--k", "4096"], env={"COLUMNS": "160"})
+    done = CliRunner().invoke(cli, ["explain", "--m", "16", "--shape", "4096x4096"], env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
     chosen = [line for line in done.output.splitlines() if "chosen" in line]
     assert len(chosen) == 1 and chosen[0].lstrip("│ ").startswith("packed")  # names wrap where the terminal is narrow
@@ -338,7 +338,7 @@ def test_explain_turns_the_layer_for_dx() -> None:
 
 
 def test_verdict_says_where_the_claim_holds() -> None:
-    arguments = ["verdict", "--gpu", "a100", "--n", "4096", "--k", "14336", "--alpha", "2"]
+    arguments = ["verdict", "--gpu", "a100", "--shape", "4096x14336", "--alpha", "2"]
     done = CliRunner().invoke(cli, arguments, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     held = crossover(model.INFERENCE, Sizes(1, 4096, 14336, structure="block"), PUBLISHED["a100"])
@@ -382,7 +382,7 @@ def test_measured_verdict_takes_our_fastest_and_stops_at_the_first_failure(tmp_p
     assert block["holds_to"] == 0 and block["ratio"][256] == 0.5
     path = results.write(tmp_path / "latency.jsonl")
     (tmp_path / "roof.json").write_text(json.dumps(MEASURED))
-    arguments = ["verdict", "--measured", str(path), "--n", "64", "--k", "32"]
+    arguments = ["verdict", "--measured", str(path), "--shape", "64x32"]
     done = CliRunner().invoke(cli, arguments, env={"COLUMNS": "250"})
     assert done.exit_code == 0, done.output
     assert "random 16, block none" in done.output and "block 0.50 (fpe/triton)" in done.output
@@ -406,7 +406,7 @@ def test_a_measured_verdict_needs_times_of_its_layer(
     tmp_path: Path, study: str, settings: dict, rows: list, says: str
 ) -> None:
     path = Results(study, settings, rows, {"device": "NVIDIA H200", "commit": "x"}).write(tmp_path / "r.jsonl")
-    done = CliRunner().invoke(cli, ["verdict", "--measured", str(path), "--n", "64", "--k", "32"])
+    done = CliRunner().invoke(cli, ["verdict", "--measured", str(path), "--shape", "64x32"])
     assert done.exit_code != 0 and says in " ".join(done.output.split()) and "Traceback" not in done.output
 
 
@@ -416,10 +416,10 @@ def test_a_measured_verdict_needs_times_of_its_layer(
         (["verdict", "--measured", "missing.jsonl"], "missing.jsonl"),
         (["verdict", "--gpu", "6090"], "h200"),
         (["verdict", "--gpu", "missing.json"], "missing.json"),
-        (["verdict", "--n", "0"], "--n"),
+        (["verdict", "--shape", "0x7"], "--shape"),
         (["explain", "--structure", "random", "--dtype", "int8"], "int8"),
         (["explain", "--structure", "2:4", "--alpha", "4"], "alpha = 2"),
-        (["explain", "--op", "sideways"], "sideways"),
+        (["explain", "--pass", "sideways"], "sideways"),
     ],
 )
 def test_bad_arguments_are_named(arguments: list[str], message: str) -> None:

@@ -6,10 +6,15 @@ import click
 
 COMMANDS = {
     "docs": ("cli.commands:docs", "Fill the tables and figures of README.md and docs/ from the committed results."),
+    "doctor": (
+        "cli.doctor:doctor",
+        "Say what of this package runs here, what does not and why, and which data are found.",
+    ),
     "explain": (
         "cli.costs:explain_command",
         "Say which implementation runs an expanded layer, what each would cost, and why (predicted).",
     ),
+    "gpus": ("cli.costs:gpus_command", "Print the GPUs that --gpu knows, by the name it takes."),
     "gpu": (
         "cli.costs:gpu_command",
         "Measure everything that needs a GPU, in minutes: correctness first, then times (--help says more).",
@@ -27,7 +32,10 @@ COMMANDS = {
         "cli.commands:report",
         "Run the case studies and write one HTML page with their figures (minutes on two cores).",
     ),
-    "results": ("cli.commands:results_command", "Print a results file, or list the committed ones."),
+    "results": (
+        "cli.commands:results_command",
+        "Print a committed results file by its name, or any by its path.",
+    ),
     "study": ("studies.cli:study", "Run one of the paper's experiments and print it beside the published figures."),
     "tune": (
         "cli.commands:tune_command",
@@ -61,10 +69,18 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="fixed-parameter-expansion", prog_name="fpe")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Fixed Parameter Expansion: wider networks at the same number of non-zero weights.
 
-    Start with 'fpe report', which runs the case studies and writes a page to look at.
+    Start with 'fpe doctor', which says what runs here, and 'fpe report', which runs the case studies and writes a page
+    to look at.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())

@@ -1,55 +1,101 @@
 """The commands on reports, results, tuning and documents."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
 from ..results import COMMITTED, Results
-from .options import common, output_option
-from .output import NOTHING_WRITTEN, console, errors, print_json, print_path, print_table, stopping
+from ..table import Table
+from .options import common, output_option, rows_options
+from .output import NOTHING_WRITTEN, print_path, print_results, print_rows, print_table, print_text, stopping
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="A few steps of every study: to see that it runs.")
 @output_option()
 @common
-def report(quick: bool, output: Path, seed: int, device: str, as_json: bool) -> None:
+def report(quick: bool, output: Path, seed: int, device: str, form: str | None) -> None:
     """Run the case studies and write one HTML page with their figures (minutes on two cores)."""
     from ..report.page import build
 
     with stopping(NOTHING_WRITTEN):
-        page, results, tables = build(output, seed=seed, device=device, quick=quick, quiet=as_json)
-    if as_json:
-        for result in results:
-            print_json(result)
+        page, results, tables = build(output, seed=seed, device=device, quick=quick, quiet=bool(form))
+    if form:
+        print_rows([{"study": result.study, **row} for result in results for row in result.rows], form)
         return
     for table in tables:
         print_table(table)
     print_path("Report", page)
 
 
+MOST_ROWS = 30
+"""Rows that ``fpe results`` prints unless asked for all."""
+
+
 @click.command("results")
-@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
-def results_command(path: Path | None) -> None:
-    """Print a results file, or list the committed ones."""
-    if path is None:
-        for file in sorted(COMMITTED.rglob("*.jsonl")):
-            console.print(file)
+@click.argument("name", required=False)
+@click.option("--all", "every", is_flag=True, help=f"Print every row, not only the first {MOST_ROWS}.")
+@rows_options
+def results_command(name: str | None, every: bool, form: str | None) -> None:
+    """Print a committed results file by its name, or any by its path.
+
+    Without a name it lists those that are committed. The name is the file's: boolean, or studies/boolean where two
+    folders have one.
+    """
+    if name is None:
+        files = [(_name_of(path), Results.read(path)) for path in sorted(COMMITTED.rglob("*.jsonl"))]
+        if form:
+            print_rows([{"name": n, "study": r.study, "rows": len(r.rows), **r.provenance} for n, r in files], form)
+            return
+        cells = [(n, str(len(r.rows)), str(r.provenance["device"])) for n, r in files]
+        print_table(Table("Committed results: `fpe results NAME` prints one", ("name", "rows", "measured on"), cells))
         return
     try:
-        results = Results.read(path)
+        results = Results.read(_found(name))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(results.frame.to_string(index=False))
+    if form:
+        print_results(results, form)
+        return
+    columns = list(dict.fromkeys(column for row in results.rows for column in row))
+    shown = results.rows if every else results.rows[:MOST_ROWS]
+    body = [tuple(_cell(row.get(column)) for column in columns) for row in shown]
+    print_table(Table(f"{results.study}, {results.origin}", tuple(columns), body))
+    if len(shown) < len(results.rows):
+        print_text(f"{len(results.rows) - len(shown)} more rows: --all prints them, --csv and --json too.")
+
+
+def _name_of(path: Path) -> str:
+    return str(path.relative_to(COMMITTED).with_suffix(""))
+
+
+def _found(name: str) -> Path:
+    """A results file by its path, or a committed one by its name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = {_name_of(file): file for file in sorted(COMMITTED.rglob("*.jsonl"))}
+    fitting = [key for key in known if name in (key, Path(key).name)]
+    if len(fitting) == 1:
+        return known[fitting[0]]
+    says = f"is the name of {' and '.join(fitting)}" if fitting else f"is neither a file nor one of {', '.join(known)}"
+    raise click.BadParameter(f"{name!r} {says}", param_hint="NAME")
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 @click.command("tune")
 @click.option("--budget", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds.")
 @output_option()
 @click.option("--dry-run", is_flag=True, help="Walk the plan at small sizes under TRITON_INTERPRET=1, timing nothing.")
-def tune_command(budget: float, output: Path, dry_run: bool) -> None:
+@rows_options
+def tune_command(budget: float, output: Path, dry_run: bool, form: str | None) -> None:
     """Find the fastest tiles of the block and partition kernels on the GPU at hand.
 
     Copy the files that it writes to kernels/configs/ to have them used.
@@ -72,7 +118,10 @@ def tune_command(budget: float, output: Path, dry_run: bool) -> None:
         measure = tune.device_milliseconds
 
     with stopping("The tables hold what has been tuned; the same command begins anew."):
-        entries = tune.run(todo, device, output, measure, budget, target, limit, errors.print, workers)
+        entries = tune.run(todo, device, output, measure, budget, target, limit, partial(click.echo, err=True), workers)
+    if form:
+        print_rows(entries, form)
+        return
     for family in dict.fromkeys(entry["family"] for entry in entries):
         print_path("Table", tune.table_path(output, family, device))
 
@@ -85,4 +134,4 @@ def docs() -> None:
     if not in_checkout():
         raise click.ClickException(f"the documents are in a checkout of the repository alone, and {ROOT} is none")
     for path in refresh():
-        console.print(path)
+        click.echo(path)

@@ -1,6 +1,5 @@
 """The commands on cost: ``fpe explain``, ``fpe verdict``, ``fpe latency`` and ``fpe gpu``."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,28 +7,32 @@ from typing import Any
 import click
 import torch
 
+from ...kernels.gpus import GPUS
+from ...kernels.here import ALPHAS, roof_here
 from ...kernels.model import PASSES
 from ...kernels.roofs import ITEMSIZE, Roof
 from ...kernels.structures import STRUCTURES
 from ..costs import verdict
+from ..here import draw
 from ..latency import shapes, suite, whole
 from ..latency.providers import PROVIDERS, find
 from ..results import Results
 from ..table import Table
-from .options import json_option, output_option
-from .output import NOTHING_WRITTEN, console, finish, print_table, stopping
+from .options import alpha_option, output_option, rows_options, shape_option
+from .output import NOTHING_WRITTEN, finish, print_rows, print_table, print_text, stopping
 from .progress import progress
+
+BLOCK = (click.IntRange(1), click.IntRange(1))
 
 
 def sized(command: Callable) -> Callable:
     """The options that name a layer and a GPU."""
     for option in (
-        click.option("--gpu", help="A GPU's name or a measured roof's JSON file.  [default: the one at hand, or h200]"),
-        click.option("--block", type=(click.IntRange(1), click.IntRange(1)), default=(64, 64), show_default=True),
+        click.option("--gpu", help="A name of `fpe gpus`, or a roof.json.  [default: the GPU at hand, or h200]"),
+        click.option("--block", type=BLOCK, default=(64, 64), show_default=True, help="Sides of structure block."),
         click.option("--dtype", type=click.Choice(list(ITEMSIZE)), default="bf16", show_default=True),
-        click.option("--alpha", type=click.IntRange(1), default=2, show_default=True, help="Children per parent."),
-        click.option("--k", type=click.IntRange(1), default=14336, show_default=True, help="Input features."),
-        click.option("--n", type=click.IntRange(1), default=4096, show_default=True, help="Parent's output features."),
+        alpha_option(),
+        shape_option((4096, 14336), "4096x14336"),
     ):
         command = option(command)
     return command
@@ -46,29 +49,49 @@ def _roof(gpu: str | None) -> Roof:
 @click.command("explain")
 @click.option("--m", type=click.IntRange(1), default=1, show_default=True, help="Rows of activations.")
 @click.option("--structure", type=click.Choice(STRUCTURES), default="random", show_default=True)
-@click.option("--op", "name", type=click.Choice(list(PASSES)), default="forward", show_default=True, help="Pass.")
+@click.option("--pass", "name", type=click.Choice(list(PASSES), case_sensitive=False), default="forward",
+              show_default=True, help="Of the layer.")  # fmt: skip
+@rows_options
 @sized
-def explain_command(m: int, structure: str, name: str, gpu: str | None, **layer: Any) -> None:
+def explain_command(
+    m: int, structure: str, name: str, form: str | None, gpu: str | None, shape: tuple[int, int], **layer: Any
+) -> None:
     """Say which implementation runs an expanded layer, what each would cost, and why (predicted)."""
     roof = _roof(gpu)
     try:
-        table = verdict.explain(verdict.Layer(**layer), structure, m, roof, name)
+        table = verdict.explain(verdict.Layer(*shape, **layer), structure, m, roof, name)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if form:
+        print_rows(table.records(), form)
+        return
     print_table(table)
-    console.print(verdict.assumptions(roof))
+    print_text(verdict.assumptions(roof))
 
 
 @click.command("verdict")
 @click.option("--tolerance", type=click.FloatRange(0), default=0.10, show_default=True, help="What counts as equal.")
-@json_option
+@rows_options
 @click.option(
     "--measured", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="latency.jsonl of fpe gpu."
 )
 @sized
-def verdict_command(tolerance: float, gpu: str | None, path: Path | None, as_json: bool, **layer: Any) -> None:
-    """Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above."""
-    sizes = verdict.Layer(**layer)
+def verdict_command(
+    tolerance: float,
+    gpu: str | None,
+    path: Path | None,
+    form: str | None,
+    shape: tuple[int, int],
+    **layer: Any,
+) -> None:
+    """Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above.
+
+    `--gpu here` is this machine's CPU, in float32, once `fpe here` has measured it.
+    """
+    if gpu == "here":
+        _verdict_here(shape, layer["alpha"], tolerance, form)
+        return
+    sizes = verdict.Layer(*shape, **layer)
     try:
         results = Results.read(path) if path else None
         roof = _roof(gpu or (_roof_beside(path, results) if path and results else None))
@@ -76,16 +99,58 @@ def verdict_command(tolerance: float, gpu: str | None, path: Path | None, as_jso
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     name, basis = (results.provenance["device"], f"measured, {path}") if results else (roof.name, roof.basis)
-    if as_json:
-        for row in rows:
-            click.echo(json.dumps({"gpu": name, "basis": basis, **row}))
+    if form:
+        print_rows([{"gpu": name, "basis": basis, **row} for row in rows], form)
         return
-    console.print(verdict.sentences(sizes, rows, name, basis, tolerance))
+    print_text(f"{verdict.sentences(sizes, rows, name, basis, tolerance)}\n\n")
     if results:
         print_table(verdict.compared_table(sizes, rows, results, roof, tolerance))
     else:
         print_table(verdict.verdict_table(sizes, rows, roof, tolerance))
-    console.print(verdict.assumptions(roof))
+    print_text(verdict.assumptions(roof))
+
+
+def _verdict_here(shape: tuple[int, int], alpha: int, tolerance: float, form: str | None) -> None:
+    """The verdict on this machine's CPU.
+
+    Raises:
+        click.UsageError: Its roof was not measured, or an option says what it does not tell.
+    """
+    given = click.get_current_context()
+    for name, allowed in (("dtype", ("fp32",)), ("block", ()), ("path", ())):
+        asked = given.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if asked and given.params[name] not in allowed:
+            raise click.UsageError(
+                "--gpu here is of labels in float32: it takes no other --dtype, --block or --measured"
+            )
+    if not 2 <= alpha <= ALPHAS[-1]:
+        raise click.UsageError(f"--gpu here knows 2 to {ALPHAS[-1]} children, got {alpha}")
+    roof = roof_here()
+    if roof is None:
+        raise click.UsageError("this machine's CPU was not measured with its present number of threads: run `fpe here`")
+    if form:
+        print_rows([{"cpu": roof.name, **row} for row in draw.verdict_rows(*shape, alpha, roof, tolerance)], form)
+        return
+    print_table(draw.verdict_table(*shape, alpha, roof, tolerance))
+
+
+@click.command("gpus")
+@rows_options
+def gpus_command(form: str | None) -> None:
+    """Print the GPUs that --gpu knows, by the name it takes.
+
+    For another GPU, or for measured figures, give --gpu a roof: a JSON file with name, arch, bandwidth, flops, l2 and
+    integer. `fpe gpu --only roof` measures one, and docs/benchmarks.md shows how to write one.
+    """
+    if form:
+        print_rows([{"key": key, **gpu._asdict()} for key, gpu in GPUS.items()], form)
+        return
+    columns = ("--gpu", "GPU", "capability", "GB/s", "16-bit TFLOP/s", "float32 TFLOP/s", "L2 MB", "multiprocessors")
+    rows = [
+        (key, g.name, f"{g.arch / 10}", f"{g.bandwidth:g}", f"{g.tensor:g}", f"{g.fp32:g}", f"{g.l2:g}", f"{g.sms}")
+        for key, g in GPUS.items()
+    ]
+    print_table(Table("GPUs as their vendor publishes them, dense, float32 sums; not measured", columns, rows))
 
 
 def _roof_beside(path: Path, results: Results) -> str:
@@ -103,13 +168,18 @@ def gpu_command(arguments: tuple[str, ...]) -> None:
     raise SystemExit(main(arguments))
 
 
-COLUMNS = ("milliseconds", "low", "high", "over parent", "over wide", "host_milliseconds", "bytes", "GB/s", "flops")
+COLUMNS = ("ms", "low", "high", "over parent", "over wide", "host_milliseconds", "bytes", "GB/s", "flops")
 """Columns of a latency table besides those that name the row."""
 
 
 @click.command("latency")
 @click.option(
-    "--shape", "names", multiple=True, help="N x K of the parent, or a set.  [default: paper; headline on CUDA]"
+    "--shape",
+    "names",
+    metavar="NxK",
+    multiple=True,
+    help=f"Output x input features of the parent, or one of {', '.join(shapes.SETS)}.  [default: paper; headline on "
+    "CUDA]",
 )
 @click.option("--m", "rows", type=click.IntRange(1), multiple=True, help="Rows of activations.  [default: 1, 64]")
 @click.option("--structure", "structures", type=click.Choice(STRUCTURES), multiple=True, help="[default: all]")
@@ -118,13 +188,13 @@ COLUMNS = ("milliseconds", "low", "high", "over parent", "over wide", "host_mill
     "--level", type=click.Choice((*suite.LEVELS, "model")), default="op", show_default=True, help="What is timed."
 )
 @click.option("--pass", "passes", multiple=True, help="Of the level's.  [default: all]")
-@click.option("--alpha", type=click.IntRange(2), default=2, show_default=True, help="Children per parent.")
+@alpha_option()
 @click.option("--dtype", type=click.Choice(list(ITEMSIZE)), help="[default: fp32; bf16 on CUDA]")
-@click.option("--block", type=(click.IntRange(1), click.IntRange(1)), default=(64, 64), show_default=True)
+@click.option("--block", type=BLOCK, default=(64, 64), show_default=True, help="Sides of structure block.")
 @click.option("--column", "columns", multiple=True, help=f"To print, of {', '.join(COLUMNS)}.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is one]")
 @click.option("--seconds", type=click.FloatRange(0), default=0.3, show_default=True, help="To spend on each pass.")
-@json_option
+@rows_options
 @output_option()
 def latency_command(
     names: tuple[str, ...],
@@ -139,7 +209,7 @@ def latency_command(
     columns: tuple[str, ...],
     device: str | None,
     seconds: float,
-    as_json: bool,
+    form: str | None,
     output: Path,
 ) -> None:
     """Time expanded layers beside the parent, the wide dense layer and peers, here and now.
@@ -150,7 +220,7 @@ def latency_command(
     if level == "model":
         if names or structures or who or passes or dtype or columns or device == "cuda":
             raise click.UsageError("--level model takes --m, --alpha, --seconds, --json and --output alone")
-        _time_models(rows or whole.ROWS, alpha, seconds, as_json, output)
+        _time_models(rows or whole.ROWS, alpha, seconds, form, output)
         return
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
@@ -171,21 +241,21 @@ def latency_command(
     found = Results("latency", {"device": place, "level": level, "dry_run": not gpu}, [])
     with stopping(NOTHING_WRITTEN):
         cases = list(plan.cases())
-        for case in progress(cases, "Timing", len(cases), quiet=as_json):
+        for case in progress(cases, "Timing", len(cases), quiet=bool(form)):
             found.rows.extend(suite.measure(case, providers, place, level, passes, seconds))
-    finish(found, output / "latency.jsonl", latency_table(found, columns or COLUMNS[:5]), as_json)
-    if not as_json:
-        for line in untimed(found):
-            console.print(line, highlight=False)
+    finish(found, output / "latency.jsonl", latency_table(found, columns or COLUMNS[:5]), form)
+    if not form:
+        present = {row["provider"] for row in found.rows if "milliseconds" in row}
+        print_text("\n".join([*(f"{p.name}: {p.about}." for p in providers if p.name in present), *untimed(found)]))
 
 
-def _time_models(rows: tuple[int, ...], alpha: int, seconds: float, as_json: bool, output: Path) -> None:
+def _time_models(rows: tuple[int, ...], alpha: int, seconds: float, form: str | None, output: Path) -> None:
     cases = whole.cases(rows=rows, alpha=alpha)
     found = Results("latency-models", {"threads": 1, "seconds": seconds}, [])
     with stopping(NOTHING_WRITTEN):
-        for case in progress(cases, "Timing", len(cases), quiet=as_json):
+        for case in progress(cases, "Timing", len(cases), quiet=bool(form)):
             found.rows.extend(whole.measure(case, seconds))
-    finish(found, output / "latency-models.jsonl", whole.table(found), as_json)
+    finish(found, output / "latency-models.jsonl", whole.table(found), form)
 
 
 def latency_table(results: Results, columns: tuple[str, ...] = COLUMNS[:5]) -> Table:
@@ -204,7 +274,7 @@ def latency_table(results: Results, columns: tuple[str, ...] = COLUMNS[:5]) -> T
             return "-" if base is None else f"{row['milliseconds'] / base:.3f}"
         if column == "GB/s":
             return f"{row['bytes'] / row['milliseconds'] / 1e6:.4g}" if "bytes" in row else "-"
-        value = row.get(column)
+        value = row.get("milliseconds" if column == "ms" else column)
         return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
     body = [

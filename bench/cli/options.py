@@ -3,8 +3,11 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
+
+from ..latency.shapes import parse
 
 MAX_SEED = 2**32 - 1
 """What NumPy takes; PyTorch takes more."""
@@ -20,9 +23,42 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> s
     return value
 
 
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON rows to standard output and nothing else."
-)
+def rows_options(command: Callable) -> Callable:
+    """``--json`` and ``--csv``, raw rows instead of a table: ``form`` is ``"json"``, ``"csv"`` or ``None``."""
+    for form, how in (("csv", "CSV"), ("json", "JSON, an object a line")):
+        text = f"Print raw rows as {how}, and nothing else."
+        command = click.option(f"--{form}", "form", flag_value=form, default=None, help=text)(command)
+    return command
+
+
+def alpha_option(least: int = 2, says: str = "Children per parent.") -> Callable:
+    """``--alpha``, from 2 on; from 1, the parent itself, where that can be shown."""
+    kind = click.IntRange(least, 254)
+    return click.option("--alpha", type=kind, default=2, show_default=True, help=says)
+
+
+class Shape(click.ParamType):
+    """``NxK``, output and input features of the parent."""
+
+    name = "NxK"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Reads it."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def shape_option(default: tuple[int, int] | None, says: str) -> Callable:
+    """``--shape NxK``."""
+    return click.option(
+        "--shape", type=Shape(), default=default, help=f"Output x input features of the parent.  [default: {says}]"
+    )
+
+
 jobs_option = click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
 device_option = click.option("--device", default="cpu", show_default=True, callback=_device, help="A PyTorch device.")
 
@@ -31,7 +67,7 @@ def common(command: Callable) -> Callable:
     """The options that every measuring command takes."""
     seed = click.IntRange(0, MAX_SEED)
     for option in (
-        json_option,
+        rows_options,
         device_option,
         click.option("--seed", type=seed, default=0, show_default=True, help="Seed of all randomness."),
     ):

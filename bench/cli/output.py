@@ -1,50 +1,58 @@
 """What a command prints and writes: raw rows to a file, and a table or JSON to the terminal."""
 
-import json
-from collections.abc import Iterator
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from ..results import Results
-from ..table import Table
-
-console = Console()
-errors = Console(stderr=True)
+from ..table import Table, raw
 
 
-def finish(results: Results, path: Path, table: Table, as_json: bool) -> None:
-    """Writes a results file and prints its rows as JSON, or the table and the file's path."""
+def finish(results: Results, path: Path, table: Table, form: str | None) -> None:
+    """Writes a results file and prints its rows as JSON or CSV, or the table and the file's path."""
     results.write(path)
-    if as_json:
-        print_json(results)
+    if form:
+        print_results(results, form)
         return
     print_table(table)
     print_path("Rows", path)
 
 
-def print_json(results: Results) -> None:
-    """Prints the rows, one JSON object a line."""
-    for row in results.rows:
-        click.echo(json.dumps({"study": results.study, **row}))
+def print_results(results: Results, form: str) -> None:
+    """Prints the rows of a study, each with its name."""
+    print_rows([{"study": results.study, **row} for row in results.rows], form)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], form: str) -> None:
+    """Prints raw rows, as :func:`~fpe.bench.table.raw` writes them, and nothing else."""
+    click.echo(raw(rows, form), nl=False)
+
+
+def width() -> int:
+    """Characters in a line of the terminal, or ``COLUMNS``; 80 where nobody says."""
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def print_table(table: Table) -> None:
-    """Prints a table as wide as the terminal."""
-    shown = RichTable(title=table.title, title_justify="left", title_style="bold")
-    for i, name in enumerate(table.columns):
-        shown.add_column(name, justify="left" if i == 0 else "right")
-    for row in table.rows:
-        shown.add_row(*row)
-    console.print(shown)
+    """Prints a table as wide as the terminal, an empty line behind it."""
+    click.echo(f"{table.fitted(width())}\n")
+
+
+def print_text(text: str) -> None:
+    """Prints paragraphs, each a line of ``text``, as wide as the terminal."""
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        click.echo(textwrap.fill(line, width(), subsequent_indent=indent, break_on_hyphens=False))
 
 
 def print_path(what: str, path: Path) -> None:
     """Prints where something was written, on one line however long."""
-    console.print(f"{what}: [bold]{path.resolve()}[/bold]", soft_wrap=True)
+    click.echo(f"{what}: {path.resolve()}")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """``fpe explain`` and ``fpe verdict``: the cost model on one operation, and on the paper's claim for a layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -244,11 +244,14 @@ def verdict_table(layer: Layer, predicted: Sequence[dict[str, Any]], roof: Roof,
         )
         for row in predicted
     ]
+    for workload in WORKLOADS:
+        row = next(row for row in predicted if row["workload"] == workload)
+        rows.append(("wide dense", workload, "-", *(f"{row['ratio'][m] / row['wide'][m]:.2f}" for m in sizes)))
     return Table(f"Time over the dense parent's of a {layer}; {roof.basis}", columns, rows)
 
 
 def sentences(layer: Layer, rows: Sequence[dict[str, Any]], name: str, basis: str, tolerance: float) -> str:
-    """Where the claim holds, and what to use where it does not: two sentences.
+    """Where the claim holds, and what to use where it does not: a sentence a line.
 
     Args:
         layer: Sizes.
@@ -257,25 +260,46 @@ def sentences(layer: Layer, rows: Sequence[dict[str, Any]], name: str, basis: st
         basis: What the figures rest on.
         tolerance: What counts as equal.
     """
-    held = {w: _list((r["structure"], r["holds_to"]) for r in rows if r["workload"] == w) for w in WORKLOADS}
+    lines = [
+        f"On the {name} ({basis}) a {layer}, costs at most {tolerance:.0%} more time than its dense parent up to so "
+        "many rows in a batch:"
+    ]
+    for workload in WORKLOADS:
+        held = ", ".join(
+            f"{row['structure']} {rows_in_words(row['holds_to'])}" for row in rows if row["workload"] == workload
+        )
+        lines.append(f"  {workload}: {held or 'not measured'}")
     serving = [row for row in rows if row["workload"] == "inference"] or list(rows)
     large = min(max(row["ratio"]) for row in serving)
     ordered = sorted(serving, key=lambda row: row["ratio"][large])
-    above = "; ".join(
-        f"{row['structure']} {row['ratio'][large]:.2f} ({' + '.join(row['runs_as'][large])})" for row in ordered
-    )
-    return (
-        f"On the {name} ({basis}), a {layer}, costs at most {tolerance:.0%} more than its parent up to these "
-        f"rows in a batch: for inference {held['inference'] or '-'}; for training {held['training'] or '-'}. Above, "
-        f"take structure {ordered[0]['structure']!r}: at {large} rows a forward costs, in units of its parent's time, "
-        f"{above}."
-    )
+    if all(row["holds_to"] >= MAX_ROWS for row in serving):
+        lines.append("That is every batch size that was tried: take any structure.")
+    else:
+        above = "; ".join(
+            f"{row['structure']} {row['ratio'][large]:.2f} ({' + '.join(row['runs_as'][large])})" for row in ordered
+        )
+        lines.append(
+            f"With more rows take structure {ordered[0]['structure']!r}: at {large} rows a forward costs, in units of "
+            f"its parent's time, {above}."
+        )
+    return "\n".join([*lines, _to_dense(serving)])
+
+
+def _to_dense(rows: Sequence[dict[str, Any]]) -> str:
+    """Where the wide dense layer is faster than the expanded layer: a sentence."""
+    slower = [
+        f"{row['structure']} at {m} rows ({1 / wide:.2f} of its time)"
+        for row in rows
+        for m, wide in row["wide"].items()
+        if round(wide, 2) > 1
+    ]
+    if slower:
+        return f"The wide dense layer, fpe.to_dense(model), is faster than structure {', '.join(slower)}."
+    if any(row["wide"] for row in rows):
+        return "The wide dense layer, fpe.to_dense(model), is faster at none of the batch sizes shown."
+    return "The wide dense layer was not measured."
 
 
 def rows_in_words(m: int) -> str:
     """A crossover as text."""
     return "none" if m == 0 else f"≥ {MAX_ROWS}" if m >= MAX_ROWS else str(m)
-
-
-def _list(pairs: Iterable[tuple[str, int]]) -> str:
-    return ", ".join(f"{name} {rows_in_words(m)}" for name, m in pairs)

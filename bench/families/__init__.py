@@ -12,11 +12,11 @@ from . import bitmap, block, mlp, partition, semi_structured
 from .contract import REDUCE, TYPES, Case, Family, Kernel, Row
 
 FAMILIES: dict[str, Family] = {
-    "bitmap": bitmap,
     "block": block,
     "partition": partition,
     "mlp": mlp,
     "semi_structured": semi_structured,
+    "bitmap": bitmap,
 }
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel for kernel in (*(k for family in FAMILIES.values() for k in family.KERNELS), REDUCE)

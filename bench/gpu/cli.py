@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 import torch
 
 from ..latency.providers import OURS, PROVIDERS, find
 from ..results import provenance
-from ..table import Table
+from ..table import Table, raw
 from . import archive
 from .lost import LostError
 from .plan import STEPS, promised, walk
@@ -41,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--minutes", type=_minutes, default=9.0, metavar="N", help="begin nothing that ends later [9]")
     made.add_argument("--plan", action="store_true", help="print what is measured when, without a GPU")
+    made.add_argument("--json", dest="form", action="store_const", const="json", help="print the plan's rows as JSON")
+    made.add_argument("--csv", dest="form", action="store_const", const="csv", help="print the plan's rows as CSV")
     made.add_argument("--merge", type=Path, metavar="ARCHIVE", help="put an archive into bench/results/<device>/")
     made.add_argument("--only", nargs="+", choices=NAMES, metavar="STEP", help="these steps alone")
     made.add_argument("--providers", nargs="+", metavar="NAME", help=f"of {', '.join(PROVIDERS)} [all]")
@@ -79,8 +82,14 @@ def main(arguments: Sequence[str] | None = None, worker: Sequence[str] = WORKER)
         if options.plan:
             device = torch.cuda.get_device_name() if torch.cuda.is_available() else "NVIDIA H200"
             context = planning(device, options.providers or (), options.jobs or CORES)
-            print(plan_table(context, options.only or NAMES, 60 * options.minutes))
+            table = plan_table(context, options.only or NAMES, 60 * options.minutes)
+            if options.form:
+                print(raw(table.records(), options.form), end="")
+            else:
+                print(table.fitted(get_terminal_size((80, 24)).columns))
             return 0
+        if options.form:
+            raise ValueError("--json and --csv print a plan: give --plan too; a run writes its rows to files")
         if not options.dry_run and not torch.cuda.is_available():
             raise ValueError("it needs a CUDA device, and PyTorch sees none; --dry-run walks the plan on the CPU")
         problems = _measure(options, worker)

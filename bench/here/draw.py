@@ -1,37 +1,78 @@
 """The tables and the figure of ``fpe here``, drawn from its rows."""
 
+from typing import Any
+
 from matplotlib.figure import Figure
+
+from fpe.kernels.here import ROWS, CpuRoof, predict
 
 from ..results import Results
 from ..studies.drawing import doubling, figure
 from ..table import Table
 from .measure import compared, crossovers, errors
 
-COLUMNS = (
-    *("layer, alpha", "rows", "parent ms", "wide ms", "ours ms", "20-80 %", "over parent", "over wide"),
-    *("blocks over parent", "of copy bandwidth", "model: parent", "wide", "ours"),
-)
+
+def _layer(row: dict[str, Any]) -> tuple[str, str]:
+    """The first cells of a point."""
+    return f"{row['N']} x {row['K']}, {row['alpha']}", str(row["M"])
 
 
 def table(results: Results) -> Table:
-    """Every point: times, ratios, and by how much the model errs."""
+    """Every point: times and ratios."""
+    columns = ("layer, alpha", "rows", "parent", "wide", "ours", "of parent", "of wide", "blocks of parent")
     body = [
         (
-            f"{row['N']} x {row['K']}, {row['alpha']}",
-            str(row["M"]),
-            f"{row['milliseconds']['parent']:.3g} ({row['parent is']})",
-            f"{row['milliseconds']['wide']:.3g}",
-            f"{row['milliseconds']['ours']:.3g}",
+            *_layer(row),
+            *(f"{row['milliseconds'][name]:.3g}" for name in ("parent", "wide", "ours")),
+            *(f"{row[name]:.2f}" for name in ("over parent", "over wide", "blocks over parent")),
+        )
+        for row in compared(results)
+    ]
+    load = results.settings["load"]
+    among = "" if load is None else f", other work keeping {load:.1f} threads busy as it began"
+    return Table(f"Milliseconds in float32, medians of one run on {results.origin}{among}", columns, body)
+
+
+def model_table(results: Results) -> Table:
+    """Every point: whose the parent's product is, how ours spreads, its bandwidth, and by how much the model errs."""
+    columns = ("layer, alpha", "rows", "parent by", "ours, 20-80 %", "of copy", "parent", "wide", "ours")
+    body = [
+        (
+            *_layer(row),
+            row["parent is"],
             "{:.3g}-{:.3g}".format(*row["spread"]["ours"]),
-            f"{row['over parent']:.2f}",
-            f"{row['over wide']:.2f}",
-            f"{row['blocks over parent']:.2f}",
             f"{row['share of copy']:.0%}",
             *(f"{row['error'][name]:+.0%}" for name in ("parent", "wide", "ours")),
         )
         for row in compared(results)
     ]
-    return Table(f"float32, medians of one interleaved run on {results.origin}", COLUMNS, body)
+    return Table("Ours in milliseconds and in copy bandwidth, and the errors of the model", columns, body)
+
+
+def verdict_rows(n: int, k: int, alpha: int, roof: CpuRoof, tolerance: float) -> list[dict[str, Any]]:
+    """What a layer is predicted to cost on a measured CPU: milliseconds at each number of rows, in float32."""
+    rows = []
+    for m in ROWS:
+        predicted = {name: 1e3 * seconds for name, seconds in predict(m, n, k, alpha, roof).items() if name != "twin"}
+        ratio = predicted["ours"] / predicted["parent"]
+        rows.append({"M": m, **predicted, "over_parent": ratio, "holds": ratio <= 1 + tolerance})
+    return rows
+
+
+def verdict_table(n: int, k: int, alpha: int, roof: CpuRoof, tolerance: float) -> Table:
+    """:func:`verdict_rows`, as it is read."""
+    body = [
+        (
+            str(row["M"]),
+            *(f"{row[name]:.3g}" for name in ("parent", "wide", "ours")),
+            f"{row['over_parent']:.2f}",
+            "yes" if row["holds"] else "no",
+        )
+        for row in verdict_rows(n, k, alpha, roof, tolerance)
+    ]
+    columns = ("rows", "parent", "wide", "ours", "of parent", f"within {tolerance:.0%}")
+    title = f"Milliseconds of a {n} x {k} layer, alpha = {alpha}, float32, predicted from the roof of {roof.name}"
+    return Table(f"{title}, {roof.threads} threads, measured", columns, body)
 
 
 def crossover_table(results: Results) -> Table:

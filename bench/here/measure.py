@@ -1,15 +1,17 @@
 """What is measured on this machine's CPU: what it can do, and what a layer costs on it.
 
-Everything of one case takes turns in one run. The parent is the faster of two dense products: PyTorch's, and the
+What the machine can do and what the layers cost is measured in the same rounds, so that other work on the machine slows
+both. Ratios are those of medians. The model says what a product takes where nothing else runs: it is made of the
+fastest of all times, and judged by the fastest. The parent is the faster of two dense products: PyTorch's, and the
 package's own kernel without labels, which is what the same compiler makes of a dense layer.
 """
 
+import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,18 +20,15 @@ from torch.nn.functional import linear
 
 from fpe.kernels import BlockLayout, PackedLabels, block_matmul, split_matmul
 from fpe.kernels.cpu import why_not_cpu
-from fpe.kernels.here import ALPHAS, DEFAULT, ROWS, CpuRoof, cpu_name, predict
+from fpe.kernels.here import ALPHAS, ROWS, CpuRoof, cpu_name, predict
 
-from ..latency.timing import interleaved
 from ..results import Results, provenance
 
-COPY = 256 << 20
-"""Bytes of a copy that no cache holds."""
-SMALL, LARGE = (2048, 1024), (4096, 8192)
-"""Layers on which rates are measured: one that stays in a cache, and one that does not."""
 BLOCK = (64, 64)
-ENOUGH = 5
-"""Repeats of a measurement of the roof; the fastest counts, as nothing makes a machine faster than it is."""
+TURNS = 20
+"""Times that a call is made in a round, at most."""
+SHARE = 0.4
+"""Seconds of a round after which a group's calls take no more turns; they have one at least."""
 
 
 class Case(NamedTuple):
@@ -41,10 +40,33 @@ class Case(NamedTuple):
     rows: tuple[int, ...]
 
 
+class Plan(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        cases: The layers.
+        copy: Bytes of a copy that no cache holds.
+        square: Side of the matrices whose product is timed.
+        small: A layer that stays in a cache, for rates.
+        large: One that does not, for the bandwidth at which weights are read.
+        alphas: Children at which rates are measured.
+    """
+
+    cases: tuple[Case, ...]
+    copy: int
+    square: int
+    small: tuple[int, int]
+    large: tuple[int, int]
+    alphas: tuple[int, ...]
+
+
 BEYOND, INSIDE = (14336, 4096), (1024, 1024)
-CASES = (Case(*BEYOND, 2, ROWS), Case(*BEYOND, 4, (1, 4, 16)), Case(*INSIDE, 2, ROWS))
-QUICK = (Case(256, 384, 2, (1,)),)
-"""A layer on which to see that it runs."""
+FULL = Plan(
+    (Case(*BEYOND, 2, ROWS), Case(*BEYOND, 4, (1, 4, 16)), Case(*INSIDE, 2, ROWS)),
+    *(256 << 20, 1024, (2048, 1024), (4096, 8192), ALPHAS),
+)
+QUICK = Plan((Case(256, 384, 2, (1, 4)),), 1 << 20, 128, (128, 128), (256, 256), ALPHAS[:1])
+"""Sizes on which to see that it runs; what they say of a machine is nothing."""
 
 
 class Layer(NamedTuple):
@@ -89,19 +111,44 @@ class Layer(NamedTuple):
         return found if wide is None else {**found, "wide": lambda: linear(x, wide)}
 
 
-def fastest(call: Callable[[], object], repeats: int = ENOUGH) -> float:
-    """Seconds of the fastest of several calls, after two that warm up."""
-    taken = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return min(taken[2:])
+class Group(NamedTuple):
+    """Calls that take turns.
+
+    Attributes:
+        calls: By name.
+        warm: Whether each is made once untimed before it is timed, so that it finds what it reads in a cache.
+    """
+
+    calls: Mapping[str, Callable[[], object]]
+    warm: bool = False
 
 
-def _copy() -> Callable[[], Tensor]:
-    source, target = torch.zeros(COPY // 4), torch.zeros(COPY // 4)
-    return lambda: target.copy_(source)
+Key = TypeVar("Key", bound=Hashable)
+
+
+def in_rounds(groups: Mapping[Key, Group], rounds: int) -> dict[tuple[Key, str], np.ndarray]:
+    """Times the calls of all groups in every round, those of a group in turns.
+
+    Returns:
+        Seconds of each time that a call was made, by its group's and its own name.
+    """
+    for group in groups.values():  # the first time fills allocators
+        for call in group.calls.values():
+            call()
+    taken: dict[tuple[Key, str], list[float]] = {(key, name): [] for key, g in groups.items() for name in g.calls}
+    for _ in range(rounds):
+        for key, group in groups.items():
+            begun = time.perf_counter()
+            for turn in range(TURNS):
+                if turn and time.perf_counter() - begun > SHARE:
+                    break
+                for name, call in group.calls.items():
+                    if group.warm:
+                        call()
+                    start = time.perf_counter()
+                    call()
+                    taken[key, name].append(time.perf_counter() - start)
+    return {which: np.array(each) for which, each in taken.items()}
 
 
 def why_not() -> str | None:
@@ -109,33 +156,64 @@ def why_not() -> str | None:
     return why_not_cpu(torch.empty(0))
 
 
-@torch.no_grad()
-def roof(seed: int = 0) -> CpuRoof:
-    """Measures what this CPU can do, in a second or two once the kernels are compiled."""
-    copy = 2 * COPY / fastest(_copy())
-    square = torch.randn(1024, 1024)
-    flops = 2 * 1024**3 / fastest(lambda: square @ square)
-    tiny = Layer.of(128, 128, 2, seed)
-    call = fastest(tiny.calls(torch.randn(1, 128))["ours"], 50)
-    weights = SMALL[0] * SMALL[1]
-    rates: dict[str, list[float]] = {name: [] for name in ("dense", "torch", *(f"labels {a}" for a in ALPHAS))}
-    layers = {alpha: Layer.of(*SMALL, alpha, seed, wide=False) for alpha in ALPHAS}
+def _random(m: int, k: int, seed: int) -> Tensor:
+    return torch.randn(m, k, generator=torch.Generator().manual_seed(seed))
+
+
+def roof_groups(plan: Plan, seed: int) -> dict[Hashable, Group]:
+    """What says what this CPU can do."""
+    source, target, square = (
+        torch.zeros(plan.copy // 4),
+        torch.zeros(plan.copy // 4),
+        _random(plan.square, plan.square, seed),
+    )
+    tiny, large = Layer.of(128, 128, 2, seed), Layer.of(*plan.large, 2, seed, wide=False)
+    layers = {alpha: Layer.of(*plan.small, alpha, seed, wide=False) for alpha in plan.alphas}
+    groups: dict[Hashable, Group] = {
+        "copy": Group({"copy": lambda: target.copy_(source)}),
+        "gemm": Group({"gemm": lambda: square @ square}),
+        "call": Group({"call": tiny.calls(_random(1, 128, seed))["ours"]}, warm=True),
+        "read": Group(_dense(large, _random(1, plan.large[1], seed))),
+    }
     for m in ROWS:
-        x = torch.randn(m, SMALL[1])
-        calls = layers[ALPHAS[0]].calls(x)
-        alone = fastest(calls["parent, torch"])
-        rates["torch"].append(alone / weights)
-        rates["dense"].append(min(alone, max(fastest(calls["parent, compiled"]) - call, 0.1 * alone)) / weights)
-        for alpha, layer in layers.items():
-            took = fastest(layer.calls(x)["ours"])
-            rates[f"labels {alpha}"].append(max(took - call, 0.1 * took) / weights)
-    large = Layer.of(*LARGE, 2, seed, wide=False).calls(torch.randn(1, LARGE[1]))
-    took = min(fastest(large["parent, torch"]), fastest(large["parent, compiled"]))
-    size = 4 * LARGE[0] * LARGE[1]
-    read = size / max(took - rates["dense"][0] * LARGE[0] * LARGE[1], 0.1 * took)
-    names = {name: tuple(found) for name, found in rates.items()}
+        x = _random(m, plan.small[1], seed)
+        ours = {f"labels {alpha}": layer.calls(x)["ours"] for alpha, layer in layers.items()}
+        groups[m] = Group({**_dense(layers[plan.alphas[0]], x), **ours}, warm=True)
+    return groups
+
+
+def _dense(layer: Layer, x: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """The two products with the parent, named as the roof has their rates."""
+    calls = layer.calls(x)
+    return {name: calls[f"parent, {name}"] for name in ("torch", "compiled")}
+
+
+def roof_from(plan: Plan, seconds: Mapping[tuple[Hashable, str], np.ndarray]) -> CpuRoof:
+    """The roof, from the times of :func:`roof_groups`."""
+    least = {which: float(each.min()) for which, each in seconds.items()}
+    call, weights = least["call", "call"], plan.small[0] * plan.small[1]
+
+    def rate(name: str, m: int) -> float:
+        took = least[m, name]
+        return (took if name == "torch" else max(took - call, 0.1 * took)) / weights
+
+    rates = {
+        name: tuple(rate(name, m) for m in ROWS)
+        for name in ("torch", "compiled", *(f"labels {a}" for a in plan.alphas))
+    }
+    n, k = plan.large
+    took = min(least["read", "torch"], least["read", "compiled"])
+    cached = min(n * k * rates["torch"][0], call + n * k * rates["compiled"][0])
     return CpuRoof(
-        cpu_name(), torch.get_num_threads(), torch.__version__, copy, read, flops, cache_bytes(), call, names
+        cpu_name(),
+        torch.get_num_threads(),
+        torch.__version__,
+        copy=2 * plan.copy / least["copy", "copy"],
+        read=4 * n * k / max(took - cached, 0.1 * took),
+        flops=2 * plan.square**3 / least["gemm", "gemm"],
+        cache=cache_bytes(),
+        call=call,
+        rates=rates,
     )
 
 
@@ -148,74 +226,80 @@ def cache_bytes() -> int:
     return max(sizes, default=4 << 20)
 
 
-def points(case: Case, found: CpuRoof, seconds: float, seed: int) -> list[dict[str, Any]]:
-    """Times of a layer at each number of rows: a row for each provider."""
-    layer, rows = Layer.of(case.n, case.k, case.alpha, seed), []
-    sizes = {
-        "parent, torch": layer.parent.nbytes,
-        "parent, compiled": layer.parent.nbytes,
-        "ours": layer.parent.nbytes + layer.labels.planes.nbytes,
-        "ours, blocks": layer.values.nbytes + layer.layout.cols.nbytes,
-        "wide": case.alpha * layer.parent.nbytes,
+def layer_groups(plan: Plan, seed: int) -> dict[tuple[Case, int], Group]:
+    """The layers at each number of rows."""
+    groups: dict[tuple[Case, int], Group] = {}
+    for case in plan.cases:
+        layer, inside = Layer.of(case.n, case.k, case.alpha, seed), 4 * case.n * case.k < cache_bytes()
+        groups |= {(case, m): Group(layer.calls(_random(m, case.k, seed)), inside) for m in case.rows}
+    return groups
+
+
+def _row(case: Case, m: int, name: str, seconds: np.ndarray) -> dict[str, Any]:
+    """A row of the results: what one provider took."""
+    low, median, high = (1e3 * float(q) for q in np.quantile(seconds, (0.2, 0.5, 0.8)))
+    dense, index = 4 * case.n * case.k, case.n * case.k * (case.alpha - 1).bit_length() // 8
+    sizes = {"ours": dense + index, "wide": case.alpha * dense}
+    return {
+        "provider": name,
+        "M": m,
+        "N": case.n,
+        "K": case.k,
+        "alpha": case.alpha,
+        "dtype": "fp32",
+        "milliseconds": median,
+        "low": low,
+        "high": high,
+        "fastest": 1e3 * float(seconds.min()),
+        "samples": len(seconds),
+        "bytes": sizes.get(name, dense),
     }
-    for m in case.rows:
-        x = torch.randn(m, case.k, generator=torch.Generator().manual_seed(seed))
-        with torch.no_grad():
-            times = interleaved(layer.calls(x), "cpu", seconds, (5, 60))
-        for name, timing in times.items():
-            rows.append(
-                {
-                    "provider": name,
-                    "M": m,
-                    "N": case.n,
-                    "K": case.k,
-                    "alpha": case.alpha,
-                    "dtype": "fp32",
-                    "milliseconds": timing.median,
-                    "low": timing.low,
-                    "high": timing.high,
-                    "samples": timing.samples,
-                    "bytes": sizes[name],
-                }
-            )
-    return rows
 
 
-def check(seed: int = 0) -> None:
+def check(alphas: tuple[int, ...] = ALPHAS, seed: int = 0) -> None:
     """Raises unless the kernels agree with float64 truth on a small layer: a wrong kernel gets no time.
 
+    They are compiled here, before anything is timed.
+
     Raises:
-        RuntimeError: They do not.
+        RuntimeError: They do not agree.
     """
-    layer = Layer.of(96, 192, 2, seed)
-    x = torch.randn(1, 192, generator=torch.Generator().manual_seed(seed))
-    assert layer.wide is not None
-    truths: Mapping[str, Tensor] = {
-        "ours": x.double() @ layer.wide.double().T,
-        "parent, compiled": x.double() @ layer.parent.double().T,
-        "ours, blocks": x.double() @ layer.layout.to_dense(layer.values).double().T,
-    }
-    for name, truth in truths.items():
-        error = float((layer.calls(x)[name]().flatten(1).double() - truth).abs().max() / truth.abs().max())
-        if not error < 1e-5:
-            raise RuntimeError(f"fpe here: {name} is wrong by {error:.1e} of the largest result; nothing was timed")
+    for alpha, m in product(alphas, (1, 4)):
+        layer, x = Layer.of(96, 192, alpha, seed), _random(m, 192, seed)
+        assert layer.wide is not None
+        truths: Mapping[str, Tensor] = {
+            "ours": x.double() @ layer.wide.double().T,
+            "parent, compiled": x.double() @ layer.parent.double().T,
+            "ours, blocks": x.double() @ layer.layout.to_dense(layer.values).double().T,
+        }
+        for name, truth in truths.items():
+            error = float((layer.calls(x)[name]().flatten(1).double() - truth).abs().max() / truth.abs().max())
+            if not error < 1e-5:
+                raise RuntimeError(f"fpe here: {name} is wrong by {error:.1e} of the largest result; nothing was timed")
 
 
-def run(quick: bool = False, seconds: float = 1.5, seed: int = 0) -> tuple[CpuRoof, Results]:
-    """Measures the roof and every case.
+@torch.no_grad()
+def run(quick: bool = False, rounds: int = 3, seed: int = 0) -> tuple[CpuRoof, Results]:
+    """Measures what this CPU can do, and every layer.
 
     Args:
-        quick: A small layer beside the roof of no machine, to see that it runs.
-        seconds: To spend on each number of rows of a layer.
+        quick: Small layers, to see that it runs.
+        rounds: In which everything is measured.
         seed: Of weights and labels.
     """
-    cases = QUICK if quick else CASES
-    check(seed)
-    found = replace(DEFAULT, threads=torch.get_num_threads()) if quick else roof(seed)
+    plan = QUICK if quick else FULL
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    check(plan.alphas, seed)
+    layers = layer_groups(plan, seed)
+    groups = roof_groups(plan, seed)
+    groups.update(layers.items())
+    seconds = in_rounds(groups, rounds)
+    found = roof_from(plan, seconds)
     settings = {
         "cpu": found.name,
         "threads": found.threads,
-        "seconds": seconds,
+        "rounds": rounds,
+        "load": load,
         "copy": found.copy,
         "read": found.read,
         "flops": found.flops,
@@ -224,7 +308,7 @@ def run(quick: bool = False, seconds: float = 1.5, seed: int = 0) -> tuple[CpuRo
         "rates": {name: list(rates) for name, rates in found.rates.items()},
     }
     device = {**provenance(), "device": f"{found.name}, {found.threads} threads"}
-    rows = [row for case in cases for row in points(case, found, seconds, seed)]
+    rows = [_row(*key, name, seconds[key, name]) for key, group in layers.items() for name in group.calls]
     return found, Results("here", settings, rows, device)
 
 
@@ -239,7 +323,7 @@ def roof_of(results: Results) -> CpuRoof:
 def compared(results: Results) -> list[dict[str, Any]]:
     """A row for each layer, children and number of rows: times, ratios, and the model's error.
 
-    The parent is the faster of the two dense products. ``error`` is the prediction over the measurement, less one.
+    The parent is the faster of the two dense products. ``error`` is the prediction over the fastest time, less one.
     """
     found: list[dict[str, Any]] = []
     by_point: dict[tuple, dict[str, Any]] = {}
@@ -249,6 +333,8 @@ def compared(results: Results) -> list[dict[str, Any]]:
         parent = min(("parent, torch", "parent, compiled"), key=lambda name: rows[name]["milliseconds"])
         times = {name: rows[name]["milliseconds"] for name in ("wide", "ours", "ours, blocks")}
         times["parent"] = rows[parent]["milliseconds"]
+        fastest = {name: rows[name]["fastest"] for name in ("wide", "ours")}
+        fastest["parent"] = min(rows[f"parent, {name}"]["fastest"] for name in ("torch", "compiled"))
         predicted = predict(m, n, k, alpha, roof_of(results))
         found.append(
             {
@@ -264,7 +350,7 @@ def compared(results: Results) -> list[dict[str, Any]]:
                 "blocks over parent": times["ours, blocks"] / times["parent"],
                 "share of copy": rows["ours"]["bytes"] / times["ours"] * 1e3 / results.settings["copy"],
                 "predicted": {name: 1e3 * predicted[name] for name in ("parent", "wide", "ours")},
-                "error": {name: 1e3 * predicted[name] / times[name] - 1 for name in ("parent", "wide", "ours")},
+                "error": {name: 1e3 * predicted[name] / fastest[name] - 1 for name in ("parent", "wide", "ours")},
             }
         )
     return found

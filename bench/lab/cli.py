@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ...kernels.structures import STRUCTURES, TWO_FOUR
-from ..cli.options import jobs_option, json_option, output_option
+from ..cli.options import alpha_option, jobs_option, output_option, rows_options, shape_option
 
 OPERATIONS = (
     *("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp", TWO_FOUR),
@@ -15,18 +15,31 @@ OPERATIONS = (
 )
 
 
-@click.group()
-def lab() -> None:
+operations_option = click.option(
+    "--op",
+    "operations",
+    type=click.Choice(OPERATIONS, case_sensitive=False),
+    multiple=True,
+    metavar="OPERATION",
+    help=f"Of {', '.join(OPERATIONS)}.  [default: all]",
+)
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def lab(context: click.Context) -> None:
     """Prove the kernels without a GPU: compile them, trace their memory traffic."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @lab.command("compile")
 @click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability, as 90.  [default: all]")
-@click.option("--op", "operations", type=click.Choice(OPERATIONS), multiple=True, help="[default: all]")
+@operations_option
 @click.option("--quick", is_flag=True, help="A few cases of each kind (under a minute on two cores).")
 @click.option("--all", "show_all", is_flag=True, help="Print every row, not only the worst and those complained of.")
 @jobs_option
-@json_option
+@rows_options
 @output_option("out/lab")
 def compile_command(
     architectures: tuple[int, ...],
@@ -34,7 +47,7 @@ def compile_command(
     quick: bool,
     show_all: bool,
     jobs: int | None,
-    as_json: bool,
+    form: str | None,
     output: Path,
 ) -> None:
     """Compile every shipped configuration and check the machine code.
@@ -44,7 +57,7 @@ def compile_command(
     Rows of 2:4 kernels go to a file of their own. A file of the same version of Triton keeps its rows of other
     architectures and operations.
     """
-    from ..cli.output import finish
+    from ..cli.output import finish, print_rows
     from ..families import CASES, QUICK
     from ..report.summary import compiled
     from . import compile as compiler
@@ -54,13 +67,20 @@ def compile_command(
     if not cases:
         raise click.BadParameter(f"--quick has no case of {', '.join(operations)}", param_hint="--op")
 
-    rows = []
+    rows, joined = [], []
     for name, chosen in compiler.by_file(cases).items():
-        results = compiler.run(chosen, architectures or compiler.ARCHITECTURES, jobs, _bar("Compiling", as_json))
+        results = compiler.run(chosen, architectures or compiler.ARCHITECTURES, jobs, _bar("Compiling", bool(form)))
         shown = compiler.table(results, show_all) if name == "compile" else compiled(results)
         file = output / f"{name}.jsonl"
-        finish(compiler.joined(file, results, operations), file, shown, as_json)
+        kept = compiler.joined(file, results, operations)
+        if form:
+            kept.write(file)
+            joined += [{"study": kept.study, **row} for row in kept.rows]
+        else:
+            finish(kept, file, shown, form)
         rows += results.rows
+    if form:
+        print_rows(joined, form)
     bad = [row for row in rows if row["complaints"]]
     if bad:
         first = f"{bad[0]['case']} on sm_{bad[0]['arch']}: {'; '.join(bad[0]['complaints'])}"
@@ -68,9 +88,9 @@ def compile_command(
 
 
 @lab.command("ladder")
-@json_option
+@rows_options
 @output_option("out/lab")
-def ladder_command(as_json: bool, output: Path) -> None:
+def ladder_command(form: str | None, output: Path) -> None:
     """Count what plain ways of applying labels cost in machine instructions, up to the way that is shipped."""
     from ...kernels.device import interpreting
     from ..cli.output import finish
@@ -81,15 +101,15 @@ def ladder_command(as_json: bool, output: Path) -> None:
     from . import ladder
 
     results = ladder.run()
-    finish(results, output / "ladder.jsonl", summary.ladder(results), as_json)
+    finish(results, output / "ladder.jsonl", summary.ladder(results), form)
 
 
 @lab.command("headline")
 @click.option("--arch", type=int, default=90, show_default=True, help="Compute capability.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
-@json_option
+@rows_options
 @output_option("out/lab")
-def headline_command(arch: int, jobs: int, as_json: bool, output: Path) -> None:
+def headline_command(arch: int, jobs: int, form: str | None, output: Path) -> None:
     """Compile what the first steps of `fpe gpu` launch, and take the time of each binary.
 
     The plan of `fpe gpu` expects what the committed rows say. They are of an empty cache: set TRITON_CACHE_DIR to an
@@ -107,14 +127,13 @@ def headline_command(arch: int, jobs: int, as_json: bool, output: Path) -> None:
     _compilable([arch])
     rows = warm.compile_all(plan.kernels_first(planning()), arch, KNOWN[arch], jobs)
     results = Results("lab-headline-compile", {"triton": triton.__version__, "arch": arch}, rows)
-    finish(results, output / "headline-compile.jsonl", compile_times(results), as_json)
+    finish(results, output / "headline-compile.jsonl", compile_times(results), form)
 
 
 @lab.command("traffic")
 @click.option("--m", multiple=True, type=click.IntRange(1), help="Rows of activations; may be given several times.")
-@click.option("--n", type=click.IntRange(1), help="Output features of the parent.  [default: an LLM's MLP]")
-@click.option("--k", type=click.IntRange(1), help="Input features.  [default: as --n]")
-@click.option("--alpha", type=click.IntRange(1), default=2, show_default=True, help="Children; 1: the parent.")
+@shape_option(None, "an LLM's MLP")
+@alpha_option(1, "Children per parent; 1: the parent.")
 @click.option("--structure", type=click.Choice(STRUCTURES), help="[default: all; block with --block]")
 @click.option("--block", type=(click.IntRange(1), click.IntRange(1)), help="Tile.  [default: 64 64]")
 @click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
@@ -122,10 +141,10 @@ def headline_command(arch: int, jobs: int, as_json: bool, output: Path) -> None:
 @click.option("--l2", type=click.FloatRange(0), default=50.0, show_default=True, help="Megabytes of L2.")
 @click.option("--group", type=click.IntRange(1), help="Try another grouping of the programs.")
 @click.option("--quick", is_flag=True, help="Small layers: to see that it runs.")
-@json_option
+@rows_options
 @output_option("out/lab")
 def traffic_command(
-    m: tuple[int, ...], l2: float, group: int | None, as_json: bool, output: Path, **sizes: Any
+    m: tuple[int, ...], l2: float, group: int | None, form: str | None, output: Path, **sizes: Any
 ) -> None:
     """Count the bytes that every operation asks for, touches, and moves through a simulated L2 to DRAM."""
     from rich.console import Console
@@ -134,26 +153,26 @@ def traffic_command(
     from . import traffic
 
     cases = traffic.cases_of(m, **sizes)
-    with Console(stderr=True, quiet=as_json).status("Simulating") as status:
+    with Console(stderr=True, quiet=bool(form)).status("Simulating") as status:
         results = traffic.run(
             cases, l2=l2 * 1e6, group=group, report=lambda row: status.update(f"{row['op']} {row['M']} done")
         )
-    finish(results, output / "traffic.jsonl", traffic.table(results), as_json)
+    finish(results, output / "traffic.jsonl", traffic.table(results), form)
 
 
 @lab.command("hazards")
 @click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability.  [default: 90 and 100]")
-@click.option("--op", "operations", type=click.Choice(OPERATIONS), multiple=True, help="[default: all]")
+@operations_option
 @click.option("--kernels", default="shipped", show_default=True, help="A name for the kernels, written to every row.")
 @jobs_option
-@json_option
+@rows_options
 @click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
 def hazards_command(
     architectures: tuple[int, ...],
     operations: tuple[str, ...],
     kernels: str,
     jobs: int | None,
-    as_json: bool,
+    form: str | None,
     output: Path,
 ) -> None:
     """Search the machine code for races of asynchronous instructions.
@@ -168,9 +187,11 @@ def hazards_command(
 
     _compilable(architectures)
 
-    results = survey.run(architectures or survey.ARCHITECTURES, operations, kernels, jobs, _bar("Compiling", as_json))
+    results = survey.run(
+        architectures or survey.ARCHITECTURES, operations, kernels, jobs, _bar("Compiling", bool(form))
+    )
     file = output / "hazards.jsonl"
-    finish(survey.joined(file, results, operations), file, survey.table(results), as_json)
+    finish(survey.joined(file, results, operations), file, survey.table(results), form)
     bad = [row for row in results.rows if row["hazards"]]
     if bad:
         first = f"{bad[0]['case']} on sm_{bad[0]['arch']}: {bad[0]['first_hazard']}"
@@ -185,14 +206,14 @@ EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse", "
 @click.option("--family", "families", type=click.Choice(EXECUTED_FAMILIES), multiple=True, help="[default: all]")
 @click.option("--quick", is_flag=True, help="A case of each kind.")
 @jobs_option
-@json_option
+@rows_options
 @click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
 def execute_command(
     architectures: tuple[int, ...],
     families: tuple[str, ...],
     quick: bool,
     jobs: int | None,
-    as_json: bool,
+    form: str | None,
     output: Path,
 ) -> None:
     """Execute the compiled PTX in NumPy, on small operands, and compare it with the eager twins.
@@ -209,12 +230,12 @@ def execute_command(
         [case for case in chosen if case.family in (families or (case.family,))],
         architectures or execute.ARCHITECTURES,
         jobs,
-        _bar("Executing", as_json),
+        _bar("Executing", bool(form)),
     )
-    finish(results, output / "execute.jsonl", execute.table(results), as_json)
+    finish(results, output / "execute.jsonl", execute.table(results), form)
     wrong = execute.complaints(results)
     if wrong.rows:
-        if not as_json:
+        if not form:
             print_table(wrong)
         raise click.ClickException(wrong.title)
 
@@ -223,9 +244,9 @@ def execute_command(
 @click.option("--arch", "architectures", type=int, multiple=True, default=(80, 90, 100), show_default=True)
 @click.option("--most", type=click.IntRange(1), default=6, show_default=True, help="Mutants of a class and case.")
 @jobs_option
-@json_option
+@rows_options
 @click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
-def mutate_command(architectures: tuple[int, ...], most: int, jobs: int | None, as_json: bool, output: Path) -> None:
+def mutate_command(architectures: tuple[int, ...], most: int, jobs: int | None, form: str | None, output: Path) -> None:
     """Break the compiled kernels on purpose and count what `fpe lab execute` would have seen."""
     from ..cli.output import finish
     from .ptx import mutate
@@ -235,9 +256,9 @@ def mutate_command(architectures: tuple[int, ...], most: int, jobs: int | None, 
         architectures=architectures,
         most=most,
         jobs=jobs,
-        progress=_bar("Mutating", as_json),
+        progress=_bar("Mutating", bool(form)),
     )
-    finish(results, output / "mutation.jsonl", mutate.table(results), as_json)
+    finish(results, output / "mutation.jsonl", mutate.table(results), form)
 
 
 def _bar(title: str, quiet: bool) -> Callable[[Iterable[Any], int], Iterable[Any]]:

@@ -144,8 +144,7 @@ def run(
 
 def cases_of(
     m: tuple[int, ...] = (),
-    n: int | None = None,
-    k: int | None = None,
+    shape: tuple[int, int] | None = None,
     alpha: int = 2,
     block: tuple[int, int] | None = None,
     structure: str | None = None,
@@ -157,15 +156,13 @@ def cases_of(
 
     Where operands outgrow an L2 the parent's dense matmul follows, in tiles of 128 x 128, for comparison.
     """
-    shapes: Iterable[tuple[int, int]] = ((512, 256), (256, 512)) if quick else SHAPES
-    if n is not None or k is not None:
-        shapes = [(n or k or 0, k or n or 0)]
+    shapes: Iterable[tuple[int, int]] = [shape] if shape else ((512, 256), (256, 512)) if quick else SHAPES
     structures = [structure] if structure else [BLOCK] if block else [BLOCK, RANDOM, TWO_FOUR, SEEDED]
     cases = [
-        Case(rows, *shape, alpha, name, dtype, block or (64, 64), dropped if name == BLOCK else 0.0)
+        Case(rows, *size, alpha, name, dtype, block or (64, 64), dropped if name == BLOCK else 0.0)
         for name in structures
         if name in admitted(alpha)
-        for shape in shapes
+        for size in shapes
         for rows in m or ((1, 64) if quick else ROWS)
     ]
     large = [c for c in cases if c.m >= 1024 and c.structure == BLOCK and alpha > 1]

@@ -29,6 +29,7 @@ class Provider:
         trains: Whether it has gradients.
         exact: Whether it computes the expanded layer's function; the parent does not.
         candidate: Name of the cost model's candidate, by structure.
+        about: What it is, in a few words.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Provider:
     trains: bool = True
     exact: bool = True
     candidate: Mapping[str, str] = field(default_factory=dict)
+    about: str = ""
 
     def predicted_as(self, structure: str) -> str:
         """The cost model's name for it, or nothing."""
@@ -82,6 +84,14 @@ OURS = "fpe/"
 
 
 _FAMILIES = {TWO_FOUR: SEMI_STRUCTURED, BLOCK: BLOCKS, SEEDED: OF_A_SEED}
+ABOUT = {
+    "auto": "the package's own choice, as layers make it; on a CPU its kernels there, or a dense weight that is kept",
+    "triton": "the package's Triton kernels",
+    "eager": "the definition in plain PyTorch, which makes its dense weight anew in every call",
+    "sparse_tensor_core": "the package's kernel on sparse tensor cores",
+    "torch": "the package's layer on PyTorch's semi-structured matmul",
+}
+"""What the package's backends are, in words for a table's legend."""
 
 
 def _ours(name: str) -> Provider:
@@ -92,8 +102,8 @@ def _ours(name: str) -> Provider:
     }
     build = partial(expanded, backend=name)
     if name in SPLIT or name == "auto":
-        return Provider(OURS + name, build, candidate=runs_as)
-    return Provider(OURS + name, build, (TWO_FOUR,), (RANDOM, TWO_FOUR), candidate=runs_as)
+        return Provider(OURS + name, build, candidate=runs_as, about=ABOUT[name])
+    return Provider(OURS + name, build, (TWO_FOUR,), (RANDOM, TWO_FOUR), candidate=runs_as, about=ABOUT[name])
 
 
 def _always(name: str) -> dict[str, str]:
@@ -103,9 +113,20 @@ def _always(name: str) -> dict[str, str]:
 PROVIDERS: dict[str, Provider] = {
     p.name: p
     for p in (
-        Provider("parent", lambda p, bias: dense_layer(p.weight, bias), exact=False, candidate=_always("parent")),
-        Provider("wide", lambda p, bias: dense_layer(p.wide, bias), candidate=_always("wide dense")),
-        Provider("masked", _masked),
+        Provider(
+            "parent",
+            lambda p, bias: dense_layer(p.weight, bias),
+            exact=False,
+            candidate=_always("parent"),
+            about="the dense layer before its split",
+        ),
+        Provider(
+            "wide",
+            lambda p, bias: dense_layer(p.wide, bias),
+            candidate=_always("wide dense"),
+            about="the dense layer of the same function, fpe.to_dense",
+        ),
+        Provider("masked", _masked, about="fpe.MaskedLinear, a dense weight times a mask"),
         *(_ours(name) for name in ("auto", *MERGE) if name != "cpu"),  # ``fpe here`` measures that one
         Provider(
             "torch.sparse 2:4",
@@ -114,9 +135,10 @@ PROVIDERS: dict[str, Provider] = {
             (),
             trains=False,
             candidate={TWO_FOUR: "torch.sparse"},
+            about="torch.sparse.to_sparse_semi_structured",
         ),
-        Provider("torch BSR", peers.bsr, (BLOCK,), (), trains=False),
-        Provider("blksprs", peers.blksprs, (BLOCK,), (), trains=False),
+        Provider("torch BSR", peers.bsr, (BLOCK,), (), trains=False, about="PyTorch's block-sparse rows"),
+        Provider("blksprs", peers.blksprs, (BLOCK,), (), trains=False, about="the package of that name"),
     )
 }
 """The parent and the wide dense layer are yardsticks; "masked" is what people do today; ours by backend; peers."""

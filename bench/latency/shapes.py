@@ -12,11 +12,11 @@ def parse(text: str) -> tuple[int, int]:
     """Reads ``"4096x14336"`` as ``(N, K)``.
 
     Raises:
-        ValueError: It is no such pair, or a name that stands for several.
+        ValueError: It is no such pair.
     """
     n, _, k = text.partition("x")
     if not (n.isdecimal() and k.isdecimal() and int(n) and int(k)):
-        raise ValueError(f"shape must be N x K as in 4096x14336, or one of {', '.join(SETS)}, got {text!r}")
+        raise ValueError(f"expected output x input features as in 4096x14336, got {text!r}")
     return int(n), int(k)
 
 
@@ -39,6 +39,11 @@ def find(name: str) -> tuple[tuple[int, int], ...]:
     """The shapes of a set, or the one that is written out.
 
     Raises:
-        ValueError: See :func:`parse`.
+        ValueError: It is neither.
     """
-    return SETS[name] if name in SETS else (parse(name),)
+    if name in SETS:
+        return SETS[name]
+    try:
+        return (parse(name),)
+    except ValueError as error:
+        raise ValueError(f"{error}; sets are {', '.join(SETS)}") from error

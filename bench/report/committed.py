@@ -6,13 +6,14 @@ from matplotlib.figure import Figure
 
 from ..costs import ledger
 from ..gpu.cli import NAMES, plan_table, planning
+from ..here import draw
 from ..lab import survey, traffic
 from ..lab.ptx import execute, mutate
 from ..latency import whole
 from ..results import COMMITTED, Results
 from ..studies import every
 from ..table import Table
-from . import costs, figures, summary
+from . import answers, costs, figures, summary
 
 LLM_LAYER = (14336, 4096)
 """Output and input features of the layer whose bytes are shown (an 8B language model's MLP)."""
@@ -22,10 +23,14 @@ STUDIES: dict[str, Callable[[], Table]] = {
 }
 TABLES: dict[str, Callable[[], Table]] = {
     **STUDIES,
+    "should-i": answers.should_i,
     "formats": lambda: summary.formats(*LLM_LAYER),
     "storage": ledger.storage,
     "traffic": lambda: traffic.table(_read("lab/traffic")),
     "models-cpu": lambda: whole.table(_read("cpu/latency-models")),
+    "here": lambda: draw.table(_read("cpu/here")),
+    "here-model": lambda: draw.model_table(_read("cpu/here")),
+    "here-crossover": lambda: draw.crossover_table(_read("cpu/here")),
     "verdict": lambda: costs.verdict_summary(costs.measured()),
     "crossover": lambda: costs.crossover_table(),
     "gpu-plan": lambda: plan_table(planning(), NAMES, 9 * 60),
@@ -51,6 +56,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "ratio": lambda: costs.ratio_figure(costs.measured()),
     "roofline": lambda: costs.roofline(costs.measured()),
     "memory": lambda: costs.memory_bars(),
+    "here": lambda: draw.ratio_figure(_read("cpu/here")),
 }
 
 

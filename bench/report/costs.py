@@ -117,7 +117,7 @@ def verdict_summary(device: Measured | None = None) -> Table:
 
 
 def roofs_table() -> Table:
-    """The published roofs and what is made of them."""
+    """The published roofs of the GPUs shown, and what is made of them."""
     rows = [
         (
             roof.name,
@@ -128,10 +128,10 @@ def roofs_table() -> Table:
             f"{roof.flops['bf16'] / roof.bandwidth:.0f}",
             f"{roof.l2 / 2**20:.0f}",
         )
-        for roof in PUBLISHED.values()
+        for roof in (PUBLISHED[key] for key in GPUS)
     ]
     columns = ("GPU", "capability", "GB/s", "16-bit TFLOP/s", "TF32 TFLOP/s", "FLOP/byte", "L2 MiB")
-    return Table("Roofs as published by the vendor, dense; not measured", columns, rows)
+    return Table("Roofs as published by the vendor, dense; not measured (`fpe gpus`: all)", columns, rows)
 
 
 def shares_table(roof: Roof) -> Table:
@@ -400,6 +400,7 @@ def section(device: Measured | None = None) -> dict[str, Any]:
     """What the template needs: drawings with captions, tables, and two sentences."""
     device = device or measured()
     rows, roof = verdict_rows(LAYER, device), roof_shown(device)
+    judged = rows if device else verdict.predict(LAYER, roof)  # as `fpe verdict` says it
     source = device.source if device else f"{roof.basis[0].upper()}{roof.basis[1:]}. No GPU has been measured yet."
     name = device.latency.provenance["device"] if device else roof.name
     drawings = [
@@ -415,8 +416,8 @@ def section(device: Measured | None = None) -> dict[str, Any]:
     if device:
         drawings.insert(3, (bandwidth_bars(device), f"Achieved bandwidth. {source}"))
     return {
-        "sentences": verdict.sentences(LAYER, rows, name, "measured" if device else roof.basis, 0.10),
-        "drawings": [(svg(drawn), caption) for drawn, caption in drawings],
+        "sentences": verdict.sentences(LAYER, judged, name, "measured" if device else roof.basis, 0.10).splitlines(),
+        "drawings": [(svg(drawn, f"cost{i}", caption), caption) for i, (drawn, caption) in enumerate(drawings)],
         "tables": [
             *(verdict_summary(device), crossover_table(), memory_table()),
             *(t for t in (peers_table(device), energy_table(device)) if t),

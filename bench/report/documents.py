@@ -59,8 +59,13 @@ def refresh() -> list[Path]:
     return written
 
 
+PROSE = 100
+"""Characters from which a cell is a sentence, and its column stands left."""
+
+
 def markdown(table: Table) -> str:
     """The table in Markdown, its title above it."""
-    alignment = ["---", *("---:" for _ in table.columns[1:])]
+    prose = [max((len(row[i]) for row in table.rows), default=0) > PROSE for i in range(len(table.columns))]
+    alignment = ["---", *("---" if text else "---:" for text in prose[1:])]
     lines = [table.columns, alignment, *table.rows]
     return f"*{table.title}*\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

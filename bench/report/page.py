@@ -12,11 +12,13 @@ from torch import nn
 import fpe
 
 from ..costs.ledger import layer_ledger
+from ..here import draw, measure
 from ..results import Results, provenance
 from ..studies import boolean, boolean_drawn, vision
-from ..studies.drawing import svg
+from ..studies.drawing import palette, svg
+from ..studies.intervals import interval
 from ..table import Table
-from . import costs, figures, summary
+from . import answers, costs, figures, summary
 from .committed import FIGURES, LLM_LAYER, STUDIES, TABLES
 
 T = TypeVar("T")
@@ -28,6 +30,29 @@ SHOWN_FIGURES = (
 """Committed figures on the page, by name."""
 PLACED = ("boolean", "boolean-sensitivity", "by-width", "traffic", "compiled")
 """Committed tables that stand at places of their own on the page, by name; those of all studies follow one another."""
+
+CAPTIONS = {
+    "here": "Time over the dense parent's, 20th to 80th percentile; dotted: as the cost model predicts it.",
+    "boolean_curves": "Test accuracy by epoch, mean and range over trials. After the split a new optimizer trains the "
+    "same weights.",
+    "boolean_accuracy": "Test accuracy: a dot is a trial, the bar is their mean. Dashed: the published figures.",
+    "boolean_weights": "First-layer weights of one trial. Empty: the neuron has no such edge.",
+    "boolean_gram": "Gram matrices of the same weights. Colour off the diagonal blocks is interference of clauses.",
+    "vision": "Test accuracy on real data: a dot is a trial. The dotted line is the dense network trained for as many "
+    "epochs.",
+    "budget": "Policies that keep the output layer nearly whole have the gain; the masks' structure hardly matters.",
+    "hidden": "Where the pair's output is as wide as its input, giving every output edge to one child gains most.",
+    "widths": "Gain by width and alpha; dotted: children that keep related inputs together (Gram).",
+    "vision_sweep": "Accuracy at equal weights, when to split, the neurons' cosine, and the expansion factor.",
+    "boolean_sweep": "The Boolean task by clauses and by neurons; bands are 95 % intervals.",
+    "boolean_heatmap": "The Boolean task for all numbers of clauses and neurons.",
+    "boolean_features": "What goes with the gain on the Boolean task: a dot is a network.",
+    "ledger": "Non-zero weights of both layers, labelled with the layer's size, for each policy.",
+    "formats": "Bytes of a layer by format, counted from the formats' definitions, not measured. Dashed: the dense "
+    "parent.",
+    "traffic": "Simulated DRAM bytes of an expanded block layer. Dashed: what its dense parent must move at least.",
+}
+"""What each figure of the page shows, for its readers and for screen readers."""
 
 BOOLEAN_DEMO = replace(boolean.Choices(), epochs=100)
 """The case study at a length that two cores finish in a minute or two; the committed results have the full one."""
@@ -51,7 +76,8 @@ def build(
     case = boolean.run(boolean.QUICK if quick else BOOLEAN_DEMO, seed, device, quiet)
     real_choices = vision.default_choices()
     real = vision.run(replace(real_choices, epochs=1, trials=2) if quick else real_choices, seed, device, quiet)
-    for results in (case.results, case.curves, real):
+    here = None if measure.why_not() else measure.run(quick, rounds=1 if quick else 2, seed=seed)[1]
+    for results in (case.results, case.curves, real, *([here] if here else ())):
         results.write(output / f"report-{results.study}.jsonl")  # the studies' own files are longer runs
 
     ledgers = _ledgers(real, seed)
@@ -59,7 +85,7 @@ def build(
     tables += [summary.ledger(ledgers["dense"], after, name) for name, after in ledgers.items() if name != "dense"]
     tables.append(summary.formats(*LLM_LAYER))
     page = output / "report.html"
-    page.write_text(_render(case, real, ledgers, tables))
+    page.write_text(_render(case, real, ledgers, tables, here))
     return page, [case.results, real], tables[:2]
 
 
@@ -82,7 +108,9 @@ def _ledgers(real: Results, seed: int) -> dict[str, list[dict[str, Any]]]:
     return ledgers
 
 
-def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], tables: list[Table]) -> str:
+def _render(
+    case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], tables: list[Table], here: Results | None
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -92,9 +120,15 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
         "ledger": figures.ledger_bars(ledgers),
         "formats": figures.format_bars(*LLM_LAYER),
     }
+    if here:
+        drawn["here"] = draw.ratio_figure(here)
     drawn |= {name.replace("-", "_"): made for name in SHOWN_FIGURES if (made := _if_there(FIGURES[name]))}
     return environment.get_template("page.html.j2").render(
-        figures={name: svg(figure) for name, figure in drawn.items()},
+        figures={name: svg(figure, name, CAPTIONS[name]) for name, figure in drawn.items()},
+        captions=CAPTIONS,
+        answers=answers.should_i(),
+        here=[draw.table(here), draw.model_table(here), draw.crossover_table(here)] if here else [],
+        here_says=draw.sentence(here) if here else f"Not measured: {measure.why_not()}.",
         boolean=tables[0],
         vision=tables[1],
         ledgers=tables[2:-1],
@@ -106,6 +140,7 @@ def _render(case: boolean.BooleanStudy, real: Results, ledgers: dict[str, Any], 
         headline=_headline(case.results, real),
         costs=costs.section(),
         provenance=provenance(),
+        palette=palette(),
     )
 
 
@@ -117,13 +152,17 @@ def _if_there(draw: Callable[[], T]) -> T | None:
         return None
 
 
-def _headline(case: Results, real: Results) -> dict[str, str]:
-    """Mean accuracies that the page's first lines quote."""
-    boolean_means = case.frame.groupby("condition")["test_accuracy"].mean()
-    real_means = real.frame.groupby("condition")["test_accuracy"].mean()
-    return {
-        "boolean_dense": f"{boolean_means['dense-continued']:.1f}",
-        "boolean_clause": f"{boolean_means['clause']:.1f}",
-        "real_dense": f"{real_means['dense-continued']:.1f}",
-        "real_random": f"{real_means['random']:.1f}",
-    }
+def _headline(case: Results, real: Results) -> list[tuple[str, str]]:
+    """What this run found, each with its 95 % interval: a figure and what it is."""
+    found = []
+    dense, data = "dense-continued", f"{real.settings['data']}, {real.settings['neurons']} neurons, random masks"
+    for results, expanded, what in ((case, "clause", "Boolean task, clauses kept together"), (real, "random", data)):
+        by = results.frame.set_index("trial").groupby("condition")
+        gain = by.get_group(expanded)["test_accuracy"] - by.get_group(dense)["test_accuracy"]
+        found.append(
+            (f"{interval(gain, 1, '+')} points", f"{what}: accuracy over the dense network, {len(gain)} trials")
+        )
+        same = by["nonzeros"].first()
+        says = f"non-zero weights before and after the split, {what.partition(',')[0]}"
+        found.append((f"{same[dense]} and {same[expanded]}", says))
+    return found

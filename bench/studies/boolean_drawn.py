@@ -37,7 +37,7 @@ def boolean_command(
     output: Path,
     seed: int,
     device: str,
-    as_json: bool,
+    form: str | None,
 ) -> None:
     """Learn a DNF of 8 clauses with 8 neurons: dense, random split, clause split.
 
@@ -52,17 +52,17 @@ def boolean_command(
         path = output / f"boolean-sensitivity{end}.jsonl"
         with stopping(GOES_ON):
             try:
-                results = boolean.run_sensitivity(choices, path, seed, device, quiet=as_json)
+                results = boolean.run_sensitivity(choices, path, seed, device, quiet=bool(form))
             except ValueError as error:
                 raise click.ClickException(str(error)) from error
-        finish(results, path, sensitivity_table(results), as_json)
+        finish(results, path, sensitivity_table(results), form)
         return
     with stopping(NOTHING_WRITTEN):
-        done = boolean.run(choices, seed, device, quiet=as_json)
+        done = boolean.run(choices, seed, device, quiet=bool(form))
     done.curves.write(output / f"boolean-curves{end}.jsonl")
     for name, made in figures(done).items():
         save(made, output / f"boolean-{name}{end}.svg")
-    finish(done.results, output / f"boolean{end}.jsonl", table(done.results), as_json)
+    finish(done.results, output / f"boolean{end}.jsonl", table(done.results), form)
 
 
 def table(results: Results) -> Table:
@@ -135,16 +135,22 @@ def figures(study: BooleanStudy) -> dict[str, Figure]:
 def curves(results: Results) -> Figure:
     """Test accuracy by epoch: mean and range over trials, the split marked."""
     made, (axis,) = figure(7.2, 3.6)
-    split = results.settings["epochs"]
+    split, ends = results.settings["epochs"], []
     for condition, rows in results.frame.groupby("condition", sort=False):
         by_epoch = rows.groupby("epoch")["test_accuracy"]
         middle = by_epoch.mean()
         colour = COLOURS[str(condition)]
         axis.fill_between(middle.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.15, linewidth=0)
         axis.plot(middle.index, middle, color=colour, linewidth=2)
+        ends.append((middle.iloc[-1], middle.index[-1], str(condition), colour))
+    gap = 0.06 * (axis.get_ylim()[1] - axis.get_ylim()[0])
+    below: dict[int, float] = {}
+    for height, epoch, condition, colour in sorted(ends):  # names of lines that end together stand one above the other
+        place = max(height, below.get(epoch, height - gap) + gap)
+        below[epoch] = place
         axis.annotate(
-            str(condition),
-            (middle.index[-1], middle.iloc[-1]),
+            condition,
+            (epoch, place),
             (6, 0),
             textcoords="offset points",
             color=colour,

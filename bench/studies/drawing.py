@@ -1,6 +1,9 @@
 """How the figures look, and what several of them draw."""
 
+import html
 import io
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -31,7 +34,49 @@ STYLE = {
     "xtick.color": "#495057",
     "ytick.color": "#495057",
     "svg.hashsalt": "fpe",
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, found and copied
 }
+THEME: dict[str, tuple[str, str]] = {
+    "#000000": ("#212529", "#e9ecef"),
+    "#212529": ("#212529", "#e9ecef"),
+    "#343a40": ("#343a40", "#dee2e6"),
+    "#495057": ("#495057", "#ced4da"),
+    "#4a4f57": ("#4a4f57", "#c4cad1"),
+    "#868e96": ("#666e75", "#a4abb2"),
+    "#8a8f98": ("#666b73", "#a8adb5"),
+    "#adb5bd": ("#adb5bd", "#6c757d"),
+    "#2a7de1": ("#1f6fd0", "#6aabf7"),
+    "#e8590c": ("#c2410c", "#ff9a5c"),
+    "#2f9e44": ("#237a34", "#69d17f"),
+    "#9c36b5": ("#8a2aa3", "#d08be0"),
+}
+"""What a colour of the figures is on a light page and on a dark one: each is legible as text there."""
+
+
+def themed(text: str, name: str, title: str) -> str:
+    """An ``<svg>`` element with a title for screen readers, ids of its own, and colours that follow the page's.
+
+    Args:
+        text: As matplotlib writes it.
+        name: Begins every id, so that several figures can stand on one page.
+        title: What it shows.
+    """
+    text = text[text.index("<svg") :]
+    text = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    used = [colour for colour in THEME if colour in text]
+    for colour in used:
+        text = text.replace(colour, f"var(--ink-{colour[1:]}, {colour})")
+    plain = f"#{name}-figure_1 {{ fill: var(--ink-000000); }}"  # text that has no fill of its own is black
+    head = f"<title>{html.escape(title)}</title><style>{palette(used)} {plain}</style>"
+    return re.sub(r"<svg ([^>]*)>", lambda found: f'<svg role="img" {found[1]}>{head}', text, count=1)
+
+
+def palette(colours: Iterable[str] = THEME) -> str:
+    """Style rules that give colours of :data:`THEME` their values, by what the reader's system prefers."""
+    light, dark = (
+        "".join(f"--ink-{c[1:]}: {THEME[c][i]}; " for c in {"#000000": 0, **dict.fromkeys(colours)}) for i in (0, 1)
+    )
+    return f":root {{ {light}}} @media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}"
 
 
 def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, np.ndarray]:
@@ -42,20 +87,22 @@ def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tupl
     return made, axes
 
 
-def svg(made: Figure) -> str:
-    """The figure as an ``<svg>`` element."""
+def svg(made: Figure, name: str, title: str) -> str:
+    """The figure as an ``<svg>`` element: see :func:`themed`."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        made.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+        made.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    return themed(buffer.getvalue(), name, title)
 
 
 def save(made: Figure, path: Path) -> Path:
     """Writes a figure; the suffix decides the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".svg":
+        path.write_text(f"{svg(made, path.stem, path.stem.replace('-', ' '))}\n")
+        return path
     with matplotlib.rc_context(STYLE):
-        made.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        made.savefig(path)
     return path
 
 

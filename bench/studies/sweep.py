@@ -11,7 +11,7 @@ import torch
 from joblib import Parallel, delayed
 
 from ..cli.options import common, output_option
-from ..cli.output import GOES_ON, print_json, print_path, print_table, stopping
+from ..cli.output import GOES_ON, print_path, print_results, print_table, stopping
 from ..cli.progress import progress
 from ..results import Results
 from ..table import Table
@@ -100,15 +100,15 @@ class Sweep(Study):
     def command(self) -> click.Command:
         """A command with the study's settings for options."""
 
-        def run(output: Path, quick: bool, jobs: int, seed: int, device: str, as_json: bool, **given: Any) -> None:
+        def run(output: Path, quick: bool, jobs: int, seed: int, device: str, form: str | None, **given: Any) -> None:
             chosen = {name: value for name, value in given.items() if value is not None}
             try:
                 with stopping(GOES_ON):
-                    path, results, cells = self.run(output, quick, as_json, jobs, seed=seed, device=device, **chosen)
+                    path, results, cells = self.run(output, quick, bool(form), jobs, seed=seed, device=device, **chosen)
             except (OSError, ValueError) as error:
                 raise click.ClickException(str(error)) from error
-            if as_json:
-                print_json(results)
+            if form:
+                print_results(results, form)
                 return
             print_table(self.table(results, cells))
             print_path("Rows", path)

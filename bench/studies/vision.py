@@ -23,6 +23,7 @@ from .data import FASHION_MNIST, load_breast_cancer, load_digits, load_fashion_m
 from .drawing import COLOURS, figure, strip
 from .intervals import interval
 from .protocol import Data, Training, describe, described, fit, run_trials
+from .recipes import missing
 from .study import OwnCommand
 
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -72,10 +73,16 @@ def load(name: str) -> Data:
         ValueError: The file holds something else.
     """
     if name == "fashion-mnist":
+        if not FASHION_MNIST.is_dir():
+            raise FileNotFoundError(missing(name))
         return load_fashion_mnist()
     if name == "breast-cancer":
         return load_breast_cancer()
-    return load_digits() if name == "digits" else load_features(Path(name))
+    if name == "digits":
+        return load_digits()
+    if not Path(name).is_file():
+        raise FileNotFoundError(missing(name))
+    return load_features(Path(name))
 
 
 def run_trial(choices: Choices, trial: int, seed: int, device: str = "cpu") -> list[dict[str, Any]]:
@@ -147,21 +154,21 @@ def accuracy_figure(results: Results) -> Figure:
 @click.command("vision")
 @click.option("--data", help="'fashion-mnist', 'digits' or an .npz with X, y, Xt, yt.  [default: what is installed]")
 @click.option("--neurons", type=click.IntRange(1), help="Hidden neurons before the split.")
-@click.option("--alpha", type=click.IntRange(2), help="Children per neuron.")
+@click.option("--alpha", type=click.IntRange(2, 254), help="Children per neuron.")
 @click.option("--trials", type=click.IntRange(1), help="Networks trained.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs before and again after the split.")
 @output_option()
 @common
-def vision_command(output: Path, seed: int, device: str, as_json: bool, **given: Any) -> None:
+def vision_command(output: Path, seed: int, device: str, form: str | None, **given: Any) -> None:
     """Classify real data with one hidden layer, dense and expanded."""
     chosen = {name: value for name, value in given.items() if value is not None}
     choices = replace(default_choices(chosen.get("data")), **chosen)
     try:
         with stopping(NOTHING_WRITTEN):
-            results = run(choices, seed, device, quiet=as_json)
+            results = run(choices, seed, device, quiet=bool(form))
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    finish(results, output / "vision.jsonl", table(results), as_json)
+    finish(results, output / "vision.jsonl", table(results), form)
 
 
 STUDIES = (OwnCommand("vision", vision_command),)

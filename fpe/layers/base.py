@@ -28,7 +28,7 @@ class ExpandedLinear(nn.Module):
     Attributes:
         in_features: Width of the input.
         out_features: Width of the output.
-        backend: Which implementation runs: ``"auto"``, ``"triton"`` or ``"eager"``.
+        backend: Which implementation runs: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
         edge_weight: The weights of the edges, in the layer's own form.
         bias: ``[out_features]``, or ``None``.
         fingerprint: What the topology is known by, eight small numbers, a buffer that is not saved.
@@ -116,6 +116,10 @@ class ExpandedLinear(nn.Module):
     def _multiply(self, x: Tensor) -> Tensor:
         """The layer's own operation, for an input of the right width."""
         raise NotImplementedError
+
+    def beats_wide(self, x: Tensor) -> bool:
+        """Whether the layer's operation was measured to be faster than its dense weight, for such an input on a CPU."""
+        return False
 
     def masked_copy(self) -> Tensor | None:
         """:meth:`wide_weight` by the quickest way on a CPU; none where the layer's operation is quicker still."""

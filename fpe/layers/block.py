@@ -60,7 +60,7 @@ class BlockLinear(ExpandedLinear):
         block: ``(bn, bk)``.
         planes: Planes along the outputs and along the inputs.
         bias: Whether outputs have a bias.
-        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
         device: As of ``nn.Linear``.
         dtype: As of ``nn.Linear``.
 

@@ -1,4 +1,7 @@
-"""What a layer multiplies by on a CPU: its dense weight. Labels and blocks save a CPU no time, and cost it much.
+"""What a layer multiplies by on a CPU: its dense weight, unless its operation was measured to be faster.
+
+Labels and blocks cost the eager twin much time. The CPU kernels gain by labels where a layer does not fit the caches
+and a batch has few rows; whether they do here is known once ``fpe here`` has measured this machine.
 
 Without gradients the dense weight is made once for each version of the layer's tensors, and kept. With gradients every
 forward makes a masked copy of the weight, and its gradient is masked alike; there the mask is kept.
@@ -22,6 +25,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+
+from fpe.kernels.here import roof_here
 
 if TYPE_CHECKING:
     from .base import ExpandedLinear
@@ -118,7 +123,8 @@ def dense_weight(layer: "ExpandedLinear", x: object) -> Tensor | None:
 
     Returns:
         The weight; or none where the layer's operation is to be called: on other devices, with a backend that was asked
-        for, while a graph is traced or compiled, where it is faster, and for an ``x`` that it will refuse by name.
+        for, while a graph is traced or compiled, where it is faster, where it was measured to be faster than the dense
+        weight, and for an ``x`` that it will refuse by name.
     """
     if (
         is_compiling()
@@ -135,6 +141,8 @@ def dense_weight(layer: "ExpandedLinear", x: object) -> Tensor | None:
     made = _WEIGHTS.get(layer)
     name, *others = layer.made_of
     stored: Any = layer._parameters.get(name)
+    if roof_here() is not None and _operation_wins(layer, x, stored):
+        return None
     if (
         made is not None
         and made.result.dtype is x.dtype
@@ -153,6 +161,19 @@ def dense_weight(layer: "ExpandedLinear", x: object) -> Tensor | None:
         _WEIGHTS.pop(layer, None)  # the next step makes it stale
         return layer.masked_copy()
     return _keep(_WEIGHTS, layer, weight, others, layer.wide_weight)
+
+
+def _operation_wins(layer: "ExpandedLinear", x: Tensor, stored: Any) -> bool:
+    """Whether a layer's operation was measured to be faster on this machine, for a call that wants no gradient."""
+    return (
+        type(stored) is nn.Parameter
+        and stored.is_cpu
+        and stored.dtype is x.dtype
+        and not (torch.is_grad_enabled() and (stored.requires_grad or x.requires_grad))
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+        and layer.beats_wide(x)
+    )
 
 
 def masked_copy(layer: "ExpandedLinear", along: int, children: int) -> Tensor:

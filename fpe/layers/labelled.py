@@ -18,6 +18,7 @@ from fpe.kernels import (
     split_matmul,
     unpack_values,
 )
+from fpe.kernels.here import labels_win
 from fpe.kernels.memo import once_per_version
 from fpe.kernels.partition.eager import table
 from fpe.kernels.partition.interleaved import quad_codes
@@ -42,7 +43,7 @@ class _LabelledLinear(KeptLinear):
     Args:
         partition: Labels of the parent's weight.
         bias: Whether every output has a bias.
-        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
         device: As of ``nn.Linear``.
         dtype: As of ``nn.Linear``.
 
@@ -108,6 +109,11 @@ class _LabelledLinear(KeptLinear):
         """The weight of each child, ``[alpha, *partition.shape]``, zero at the edges of others."""
         weight = self.matrix()
         return torch.where(self._beside(weight, self.partition.masks()), weight, weight.new_zeros(()))
+
+    def beats_wide(self, x: Tensor) -> bool:
+        """Whether ``fpe here`` measured it to be faster: labels alone have a kernel for CPUs, kept values have none."""
+        rows = x.numel() // max(self.in_features, 1)
+        return self.bitmap is None and labels_win(rows, *self.matrix_shape, self.alpha, x.dtype, "wide")
 
     def masked_copy(self) -> Tensor:
         """:meth:`wide_weight`, quicker."""

@@ -33,7 +33,7 @@ def block_matmul(
         layout: Where the blocks lie. Rows and columns may be empty.
         bias: ``[N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
-        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
         ``y[..., N]`` in the dtype of ``x``.
@@ -66,7 +66,7 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
         dy: ``[..., N]``, float16, bfloat16, float32 or float64.
         values: Kept blocks of ``W[N, K]``, ``[blocks, bn, bk]``, same dtype and device.
         layout: Where the blocks lie.
-        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
         ``dx[..., K]`` in the dtype of ``dy``.
@@ -96,7 +96,7 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
         dy: ``[..., N]``, float16, bfloat16, float32 or float64.
         x: ``[..., K]`` with the same leading dimensions, dtype and device.
         layout: Where the blocks lie.
-        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
         ``[blocks, bn, bk]`` in the dtype of ``x``; zero in the padding of edge blocks.

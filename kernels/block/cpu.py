@@ -1,7 +1,7 @@
 """The block operations on a CPU, for few rows of activations: compiled by Numba.
 
 A row of a block is read once for up to four rows of activations. Activations are padded with zeros to whole blocks.
-The transposed product reads float32 alone: weights of 16 bits are converted first, in every call.
+Blocks whose rows are no whole number of vectors are padded too, in every call.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from ..activations import finish
 from ..cpu import compiled, numbers, padded, shared_out
-from ..vectors import I32, I64, LANES, Emit
+from ..vectors import F32, FLOATS, I32, I64, LANES, Emit
 from .eager import block_grad_eager
 from .layout import BlockLayout
 
@@ -88,29 +88,71 @@ def _along_rows(x, values, bn, bk, pointers, cols, rows, out, start, stop):
                     out[j + t, r * bn + i] = sums[t]
 
 
-@compiled
-def _add(to, row, factor):
-    """Adds a row of weights times a number."""
-    for i in range(row.size):
-        to[i] += row[i] * factor
+@intrinsic
+def _spread(typing: Any, out, out_at, out_row, values, at, ahead, bn, width, x, x_at, x_row, rows) -> Any:
+    """Adds to ``out[m, k]`` the products ``w[n, k] * x[m, n]`` of a block's rows with rows of activations.
+
+    The sums of four vectors of columns stay in registers.
+    """
+    signature = types.void(out, out_at, out_row, values, at, ahead, bn, width, x, x_at, x_row, rows)
+    count = rows.count
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        emit = Emit(context, b, signature, args)
+        _, out_at, out_row, _, at, ahead, bn, width, _, x_at, x_row, _ = args
+
+        def add(k: Any, vectors: int) -> None:
+            """Adds to so many vectors of columns, from one on."""
+            acc = [emit.sums(count) for _ in range(vectors)]
+            with cgutils.for_range(b, bn) as row:
+                w_at = b.add(b.add(at, k), b.mul(row.index, width))
+                first = b.add(x_at, row.index)
+                factors = [emit.splat(b.load(emit.at(8, emit.plus(first, (x_row, m)), F32))) for m in range(count)]
+                for v in range(vectors):
+                    weights = emit.weights(3, b.add(w_at, I64(v * LANES)), ahead)
+                    for m in range(count):
+                        b.store(emit.multiply_add(weights, factors[m], b.load(acc[v][m])), acc[v][m])
+            for v in range(vectors):
+                start = b.add(b.add(out_at, k), I64(v * LANES))
+                for m in range(count):
+                    to = emit.at(0, emit.plus(start, (out_row, m)), FLOATS)
+                    b.store(b.fadd(b.load(to, align=4), b.load(acc[v][m])), to, align=4)
+
+        whole = b.sdiv(width, I64(4 * LANES))
+        with cgutils.for_range(b, whole) as four:
+            add(b.mul(four.index, I64(4 * LANES)), 4)
+        done = b.mul(whole, I64(4))
+        with cgutils.for_range(b, b.sub(b.sdiv(width, I64(LANES)), done)) as one:
+            add(b.mul(b.add(done, one.index), I64(LANES)), 1)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @compiled
-def _across_rows(x, values, pointers, order, rows, out, start, stop):
-    """Multiplies block columns ``start .. stop``: float32 ``x[M, R * bn]`` into ``out[M, C * bk]`` of zeros."""
-    _, bn, bk = values.shape
+def _across_rows(x, values, bn, bk, pointers, order, block_rows, rows, out, start, stop):
+    """Multiplies block columns ``start .. stop``: float32 ``x[M, R * bn]`` into ``out[M, C * bk]`` of zeros.
+
+    ``values`` are flat; ``bk`` is a multiple of a vector's length, ``M`` of ``len(rows)``.
+    """
+    m, features = x.shape
+    flat, to, count = x.reshape(-1), out.reshape(-1), len(rows)
+    width = out.shape[1]
     for c in range(start, stop):
-        for at in range(pointers[c], pointers[c + 1]):
-            b, n = order[at], rows[at] * bn
-            for i in range(bn):
-                row = values[b, i]
-                for j in range(x.shape[0]):
-                    _add(out[j, c * bk : c * bk + bk], row, x[j, n + i])
+        first, last = np.int64(pointers[c]), np.int64(pointers[c + 1])
+        for j in range(0, m, count):
+            for at in range(first, last):
+                block, after = np.int64(order[at]), np.int64(order[min(at + 1, last - 1)])
+                _spread(
+                    to, j * width + c * bk, width, values, block * bn * bk, (after - block) * bn * bk, bn, bk,
+                    flat, j * features + np.int64(block_rows[at]) * bn, features, rows,
+                )  # fmt: skip
 
 
 def _in_vectors(values: Tensor) -> Tensor:
-    """The blocks with rows of whole vectors; a copy where theirs are not."""
-    return pad(values, (0, -values.shape[2] % LANES)).contiguous()
+    """The blocks with rows of whole vectors: a copy where theirs are not."""
+    missing = -values.shape[2] % LANES
+    return (pad(values, (0, missing)) if missing else values).contiguous()
 
 
 def block_matmul(
@@ -137,11 +179,17 @@ def block_matmul(
 def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
     """``block_matmul_t`` on ``dy[M, N]``: returns ``dx[M, K]``."""
     (_, columns), (bn, bk) = layout.grid, layout.block
-    dx = dy.new_zeros(dy.shape[0], columns * bk, dtype=torch.float32)
-    if len(values) and dy.shape[0]:
-        ready, blocks, out = padded(dy, 1, bn).numpy(), values.float().contiguous().numpy(), dx.numpy()
+    m = dy.shape[0]
+    together = 1 if m == 1 else TOGETHER
+    ready = padded(dy, together, bn)
+    blocks = _in_vectors(values)
+    width = blocks.shape[2]
+    dx = dy.new_zeros(ready.shape[0], columns * width, dtype=torch.float32)
+    if len(values) and m:
+        dy_in, w, out, count = ready.numpy(), numbers(blocks), dx.numpy(), (0,) * together
         pointers, order, rows = layout.col_ptr.numpy(), layout.col_order.numpy(), layout.col_rows.numpy()
-        shared_out(lambda i, j: _across_rows(ready, blocks, pointers, order, rows, out, i, j), columns, 1)
+        shared_out(lambda i, j: _across_rows(dy_in, w, bn, width, pointers, order, rows, count, out, i, j), columns, 1)
+    dx = dx[:m] if width == bk else dx[:m].unflatten(1, (-1, width))[..., :bk].flatten(1)
     return dx[:, : layout.shape[1]].contiguous().to(dy.dtype)
 
 

@@ -50,7 +50,7 @@ def split_matmul(
         kept: Which entries of the weight exist, where it is stored as its values alone (:func:`pack_values`), in the
             orientation in which the labels are packed, which then have no holes: existence is the bitmap's to say. The
             gradient has the values' shape too.
-        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
         ``y[..., alpha, N]`` in the dtype of ``x``.
@@ -105,7 +105,7 @@ def merge_matmul(
         bias: ``[N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
         kept: As of :func:`split_matmul`.
-        backend: ``"auto"``, ``"triton"``, ``"eager"``; or, with 2 or 4 children of 16-bit floats,
+        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"eager"``; or, with 2 or 4 children of 16-bit floats,
             ``"sparse_tensor_core"`` or ``"torch"``, which multiply by a 2:4 weight (:mod:`.interleaved`).
 
     Returns:
@@ -152,7 +152,7 @@ def partition_grad(
         labels: :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``; with ``kept`` and one child, none are
             needed.
         kept: As of :func:`split_matmul`.
-        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
         ``dw[N, K]`` in the dtype of ``x``; contiguous by columns where packed labels are transposed. With ``kept`` its
@@ -222,7 +222,7 @@ def masked_matmul(
         kept: Which entries exist. Rows and columns may be empty.
         bias: ``[N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
-        backend: ``"auto"``, ``"triton"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
         ``y[..., N]`` in the dtype of ``x``.

@@ -1,0 +1,87 @@
+"""Whether somebody should use this package: short answers, each drawn from committed rows or from the cost model."""
+
+import numpy as np
+
+from fpe.kernels.model import INFERENCE, crossover
+from fpe.kernels.roofs import PUBLISHED
+
+from ..costs import verdict
+from ..costs.verdict import rows_in_words
+from ..results import COMMITTED, Results
+from ..studies.catalogue import CIFAR100
+from ..studies.conditions import FRESH, WIDE
+from ..studies.intervals import interval
+from ..studies.study import committed
+from ..studies.tables import against_control, still_shallow
+from ..table import Table
+from . import costs
+
+SHOWN_GPUS = ("a100", "4090", "h200")
+
+
+def should_i() -> Table:
+    """Questions that are asked first, and their answers."""
+    widths = (4, 8, 16, 32, 64)
+    rows = [
+        (
+            "What does it gain?",
+            f"{_points('random input', widths)} points of test accuracy at {_list(widths)} neurons (CIFAR-100 "
+            "features, two children); nothing in a transformer's MLPs",
+        ),
+        (
+            "What is better, if I may choose?",
+            f"a dense layer twice as wide: {_points(WIDE, widths[:3])} at {_list(widths[:3])} neurons; the same sparse "
+            f"shape trained from the start is as good as a split: {_points(FRESH, widths[:3])}",
+        ),
+        ("What does it cost on a GPU?", _gpus()),
+        ("How much memory?", _memory()),
+        ("What does it cost on a CPU?", _cpu()),
+    ]
+    return Table("Should I use it?", ("question", "answer"), rows)
+
+
+def _list(numbers: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def _points(condition: str, widths: tuple[int, ...]) -> str:
+    """Points over the dense network by width, with their intervals."""
+    frame = against_control(committed(CIFAR100))
+    frame = frame[still_shallow(frame) & (frame["condition"] == condition) & (frame["alpha"] == 2)]
+    return ", ".join(interval(frame[frame["neurons"] == width]["points"], 1, "+") for width in widths)
+
+
+def _gpus() -> str:
+    layer = costs.LAYER
+    roofs = [PUBLISHED[key] for key in SHOWN_GPUS]
+    held = [
+        f"{rows_in_words(crossover(INFERENCE, layer.sizes('random'), roof, 0.10))} on an {roof.name}" for roof in roofs
+    ]
+    worst = max(max(row["ratio"].values()) for roof in roofs for row in verdict.predict(layer, roof))
+    basis = (
+        "predicted; measured rows are in docs/benchmarks.md" if costs.measured() else "predicted, nothing is measured"
+    )
+    return (
+        f"a {layer.n} x {layer.k} layer takes at most 10 % more time than its dense parent up to {', '.join(held)} "
+        f"(rows in a batch); with more rows up to {worst:.1f} times as long ({basis}; `fpe verdict` says it of your "
+        "layer and GPU)"
+    )
+
+
+def _memory() -> str:
+    rows = {name: sum(parts.values()) for name, parts in costs.memory_rows().items()}
+    return (
+        f"{rows['ours, labels']:.2f} times the parent's in training with Adam; {rows['wide dense']:.2f} times for the "
+        "dense layer of the same function"
+    )
+
+
+def _cpu() -> str:
+    results = Results.read(COMMITTED / "cpu/latency-models.jsonl")
+    said = []
+    for what, rows in results.frame.groupby("pass", sort=False):
+        ratios = rows["ratio"].astype(float)
+        said.append(
+            f"{what} {float(np.exp(np.log(ratios).mean())):.2f} times ({ratios.min():.2f} to {ratios.max():.2f})"
+        )
+    return f"of the time of the same network made dense: {', '.join(said)}, over the {len(results.rows)} cases measured"
