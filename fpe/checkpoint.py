@@ -1,6 +1,7 @@
 """State dicts of expanded models: checked before anything is loaded, and rebuilt from the dense model."""
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from itertools import chain, pairwise
 from os import PathLike
 from typing import Any, TypeVar
@@ -41,7 +42,14 @@ def _check_all(module: nn.Module, state: Mapping[str, Any], prefix: str, *rest: 
             check_shape(name, state[name], own)
 
 
-def restore(model: Model, state: Mapping[str, Any] | Place) -> Model:
+def restore(
+    model: Model,
+    state: Mapping[str, Any] | Place,
+    *,
+    alpha: int | None = None,
+    seed: int | None = None,
+    pairs: Iterable[tuple[str, str]] | None = None,
+) -> Model:
     """Rebuilds an expanded model from the dense architecture it came from and a saved state.
 
     Which layers are expanded, and how, stands in the state; the dense model only says what lies around them,
@@ -50,10 +58,17 @@ def restore(model: Model, state: Mapping[str, Any] | Place) -> Model:
         torch.save(wide.state_dict(), path)
         wide = fpe.restore(make_model(), torch.load(path, weights_only=True))
 
+    With a seed the state is the *dense* model's. Labels of a seed are known without being stored: a checkpoint of the
+    parent, ``alpha`` and the seed are an expanded model, that of ``fpe.expand(dense, alpha, structure="seeded",
+    resparsify="partition", seed=seed)``.
+
     Args:
         model: The dense model; left as it is.
         state: ``state_dict()`` of the expanded model, or the file that :func:`fpe.save` wrote of it. Of tensors that
             the dense model shares, one name is enough, as in files of safetensors.
+        alpha: Children per neuron, of a dense state.
+        seed: As :func:`fpe.expand` takes it, of a dense state.
+        pairs: As :func:`fpe.expand` takes them, of a dense state.
 
     Returns:
         A new model with the state loaded.
@@ -69,6 +84,14 @@ def restore(model: Model, state: Mapping[str, Any] | Place) -> Model:
     if not isinstance(state, Mapping):
         raise TypeError(f"restore: state must be a state dict, got {type(state).__name__}")
     state = dict(state)
+    if (alpha is None) != (seed is None) or (pairs is not None and seed is None):
+        raise ValueError(f"restore: a dense state goes with alpha and seed, got {alpha}, {seed} and pairs={pairs}")
+    if alpha is not None:
+        from .expansion import expand
+
+        dense = deepcopy(model)
+        _load(dense, state)
+        return expand(dense, alpha, structure="seeded", resparsify="partition", pairs=pairs, seed=seed)
     for names in _shared(model):
         known = next((state[name] for name in names if name in state), None)
         for name in names if known is not None else ():

@@ -8,7 +8,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fpe.kernels import HOLE
-from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, Structure
+from fpe.kernels.partition.seeded import SEEDS, beside
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, Structure
 
 from .checkpoint import guard_state_dict
 from .companion import note_expansion
@@ -37,6 +38,7 @@ def expand(
     groups: Groups | Mapping[str, Groups] | None = None,
     generator: Generator | None = None,
     example_inputs: Any = None,
+    seed: int | None = None,
 ) -> Model:
     """Expands every pair of linear layers: more neurons, disjoint inputs, the same number of non-zeros.
 
@@ -55,7 +57,10 @@ def expand(
         alpha: Children per neuron, at least 2.
         split: How inputs are divided: ``"random"``, ``"groups"`` (inputs that belong together stay together) or
             ``"gram"`` (groups found from the trained weight).
-        structure: ``"random"``, ``"2:4"`` (``alpha`` 2) or ``"block"``; the last two with ``split="random"``.
+        structure: ``"random"``, ``"2:4"`` (``alpha`` 2), ``"block"`` or ``"seeded"`` (``alpha`` 2, 4 or 8: the labels
+            are a function of a seed and take no memory under policy ``"partition"``; the other policies remove edges,
+            and a layer that loses some keeps its labels in bits, as ``"random"``); the last three with
+            ``split="random"``.
         block: Tile ``(bn, bk)`` for ``structure="block"`` or ``resparsify="block"``.
         resparsify: Which weights pay for the wider second layer, see :func:`fpe.resparsify.plan`:
             ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``; ``"auto"`` chooses between
@@ -69,6 +74,8 @@ def expand(
         example_inputs: Positional arguments of one forward pass, a mapping of keyword arguments, or a single argument.
             With them it is found out whether the layers of each pair run in their order, and whether what the model
             computes between them treats every neuron alike and on its own; and pairs are found in unknown models.
+        seed: For ``structure="seeded"``: of the first pair's first layer; every layer further on has the next one.
+            Without it seeds are drawn.
 
     Returns:
         A new model of the same class. Its ``load_state_dict`` refuses a state that does not fit before it
@@ -82,16 +89,18 @@ def expand(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expand: model must be an nn.Module, got {type(model).__name__}")
-    _check_options(split, structure, block, resparsify, groups)
+    _check_options(split, structure, block, resparsify, groups, seed)
     check_generator("expand", generator)
     named = found_groups("expand", model, example_inputs) if pairs is None else named_groups(model, pairs)
     group_of = _groups_by_name(groups, [group.firsts[0] for group in named])
     replaced: dict[str, nn.Module] = {}
     between: dict[Group, dict[str, nn.Module]] = {}
     with torch.device("cpu"):  # masks are data, wherever the caller has new tensors made
-        for group in named:
+        for i, group in enumerate(named):
             firsts, second = dense_layers(model, group)
-            partition = _partition(firsts, alpha, split, structure, block, group_of.get(group.firsts[0]), generator)
+            own = None if seed is None else beside(seed, 2 * i)
+            divided = group_of.get(group.firsts[0])
+            partition = _partition(firsts, alpha, split, structure, block, divided, generator, own)
             children, replaced[group.second] = _expand_together(
                 firsts, second, partition, resparsify, block=block, generator=generator
             )
@@ -234,7 +243,9 @@ def _successor(
         return masked
     if policy == "partition" and not partition.block_shape:
         owner = second.to(torch.uint8).argmax(1).to(torch.uint8)
-        merge = MergeLinear(Partition(owner, alpha), bias, **like(fc2))
+        seed = partition.seed
+        read = Partition(owner, alpha) if seed is None else Partition.seeded(c, h, alpha, beside(seed))
+        merge = MergeLinear(read, bias, **like(fc2))
         merge.set_matrix(fc2.weight)
         return merge
     assert block is not None
@@ -274,6 +285,7 @@ def _partition(
     block: tuple[int, int] | None,
     groups: Groups | None,
     generator: Generator | None,
+    seed: int | None,
 ) -> Partition:
     fc1 = firsts[0]
     out_features, in_features = fc1.weight.shape
@@ -285,15 +297,16 @@ def _partition(
     elif split == "gram":
         partition = Partition.from_gram(torch.cat([fc.weight for fc in firsts]), alpha, generator=generator)
         partition = Partition(partition.labels[:out_features].contiguous(), alpha)
+    elif seed is not None:
+        partition = Partition.seeded(out_features, in_features, alpha, seed)
     else:
         partition = Partition.of(structure, out_features, in_features, alpha, block=block, generator=generator)
     if fc1.weight.is_meta:
         return partition
-    labels = partition.labels.to(fc1.weight.device)
-    return Partition(labels, alpha, partition.structure, partition.block_shape)
+    return partition.to(fc1.weight.device)
 
 
-def _check_options(split: str, structure: str, block: object, resparsify: str, groups: object) -> None:
+def _check_options(split: str, structure: str, block: object, resparsify: str, groups: object, seed: object) -> None:
     for name, value, known in (
         ("split", split, SPLITS),
         ("structure", structure, STRUCTURES),
@@ -305,6 +318,12 @@ def _check_options(split: str, structure: str, block: object, resparsify: str, g
         raise ValueError(f"expand: structure {structure!r} goes with split 'random', got split {split!r}")
     if (split == "groups") != (groups is not None):
         raise ValueError(f"expand: split='groups' and groups=... go together, got split={split!r}, groups={groups!r}")
+    if seed is not None and structure != SEEDED:
+        raise ValueError(f"expand: a seed goes with structure 'seeded', got seed {seed!r} with {structure!r}")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise TypeError(f"expand: seed must be an integer, got {type(seed).__name__}")
+    if seed is not None and not 0 <= seed < SEEDS:
+        raise ValueError(f"expand: seed must be from 0 to 2^32 - 1, got {seed}")
     needs_block = structure == BLOCK or resparsify == "block"
     if needs_block:
         check_block("expand", block)

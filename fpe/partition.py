@@ -1,14 +1,15 @@
 """Who owns each edge of a parent layer: the labels that divide its weights among the children."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 
-from fpe.kernels import HOLE
+from fpe.kernels import HOLE, SeededLabels
 from fpe.kernels.block.layout import grid, tiles
-from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR, Structure
+from fpe.kernels.partition.seeded import SEEDS
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, TWO_FOUR, Structure
 
 _CHUNK = 1 << 24  # keys drawn at a time: bounds the working memory of large layers
 
@@ -17,22 +18,24 @@ _CHUNK = 1 << 24  # keys drawn at a time: bounds the working memory of large lay
 class Partition:
     """A division of a parent layer's edges among ``alpha`` children per neuron (paper, section 2.3).
 
-    Build one with :meth:`random`, :meth:`from_groups`, :meth:`from_gram`, :meth:`semi_structured` or
-    :meth:`block`; labels of your own go through the constructor and :meth:`validate`.
+    Build one with :meth:`random`, :meth:`from_groups`, :meth:`from_gram`, :meth:`semi_structured`,
+    :meth:`block` or :meth:`seeded`; labels of your own go through the constructor and :meth:`validate`.
 
     Attributes:
         labels: uint8 ``[out_features, in_features]``; ``labels[n, k]`` is the child of parent ``n`` that owns
             the edge from input ``k``, or ``HOLE`` (255) where the edge has been pruned.
         alpha: Children per parent, at least 2.
         structure: ``"random"`` (any label anywhere), ``"2:4"`` (two of every four consecutive inputs to each
-            of two children) or ``"block"`` (one label to a tile).
+            of two children), ``"block"`` (one label to a tile) or ``"seeded"`` (a function of a seed).
         block_shape: ``(bn, bk)`` of structure ``"block"``, else ``None``.
+        seed: Of structure ``"seeded"``, else ``None``.
     """
 
     labels: Tensor
     alpha: int
     structure: Structure = "random"
     block_shape: tuple[int, int] | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked without reading the labels."""
@@ -48,6 +51,10 @@ class Partition:
             raise ValueError(
                 f"Partition: block_shape belongs to structure 'block' alone, got {self.block_shape} with "
                 f"{self.structure!r}"
+            )
+        if (self.structure == SEEDED) != (self.seed is not None):
+            raise ValueError(
+                f"Partition: a seed belongs to structure 'seeded' alone, got {self.seed} with {self.structure!r}"
             )
 
     @classmethod
@@ -192,6 +199,25 @@ class Partition:
         return cls(labels[:out_features, :in_features].contiguous(), alpha, BLOCK, (bn, bk))
 
     @classmethod
+    def seeded(cls, out_features: int, in_features: int, alpha: int, seed: int) -> "Partition":
+        """Divides by a function of a seed (:class:`fpe.kernels.SeededLabels`), so that no label need be kept.
+
+        Of every ``alpha`` consecutive inputs each child gets one, whichever the hash says.
+
+        Args:
+            out_features: Parents ``N``.
+            in_features: Inputs ``K``, at least ``alpha``.
+            alpha: Children per parent: 2, 4 or 8.
+            seed: 0 to 2^32 - 1. The same seed gives the same labels for ever, on every device.
+
+        Raises:
+            TypeError: ``seed`` is no integer.
+            ValueError: A number is out of range.
+        """
+        _check_sizes(out_features, in_features, alpha)
+        return cls(SeededLabels.of(seed, (out_features, in_features), alpha).unpack("cpu"), alpha, SEEDED, seed=seed)
+
+    @classmethod
     def of(
         cls,
         structure: Structure,
@@ -227,10 +253,20 @@ class Partition:
     def without(self, removed: Tensor) -> "Partition":
         """The same division with some edges owned by nobody.
 
+        A seed says who owns an edge, not whether there is one: a ``"seeded"`` division that loses edges is ``"random"``
+        from then on, its labels kept.
+
         Args:
             removed: bool ``[out_features, in_features]``.
         """
-        return Partition(self.labels.masked_fill(removed, HOLE), self.alpha, self.structure, self.block_shape)
+        labels = self.labels.masked_fill(removed, HOLE)
+        if self.structure == SEEDED and bool(removed.any()):
+            return Partition(labels, self.alpha)
+        return replace(self, labels=labels)
+
+    def to(self, device: torch.device | str) -> "Partition":
+        """The same division with its labels on a device."""
+        return replace(self, labels=self.labels.to(device))
 
     def validate(self) -> "Partition":
         """Reads the labels and checks range and structure; returns the partition.
@@ -252,7 +288,8 @@ class Partition:
     def __repr__(self) -> str:
         block = f", block={self.block_shape}" if self.block_shape else ""
         out_features, in_features = self.shape
-        return f"Partition({out_features}x{in_features}, alpha={self.alpha}, {self.structure}{block})"
+        seed = "" if self.seed is None else f", seed={self.seed}"
+        return f"Partition({out_features}x{in_features}, alpha={self.alpha}, {self.structure}{block}{seed})"
 
 
 @dataclass(frozen=True)
@@ -305,10 +342,31 @@ def _deal_tiles(
     return Partition.block(out_features, in_features, alpha, block=check_block("Partition", block), generator=generator)
 
 
+def _deal_seeded(
+    out_features: int, in_features: int, alpha: int, block: tuple[int, int] | None, generator: Generator | None
+) -> Partition:
+    check_generator("Partition", generator)
+    seed = int(torch.randint(SEEDS, (), generator=generator, device="cpu"))
+    return Partition.seeded(out_features, in_features, alpha, seed)
+
+
+def _check_seeded(partition: Partition) -> None:
+    assert partition.seed is not None
+    made = SeededLabels.of(partition.seed, partition.shape, partition.alpha).unpack(partition.labels.device)
+    other = (partition.labels != made).nonzero()
+    if len(other):
+        n, k = other[0].tolist()
+        raise ValueError(
+            f"Partition: labels[{n}, {k}] is {int(partition.labels[n, k])}, of seed {partition.seed} it "
+            f"is {int(made[n, k])}"
+        )
+
+
 RULES: dict[Structure, Rules] = {
     RANDOM: Rules(lambda n, k, alpha, block, generator: Partition.random(n, k, alpha, generator=generator)),
     TWO_FOUR: Rules(_deal_quads, _check_quads, (1, 4)),
     BLOCK: Rules(_deal_tiles, _check_tiles),
+    SEEDED: Rules(_deal_seeded, _check_seeded),
 }
 """What is particular to each structure: its one place in this package, beside its name."""
 

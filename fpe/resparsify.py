@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from fpe.kernels import HOLE
 from fpe.kernels.block.layout import grid
+from fpe.kernels.partition.seeded import beside
 
 from .partition import Partition, deal
 
@@ -189,10 +190,13 @@ def _number_units(shapes: list[torch.Size], units: list[tuple[int, int]]) -> tup
 
 
 def _one_child_each(c: int, h: int, partition: Partition, generator: Generator | None) -> Tensor:
-    """Deals each parent's output edges to its children equally: bool ``[c, alpha, h]``."""
+    """Deals each parent's output edges to its children equally, or by the next seed: bool ``[c, alpha, h]``."""
+    device = partition.labels.device
+    if partition.seed is not None:
+        return Partition.seeded(c, h, partition.alpha, beside(partition.seed)).to(device).masks().transpose(0, 1)
     bn, bk = partition.block_shape or (1, 1)
     down, across = grid((c, h), (bn, bk))
     owner = deal(across, down, partition.alpha, generator).T
     owner = owner.repeat_interleave(bn, 0).repeat_interleave(bk, 1)[:c, :h]
-    second = Partition(owner.to(partition.labels.device), partition.alpha)
+    second = Partition(owner.to(device), partition.alpha)
     return second.masks().transpose(0, 1)

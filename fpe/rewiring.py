@@ -23,6 +23,7 @@ from torch import Generator, Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from fpe.kernels.block.layout import tiles
+from fpe.kernels.structures import SEEDED
 
 from .layers import ExpandedLinear
 from .partition import check_generator
@@ -89,6 +90,10 @@ class Rewiring:
         if not self.layers:
             raise ValueError(f"Rewiring: expected a model with FPE layers, got {type(model).__name__} without one")
         for name, layer in self.layers.items():
+            if getattr(layer, "structure", None) == SEEDED:
+                raise ValueError(
+                    f"Rewiring: the edges of '{name}' are divided by a seed and do not move; expand with 'random'"
+                )
             if id(layer.edge_weight) not in held:
                 raise ValueError(f"Rewiring: the optimizer does not hold the weight of '{name}'")
         if every < 1 or not 0 < fraction < 1 or (steps is not None and steps < 1):

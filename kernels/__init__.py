@@ -64,6 +64,7 @@ else:
     from .partition import (
         HOLE,
         PackedLabels,
+        SeededLabels,
         masked_matmul,
         merge_matmul,
         merge_matmul_eager,
@@ -91,6 +92,7 @@ else:
         "Bitmap",
         "BlockLayout",
         "PackedLabels",
+        "SeededLabels",
         "SemiStructuredLayout",
         "UnsupportedError",
         "block_grad",

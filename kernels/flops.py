@@ -31,7 +31,9 @@ def _weights_of_result(dy: Shape, x: Shape, *rest: Any, out_shape: Shape, **name
     return 2 * x[0] * prod(out_shape)
 
 
-def _two_layers(x: Shape, w1: Shape, labels1: Shape, transposed1: bool, w2: Shape, *rest: Any, **named: Any) -> int:
+def _two_layers(
+    x: Shape, w1: Shape, labels1: Shape, seed1: list, transposed1: bool, w2: Shape, *rest: Any, **named: Any
+) -> int:
     return 2 * x[0] * (prod(w1) + prod(w2))
 
 

@@ -166,7 +166,8 @@ def _node(op: Run, name: str, backward: Callable[..., Any], save: Callable[..., 
 def _batched(op: Run, by_rows: bool) -> Callable[..., tuple[Tensor, int]]:
     """A rule of ``torch.vmap``: a batch of rows is more rows; everything else runs once for each of the batch."""
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        in_dims = tuple(None if isinstance(dim, list) else dim for dim in in_dims)  # of a list of numbers
         if by_rows and all(dim is None for dim in in_dims[1:]):
             rows = args[0].movedim(in_dims[0], 0)
             y = op(rows.flatten(0, 1), *args[1:])

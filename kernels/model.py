@@ -15,7 +15,7 @@ from math import ceil, log2
 
 from .gpus import OLDEST, architecture
 from .roofs import ITEMSIZE, Roof
-from .structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR
+from .structures import BLOCK, RANDOM, SEEDED, SEEDED_CHILDREN, STRUCTURES, TWO_FOUR
 
 OPS = ("split_matmul", "merge_matmul", "partition_grad")
 BLOCK_SIDES = (16, 32, 64, 128)
@@ -87,6 +87,7 @@ def bytes_by_format(n: int, k: int, alpha: int, itemsize: int = 2, block: tuple[
     wide + bitmap           ``n * k`` values, a bit for each of ``alpha * n * k`` positions
     partition labels        ``n * k`` values, ``ceil(log2(alpha))`` bits each
     2:4 (alpha = 2)         ``n * k`` values, two bits each
+    seeded labels           ``n * k`` values and 64 bytes, whatever the size; ``alpha`` 2, 4 or 8
     blocks                  ``n * k`` values in whole tiles, an int32 column for each, int32 row pointers
     ======================  ==================================================================================
 
@@ -110,6 +111,8 @@ def bytes_by_format(n: int, k: int, alpha: int, itemsize: int = 2, block: tuple[
     }
     if alpha == 2:
         formats[TWO_FOUR] = values + ceil(n * k * 2 / 8)
+    if alpha in SEEDED_CHILDREN:
+        formats["seeded labels"] = values + 64
     return formats
 
 
@@ -203,7 +206,7 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
         why = "" if {*block} <= {*BLOCK_SIDES} else f"it takes blocks with sides of {BLOCK_SIDES}, got {block}"
         why = why or _too_old(roof)
         return [*found, costs("blocks", formats["blocks"] + activations, useful, speed=small, why=why)]
-    stored = formats["partition labels"] + activations
+    stored = formats["seeded labels" if structure == SEEDED else "partition labels"] + activations
     found.append(costs("packed labels", stored, alpha * useful, why=_too_old(roof)))
     why = _too_old(roof) or _why_not_sparse(op, sizes)
     rate = 2 * architecture(roof.arch).warp_mma
@@ -338,6 +341,8 @@ def _why_not_sparse(op: str, sizes: Sizes) -> str:
         return "no operand of dW is sparse"
     if sizes.dtype not in ("bf16", "fp16"):
         return f"it takes bf16 and fp16, got {sizes.dtype}"
+    if sizes.structure == SEEDED:
+        return "it takes labels in a table, not a seed"
     if op == "split_matmul" and sizes.structure != TWO_FOUR:
         return f"it takes structure {TWO_FOUR} here"
     return "" if sizes.alpha in (2, 4) else f"it takes alpha = 2 or 4, got {sizes.alpha}"
@@ -357,3 +362,5 @@ def _check(op: str, sizes: Sizes, roof: Roof) -> None:
             raise ValueError(f"model: {name} must be a positive integer, got {size!r}")
     if sizes.structure == TWO_FOUR and sizes.alpha != 2:
         raise ValueError(f"model: structure {TWO_FOUR!r} has alpha = 2, got {sizes.alpha}")
+    if sizes.structure == SEEDED and sizes.alpha not in SEEDED_CHILDREN:
+        raise ValueError(f"model: structure {SEEDED!r} has alpha in {SEEDED_CHILDREN}, got {sizes.alpha}")

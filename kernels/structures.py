@@ -2,12 +2,15 @@
 
 from typing import Literal, get_args
 
-Structure = Literal["random", "2:4", "block"]
+Structure = Literal["random", "2:4", "block", "seeded"]
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 """Their names, at the places by which state dicts know them: append only."""
-RANDOM, TWO_FOUR, BLOCK = STRUCTURES
+RANDOM, TWO_FOUR, BLOCK, SEEDED = STRUCTURES
+SEEDED_CHILDREN = (2, 4, 8)
+"""Numbers of children that labels of a seed know."""
 
 
 def admitted(alpha: int, inputs: int = 0) -> tuple[Structure, ...]:
     """The structures that a layer of so many children, and of so many inputs where they are given, can have."""
-    return tuple(name for name in STRUCTURES if name != TWO_FOUR or (alpha == 2 and inputs % 4 == 0))
+    able = {TWO_FOUR: alpha == 2 and inputs % 4 == 0, SEEDED: alpha in SEEDED_CHILDREN}
+    return tuple(name for name in STRUCTURES if able.get(name, True))

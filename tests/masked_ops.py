@@ -145,7 +145,7 @@ OPS = (
         lambda x, w, t: split_matmul(x, w, t.labels, t.alpha),
         _dense_split,
         lambda x, w, t: kernels.split_matmul_eager(x, w, t.labels, t.alpha),
-        lambda x, w, t: (x, w, t.labels, None, None, t.alpha, False, "eager"),
+        lambda x, w, t: (x, w, t.labels, [], None, None, t.alpha, False, "eager"),
         lambda c, t: ((*c.lead, c.k), (c.n, c.k)),
     ),
     Op(
@@ -153,7 +153,7 @@ OPS = (
         lambda z, w, t: merge_matmul(z, w, t.labels),
         _dense_merge,
         lambda z, w, t: kernels.merge_matmul_eager(z, w, t.labels),
-        lambda z, w, t: (z, w, t.labels, None, None, True, False, "eager"),
+        lambda z, w, t: (z, w, t.labels, [], None, None, True, False, "eager"),
         lambda c, t: ((*c.lead, c.alpha, c.k), (c.n, c.k)),
     ),
     Op(
@@ -161,7 +161,7 @@ OPS = (
         lambda dy, x, t: partition_grad(dy, x, t.labels),
         _dense_partition_grad,
         lambda dy, x, t: kernels.partition_grad_eager(dy, x, t.labels),
-        lambda dy, x, t: (dy, x, t.labels, False, "eager"),
+        lambda dy, x, t: (dy, x, t.labels, [], False, "eager"),
         lambda c, t: ((*c.lead, c.alpha, c.n), (*c.lead, c.k)),
     ),
     Op(

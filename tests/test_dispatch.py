@@ -139,7 +139,7 @@ def test_an_open_choice_is_made_when_the_operation_runs(chosen: str) -> None:
     labels = PackedLabels.pack(torch.randint(2, (6, 20), generator=seeded(), dtype=torch.uint8), 2)
     x, w = torch.randn(3, 20, generator=seeded(1)), torch.randn(6, 20, generator=seeded(2)).requires_grad_()
     with patch.object(dispatch, "ranked_on", prefer):
-        y = ops.split_matmul(x, w, labels.planes, None, None, 2, False, "auto")
+        y = ops.split_matmul(x, w, labels.planes, [], None, None, 2, False, "auto")
         y.sum().backward()
     assert asked == [("split_matmul", (3, 6, 20, 2)), ("partition_grad", (3, 6, 20, 2))]
     torch.testing.assert_close(y, split_matmul(x, w, labels, 2, backend="eager"))
@@ -158,7 +158,7 @@ def test_a_merge_runs_as_2_to_4_where_that_comes_first_and_can_run(
     owners = PackedLabels.pack(labels.T.contiguous(), alpha).T if transposed else PackedLabels.pack(labels, alpha)
     table = owners.planes if packed else labels
     weight = w.T.contiguous().T if transposed else w
-    arguments = (z, weight, table, bias, "relu", True, packed and transposed)
+    arguments = (z, weight, table, [], bias, "relu", True, packed and transposed)
     monkeypatch.setattr(dispatch, "ranked_on", lambda *sizes, **more: ("sparse tensor cores", EAGER))
     ran = []
     for reason in (None, "it is broken"):

@@ -86,6 +86,7 @@ def test_facts_of_a_snippet() -> None:
         "loop_loads": 1,
         "loop_integer": 0,
         "loop_in_flight": 0,
+        "loop_prefetches": 0,
         "loop_shared": 0,
     }
 
@@ -174,6 +175,8 @@ def test_tensor_memory_limits_programs() -> None:
 
 # Complaints.
 
+DECODE = {"kernel": "multiply_rows", "arch": 90, "tile": "16x64", "instructions_per_weight": 3.0}
+
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
@@ -194,6 +197,7 @@ def test_tensor_memory_limits_programs() -> None:
         ({"hazards": {"in flight": 8}, "first_hazard": "LDSM R4, line 3"}, "hazards: 8 x in flight; LDSM R4"),
         ({"kernel": "multiply_rows", "tile": "16x64", "instructions_per_weight": 14.1}, "14.1"),
         ({"kernel": "multiply_columns", "tile": "64", "loop_shared": 3}, "3 instructions on shared"),
+        ({**DECODE, "in_flight_l2": 40959}, "40959 bytes in flight"),
     ],
 )
 def test_check_complains(change: dict, complaint: str) -> None:

@@ -19,7 +19,7 @@ from fpe.bench.families.accesses import MERGED_OPS, OPS, SPARSE, Access, Launch
 from fpe.bench.lab import traffic
 from fpe.bench.lab.cache import L2, LINE, SECTOR, schedule
 from fpe.bench.lab.trace import Trace, family_kernels, tracing
-from fpe.kernels import SemiStructuredLayout
+from fpe.kernels import SeededLabels, SemiStructuredLayout
 from fpe.kernels.block import triton as block_kernels
 from fpe.kernels.block.config import Config
 from fpe.kernels.block.layout import BlockLayout, grid
@@ -81,6 +81,7 @@ class SmallPartition:
     config: partition.Config = TILES
     holes: bool = False
     dtype: torch.dtype = torch.float16
+    seeded: bool = False
     family = "partition"
     module = partition_kernels
     ops = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
@@ -88,7 +89,8 @@ class SmallPartition:
     def run(self, op: str) -> None:
         (n, k), alpha, transposed = self.shape, self.alpha, op.endswith("_t")
         drawn = torch.randint(alpha + self.holes, (n, k), generator=torch.Generator().manual_seed(0))
-        labels, w = PackedLabels.pack(drawn.byte(), alpha), torch.ones(n, k, dtype=self.dtype)
+        packed, w = PackedLabels.pack(drawn.byte(), alpha), torch.ones(n, k, dtype=self.dtype)
+        labels: PackedLabels | SeededLabels = SeededLabels.of(3, (n, k), alpha) if self.seeded else packed
         if transposed:
             labels, w, n, k = labels.T, w.T, k, n
         x, y = torch.ones(self.m, k, dtype=self.dtype), torch.ones(self.m, alpha, n, dtype=self.dtype)
@@ -104,7 +106,7 @@ class SmallPartition:
         name = {"split": "split_matmul", "merge": "merge_matmul", "grad": "partition_grad"}[op.removesuffix("_t")]
         size = self.dtype.itemsize
         problem = partition.Problem(name, self.m, *self.shape, op.endswith("_t"), self.alpha, size)
-        return partition_family.launches(problem, self.config, self.holes)
+        return partition_family.launches(problem, self.config, self.holes, self.seeded)
 
 
 QUADS = semi_structured.Config(block_m=16, block_n=16, block_k=32, split=1, group=2, num_warps=4, num_stages=3)
@@ -158,6 +160,7 @@ CASES = (
     SmallPartition("labels-split", alpha=4, config=replace(TILES, split=4), holes=True),
     SmallPartition("labels-even", m=32, shape=(64, 96), config=replace(TILES, block_n=32, block_k=16)),
     SmallPartition("labels-odd", shape=(33, 139), alpha=8, holes=True),
+    SmallPartition("labels-seeded", m=17, shape=(33, 43), alpha=4, seeded=True),
     SmallPartition("labels-float32", dtype=torch.float32, config=replace(TILES, split=2)),
     SmallSemiStructured("quads"),
     SmallSemiStructured("quads-one-row", m=1, children=1),

@@ -132,7 +132,22 @@ def test_opcheck(merged: bool) -> None:
     first, second = case.tables()
     one = PackedLabels.pack(first, 2).planes
     two = None if second is None else PackedLabels.pack(second, 2).planes
-    arguments = (t["x"], t["w1"], one, False, t["w2"], two, False, 2, t["bias1"], t["bias2"][0], "relu", "triton")
+    arguments = (
+        t["x"],
+        t["w1"],
+        one,
+        [],
+        False,
+        t["w2"],
+        two,
+        [],
+        False,
+        2,
+        t["bias1"],
+        t["bias2"][0],
+        "relu",
+        "triton",
+    )
     torch.library.opcheck(torch.ops.fpe.expanded_mlp.default, arguments)
 
 

@@ -102,7 +102,10 @@ def test_slots_of_few_rows_are_those_of_the_committed_binaries() -> None:
     rows = {
         (row["op"], row["alpha"], row["case"].rsplit("-m", 1)[-1]): row
         for row in Results.read(COMMITTED / "lab/compile.jsonl").rows
-        if row["arch"] == 90 and row["dtype"] == "bf16" and row["kernel"].startswith("multiply_")
+        if row["arch"] == 90
+        and row["dtype"] == "bf16"
+        and row["kernel"].startswith("multiply_")
+        and "seeded" not in row["case"]
     }
     for (op, transposed), table in model.UNPACKING.items():
         name = op.removesuffix("_matmul") + ("_t" if transposed else "")

@@ -11,7 +11,7 @@ import torch
 from support import BadCall, assert_as_accurate, cast, guarded, readable_id, seeded
 from torch import Tensor
 
-from fpe.kernels import HOLE, PackedLabels, merge_matmul, partition_grad, split_matmul
+from fpe.kernels import HOLE, PackedLabels, SeededLabels, merge_matmul, partition_grad, split_matmul
 from fpe.kernels.device import KNOWN
 from fpe.kernels.partition.config import (
     DIRECT_ROWS,
@@ -47,6 +47,8 @@ class Case:
         return f"{self.n}x{self.k}-m{self.m}-alpha{self.alpha}-{self.labels}" + "-plain" * (not self.packed)
 
     def table(self) -> Tensor:
+        if self.labels == "seeded":
+            return self.of_a_seed.unpack()
         labels = torch.randint(self.alpha, (self.n, self.k), generator=seeded(), dtype=torch.uint8)
         if self.labels == "holes":
             labels[torch.rand(self.n, self.k, generator=seeded(9)) < 0.3] = HOLE
@@ -55,7 +57,14 @@ class Case:
             labels[:] = self.alpha - 1
         return labels
 
-    def given(self) -> Tensor | PackedLabels:
+    @property
+    def of_a_seed(self) -> SeededLabels:
+        """Of a part of a larger weight."""
+        return SeededLabels.of(5, (self.n, self.k), self.alpha, (4, 256))
+
+    def given(self) -> Tensor | PackedLabels | SeededLabels:
+        if self.labels == "seeded":
+            return self.of_a_seed
         return PackedLabels.pack(self.table(), self.alpha) if self.packed else self.table()
 
 
@@ -73,6 +82,9 @@ CASES = (
     Case(48, 48, 0),
     Case(0, 48, 3),
     Case(48, 0, 3),
+    Case(64, 128, 16, labels="seeded"),
+    Case(67, 131, 1, alpha=4, labels="seeded"),
+    Case(17, 139, 5, alpha=8, labels="seeded"),
 )
 
 
@@ -278,9 +290,9 @@ def test_opcheck(op: str, transposed: bool) -> None:
     x, z, y, dy = (others[name].float().requires_grad_() for name in ("x", "z", "y", "dy"))
     w, x, z, dy = (w.float().requires_grad_(), y, dy, z) if transposed else (w.float().requires_grad_(), x, z, dy)
     arguments = {
-        "split_matmul": (x, w, labels.planes, torch.ones(2, w.shape[0]), None, 2, transposed, "triton"),
-        "merge_matmul": (z, w, labels.planes, torch.ones(w.shape[0]), None, True, transposed, "triton"),
-        "partition_grad": (dy, x, labels.planes, transposed, "triton"),
+        "split_matmul": (x, w, labels.planes, [], torch.ones(2, w.shape[0]), None, 2, transposed, "triton"),
+        "merge_matmul": (z, w, labels.planes, [], torch.ones(w.shape[0]), None, True, transposed, "triton"),
+        "partition_grad": (dy, x, labels.planes, [], transposed, "triton"),
     }[op]
     torch.library.opcheck(getattr(torch.ops.fpe, op).default, arguments)
 

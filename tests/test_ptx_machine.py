@@ -37,6 +37,11 @@ MISTAKES = {
     ),
     "before a tensor": ("bounds", "ld.global.b32 %r10, [%rd1+-4];", "ld.global.b32 %r10, [%rd1+0];"),
     "far away": ("bounds", "mov.b64 %rd9, 4096; ld.global.b32 %r10, [%rd9];", LOAD),
+    "global bounds of a prefetch": (
+        "bounds",
+        "prefetch.global.L2 [%rd3+4];",
+        "setp.lt.u32 %p1, %r0, 63; @%p1 prefetch.global.L2 [%rd3+4];",
+    ),
     "shared bounds": ("bounds", "st.shared.b32 [%r4+1020], %r0;", "st.shared.b32 [%r4+768], %r0;"),
     "global alignment": (
         "alignment",

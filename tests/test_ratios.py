@@ -16,6 +16,7 @@ from fpe.bench.lab import traffic
 from fpe.bench.latency import providers, suite, timing
 from fpe.bench.latency.problems import Case, Problem
 from fpe.bench.results import COMMITTED, Results
+from fpe.kernels.device import KNOWN
 
 # Bytes.
 
@@ -45,7 +46,10 @@ def test_committed_decode_kernels_keep_their_bars() -> None:
     rows = {
         (row["op"], row["alpha"]): row
         for row in Results.read(COMMITTED / "lab/compile.jsonl").rows
-        if row["kernel"].startswith("multiply_") and row["arch"] == 90 and row["case"].endswith("bf16-m16")
+        if row["kernel"].startswith("multiply_")
+        and row["arch"] == 90
+        and row["case"].endswith("bf16-m16")
+        and "seeded" not in row["case"]
     }
     for end, bars in (("", {2: 3.4, 4: 6.1, 8: 11.8}), ("_t", {2: 4.0, 4: 6.8, 8: 12.8})):
         for alpha, bar in bars.items():
@@ -56,7 +60,21 @@ def test_committed_decode_kernels_keep_their_bars() -> None:
             ):  # eight children: split_t takes 8 rows at once
                 assert merge["instructions_per_weight"] <= 1.15 * split["instructions_per_weight"], (end, alpha)
             assert split["loop_shared"] == merge["loop_shared"] == 0
-        assert min(rows[f"split{end}", 2]["in_flight"], rows[f"merge{end}", 2]["in_flight"]) >= 40 << 10
+    assert min(row["in_flight_l2"] for row in rows.values()) >= 40 << 10
+
+
+def test_labels_of_a_seed_cost_fewer_instructions_than_labels_in_memory() -> None:
+    rows = {
+        (row["arch"], row["op"], row["alpha"], "seeded" in row["case"]): row["instructions_per_weight"]
+        for row in Results.read(COMMITTED / "lab/compile.jsonl").rows
+        if row["kernel"].startswith("multiply_") and row["case"].endswith("bf16-m16")
+    }
+    seeded = [key for key in rows if key[-1]]
+    assert {key[:3] for key in seeded} == {
+        (arch, op, alpha)
+        for arch in KNOWN for op in ("split", "merge", "split_t", "merge_t") for alpha in (2, 4, 8)
+    }  # fmt: skip
+    assert all(rows[key] < rows[(*key[:3], False)] for key in seeded)
 
 
 def test_registers_and_instructions_a_byte_have_not_grown(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from copy import deepcopy
 import pytest
 import torch
 from support import (
-    RECIPES,
+    MOVING,
     BadCall,
     Recipe,
     assert_unchanged,
-    each_recipe,
+    each_moving,
     expanded_layers,
     mlp,
     readable_id,
@@ -61,7 +61,7 @@ class Run:
         return shown
 
 
-@each_recipe
+@each_moving
 @each_regrow
 def test_a_move_keeps_counts_and_entries_and_begins_new_edges_at_zero(recipe: Recipe, regrow: str) -> None:
     run = Run(recipe, every=2, regrow=regrow)
@@ -86,7 +86,7 @@ def test_a_move_keeps_counts_and_entries_and_begins_new_edges_at_zero(recipe: Re
     assert all((wide[0][~mask] == 0).all() for mask, wide in run.views())
 
 
-@each_recipe
+@each_moving
 @each_regrow
 def test_structures_stay_valid(recipe: Recipe, regrow: str) -> None:
     run = Run(recipe, every=1, fraction=0.5, regrow=regrow)
@@ -267,7 +267,7 @@ def test_moves_are_seeded_and_resume() -> None:
 
 
 def test_rewired_layers_keep_their_state_dicts() -> None:
-    for recipe in RECIPES:
+    for recipe in MOVING:
         run = Run(recipe, every=1)
         run.step()
         run.rewiring.step()
@@ -308,6 +308,14 @@ BAD = (
         lambda: Rewiring(nn.Linear(2, 2), torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)),
         ValueError,
         ("Rewiring", "FPE layers", "Linear"),
+    ),
+    BadCall(
+        "seeded",
+        lambda: Rewiring(
+            made := Recipe("seeded", "partition").expand(mlp(*SIZES)), torch.optim.SGD(made.parameters(), lr=0.1)
+        ),
+        ValueError,
+        ("Rewiring", "'0'", "seed"),
     ),
     BadCall(
         "optimizer",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fpe
-from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, TWO_FOUR
 from fpe.layers import ExpandedLinear
 from fpe.resparsify import choose
 
@@ -80,10 +80,12 @@ class Kept:
 
 
 def kept_pairs() -> Iterator[Kept]:
-    """Every pair with two and four children, under every policy that can pay, in every structure that there is."""
-    for sizes, alpha, structure, policy in product(PAIRS, (2, 4), (RANDOM, TWO_FOUR, BLOCK), fpe.resparsify.POLICIES):
+    """Every pair with two and four children, under every policy that can pay, in every structure that it leaves."""
+    structures = (RANDOM, SEEDED, TWO_FOUR, BLOCK)
+    for sizes, alpha, structure, policy in product(PAIRS, (2, 4), structures, fpe.resparsify.POLICIES):
         affordable = policy != "input" or choose(sizes[2], sizes[0], alpha) == policy
-        if affordable and (structure != TWO_FOUR or alpha == 2):
+        kept = policy == "partition" or structure != SEEDED  # with edges removed a seed is "random"
+        if affordable and kept and (structure != TWO_FOUR or alpha == 2):
             yield Kept(sizes, alpha, structure, policy)
 
 

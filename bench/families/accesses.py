@@ -90,7 +90,7 @@ def reduce(size: int, split: int, itemsize: int, block: int = 1024) -> Launch:
 OPS = ("forward", "dX", "dW")
 """Of an expanded layer."""
 MERGED_OPS = ("merged forward", "merged dX", "merged dW")
-"""Of the layer that reads one child an edge; ``"random"`` labels only."""
+"""Of the layer that reads one child an edge; ``"random"`` and ``"seeded"`` labels only."""
 
 
 SPARSE = "forward, mma.sp"

@@ -15,6 +15,7 @@ from ...kernels.activations import finish
 from ...kernels.dispatch import Backend
 from ...kernels.gpus import architecture
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
+from ...kernels.partition.seeded import SeededLabels
 from .check import Check
 
 Row = dict[str, Any]
@@ -69,13 +70,14 @@ class Case:
     """Whether each case has a row of its own, though another may launch the same binary."""
     usual: ClassVar[tuple[int, int]] = SHAPE
     """The shape that its id leaves out."""
-    holes, packed, merged, lying = False, True, False, "plain"
+    holes, packed, merged, lying, seeded = False, True, False, "plain", False
     """Nothing odd, as ``fpe lab execute`` has it."""
 
     @property
     def id(self) -> str:
         """As ``forward-64x128-bf16-m16`` or ``split-alpha2-bf16-m16``."""
         structure = f"{self.block[0]}x{self.block[1]}" if self.block else f"alpha{self.alpha}"
+        structure += "-seeded" if self.seeded else ""
         end = f"-{self.activation}" if self.activation else ""
         size = "" if self.shape == self.usual else f"-{self.shape[0]}x{self.shape[1]}"
         return f"{self.op}-{structure}-{self.dtype}-m{self.m}{end}{size}"
@@ -223,6 +225,10 @@ class Draw:
         """Labels, packed."""
         (n, k), alpha = labels.shape, self.case.alpha or 2
         return PackedLabels(self.labels(digits(alpha), n, row_bytes(k)), (n, k), alpha)
+
+    def seeded(self, n: int, k: int) -> SeededLabels:
+        """Labels of a seed, of a part of a larger weight."""
+        return SeededLabels.of(5, (n, k), self.case.alpha, (6, 256))
 
     def mask(self, *shape: int) -> Tensor:
         """Which blocks are kept, in numbers, since the launch depends on them: of as many as there are children one."""

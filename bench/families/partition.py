@@ -17,7 +17,9 @@ from ...kernels.partition import gluon as direct
 from ...kernels.partition import triton as kernels
 from ...kernels.partition.backends import MERGE, SPLIT
 from ...kernels.partition.config import COLUMNS, GROUP
+from ...kernels.partition.eager import Labels
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
+from ...kernels.structures import SEEDED
 from . import accesses, contract, job
 from .accesses import Access, Launch, Program, in_groups, reduce
 from .check import SHAPES, SPARSE_BACKENDS, Cast, Check, drawn
@@ -25,6 +27,9 @@ from .contract import SHAPE, Draw, Kernel, Problem, Row, as_meant, laid, pair
 
 ISSUE_SLOTS = 14
 """Instructions that an H200's lanes can issue while a 16-bit weight arrives at 4.8 TB/s (132 x 128 lanes, 1.98 GHz)."""
+
+IN_FLIGHT = 40 << 10
+"""Bytes that a multiprocessor of an H200 must have under way for memory never to wait: 25 KB, with a margin."""
 
 
 def _step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
@@ -48,11 +53,14 @@ def _outer_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
 
 def _check_direct(row: Row) -> list[str]:
     complaints = as_meant(row)
-    if row["tile"].startswith(("8", "16")) and row["instructions_per_weight"] > ISSUE_SLOTS:
+    few = row["tile"].startswith(("8", "16"))
+    if few and row["instructions_per_weight"] > ISSUE_SLOTS:
         spent = row["instructions_per_weight"]
         complaints.append(f"{spent} instructions a weight: unpacking would outlast the memory")
     if row["loop_shared"]:
         complaints.append(f"{row['loop_shared']} instructions on shared memory in a loop that needs none")
+    if few and row["arch"] == 90 and row["in_flight_l2"] < IN_FLIGHT:
+        complaints.append(f"{row['in_flight_l2']} bytes in flight on a multiprocessor: memory would wait")
     return complaints
 
 
@@ -67,6 +75,7 @@ LAUNCHERS = (kernels,)
 BACKENDS = (SPLIT, MERGE)
 OPERATIONS = ("split", "merge", "grad", "split_t", "merge_t", "grad_t")
 """On the weight as it is stored, and on its transpose: forward, dX and dW of both layers of a pair."""
+MULTIPLIES = ("split", "merge", "split_t", "merge_t")
 
 
 NAMES = {"split": "split_matmul", "merge": "merge_matmul", "grad": "partition_grad"}
@@ -76,11 +85,11 @@ NAMES = {"split": "split_matmul", "merge": "merge_matmul", "grad": "partition_gr
 def operands(case: Any, draw: Draw) -> Problem:
     """See :class:`.contract.Family`."""
     (n, k), alpha, m, lying = case.shape, case.alpha, case.m, case.lying
-    plain = draw.labels(n, k)
+    plain: Tensor = draw.labels(n, k)
     w = draw(n, k, lying="plain" if lying == "broadcast" else lying)
     if case.holes:
         w = laid(torch.where(plain < alpha, w, 0), (n, k), "plain" if lying == "broadcast" else lying)
-    labels: Tensor | PackedLabels = draw.packed(plain) if case.packed else plain
+    labels: Labels = draw.seeded(n, k) if case.seeded else draw.packed(plain) if case.packed else plain
     op = case.op.removesuffix("_t")
     if op != case.op:
         w, labels, (n, k) = w.T, labels.T, (k, n)
@@ -107,6 +116,7 @@ class Case(contract.Case):
     alpha: int
     activation: str | None = None
     shape: tuple[int, int] = SHAPE
+    seeded: bool = False
 
     def posed(self) -> Problem:
         """See :class:`.contract.Case`."""
@@ -117,6 +127,8 @@ CASES = (
     *(Case(op, "bf16", m, alpha) for op, alpha, m in product(OPERATIONS, (2, 3, 4, 8), (16, 32, 64, 1024, 8192))),
     *(Case(op, t, m, 2) for op, t, m in product(OPERATIONS, ("fp16", "fp32", "tf32"), (16, 64, 8192))),
     *(Case(op, "bf16", m, 2, "gelu") for op, m in product(("split", "merge"), (16, 64, 8192))),
+    *(Case(op, "bf16", 16, alpha, seeded=True) for op, alpha in product(MULTIPLIES, (2, 4, 8))),
+    *(Case(op, "bf16", 1024, 2, seeded=True) for op in OPERATIONS),
 )
 QUICK = (
     Case("split", "bf16", 16, 2),
@@ -239,17 +251,21 @@ class Job:
         return partial(ours, *arguments), partial(twin, *arguments), problem
 
 
-def launches(problem: configs.Problem, config: configs.Config, holes: bool = False) -> list[Launch]:
+def launches(
+    problem: configs.Problem, config: configs.Config, holes: bool = False, seeded: bool = False
+) -> list[Launch]:
     """The launches of one partition operation on contiguous operands.
 
     Args:
         problem: The operation and its sizes, as the chooser of configurations takes them.
         config: Tiles.
         holes: Whether the labels have a plane of owned edges.
+        seeded: Whether the labels are of a seed, and there is no plane.
     """
+    planes = 0 if seeded else digits(problem.alpha)
     if problem.op == "partition_grad":
-        return _outer(problem, config, holes)
-    return _multiply(problem, config)
+        return _outer(problem, config, planes + holes)
+    return _multiply(problem, config, planes)
 
 
 def _planes(n: int, k: int, count: int, first_n: int, rows: int, first_k: int, config: configs.Config) -> list[Access]:
@@ -260,7 +276,7 @@ def _planes(n: int, k: int, count: int, first_n: int, rows: int, first_k: int, c
     return [Access("planes", False, p * n + first_n, rows, column, width, pitch) for p in range(count)]
 
 
-def _multiply(problem: configs.Problem, config: configs.Config) -> list[Launch]:
+def _multiply(problem: configs.Problem, config: configs.Config, planes: int) -> list[Launch]:
     m, n, k, alpha, size = problem.m, problem.n, problem.k, problem.alpha, problem.itemsize
     merge, transposed, split = problem.op == "merge_matmul", problem.transposed, config.split
     size_out, size_in = (k, n) if transposed else (n, k)
@@ -282,7 +298,7 @@ def _multiply(problem: configs.Problem, config: configs.Config) -> list[Launch]:
                 Access("x", False, row, rows, (child * size_in + step * inner) * size, width, operands * size_in * size)
                 for child in range(operands)
             )
-            yield words, *_planes(n, k, digits(alpha), first_n, rows_n, first_k, config), *xs
+            yield words, *_planes(n, k, planes, first_n, rows_n, first_k, config), *xs
         width, pitch = min(out, size_out - pid_out * out) * stored, sums * size_out * stored
         yield tuple(
             Access(target, True, pid_split * m + row, rows, (child * size_out + pid_out * out) * stored, width, pitch)
@@ -294,7 +310,7 @@ def _multiply(problem: configs.Problem, config: configs.Config) -> list[Launch]:
     return [launched] if split == 1 else [launched, reduce(m * sums * size_out, split, size)]
 
 
-def _outer(problem: configs.Problem, config: configs.Config, holes: bool) -> list[Launch]:
+def _outer(problem: configs.Problem, config: configs.Config, planes: int) -> list[Launch]:
     m, n, k, alpha, size, split = problem.m, problem.n, problem.k, problem.alpha, problem.itemsize, config.split
     left, right = (1, alpha) if problem.transposed else (alpha, 1)
     tiles_m, tiles_n, tiles_k = -(-m // config.block_m), -(-n // config.block_n), -(-k // config.block_k)
@@ -315,7 +331,8 @@ def _outer(problem: configs.Problem, config: configs.Config, holes: bool) -> lis
                 for child in range(right)
             ]
             yield lefts[0], rights[0], *lefts[1:], *rights[1:]
-        yield tuple(_planes(n, k, digits(alpha) + holes, first_n, rows_n, first_k, config))
+        if planes:
+            yield tuple(_planes(n, k, planes, first_n, rows_n, first_k, config))
         yield (Access(target, True, pid_split * n + first_n, rows_n, first_k * stored, rows_k * stored, k * stored),)
 
     launched = Launch("_partition_outer", (tiles_n * tiles_k, split), program)
@@ -340,7 +357,7 @@ class Layer:
 
     def launches(self, op: str, config: configs.Config) -> list[Launch]:
         """See :class:`.accesses.Layer`."""
-        return launches(self.problem(op), config)
+        return launches(self.problem(op), config, seeded=self.case.structure == SEEDED)
 
     def on_chip(self, op: str, config: configs.Config, device: Device) -> tuple[int, int]:
         """See :class:`.accesses.Layer`."""
@@ -356,7 +373,7 @@ class Layer:
         """The parent's weights or their gradient, the labels' bits, activations and results, each once."""
         c = self.case
         narrow, wide = (c.n, c.k) if op.startswith("merged") else (c.k, c.n)
-        weights = c.itemsize * c.n * c.k + digits(c.alpha) * c.n * row_bytes(c.k)
+        weights = c.itemsize * c.n * c.k + (0 if c.structure == SEEDED else digits(c.alpha) * c.n * row_bytes(c.k))
         return weights + c.itemsize * c.m * (narrow + c.alpha * wide)
 
     def results(self, op: str) -> int:

@@ -11,7 +11,9 @@ instructions for each byte of weight. dW streams both operands, so there it is f
 the slots that a device has while a weight comes out of DRAM; ``integer_per_weight`` are those at the integer rate.
 
 ``in_flight`` are bytes of a multiprocessor: of streamed loads into registers that its threads have under way at most,
-with as many programs as fit.
+with as many programs as fit. ``in_flight_l2`` are those that are under way from memory to L2 at most: the same, or
+what the loop prefetches: so many turns of its weights as lie between a prefetch and the load. A device needs its
+memory's bandwidth times its latency in flight, and the latency that counts is that of memory.
 """
 
 import hashlib
@@ -208,6 +210,7 @@ def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
         return {**row, "config": config, **facts, "shared": metadata.shared, **room}
     itemsize = TYPES[case.dtype].itemsize
     tile, rows = kernel.step(given, itemsize)
+    ahead = given["AHEAD"] if facts["loop_prefetches"] else 0
     # A short loop may be unrolled: its loads say how often. Tiles smaller than the program are loaded once by all.
     turns = facts["loop_load_bytes"] * 32 * warps / tile
     consumed = tile * max(round(turns), 1)
@@ -229,6 +232,7 @@ def _row(launch: Launch, compiled: Any, given: dict[str, Any]) -> Row:
         "instructions_per_weight": round(facts["loop_instructions"] * warps * 32 * itemsize / consumed, 2),
         "integer_per_weight": round(facts["loop_integer"] * warps * 32 * itemsize / consumed, 2),
         "in_flight": facts["loop_in_flight"] * 32 * warps * programs,
+        "in_flight_l2": programs * max(facts["loop_in_flight"] * 32 * warps, tile * ahead),
     }
 
 
@@ -364,6 +368,7 @@ def _cells(row: Row) -> dict[str, str]:
         "streamed loads": re.sub(r"\.(E|BYPASS|ACCESS)\b", "", loads) or "-",
         "matrix": ", ".join(row["matrix"]) or ("FFMA" if row["loop_instructions"] else "-"),
         "KB in flight/SM": f"{row['in_flight'] / 1024:.0f}" if row["in_flight"] else "-",
+        "to L2": f"{row['in_flight_l2'] / 1024:.0f}" if row["in_flight_l2"] else "-",
         "instr./weight": f"{row['instructions_per_weight']:.1f}" if row["loop_instructions"] else "-",
         "complaints": "; ".join(row["complaints"]) or "none",
     }

@@ -24,8 +24,12 @@ RUNGS = {
     "word masks": "two weights to a 32-bit word, one mask for both (shipped for more rows)",
     "no labels": "both children take the whole tile: what the matmul costs without labels",
 }
-DIRECT = "direct"
-"""The rung without tiles: the shipped kernel, compiled as it ships."""
+DIRECT, SEED = "direct", "direct, of a seed"
+SHIPPED = {
+    DIRECT: "fragments loaded from memory, masks by sign replication (shipped for up to 64 rows)",
+    SEED: "the same with labels made in registers, a hash for 64 weights (shipped for up to 64 rows)",
+}
+"""The rungs without tiles: the shipped kernel, compiled as it ships."""
 TILE = (64, 128, 16)
 """``BLOCK_N, BLOCK_K, BLOCK_M``."""
 
@@ -117,15 +121,15 @@ def climb(rung: str, arch: int, warps: int = 4, stages: int = 4) -> dict[str, An
     }
 
 
-def direct(arch: int) -> dict[str, Any]:
-    """Counts the main loop of the kernel that is shipped for few rows."""
-    (launch,) = launches([partition.Case("split", "bf16", TILE[2], 2)], [arch])
+def direct(arch: int, rung: str) -> dict[str, Any]:
+    """Counts the main loop of the kernel that is shipped for few rows, with either kind of labels."""
+    (launch,) = launches([partition.Case("split", "bf16", TILE[2], 2, seeded=rung == SEED)], [arch])
     row = compile_launch(launch)
     if row["loop_shared"]:
         raise RuntimeError(f"fpe lab ladder: {row['kernel']} has instructions on shared memory in its loop")
     return {
-        "rung": DIRECT,
-        "how": "fragments loaded from memory, masks by sign replication (shipped for up to 64 rows)",
+        "rung": rung,
+        "how": SHIPPED[rung],
         "arch": arch,
         "registers": row["registers"],
         "spilled": row["spill_stores"] + row["spill_loads"],
@@ -138,5 +142,9 @@ def run(architectures: tuple[int, ...] = (80, 90)) -> Results:
     """Climbs every rung on every architecture."""
     if interpreting():
         raise RuntimeError("fpe lab ladder: kernels are interpreted where TRITON_INTERPRET=1; unset it")
-    rows = [row for arch in architectures for row in (*(climb(rung, arch) for rung in RUNGS), direct(arch))]
+    rows = [
+        row
+        for arch in architectures
+        for row in (*(climb(rung, arch) for rung in RUNGS), *(direct(arch, rung) for rung in SHIPPED))
+    ]
     return Results("lab-ladder", {"triton": triton.__version__, "tile": list(TILE)}, rows)

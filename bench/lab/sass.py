@@ -233,5 +233,6 @@ def analyse(sass: str, resources: str, streams: set[tuple[str, int]], multiplies
         "loop_loads": len(in_loop),
         "loop_integer": sum(instructions[p].named(*INTEGER) for p in loop),
         "loop_in_flight": most_in_flight([instructions[p] for p in loop], streams),
+        "loop_prefetches": sum(instructions[p].opcode.startswith("CCTL.E.PF2") for p in loop),
         "loop_shared": sum(instructions[p].named("LDS", "STS", "LDSM", "STSM") for p in loop),
     }

@@ -9,7 +9,7 @@ import torch
 import fpe
 from fpe.kernels.block.layout import BlockLayout, grid
 from fpe.kernels.device import KNOWN, Device
-from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR, admitted
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, TWO_FOUR, admitted
 from fpe.kernels.tables import choose
 
 from ..families import block, partition, semi_structured
@@ -27,7 +27,7 @@ def layer(case: Case, seed: int = 0) -> Layer:
     """The layer of a case. With ``alpha`` of 1 it is the parent: a dense matmul in the block kernels."""
     if case.structure == TWO_FOUR:
         return semi_structured.Layer(case)
-    if case.structure == RANDOM:
+    if case.structure in (RANDOM, SEEDED):
         return partition.Layer(case)
     generator = torch.Generator().manual_seed(seed)
     (bn, bk), n, k = case.block, case.n, case.k
@@ -157,7 +157,7 @@ def cases_of(
     Where operands outgrow an L2 the parent's dense matmul follows, in tiles of 128 x 128, for comparison.
     """
     shapes: Iterable[tuple[int, int]] = [shape] if shape else ((512, 256), (256, 512)) if quick else SHAPES
-    structures = [structure] if structure else [BLOCK] if block else [BLOCK, RANDOM, TWO_FOUR]
+    structures = [structure] if structure else [BLOCK] if block else [BLOCK, RANDOM, TWO_FOUR, SEEDED]
     cases = [
         Case(rows, *size, alpha, name, dtype, block or (64, 64), dropped if name == BLOCK else 0.0)
         for name in structures
@@ -179,7 +179,7 @@ def table(results: Results) -> Table:
             f"{row['M']}",
             "parent"
             if row["alpha"] == 1
-            else {"none": "labels", TWO_FOUR: TWO_FOUR}.get(row["block"], f"blocks {row['block']}"),
+            else {"none": "labels", TWO_FOUR: TWO_FOUR, SEEDED: "seed"}.get(row["block"], f"blocks {row['block']}"),
             f"{row['N']}x{row['K']}",
             *(f"{row[name] / 1e6:.1f}" for name in ("requested", "unique", "dram", "compulsory", "parent", "wide")),
             f"{row['ratio']:.3f}",

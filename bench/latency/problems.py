@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fpe
 from fpe.kernels.model import Sizes
-from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, TWO_FOUR
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 QUADS = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 0]])
@@ -49,9 +49,12 @@ class Problem:
         """Draws random data on the device itself: a host would take longer than the measurement."""
         generator = torch.Generator(device).manual_seed(seed)
         draw = partial(torch.randn, generator=generator, device=device, dtype=DTYPES[case.dtype])
-        labels = _labels(case, generator, device)
-        block = case.block if case.structure == BLOCK else None
-        partition = fpe.Partition(labels, case.alpha, case.structure, block)  # type: ignore[arg-type]
+        if case.structure == SEEDED:
+            partition = fpe.Partition.seeded(case.n, case.k, case.alpha, seed).to(device)
+        else:
+            block = case.block if case.structure == BLOCK else None
+            labels = _labels(case, generator, device)
+            partition = fpe.Partition(labels, case.alpha, case.structure, block)  # type: ignore[arg-type]
         weight = draw(case.n, case.k) / case.k**0.5
         return cls(case, partition, weight, draw(case.m, case.k), draw(case.m, case.alpha * case.n))
 

@@ -8,9 +8,9 @@ from torch import nn
 
 import fpe
 from fpe.kernels.block.backends import BACKENDS as BLOCKS
-from fpe.kernels.partition.backends import MERGE, SPLIT
+from fpe.kernels.partition.backends import MERGE, OF_A_SEED, SPLIT
 from fpe.kernels.semi_structured.backends import BACKENDS as SEMI_STRUCTURED
-from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, TWO_FOUR
 from fpe.layers import ExpandedLinear
 
 from . import peers
@@ -83,6 +83,7 @@ OURS = "fpe/"
 """What the names of the package's own providers begin with; the backend follows."""
 
 
+_FAMILIES = {TWO_FOUR: SEMI_STRUCTURED, BLOCK: BLOCKS, SEEDED: OF_A_SEED}
 ABOUT = {
     "auto": "the package's own choice, as layers make it; on a CPU its kernels there, or a dense weight that is kept",
     "triton": "the package's Triton kernels",
@@ -95,7 +96,7 @@ ABOUT = {
 
 def _ours(name: str) -> Provider:
     """The package's layer with a backend insisted on, or with ``"auto"``."""
-    families = {structure: {TWO_FOUR: SEMI_STRUCTURED, BLOCK: BLOCKS}.get(structure, SPLIT) for structure in STRUCTURES}
+    families = {structure: _FAMILIES.get(structure, SPLIT) for structure in STRUCTURES}
     runs_as: dict[str, str] = {
         structure: backends[name].in_model for structure, backends in families.items() if name in backends
     }

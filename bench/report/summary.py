@@ -4,6 +4,7 @@ import re
 
 from fpe.kernels.gpus import ARCHITECTURES, GPUS
 from fpe.kernels.model import bytes_by_format, relative
+from fpe.kernels.structures import SEEDED_CHILDREN
 
 from ..results import Results
 from ..table import Table
@@ -97,13 +98,42 @@ def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype
     """Machine instructions that the partition kernels spend on a weight in decoding, by operation and children."""
     found: dict[tuple[str, int], dict[int, str]] = {}
     for row in results.rows:
-        if row["kernel"].startswith("multiply_") and row["dtype"] == dtype and row["case"].endswith("-m16"):
+        made = "seeded" in row["case"]
+        if (
+            row["kernel"].startswith("multiply_")
+            and row["dtype"] == dtype
+            and row["case"].endswith("-m16")
+            and not made
+        ):
             cells = found.setdefault((row["op"], row["alpha"]), {})
             cells.setdefault(row["arch"], f"{row['instructions_per_weight']:.1f} ({row['registers']} registers)")
     body = [(op, str(alpha), *(cells.get(arch, "-") for arch in architectures)) for (op, alpha), cells in found.items()]
     columns = ("operation", "children", *(f"sm_{arch}" for arch in architectures))
     return Table(
         f"Instructions a weight and lane, {dtype}, 16 rows, Triton {results.settings['triton']}", columns, body
+    )
+
+
+def seeded(results: Results, architectures: tuple[int, ...] = (80, 90)) -> Table:
+    """Machine instructions on a weight in decoding, with labels made of a seed and with labels loaded."""
+    found: dict[tuple[str, int], dict[tuple[int, bool], float]] = {}
+    for row in results.rows:
+        if (
+            row["kernel"].startswith("multiply_")
+            and row["case"].endswith("bf16-m16")
+            and row["alpha"] in SEEDED_CHILDREN
+        ):
+            cells = found.setdefault((row["op"], row["alpha"]), {})
+            cells[row["arch"], "seeded" in row["case"]] = row["instructions_per_weight"]
+    body = [
+        (op, str(alpha), *(f"{cells[arch, made]:.2f}" for arch in architectures for made in (True, False)))
+        for (op, alpha), cells in found.items()
+    ]
+    columns = (f"sm_{arch}, {kind}" for arch in architectures for kind in ("seed", "bits"))
+    return Table(
+        f"Instructions a weight and lane, bf16, 16 rows, Triton {results.settings['triton']}",
+        ("operation", "children", *columns),
+        body,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fpe import resparsify
-from fpe.kernels.structures import TWO_FOUR
+from fpe.kernels.structures import SEEDED, TWO_FOUR
 
 from . import figures as drawn_as
 from . import published
@@ -95,6 +95,12 @@ def rewiring() -> list[Cell]:
     for condition in (PAPERS, "2:4 magnitude", "4x16 input"):
         cells += [Cell(condition, n, rewire=regrow) for n in widths for regrow in ("", "random", "gradient")]
     return cells
+
+
+def seeded() -> list[Cell]:
+    """Labels that are a function of a seed beside labels dealt at random, under every policy that keeps both."""
+    named = [f"{kind} {policy}" for policy in ("partition", "input", "magnitude") for kind in ("random", SEEDED)]
+    return [Cell(condition, neurons, alpha) for neurons in (4, 8, 16, 32) for alpha in (2, 4) for condition in named]
 
 
 CIFAR100 = "mlp-cifar100_lite2_512"
@@ -192,5 +198,11 @@ STUDIES = (
         rewiring,
         [Cell(c, 4, rewire=r) for c in (PAPERS, "4x16 input") for r in ("random", "gradient")],
         tables={"rewiring": lambda: shown_as.rewiring(committed(CIFAR100))},
+    ),
+    _study(
+        "seeded",
+        "Compare labels that are a function of a seed with labels dealt at random.",
+        seeded,
+        [Cell(f"{kind} {policy}", 4) for policy in ("partition", "input") for kind in ("random", SEEDED)],
     ),
 )

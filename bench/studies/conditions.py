@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import dropout, linear
 
 import fpe
-from fpe.kernels.structures import TWO_FOUR
+from fpe.kernels.structures import SEEDED, TWO_FOUR
 from fpe.layers import ExpandedLinear
 from fpe.partition import deal
 
@@ -87,7 +87,8 @@ def expansion(name: str, dense: nn.Module, alpha: int, generator: Generator, pai
     Raises:
         ValueError: The name is of another form, or the sizes do not admit it.
     """
-    match = re.fullmatch(rf"(random|gram|{TWO_FOUR}|shared|(\d+)x(\d+)) (auto|magnitude|input|block|partition)", name)
+    kinds = rf"random|gram|{TWO_FOUR}|{SEEDED}|shared|(\d+)x(\d+)"
+    match = re.fullmatch(rf"({kinds}) (auto|magnitude|input|block|partition)", name)
     if not match:
         raise ValueError(f"condition: expected '<structure> <policy>' or a control's name, got {name!r}")
     kind, policy = match.group(1), match.group(4)

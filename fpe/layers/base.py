@@ -276,7 +276,8 @@ class ExpandedLinear(nn.Module):
 
     def _hold(self) -> None:
         held = [t for name in self.STORED for t in tensors_of(getattr(self, name)).values()]
-        self._topology_tensors, self._index = tuple(held), held[0]
+        # Edges that a seed divides are held in no tensor but the one that goes to the state dict.
+        self._topology_tensors, self._index = tuple(held), held[0] if held else self._encoded
 
     def _own_fingerprint(self) -> Tensor:
         """Numbers 0 .. 255: exact in every float type, so that a model's average with itself keeps them."""

@@ -1,5 +1,6 @@
 """Layers stored as the weights of their parent's edges and the labels of these."""
 
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -9,6 +10,7 @@ from fpe.kernels import (
     HOLE,
     Bitmap,
     PackedLabels,
+    SeededLabels,
     SemiStructuredLayout,
     merge_matmul,
     semi_structured_compress,
@@ -18,9 +20,11 @@ from fpe.kernels import (
 )
 from fpe.kernels.here import labels_win
 from fpe.kernels.memo import once_per_version
+from fpe.kernels.partition.eager import table
 from fpe.kernels.partition.interleaved import quad_codes
 from fpe.kernels.partition.labels import digits, row_bytes
-from fpe.kernels.structures import STRUCTURES, TWO_FOUR
+from fpe.kernels.partition.seeded import SEEDS, VERSION
+from fpe.kernels.structures import SEEDED, STRUCTURES, TWO_FOUR
 
 from ..partition import RULES, Partition
 from .base import check_known
@@ -51,7 +55,7 @@ class _LabelledLinear(KeptLinear):
     STORED: ClassVar[tuple[str, ...]] = ("packed", "bitmap")
     AXIS: ClassVar[int]
     """Where children lie side by side in the wide weight: along its outputs (0) or its inputs (1)."""
-    packed: PackedLabels
+    packed: PackedLabels | SeededLabels
     """The labels as the operations take them; those of positions without an edge mean nothing."""
 
     def __init__(
@@ -92,13 +96,14 @@ class _LabelledLinear(KeptLinear):
     @property
     def labels(self) -> Tensor:
         """The labels unpacked, uint8 of the parent's shape, ``HOLE`` where nobody owns the edge."""
-        labels = self.packed.unpack()
+        labels = table(self.packed, self._topology_device)
         return labels if self.bitmap is None else labels.masked_fill(~self.bitmap.unpack(), HOLE)
 
     @property
     def partition(self) -> Partition:
         """Who owns each edge."""
-        return Partition(self.labels, self.alpha, self.structure, self.block_shape)
+        seed = self.packed.seed if isinstance(self.packed, SeededLabels) else None
+        return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed)
 
     def _children_weights(self) -> Tensor:
         """The weight of each child, ``[alpha, *partition.shape]``, zero at the edges of others."""
@@ -139,8 +144,8 @@ class _LabelledLinear(KeptLinear):
         """Takes another mask; see :meth:`ExpandedLinear.rewire`."""
         owners = self._children(kept)
         labels = torch.where(owners.any(0), owners.to(torch.uint8).argmax(0), HOLE).to(torch.uint8)
-        old = self.labels
-        new = Partition(labels, self.alpha, self.structure, self.block_shape).validate()
+        own = self.partition
+        old, new = own.labels, replace(own, labels=labels).validate()
         if not torch.equal(new.masks(), owners):
             raise ValueError(f"{type(self).__name__}.rewire: expected every edge at one child at most")
         self._moved(labels == old, new, int((labels != HOLE).sum()), (self.edge_weight, *followers))
@@ -153,8 +158,12 @@ class _LabelledLinear(KeptLinear):
         return children.movedim(0, self.AXIS).flatten(self.AXIS, self.AXIS + 1)
 
     def _set_topology(self, topology: Partition) -> None:
-        with_holes = PackedLabels.pack(topology.labels, self.alpha)  # as the state dict has them
-        self.packed, self.bitmap = with_holes, None
+        self.bitmap = None
+        if topology.seed is not None:
+            self.packed = SeededLabels.of(topology.seed, topology.shape, self.alpha)
+            self._topology_is(torch.tensor([topology.seed + VERSION * SEEDS], dtype=torch.int64, device="cpu"))
+            return
+        with_holes = self.packed = PackedLabels.pack(topology.labels, self.alpha)  # as the state dict has them
         if with_holes.has_holes:
             self.packed = PackedLabels.pack(self._without_holes(topology.labels), self.alpha)
             self.bitmap = Bitmap.pack(self._mask_of(topology))
@@ -180,6 +189,11 @@ class _LabelledLinear(KeptLinear):
         sizes = [header.out_features, header.in_features]
         sizes[cls.AXIS] //= alpha
         n, k = sizes
+        if STRUCTURES[structure] == SEEDED:
+            version, seed = divmod(int(words[0]), SEEDS) if len(words) == 1 else (0, 0)
+            if version != VERSION:
+                raise ValueError(f"expected a seed of version {VERSION} of the labels' function, got {words.tolist()}")
+            return Partition.seeded(n, k, alpha, seed)
         planes, left = divmod(8 * len(words), n * row_bytes(k))
         if left or planes not in (digits(alpha), digits(alpha) + 1):
             raise ValueError(f"expected {digits(alpha)} planes of labels, or one more, of {n} x {k} edges")
@@ -236,6 +250,7 @@ class SplitLinear(_LabelledLinear):
         weight, bias = self.edge_weight, None if self.bias is None else self.bias.view(self.alpha, -1)
         labels, kept = self._beside(weight, self.packed), self._beside(weight, self.bitmap)
         if self.exchanges and (x.is_cuda or self.backend not in ("auto", "eager")):
+            assert isinstance(labels, PackedLabels)  # a 2:4 layer's
             trains = torch.is_grad_enabled() and weight.requires_grad
             compress = _compress if trains or torch.compiler.is_compiling() else _compress_once
             quads = SemiStructuredLayout(labels.shape, quad_codes(labels.planes, labels.shape[1]), None, 2)

@@ -4,7 +4,8 @@ Topology is no buffer and no entry of its own. Exponential and stochastic averag
 ``use_buffers=True``, timm's ``ModelEma``) write to every buffer and to every tensor of ``state_dict()``, and averaged
 bits are other masks. Here they reach a copy. A checksum tells a topology that was averaged in a checkpoint.
 
-Layout: ``[FORMAT_VERSION, kind, in_features, out_features, four settings of the kind, checksum, topology...]``.
+Layout: ``[FORMAT_VERSION, kind, in_features, out_features, four settings of the kind, checksum, topology...]``. Where
+the topology is one number and the last two settings are zero, they are left out: 64 bytes.
 """
 
 from collections.abc import Mapping
@@ -42,8 +43,13 @@ class Header(NamedTuple):
 
 def encode(header: Header, topology: Tensor) -> Tensor:
     """The extra state, int64 on the CPU, from a header and the topology's words (int64)."""
-    numbers = [FORMAT_VERSION, *header[:3], *header.settings, int(checksum(topology))]
+    settings = header.settings[:2] if _is_short(header.settings, topology) else header.settings
+    numbers = [FORMAT_VERSION, *header[:3], *settings, int(checksum(topology))]
     return torch.cat([torch.tensor(numbers, dtype=torch.int64, device="cpu"), topology.cpu()])
+
+
+def _is_short(settings: tuple[int, ...], topology: Tensor) -> bool:
+    return len(topology) == 1 and not any(settings[2:])
 
 
 def decode(state: object, name: str) -> tuple[Header, Tensor]:
@@ -58,6 +64,8 @@ def decode(state: object, name: str) -> tuple[Header, Tensor]:
             f"state dict: '{name}' should be the topology of an FPE layer (int64), got {got}; it must be copied as it "
             "is, never averaged or cast"
         )
+    if len(state) == FIXED - 1:
+        state = torch.cat([state[: FIXED - 3], state.new_zeros(2), state[FIXED - 3 :]])
     numbers, words = state[:FIXED].tolist(), state[FIXED:].cpu()
     if len(numbers) < FIXED or numbers[0] != FORMAT_VERSION:
         raise ValueError(f"state dict: '{name}' should be of format {FORMAT_VERSION}, got {numbers}")

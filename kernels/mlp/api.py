@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 from ..activations import check_activation
 from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import choose_backend
-from ..partition.api import check_labels, merge_matmul, split_matmul
+from ..partition.api import Given, by_labels, check_labels, merge_matmul, split_matmul
 from ..partition.config import limit as too_many_children
 from ..partition.eager import Labels
 from ..partition.labels import check_alpha
@@ -40,10 +40,11 @@ def expanded_mlp(
     Args:
         x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
         w1: The parents' weight ``[H, K]``, same dtype and device.
-        labels1: Which child owns each edge of ``w1``, packed or uint8 ``[H, K]``.
+        labels1: Which child owns each edge of ``w1``: packed, of a seed, or uint8 ``[H, K]``.
         w2: The second weight: ``[N, alpha * H]`` dense, its columns in planes of children; or ``[N, H]`` with
             ``labels2``.
-        labels2: Which child each edge of ``w2`` reads, packed or uint8 ``[N, H]``; none for a dense second layer.
+        labels2: Which child each edge of ``w2`` reads: packed, of a seed, or uint8 ``[N, H]``; none for a dense second
+            layer.
         alpha: Children per parent.
         bias1: ``[alpha, H]``, or none.
         bias2: ``[N]``, or none.
@@ -66,16 +67,16 @@ def expanded_mlp(
     check_tensor(op, "w2", w2, (None, hidden if labels2 is not None else alpha * hidden), like=w1)
     check_tensor(op, "x", x, (k,), batched=True, on=w1)
     check_activation(op, activation)
-    table1, flip1 = check_labels(op, labels1, (hidden, k), alpha, w1, "labels1")
-    table2, flip2 = None, False
+    first = check_labels(op, labels1, (hidden, k), alpha, w1, "labels1")
+    second = Given(None, [], False)
     if labels2 is not None:
-        table2, flip2 = check_labels(op, labels2, (w2.shape[0], hidden), alpha, w2, "labels2")
+        second = check_labels(op, labels2, (w2.shape[0], hidden), alpha, w2, "labels2")
     for name, bias, shape in (("bias1", bias1, (alpha, hidden)), ("bias2", bias2, (w2.shape[0],))):
         if bias is not None:
             check_tensor(op, name, bias, shape, like=w1)
     trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w1, w2, bias1, bias2))
     reason = "a gradient is wanted" if trains else too_many_children(alpha) or limit(hidden, alpha, w1.element_size())
-    chosen = choose_backend(op, backend, w1, BACKENDS, reason)
+    chosen = choose_backend(op, by_labels(op, backend, labels1, labels2), w1, BACKENDS, reason)
     if trains or (chosen == "eager" and backend == "auto"):
         h = split_matmul(x, w1, labels1, alpha, bias1, activation, backend=backend)
         if labels2 is not None:
@@ -84,7 +85,5 @@ def expanded_mlp(
     given = [t if t is None else autocast(t)[0] for t in (x, w1, w2, bias1, bias2)]
     x, w1, w2 = (t for t in given[:3] if t is not None)
     check_tensor(op, "x", x, (k,), batched=True, like=w1)
-    y = ops.expanded_mlp(
-        as_rows(x, 1), w1, table1, flip1, w2, table2, flip2, alpha, given[3], given[4], activation, chosen
-    )
+    y = ops.expanded_mlp(as_rows(x, 1), w1, *first, w2, *second, alpha, given[3], given[4], activation, chosen)
     return y.view(*x.shape[:-1], w2.shape[0])

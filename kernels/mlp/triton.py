@@ -14,12 +14,12 @@ from ..device import device_of, input_precision, interpreting, stored_dtype
 from ..epilogue import activate, multiply, rows_contiguous
 from ..partition.eager import Labels
 from ..partition.labels import digits, row_bytes
-from ..partition.triton import TYPES, bit_masks, child_share, stored_weight
+from ..partition.triton import TYPES, bit_masks, child_share, planes_strides, stored_weight
 from ..tables import choose
 from .config import Config, Problem
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "KEY1", "KEY2"])
 def _expanded_mlp(
     x_ptr,
     words1_ptr,
@@ -35,6 +35,8 @@ def _expanded_mlp(
     N,
     SIZE_WORDS1,
     SIZE_WORDS2,
+    KEY1,
+    KEY2,
     stride_xm,
     stride_1h,
     stride_p1,
@@ -43,6 +45,8 @@ def _expanded_mlp(
     DTYPE: tl.constexpr,
     ALPHA: tl.constexpr,
     DIGITS: tl.constexpr,
+    SEEDED1: tl.constexpr,
+    SEEDED2: tl.constexpr,
     PER_WORD1: tl.constexpr,
     PER_WORD2: tl.constexpr,
     MERGED: tl.constexpr,
@@ -74,8 +78,12 @@ def _expanded_mlp(
         words = tl.load(words_at, mask=mask_h[:, None] & (offs_w[None, :] < K // PER_WORD1), other=0)
         masks = ()
         for digit in tl.static_range(DIGITS):
-            plane = planes1_ptr + digit * stride_p1
-            masks += (bit_masks(plane, offs_h * SIZE_WORDS1, mask_h, first_k, SIZE_WORDS1, BLOCK_K, PER_WORD1, True),)
+            masks += (
+                bit_masks(
+                    planes1_ptr, stride_p1, SIZE_WORDS1, offs_h, mask_h, first_k, SIZE_WORDS1, KEY1, digit, ALPHA,
+                    SEEDED1, BLOCK_K, PER_WORD1, True,
+                ),
+            )  # fmt: skip
         offs_k = tl.expand_dims(first_k + tl.arange(0, BLOCK_K), 1 - AXIS)
         x = tl.load(x_rows + offs_k, mask=rows & (offs_k < K), other=0.0)  # [BLOCK_M, BLOCK_K] if TURNED
         if UPCAST:
@@ -95,10 +103,12 @@ def _expanded_mlp(
         words = tl.load(rows_2 + offs_w[None, :], mask=mask_w, other=0)  # [BLOCK_N, BLOCK_H / PER_WORD2]
         masks = ()
         for digit in tl.static_range(DIGITS):
-            plane = planes2_ptr + digit * stride_p2
             masks += (
-                bit_masks(plane, offs_n.to(tl.int64) * SIZE_WORDS2, mask_n, 0, SIZE_WORDS2, BLOCK_H, PER_WORD2, True),
-            )
+                bit_masks(
+                    planes2_ptr, stride_p2, SIZE_WORDS2, offs_n, mask_n, 0, SIZE_WORDS2, KEY2, digit, ALPHA, SEEDED2,
+                    BLOCK_H, PER_WORD2, True,
+                ),
+            )  # fmt: skip
     acc = tl.zeros([BLOCK_M, BLOCK_N] if TURNED else [BLOCK_N, BLOCK_M], dtype=tl.float32)
     for child in tl.static_range(ALPHA):
         hidden = accs[child]
@@ -145,7 +155,6 @@ def expanded_mlp_triton(
     words2 = rows_contiguous(w2) if second is None else second.words
     # The kernel knows the planes' rows by their number of words.
     planes1, planes2 = (None if s is None or s.planes is None else s.planes.contiguous() for s in (first, second))
-    assert planes1 is not None
     config = config or choose(Problem(m, hidden, alpha), device_of(x))
     with torch.cuda.device_of(x):
         _expanded_mlp[(triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_o))](
@@ -163,14 +172,18 @@ def expanded_mlp_triton(
             N=n,
             SIZE_WORDS1=row_bytes(k) // 4,
             SIZE_WORDS2=row_bytes(hidden) // 4,
+            KEY1=first.key,
+            KEY2=0 if second is None else second.key,
             stride_xm=x.stride(0),
             stride_1h=first.words.stride(0),
-            stride_p1=planes1.stride(0),
+            stride_p1=planes_strides(planes1)[0],
             stride_2n=words2.stride(0),
-            stride_p2=0 if planes2 is None else planes2.stride(0),
+            stride_p2=planes_strides(planes2)[0],
             DTYPE=TYPES[x.dtype],
             ALPHA=alpha,
             DIGITS=digits(alpha),
+            SEEDED1=first.planes is None,
+            SEEDED2=second is not None and second.planes is None,
             PER_WORD1=first.per_word,
             PER_WORD2=1 if second is None else second.per_word,
             MERGED=second is not None,

@@ -1,6 +1,6 @@
 """Public partition operations: checks, leading batch dimensions, autocast, choice of backend."""
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,12 +8,13 @@ from torch import Tensor
 from ..activations import check_activation
 from ..bitmap.layout import Bitmap, check_bitmap
 from ..checks import as_rows, autocast, check_tensor
-from ..dispatch import choose_backend, stays
+from ..dispatch import UnsupportedError, choose_backend, stays
 from . import kept as packed
 from . import ops
 from .backends import MERGE, SPLIT
 from .eager import Labels
 from .labels import PackedLabels, check_alpha, digits, row_bytes
+from .seeded import SeededLabels
 
 
 def split_matmul(
@@ -39,9 +40,10 @@ def split_matmul(
     Args:
         x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
         w: The parent's weight ``[N, K]``, same dtype and device; with ``kept`` its kept values ``[nnz]``.
-        labels: Which child owns each edge, :class:`PackedLabels` or uint8 ``[N, K]``, where a label not below
-            ``alpha`` (``HOLE`` by convention) means that no child does. The Triton kernels read packed labels; a plain
-            table is packed anew in every call. With ``kept`` and one child, none are needed.
+        labels: Which child owns each edge, :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``, where a
+            label not below ``alpha`` (``HOLE`` by convention) means that no child does. The Triton kernels read packed
+            labels and make those of a seed; a plain table is packed anew in every call. With ``kept`` and one child,
+            none are needed.
         alpha: Children per parent, 1 to 254; at most 8 in Triton.
         bias: ``[alpha, N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
@@ -62,16 +64,16 @@ def split_matmul(
     n, k = _check_weight(op, w, kept)
     check_tensor(op, "x", x, (k,), batched=True, on=w)
     check_alpha(op, alpha)
-    table, transposed = _check_owners(op, labels, (n, k), alpha, w, kept)
+    table, seed, transposed = _check_owners(op, labels, (n, k), alpha, w, kept)
     bias = _check_epilogue(op, bias, (alpha, n), activation, w)
     x, w = autocast(x, w)
     check_tensor(op, "x", x, (k,), batched=True, like=w)
-    chosen = choose_backend(op, backend, w, SPLIT, alpha, by_cost=True)
+    chosen = choose_backend(op, by_labels(op, backend, labels), w, SPLIT, alpha, by_cost=True)
     if kept is not None:
         index = kept.bits, kept.starts, table
         y = packed.kept_split(as_rows(x, 1), w, *index, bias, activation, alpha, n, transposed, chosen)
     else:
-        y = ops.split_matmul(as_rows(x, 1), w, table, bias, activation, alpha, transposed, chosen)
+        y = ops.split_matmul(as_rows(x, 1), w, table, seed, bias, activation, alpha, transposed, chosen)
     return y.view(*x.shape[:-1], alpha, n)
 
 
@@ -97,7 +99,7 @@ def merge_matmul(
     Args:
         z: Children's activations ``[..., alpha, K]``, float16, bfloat16, float32 or float64.
         w: The parent's weight ``[N, K]``, same dtype and device; with ``kept`` its kept values ``[nnz]``.
-        labels: Which child's activation each edge reads, :class:`PackedLabels` or uint8 ``[N, K]``, where a label not
+        labels: Which child's activation each edge reads, as :func:`split_matmul` takes them, where a label not
             below ``alpha`` (``HOLE`` by convention) contributes nothing. The Triton kernels read packed labels; a
             plain table is packed anew in every call. With ``kept`` and one child, none are needed.
         bias: ``[N]``, or none.
@@ -119,17 +121,18 @@ def merge_matmul(
     check_tensor(op, "z", z, (None, k), batched=True, on=w)
     alpha = z.shape[-2]
     check_alpha(op, alpha)
-    table, transposed = _check_owners(op, labels, (n, k), alpha, w, kept)
+    table, seed, transposed = _check_owners(op, labels, (n, k), alpha, w, kept)
     bias = _check_epilogue(op, bias, (n,), activation, w)
     given = w
     z, w = autocast(z, w)
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
-    chosen = choose_backend(op, backend, w, MERGE, alpha, (n, k), by_cost=True)
+    chosen = choose_backend(op, by_labels(op, backend, labels), w, MERGE, alpha, (n, k), by_cost=True)
     if kept is not None:
         index = kept.bits, kept.starts, table
         y = packed.kept_merge(as_rows(z, 2), w, *index, bias, activation, n, transposed, chosen)
     else:
-        y = ops.merge_matmul(as_rows(z, 2), w, table, bias, activation, stays(given, w), transposed, chosen)
+        constant = stays(given, w)
+        y = ops.merge_matmul(as_rows(z, 2), w, table, seed, bias, activation, constant, transposed, chosen)
     return y.view(*z.shape[:-2], n)
 
 
@@ -146,7 +149,8 @@ def partition_grad(
     Args:
         dy: Gradient of the children ``[..., alpha, N]``, float16, bfloat16, float32 or float64.
         x: Activations ``[..., K]`` with the same leading dimensions, dtype and device.
-        labels: :class:`PackedLabels` or uint8 ``[N, K]``; with ``kept`` and one child, none are needed.
+        labels: :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``; with ``kept`` and one child, none are
+            needed.
         kept: As of :func:`split_matmul`.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
@@ -163,7 +167,7 @@ def partition_grad(
     if kept is not None:
         check_bitmap(op, kept)
         n, k = kept.sizes
-    elif isinstance(labels, PackedLabels):
+    elif isinstance(labels, (PackedLabels, SeededLabels)):
         n, k = labels.shape[::-1] if labels.transposed else labels.shape
     else:
         check_tensor(op, "labels", labels, (None, None), dtype=torch.uint8)
@@ -175,12 +179,26 @@ def partition_grad(
     check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), like=x)
     alpha = dy.shape[-2]
     check_alpha(op, alpha)
-    table, transposed = _check_owners(op, labels, (n, k), alpha, x, kept)
-    chosen = choose_backend(op, backend, x, SPLIT, alpha, by_cost=True)
+    table, seed, transposed = _check_owners(op, labels, (n, k), alpha, x, kept)
+    chosen = choose_backend(op, by_labels(op, backend, labels), x, SPLIT, alpha, by_cost=True)
     if kept is not None:
         index = kept.bits, kept.starts, table
         return packed.kept_grad(as_rows(dy, 2), as_rows(x, 1), *index, kept.nnz, transposed, chosen)
-    return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, transposed, chosen)
+    return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, seed, transposed, chosen)
+
+
+class Given(NamedTuple):
+    """Labels as the operations take them: a table, or a seed and where the weight begins.
+
+    Attributes:
+        table: Plain, or planes of bits; none of labels of a seed, and of an only child.
+        seed: Seed, row and column; empty where there is none.
+        transposed: Whether they are those of the transposed weight.
+    """
+
+    table: Tensor | None
+    seed: list[int]
+    transposed: bool
 
 
 def masked_matmul(
@@ -233,7 +251,7 @@ def _check_weight(op: str, w: Tensor, kept: Bitmap | None) -> tuple[int, int]:
 
 def _check_owners(
     op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor, kept: Bitmap | None
-) -> tuple[Any, bool]:
+) -> Given:
     """What :func:`check_labels` returns; beside a bitmap both are of the orientation in which it is stored."""
     if kept is None:
         return check_labels(op, labels, shape, alpha, on)
@@ -241,10 +259,13 @@ def _check_owners(
     if labels is None:
         if alpha != 1:
             raise ValueError(f"{op}: labels must say which of {alpha} children owns each edge, got None")
-        return None, kept.transposed
-    table, transposed = check_labels(op, labels, shape, alpha, on)
+        return Given(None, [], kept.transposed)
+    if isinstance(labels, SeededLabels):
+        raise UnsupportedError(f"{op}: labels beside kept must be in a table, got a seed")
+    table, _, transposed = check_labels(op, labels, shape, alpha, on)
+    assert table is not None
     if not isinstance(labels, PackedLabels):
-        return table.T if kept.transposed else table, kept.transposed
+        return Given(table.T if kept.transposed else table, [], kept.transposed)
     if labels.has_holes:
         raise ValueError(f"{op}: labels must be packed without holes beside kept, which says what exists")
     if transposed != kept.transposed:
@@ -252,27 +273,46 @@ def _check_owners(
             f"{op}: labels and kept must be stored in one orientation, got transposed = {transposed} and "
             f"{kept.transposed}"
         )
-    return table, transposed
+    return Given(table, [], transposed)
 
 
 def check_labels(
     op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor, name: str = "labels"
-) -> tuple[Tensor, bool]:
-    """The table that an operation takes, and whether it is that of the transposed weight."""
-    if not isinstance(labels, PackedLabels):
+) -> Given:
+    """What an operation takes of the labels of a weight of some shape."""
+    if not isinstance(labels, (PackedLabels, SeededLabels)):
         check_tensor(op, name, labels, shape, dtype=torch.uint8, on=on, is_index=True)
         assert isinstance(labels, Tensor)
-        return labels, False
+        return Given(labels, [], False)
+    made = "packed" if isinstance(labels, PackedLabels) else "made"
     if labels.alpha != alpha:
-        raise ValueError(f"{op}: {name} must be packed for alpha = {alpha}, got labels of alpha = {labels.alpha}")
+        raise ValueError(f"{op}: {name} must be {made} for alpha = {alpha}, got labels of alpha = {labels.alpha}")
     meant = shape[::-1] if labels.transposed else shape
     if tuple(labels.shape) != tuple(meant):
         hint = f" (they fit the transposed weight: use {name}.T)" if tuple(labels.shape) == tuple(meant[::-1]) else ""
         stored = labels.shape[::-1] if labels.transposed else labels.shape
-        raise ValueError(f"{op}: {name} must be packed for a weight {list(shape)}, got {list(stored)}{hint}")
+        raise ValueError(f"{op}: {name} must be {made} for a weight {list(shape)}, got {list(stored)}{hint}")
+    if isinstance(labels, SeededLabels):
+        labels.check(op, name)
+        return Given(None, [labels.seed, *labels.offsets], labels.transposed)
     wanted = (digits(alpha) + labels.has_holes, meant[0], row_bytes(meant[1]))
     check_tensor(op, f"{name}.planes", labels.planes, wanted, dtype=torch.uint8, on=on, is_index=True)
-    return labels.planes, labels.transposed
+    return Given(labels.planes, [], labels.transposed)
+
+
+def by_labels(op: str, backend: str, *several: Labels | None) -> str:
+    """The backend that is asked for, ``"eager"`` for ``"auto"`` where labels leave no other.
+
+    Raises:
+        UnsupportedError: The one insisted on cannot run with such labels.
+    """
+    for labels in several:
+        if isinstance(labels, SeededLabels) and backend != "eager":
+            reason = labels.why_no_kernel if backend in ("auto", "triton") else "it takes labels in a table, not a seed"
+            if reason and backend in MERGE:
+                raise UnsupportedError(f"{op}: backend {backend!r} cannot run here: {reason}")
+            backend = "eager" if reason and backend == "auto" else backend
+    return backend
 
 
 def _check_epilogue(

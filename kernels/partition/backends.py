@@ -36,5 +36,8 @@ SPLIT = {
 }
 """Those of ``split_matmul`` and ``partition_grad``; ``why_not`` takes an operand and ``alpha``."""
 
+OF_A_SEED = {name: SPLIT[name] for name in ("triton", "eager")}
+"""Those of any operation whose labels are of a seed."""
+
 MERGE = {**SPLIT, **{name: _interleaved(name) for name in ("sparse_tensor_core", "torch")}}
 """Those of ``merge_matmul``; ``why_not`` takes the weight, ``alpha``, and its shape where only values are stored."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..activations import finish
 from ..cpu import compiled, numbers, padded, shared_out
 from ..vectors import F32, FLOATS, I32, I64, LANES, WORDS, Emit
-from .eager import Labels, partition_grad_eager
+from .eager import Labels, partition_grad_eager, table
 from .labels import PackedLabels, digits, pack_planes
 
 GROUP = 128
@@ -283,7 +283,8 @@ def _multiply(x: Tensor, w: Tensor, labels: Labels, alpha: int, merge: bool) -> 
     if isinstance(labels, PackedLabels):
         planes, transposed = labels.planes, labels.transposed
     else:
-        w, planes = torch.where(labels < alpha, w, w.new_zeros(())), pack_planes(labels, alpha)
+        plain = table(labels, w.device)
+        w, planes = torch.where(plain < alpha, w, w.new_zeros(())), pack_planes(plain, alpha)
         transposed = False
     (m, inputs), outputs, own = (x.shape[0], x.shape[2]), w.shape[0], 1 if merge else alpha
     if min(m, inputs, outputs) == 0:

@@ -6,13 +6,16 @@ from torch.nn.functional import linear
 
 from ..activations import finish
 from .labels import PackedLabels
+from .seeded import SeededLabels
 
-Labels = Tensor | PackedLabels
-"""uint8 ``[N, K]``, or the same packed."""
+Labels = Tensor | PackedLabels | SeededLabels
+"""uint8 ``[N, K]``, the same packed, or of a seed."""
 
 
-def table(labels: Labels) -> Tensor:
-    """The labels as uint8 ``[N, K]``."""
+def table(labels: Labels, device: torch.device) -> Tensor:
+    """The labels as uint8 ``[N, K]``, those of a seed on a device."""
+    if isinstance(labels, SeededLabels):
+        return labels.unpack(device)
     return labels.unpack() if isinstance(labels, PackedLabels) else labels
 
 
@@ -26,7 +29,7 @@ def split_matmul_eager(
     x: Tensor, w: Tensor, labels: Labels, alpha: int, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
     """Eager twin of :func:`fpe.kernels.split_matmul` on ``x[M, K]``: returns ``y[M, alpha, N]``."""
-    wide = owned(w, table(labels), alpha).flatten(0, 1)  # [alpha * N, K]
+    wide = owned(w, table(labels, w.device), alpha).flatten(0, 1)  # [alpha * N, K]
     y = linear(x, wide, None if bias is None else bias.flatten())
     return finish(y.unflatten(-1, (alpha, w.shape[0])), activation)
 
@@ -35,7 +38,7 @@ def merge_matmul_eager(
     z: Tensor, w: Tensor, labels: Labels, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
     """Eager twin of :func:`fpe.kernels.merge_matmul` on ``z[M, alpha, K]``: returns ``y[M, N]``."""
-    wide = owned(w, table(labels), z.shape[-2])  # [alpha, N, K]
+    wide = owned(w, table(labels, w.device), z.shape[-2])  # [alpha, N, K]
     return finish(linear(z.flatten(-2), wide.transpose(0, 1).flatten(1), bias), activation)
 
 
@@ -43,15 +46,15 @@ def partition_grad_eager(dy: Tensor, x: Tensor, labels: Labels) -> Tensor:
     """Eager twin of :func:`fpe.kernels.partition_grad` on ``dy[M, alpha, N]``, ``x[M, K]``: ``dw[N, K]``."""
     alpha, n = dy.shape[-2:]
     wide = (dy.flatten(-2).mT @ x).unflatten(0, (alpha, n))  # [alpha, N, K]
-    owner = table(labels).to(torch.int64)
+    owner = table(labels, x.device).to(torch.int64)
     picked = wide.gather(0, owner.clamp(max=alpha - 1)[None])[0]
     dw = torch.where(owner < alpha, picked, picked.new_zeros(()))
     return stored_like(labels, dw)
 
 
 def stored_like(labels: Labels, dw: Tensor) -> Tensor:
-    """``dw`` contiguous as the weight is stored: by columns where the labels are packed for its transpose."""
-    transposed = isinstance(labels, PackedLabels) and labels.transposed
+    """``dw`` contiguous as the weight is stored: by columns where the labels are those of its transpose."""
+    transposed = not isinstance(labels, Tensor) and labels.transposed
     return dw.T.contiguous().T if transposed else dw.contiguous()
 
 

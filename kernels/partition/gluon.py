@@ -3,14 +3,15 @@
 The order of a reduction is free, so a lane multiplies what it has loaded. With ``g = lane // 4`` and ``t = lane % 4``,
 the 16 bytes that a lane loads are its registers of two ``mma.sync.m16n8k16``:
 
-- *On the weight as it is stored* it loads eight neighbouring weights of row ``g`` and of row ``g + 8``, and the
+- *On the weight as it is stored* it loads eight neighbouring weights of row ``2 g`` and of row ``2 g + 1``, and the
   same columns of activation row ``g``. Words 0 and 1 belong to the first instruction, words 2 and 3 to the second.
 - *On its transpose* the reduction runs over the rows, so a pair of weights must come from two of them. A lane loads
   eight columns of four or eight neighbouring rows. One ``prmt`` takes the low or the high halves of two rows; the
   halves of word ``i`` are the outputs ``8 g + 2 i`` and ``8 g + 2 i + 1``.
 
 The labels lie in memory as these registers want them (see :class:`fpe.kernels.PackedLabels`): shifted left, a word has
-the labels of two of a lane's words in the signs of its bytes, and one ``prmt`` replicates two signs to a mask.
+the labels of two of a lane's words in the signs of its bytes, and one ``prmt`` replicates two signs to a mask. Labels
+of a seed are made: one hash serves a lane for 128 columns of two rows, and its bytes become masks by the same ``prmt``.
 
 The loop has no shared memory, no ``ldmatrix`` and no conversion, and is the same on every architecture from 8.0 on.
 Of a program's warps ``WARPS_OUT`` take different outputs and ``WARPS_IN`` different parts of the reduction, whose sums
@@ -22,6 +23,11 @@ registers]``; a tile is 16 outputs, or 64 on the transpose.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+
+from .seeded import COLUMN, MIX, ROW, signed
+
+_ROW, _COLUMN = gl.constexpr(signed(ROW)), gl.constexpr(signed(COLUMN))
+_FIRST, _SECOND = (gl.constexpr(signed(factor)) for _, factor in MIX)
 
 STEPS = gl.constexpr(4)  # of 32 columns: what a lane's label word serves
 
@@ -61,6 +67,66 @@ def _signs_of_two(high):
     return text + f"prmt.b32 $2, $4, $8, {even}; prmt.b32 $3, $4, $8, {odd};"
 
 
+@gluon.constexpr_function
+def _own(digit):
+    """Which of a lane's four words have their label's digit turned by their place: of halves, and of words."""
+    return digit == 0, (False, digit == 1, digit == 2, digit > 0)
+
+
+@gluon.constexpr_function
+def _signs_of_seed(alpha, digit, step, row):
+    """Masks of a digit of a lane's four words of one of the four steps, from the hash of two rows.
+
+    Where a digit turns with the halves of a word, the mask has one of them inverted; that of two children, which serves
+    no second word, is inverted where it is used (:func:`_half_of`).
+    """
+    digits, shift = alpha.bit_length() - 1, 7 - 2 * step - row
+    halves, words = _own(digit)
+    halves = halves and alpha > 2
+    text = f"shl.b32 $0, $4, {shift}; " if shift else "mov.b32 $0, $4; "
+    for word in (3, 2, 1, 0):
+        byte = digits * (2 * word // alpha) + digit
+        text += f"prmt.b32 ${word}, $0, $0, {0x8888 + 0x1111 * byte:#x}; "
+        flip = 0xFFFF0000 if halves else 0xFFFFFFFF if words[word] else 0
+        text += f"xor.b32 ${word}, ${word}, {flip:#x}; " if flip else ""
+    return text
+
+
+@gluon.constexpr_function
+def _signs_of_seeds(alpha, digit, high):
+    """Masks of a digit of one half of the four words of two rows, from their hash with the bits of each on top."""
+    digits = alpha.bit_length() - 1
+    halves, words = _own(digit)
+    text = ""
+    for word in range(4):
+        byte = digits * (2 * word // alpha) + digit
+        text += f"prmt.b32 ${word}, $4, $8, {0xCC88 + 0x1111 * byte:#x}; "
+        text += f"not.b32 ${word}, ${word}; " if (high if halves else words[word]) else ""
+    return text
+
+
+@gluon.jit
+def _hash(x):
+    """The hash of :mod:`.seeded`."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * _FIRST
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * _SECOND
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+@gluon.jit
+def _masks_of_seed(hashed, ALPHA: gl.constexpr, digit: gl.constexpr, step: gl.constexpr, row: gl.constexpr):
+    text: gl.constexpr = _signs_of_seed(ALPHA, digit, step, row)
+    constraints: gl.constexpr = "=&r,=&r,=&r,=&r,r,r,r,r"
+    return gl.inline_asm_elementwise(text, constraints, [hashed], gl.int32, is_pure=True, pack=4)
+
+
+@gluon.jit
+def _masks_of_seeds(first, second, ALPHA: gl.constexpr, digit: gl.constexpr, high: gl.constexpr):
+    text: gl.constexpr = _signs_of_seeds(ALPHA, digit, high)
+    constraints: gl.constexpr = "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r"
+    return gl.inline_asm_elementwise(text, constraints, [first, second], gl.int32, is_pure=True, pack=4)
+
+
 @gluon.jit
 def _masks(label, step: gl.constexpr):
     constraints: gl.constexpr = "=&r,=&r,=&r,=&r,r,r,r,r"
@@ -86,6 +152,18 @@ def _both(child):
     """``lop3`` for words of which two masks, of the digits 1 and 0, leave those of a child."""
     table = 0xF0 & (0xCC if child >> 1 & 1 else 0x33) & (0xAA if child & 1 else 0x55)
     return f"lop3.b32 $0, $1, $2, $3, {table:#x};"
+
+
+@gluon.constexpr_function
+def _half_of(child):
+    """``lop3`` that leaves of a word one half: the lower one where the mask says so and the child is the second."""
+    table = 0xF0 & ((0xCC ^ 0xAA) if child else ~(0xCC ^ 0xAA))
+    return f"lop3.b32 $0, $1, $2, 0xFFFF0000, {table:#x};"
+
+
+@gluon.jit
+def _half(words, masks, CHILD: gl.constexpr):
+    return gl.inline_asm_elementwise(_half_of(CHILD), "=r,r,r", [words, masks], gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -127,6 +205,13 @@ def _layout(warps_in, warps_out, outputs, rows):
     return gl.BlockedLayout([1, outputs, rows, 1, 4], [1, 1, 1, 32, 1], [warps_in, warps_out, 1, 1, 1], [4, 3, 2, 1, 0])
 
 
+@gluon.constexpr_function
+def _lanes_layout(layout):
+    """The same lanes with one element for each tile of outputs."""
+    tiles = [1, layout.size_per_thread[1], 1, 1, 1]
+    return gl.BlockedLayout(tiles, layout.threads_per_warp, layout.warps_per_cta, layout.order)
+
+
 @gluon.jit
 def _places(LAYOUT: gl.constexpr, INNER: gl.constexpr, TILES: gl.constexpr, TILES_M: gl.constexpr):
     """Where an element of a tensor stands: indices along its five dimensions."""
@@ -151,6 +236,17 @@ def _store(
 
 
 @gluon.jit
+def _fetch(lines, steps, turns):
+    """Asks L2 for lines of 128 bytes, for which nobody waits, if there are turns left. Returns the next lines."""
+    text: gl.constexpr = "{\n.reg .pred p; setp.gt.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0;\n}\n"
+    following = ()
+    for i in gl.static_range(len(lines)):
+        gl.inline_asm_elementwise(text, "=r,l,r", [lines[i], turns], gl.int32, is_pure=False, pack=1)
+        following += (lines[i] + steps[i],)
+    return following
+
+
+@gluon.jit
 def _group(
     accs,
     x_ptrs,
@@ -158,6 +254,7 @@ def _group(
     lower_ptrs,
     upper_labels_ptrs,
     lower_labels_ptrs,
+    hashed,
     group,
     inner,
     word,
@@ -166,6 +263,7 @@ def _group(
     stride_pp,
     ALPHA: gl.constexpr,
     DIGITS: gl.constexpr,
+    SEEDED: gl.constexpr,
     MERGE: gl.constexpr,
     KIND: gl.constexpr,
     WHOLE: gl.constexpr,
@@ -173,7 +271,9 @@ def _group(
     """128 columns of each part of the reduction: adds their products to the sums."""
     upper_labels = ()
     lower_labels = ()
-    for digit in gl.static_range(DIGITS):
+    if SEEDED:
+        made = _hash(hashed + group * 4 * _COLUMN)
+    for digit in gl.static_range(0 if SEEDED else DIGITS):
         at = group * 4 + digit * stride_pp
         if WHOLE:
             upper_labels += (gl.load(upper_labels_ptrs + at),)
@@ -196,15 +296,24 @@ def _group(
         upper_masks = ()
         lower_masks = ()
         for digit in gl.static_range(DIGITS):
-            upper_masks += (_masks(gl.broadcast(upper_labels[digit], uppers[0])[0], step),)
-            lower_masks += (_masks(gl.broadcast(lower_labels[digit], uppers[0])[0], step),)
+            if SEEDED:
+                both = gl.broadcast(made, uppers[0])[0]
+                upper_masks += (_masks_of_seed(both, ALPHA, digit, step, 0),)
+                lower_masks += (_masks_of_seed(both, ALPHA, digit, step, 1),)
+            else:
+                upper_masks += (_masks(gl.broadcast(upper_labels[digit], uppers[0])[0], step),)
+                lower_masks += (_masks(gl.broadcast(lower_labels[digit], uppers[0])[0], step),)
         x = gl.load(x_ptrs + group * 64 + step * 16)
         sums = ()
         for child in gl.static_range(ALPHA):
             if MERGE and child > 0:
                 x = gl.load(x_ptrs + (group * 64 + child * (stride_xa * 4)) + step * 16)
-            upper = _share(uppers[step], upper_masks, child, DIGITS)
-            lower = _share(lowers[step], lower_masks, child, DIGITS)
+            if SEEDED and ALPHA == 2:
+                upper = _half(uppers[step], upper_masks[0], child)
+                lower = _half(lowers[step], lower_masks[0], child)
+            else:
+                upper = _share(uppers[step], upper_masks, child, DIGITS)
+                lower = _share(lowers[step], lower_masks, child, DIGITS)
             acc = gl.inline_asm_elementwise(
                 _multiply(KIND, (((0, 4, 1, 5), (0, 1)), ((2, 6, 3, 7), (2, 3))), 16),
                 _constraints(3),
@@ -222,7 +331,7 @@ def _group(
     return accs
 
 
-@gluon.jit(do_not_specialize=["M"])
+@gluon.jit(do_not_specialize=["M", "KEY"])
 def multiply_rows(
     x_ptr,  # pairs, int32
     words_ptr,
@@ -233,6 +342,7 @@ def multiply_rows(
     N,
     SIZE_WORDS,
     STEPS_K,
+    KEY,
     stride_xm,
     stride_xa,
     stride_wn,
@@ -243,6 +353,7 @@ def multiply_rows(
     stride_oa,
     ALPHA: gl.constexpr,
     DIGITS: gl.constexpr,
+    SEEDED: gl.constexpr,
     MERGE: gl.constexpr,
     WARPS_IN: gl.constexpr,
     WARPS_OUT: gl.constexpr,
@@ -251,6 +362,7 @@ def multiply_rows(
     SPLIT: gl.constexpr,
     UNIT: gl.constexpr,
     WHOLE: gl.constexpr,
+    AHEAD: gl.constexpr,
     KIND: gl.constexpr,
     ACTIVATION: gl.constexpr,
     HAS_BIAS: gl.constexpr,
@@ -268,35 +380,55 @@ def multiply_rows(
     pid_split = gl.program_id(1)
 
     # What lies beyond the last row is never stored: any row may be read in its place.
-    row = pid_n * BLOCK_N + tile * 16 + lane // 4
+    row = pid_n * BLOCK_N + tile * 16 + lane // 4 * 2
     upper = gl.minimum(row, N - 1).to(gl.int64)
-    lower = gl.minimum(row + 8, N - 1).to(gl.int64)
+    lower = gl.minimum(row + 1, N - 1).to(gl.int64)
     m = gl.minimum(pid_m * BLOCK_M + tile_m * 8 + lane // 4, M - 1).to(gl.int64)
     word = inner * 64 + lane % 4 * 4 + register
     x_ptrs = x_ptr + m * (stride_xm * 4) + word
     upper_ptrs = words_ptr + upper * (stride_wn * UNIT) + word
     lower_ptrs = words_ptr + lower * (stride_wn * UNIT) + word
-    upper_labels_ptrs = labels_ptr + upper * stride_pn + (inner * 4 + lane % 4)
-    lower_labels_ptrs = labels_ptr + lower * stride_pn + (inner * 4 + lane % 4)
+    if SEEDED:
+        upper_labels_ptrs = upper_ptrs  # nobody reads them
+        lower_labels_ptrs = lower_ptrs
+    else:
+        upper_labels_ptrs = labels_ptr + upper * stride_pn + (inner * 4 + lane % 4)
+        lower_labels_ptrs = labels_ptr + lower * stride_pn + (inner * 4 + lane % 4)
+    hashed = row // 2 * _ROW + (inner * 4 + lane % 4) * _COLUMN + KEY
 
     accs = ()
     for _ in gl.static_range(1 if MERGE else ALPHA):
         accs += (gl.full([WARPS_IN, BLOCK_N // 16, BLOCK_M // 8, 32, 4], 0.0, gl.float32, LAYOUT),)
     first = STEPS_K * pid_split // SPLIT
     last = STEPS_K * (pid_split + 1) // SPLIT
-    for step in range(first, last if WHOLE else gl.minimum(last, SIZE_WORDS // (64 * WARPS_IN))):
+    whole = last if WHOLE else gl.minimum(last, SIZE_WORDS // (64 * WARPS_IN))
+    if AHEAD > 0:
+        # Two lanes fetch the two lines of a row of weights, and those of two planes of its labels.
+        inner_f, tile_f, _, lane_f, _ = _places(_lanes_layout(LAYOUT), WARPS_IN, BLOCK_N // 16, 1)
+        fetched = gl.minimum(pid_n * BLOCK_N + tile_f * 16 + lane_f // 2, N - 1).to(gl.int64)
+        group = (first + AHEAD) * WARPS_IN + inner_f
+        lines = (words_ptr + fetched * (stride_wn * UNIT) + (group * 64 + lane_f % 2 * 32),)
+        steps = (64 * WARPS_IN,)
+        for digit in gl.static_range(0, 0 if SEEDED else DIGITS, 2):
+            plane = gl.minimum(digit + lane_f % 2, DIGITS - 1)
+            lines += (labels_ptr + fetched * stride_pn + (group * 4 + plane * stride_pp),)
+            steps += (4 * WARPS_IN,)
+    for step in range(first, whole):
+        if AHEAD > 0:
+            lines = _fetch(lines, steps, whole - AHEAD - step)
         accs = _group(
-            accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, step * WARPS_IN, inner, word,
-            SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, MERGE, KIND, True,
+            accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, hashed, step * WARPS_IN, inner,
+            word, SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, SEEDED, MERGE, KIND, True,
         )  # fmt: skip
     if not WHOLE:
         if last == STEPS_K:
             accs = _group(
-                accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, (STEPS_K - 1) * WARPS_IN,
-                inner, word, SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, MERGE, KIND, False,
+                accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, hashed,
+                (STEPS_K - 1) * WARPS_IN, inner, word, SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, SEEDED, MERGE,
+                KIND, False,
             )  # fmt: skip
 
-    column = row + register // 2 * 8
+    column = row + register // 2
     row_m = pid_m * BLOCK_M + tile_m * 8 + lane % 4 * 2 + register % 2
     for child in gl.static_range(1 if MERGE else ALPHA):
         out = out_ptr + pid_split.to(gl.int64) * stride_os + child * stride_oa
@@ -309,6 +441,7 @@ def _rows(
     x_ptrs,
     words_ptrs,
     labels_ptrs,
+    hashed,
     first,
     turn,
     row,
@@ -320,6 +453,7 @@ def _rows(
     stride_pn,
     ALPHA: gl.constexpr,
     DIGITS: gl.constexpr,
+    SEEDED: gl.constexpr,
     MERGE: gl.constexpr,
     KIND: gl.constexpr,
     UNROLL: gl.constexpr,
@@ -338,7 +472,10 @@ def _rows(
                 words += (gl.load(words_at),)
             else:
                 words += (gl.load(words_at, mask=(at + row + i < N) & mask_columns, other=0),)
-            for digit in gl.static_range(DIGITS):
+            if SEEDED and i % 2 == 0:  # of two rows: each one's bits on top
+                made = _hash(hashed + (at + i) // 2 * _ROW)
+                labels += (made << turn + 1, made << turn)
+            for digit in gl.static_range(0 if SEEDED else DIGITS):
                 labels_at = labels_ptrs[i] + (at * stride_pn + digit * stride_pp)
                 if WHOLE:
                     label = gl.load(labels_at)
@@ -356,9 +493,14 @@ def _rows(
             pairs += (_halves_of_two(words[part * 4 + a // 2 * 2], words[part * 4 + a // 2 * 2 + 1], a % 2),)
             of_pair = ()
             for digit in gl.static_range(DIGITS):
-                label = gl.broadcast(labels[(part * 4 + a // 2 * 2) * DIGITS + digit], words[0])[0]
-                other = gl.broadcast(labels[(part * 4 + a // 2 * 2 + 1) * DIGITS + digit], words[0])[0]
-                of_pair += (_masks_of_two(label, other, a % 2),)
+                if SEEDED:
+                    label = gl.broadcast(labels[part * 4 + a // 2 * 2], words[0])[0]
+                    other = gl.broadcast(labels[part * 4 + a // 2 * 2 + 1], words[0])[0]
+                    of_pair += (_masks_of_seeds(label, other, ALPHA, digit, a % 2),)
+                else:
+                    label = gl.broadcast(labels[(part * 4 + a // 2 * 2) * DIGITS + digit], words[0])[0]
+                    other = gl.broadcast(labels[(part * 4 + a // 2 * 2 + 1) * DIGITS + digit], words[0])[0]
+                    of_pair += (_masks_of_two(label, other, a % 2),)
             masks += (of_pair,)
         sums = ()
         for child in gl.static_range(ALPHA):
@@ -386,7 +528,7 @@ def _rows(
     return accs
 
 
-@gluon.jit(do_not_specialize=["M"])
+@gluon.jit(do_not_specialize=["M", "KEY"])
 def multiply_columns(
     x_ptr,  # pairs, int32
     words_ptr,
@@ -397,6 +539,7 @@ def multiply_columns(
     N,
     K,
     STEPS_N,
+    KEY,
     stride_xm,
     stride_xa,
     stride_wn,
@@ -407,6 +550,7 @@ def multiply_columns(
     stride_oa,
     ALPHA: gl.constexpr,
     DIGITS: gl.constexpr,
+    SEEDED: gl.constexpr,
     MERGE: gl.constexpr,
     WARPS_IN: gl.constexpr,
     WARPS_OUT: gl.constexpr,
@@ -416,6 +560,7 @@ def multiply_columns(
     UNIT: gl.constexpr,
     WHOLE: gl.constexpr,
     WHOLE_COLUMNS: gl.constexpr,
+    AHEAD: gl.constexpr,
     KIND: gl.constexpr,
     ACTIVATION: gl.constexpr,
     HAS_BIAS: gl.constexpr,
@@ -442,7 +587,9 @@ def multiply_columns(
     for i in gl.static_range(4):
         n = (row + i).to(gl.int64)
         words_ptrs += (words_ptr + n * (stride_wn * UNIT) + (nearest * 4 + register),)
-        labels_ptrs += (labels_ptr + n * stride_pn + (nearest // 16 * 4 + nearest % 4),)
+        if not SEEDED:
+            labels_ptrs += (labels_ptr + n * stride_pn + (nearest // 16 * 4 + nearest % 4),)
+    hashed = row // 2 * _ROW + (nearest // 16 * 4 + nearest % 4) * _COLUMN + KEY
     m = gl.minimum(pid_m * BLOCK_M + tile_m * 8 + lane // 4, M - 1).to(gl.int64)
     x_ptrs = x_ptr + m * (stride_xm * 4) + (row // 2 + register % (2 * UNROLL))
 
@@ -452,16 +599,35 @@ def multiply_columns(
     BLOCK_N: gl.constexpr = 16 * UNROLL * WARPS_IN
     first = STEPS_N * pid_split // SPLIT
     last = STEPS_N * (pid_split + 1) // SPLIT
-    for step in range(first, last if WHOLE else gl.minimum(last, N // BLOCK_N)):
+    whole = last if WHOLE else gl.minimum(last, N // BLOCK_N)
+    if AHEAD > 0:
+        # A lane fetches the line of one row of weights, and those of its labels.
+        inner_f, tile_f, _, lane_f, _ = _places(_lanes_layout(LAYOUT), WARPS_IN, WARPS_OUT, 1)
+        fetched = ((first + AHEAD) * BLOCK_N + inner_f * (16 * UNROLL) + lane_f % (16 * UNROLL)).to(gl.int64)
+        first_chunk = gl.minimum((pid_k * WARPS_OUT + tile_f) * 8, (K - 1) // 8)
+        lines = (words_ptr + fetched * (stride_wn * UNIT) + first_chunk * 4,)
+        if not SEEDED:
+            labels_lines = labels_ptr + fetched * stride_pn + first_chunk // 16 * 4
+        steps = (BLOCK_N * stride_wn * UNIT,)
+        if UNROLL == 1 and not SEEDED:
+            lines = (gl.where(lane_f < 16, lines[0], labels_lines),)
+            steps = (gl.where(lane_f < 16, steps[0], BLOCK_N * stride_pn),)
+        for digit in gl.static_range(0 if SEEDED else DIGITS):
+            if UNROLL > 1 or digit > 0:
+                lines += (labels_lines + digit * stride_pp,)
+                steps += (BLOCK_N * stride_pn,)
+    for step in range(first, whole):
+        if AHEAD > 0:
+            lines = _fetch(lines, steps, whole - AHEAD - step)
         accs = _rows(
-            accs, x_ptrs, words_ptrs, labels_ptrs, step * BLOCK_N, turn, row, N, mask_columns, stride_xa,
-            stride_wn, stride_pp, stride_pn, ALPHA, DIGITS, MERGE, KIND, UNROLL, UNIT, True, WHOLE_COLUMNS,
+            accs, x_ptrs, words_ptrs, labels_ptrs, hashed, step * BLOCK_N, turn, row, N, mask_columns, stride_xa,
+            stride_wn, stride_pp, stride_pn, ALPHA, DIGITS, SEEDED, MERGE, KIND, UNROLL, UNIT, True, WHOLE_COLUMNS,
         )  # fmt: skip
     if not WHOLE:
         if last == STEPS_N:
             accs = _rows(
-                accs, x_ptrs, words_ptrs, labels_ptrs, (STEPS_N - 1) * BLOCK_N, turn, row, N, mask_columns,
-                stride_xa, stride_wn, stride_pp, stride_pn, ALPHA, DIGITS, MERGE, KIND, UNROLL, UNIT, False,
+                accs, x_ptrs, words_ptrs, labels_ptrs, hashed, (STEPS_N - 1) * BLOCK_N, turn, row, N, mask_columns,
+                stride_xa, stride_wn, stride_pp, stride_pn, ALPHA, DIGITS, SEEDED, MERGE, KIND, UNROLL, UNIT, False,
                 WHOLE_COLUMNS,
             )  # fmt: skip
 

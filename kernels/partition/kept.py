@@ -97,7 +97,7 @@ def _run_split(
     w = _weight(values, bits, starts, n, x.shape[1], transposed, backend)
     if labels is None:
         return finish(linear(x, w, None if bias is None else bias[0]).unsqueeze(1), activation)
-    return ops.run_split(x, w, labels, bias, activation, alpha, transposed, backend)
+    return ops.run_split(x, w, labels, [], bias, activation, alpha, transposed, backend)
 
 
 kept_split = define(
@@ -145,7 +145,7 @@ def _run_merge(
     w = _weight(values, bits, starts, n, z.shape[2], transposed, backend)
     if labels is None:
         return finish(linear(z[:, 0], w, bias), activation)
-    return ops.run_merge(z, w, labels, bias, activation, False, transposed, backend)
+    return ops.run_merge(z, w, labels, [], bias, activation, False, transposed, backend)
 
 
 kept_merge = define(
@@ -190,7 +190,7 @@ def _run_grad(
     if labels is None:
         dw = x.mT @ dy[:, 0] if transposed else dy[:, 0].mT @ x  # in stored order
     else:
-        dw = ops.run_partition_grad(dy, x, labels, transposed, backend)
+        dw = ops.run_partition_grad(dy, x, labels, [], transposed, backend)
         dw = dw.T if transposed else dw
     return _moved("pack_values", dw, Bitmap(bits, starts, (dw.shape[0], dw.shape[1]), nnz), backend)
 

@@ -26,24 +26,55 @@ from ..epilogue import activate, in_groups, launch_options, launch_reduce, multi
 from ..tables import choose
 from .config import Config, Problem
 from .direct import launch_direct
-from .eager import Labels, stored_like
+from .eager import Labels, stored_like, table
 from .labels import PackedLabels, digits, pack_planes, row_bytes
+from .seeded import COLUMN, MIX, ROW, SeededLabels, signed
+
+_ROW, _COLUMN = tl.constexpr(signed(ROW)), tl.constexpr(signed(COLUMN))
+_FIRST, _SECOND = (tl.constexpr(signed(factor)) for _, factor in MIX)
+
+
+@triton.jit
+def seeded_words(KEY, rows, words, DIGIT: tl.constexpr, ALPHA: tl.constexpr):
+    """Words of a plane of labels as :class:`PackedLabels` has them, made of :attr:`SeededLabels.key`."""
+    x = rows // 2 * _ROW + words * _COLUMN + KEY
+    x = (x ^ ((x >> 16) & 0xFFFF)) * _FIRST
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * _SECOND
+    x = x ^ ((x >> 16) & 0xFFFF)
+    bits = (x >> (rows % 2)) & 0x55555555  # of the row: byte by byte those of the four steps
+    if ALPHA == 2:
+        half = (bits | (bits >> 15)) & 0xFFFF
+        word = (half | (half << 16)) ^ -0x10000
+    else:
+        byte = (bits >> (8 * DIGIT)) & 0xFF
+        byte = byte | ((bits >> (8 * DIGIT + 15)) & 0xFF if ALPHA == 4 else byte << 1)
+        # A label is its column, turned by the hash: bit 0 changes with p, bit 1 with l, bit 2 with h.
+        own: tl.constexpr = -0x10000 if DIGIT == 0 else -0xFF0100 if DIGIT == 1 else -0x55555556
+        word = byte * 0x01010101 ^ own
+    return word
 
 
 @triton.jit
 def bit_masks(
-    labels_ptr,
+    planes_ptr,
+    stride_pp,
+    stride_pn,
     rows,
     row_mask,
     first_k,
     SIZE_WORDS,
+    KEY,
+    DIGIT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    SEEDED: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PER_WORD: tl.constexpr,
     JOINED: tl.constexpr,
 ):
     """The bits of a tile of one plane, a word each, as masks: all ones where the bit is set.
 
-    ``labels_ptr`` is to the plane's 32-bit words, of which a row has ``SIZE_WORDS``.
+    ``planes_ptr`` is to planes of 32-bit words, of which a row has ``SIZE_WORDS``. With ``SEEDED`` there are none: the
+    words are made.
 
     With ``JOINED`` those of eight edges are made one by one and joined. Through joins the compiler sees that they may
     be made in the order in which matrix instructions take them: then the weights need not change threads once more.
@@ -54,8 +85,12 @@ def bit_masks(
     LANES: tl.constexpr = 4 if BLOCK_K >= 32 else WORDS
     first = first_k // 8  # of the groups of eight edges
     offs = first // 16 * 4 + first % 4 + tl.arange(0, WORDS)
-    mask = row_mask[:, None] & (offs[None, :] < SIZE_WORDS)
-    word = tl.load(labels_ptr + rows[:, None] + offs[None, :], mask=mask, other=0)  # [rows, words]
+    if SEEDED:
+        word = seeded_words(KEY, rows[:, None], offs[None, :], DIGIT, ALPHA)  # [rows, words]
+    else:
+        mask = row_mask[:, None] & (offs[None, :] < SIZE_WORDS)
+        at = DIGIT * stride_pp.to(tl.int64) + rows.to(tl.int64) * stride_pn
+        word = tl.load(planes_ptr + at[:, None] + offs[None, :], mask=mask, other=0)
     word = word.reshape(word.shape[0], WORDS // LANES, 1, LANES)
     word = word >> ((first // 4 % 4 + tl.arange(0, STEPS)) * 2)[None, None, :, None]  # [rows, groups, steps, lanes]
     if PER_WORD == 2:
@@ -88,7 +123,7 @@ def child_share(words, masks, CHILD: tl.constexpr, DIGITS: tl.constexpr, PER_WOR
     return share.to(DTYPE, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "KEY"])
 def _partition_multiply(
     x_ptr,
     words_ptr,
@@ -101,6 +136,7 @@ def _partition_multiply(
     N,
     K,
     SIZE_WORDS,
+    KEY,
     stride_xm,
     stride_xa,
     stride_wn,
@@ -116,6 +152,7 @@ def _partition_multiply(
     KEPT: tl.constexpr,
     RUN: tl.constexpr,
     WORD: tl.constexpr,
+    SEEDED: tl.constexpr,
     MERGE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     TURNED: tl.constexpr,
@@ -170,9 +207,12 @@ def _partition_multiply(
             words = tl.load(words_at, mask=mask_n[:, None] & (offs_w[None, :] < K // PER_WORD), other=0)
         masks = ()
         for digit in tl.static_range(DIGITS):
-            plane = planes_ptr + digit * stride_pp.to(tl.int64)
-            at = offs_n.to(tl.int64) * stride_pn
-            masks += (bit_masks(plane, at, mask_n, first_k, SIZE_WORDS, BLOCK_K, PER_WORD, not TRANSPOSED),)
+            masks += (
+                bit_masks(
+                    planes_ptr, stride_pp, stride_pn, offs_n, mask_n, first_k, SIZE_WORDS, KEY, digit, ALPHA, SEEDED,
+                    BLOCK_K, PER_WORD, not TRANSPOSED,
+                ),
+            )  # fmt: skip
 
         offs_x = tl.expand_dims(step * IN + offs_in, 1 - AXIS)
         mask_x = rows if EVEN else rows & (offs_x < SIZE_IN)
@@ -209,7 +249,7 @@ def _partition_multiply(
         tl.store(out_at + child * stride_oa, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "KEY"])
 def _partition_outer(
     left_ptr,
     right_ptr,
@@ -221,6 +261,7 @@ def _partition_outer(
     N,
     K,
     SIZE_WORDS,
+    KEY,
     stride_lm,
     stride_la,
     stride_rm,
@@ -233,6 +274,7 @@ def _partition_outer(
     KEPT: tl.constexpr,
     RUN: tl.constexpr,
     WORD: tl.constexpr,
+    SEEDED: tl.constexpr,
     HOLES: tl.constexpr,
     CHILDREN_LEFT: tl.constexpr,
     FENCED: tl.constexpr,
@@ -281,11 +323,14 @@ def _partition_outer(
             sums += (multiply_loaded(a, b, accs[child], FENCED, PRECISION),)
         accs = sums
 
-    rows = offs_n.to(tl.int64) * stride_pn
     masks = ()
     for digit in tl.static_range(DIGITS):
-        plane = planes_ptr + digit * stride_pp.to(tl.int64)
-        masks += (bit_masks(plane, rows, mask_n, first_k, SIZE_WORDS, BLOCK_K, 1, False),)
+        masks += (
+            bit_masks(
+                planes_ptr, stride_pp, stride_pn, offs_n, mask_n, first_k, SIZE_WORDS, KEY, digit, ALPHA, SEEDED,
+                BLOCK_K, 1, False,
+            ),
+        )  # fmt: skip
     label = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.int32)
     for digit in tl.static_range(DIGITS):
         label |= masks[digit] & (1 << digit)
@@ -294,8 +339,9 @@ def _partition_outer(
         out = tl.where(label == child, accs[child], out)
     if HOLES:
         owned = bit_masks(
-            planes_ptr + DIGITS * stride_pp.to(tl.int64), rows, mask_n, first_k, SIZE_WORDS, BLOCK_K, 1, False
-        )
+            planes_ptr, stride_pp, stride_pn, offs_n, mask_n, first_k, SIZE_WORDS, KEY, DIGITS, ALPHA, False,
+            BLOCK_K, 1, False,
+        )  # fmt: skip
         out = tl.where(owned != 0, out, 0.0)
     out_at = out_ptr + pid_split.to(tl.int64) * stride_os
     if KEPT:
@@ -356,14 +402,22 @@ TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: 
 
 
 class StoredWeight(NamedTuple):
-    """A weight as the kernels read it: words of bits in stored order, beside its labels' planes in 32-bit words.
+    """A weight as the kernels read it, and its labels.
 
-    With ``kept`` the words are the kept values alone, each a word; without planes there is one child.
+    Attributes:
+        words: The weight in stored order, as words of bits; with ``kept`` its kept values alone, each a word.
+        per_word: Weights in a word.
+        planes: The labels' planes in 32-bit words; none of labels of a seed, nor of one child beside ``kept``.
+        key: Of labels of a seed, :attr:`SeededLabels.key`.
+        shape: As it is stored.
+        transposed: Whether it is stored as its transpose.
+        kept: Which entries exist, where only they are stored.
     """
 
     words: Tensor
     per_word: int
     planes: Tensor | None
+    key: int
     shape: tuple[int, int]
     transposed: bool
     kept: Bitmap | None = None
@@ -374,13 +428,14 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
 
     Args:
         w: ``[N, K]``.
-        labels: Packed, or a plain table, which is packed here and whose holes are cleared from a copy of the weight.
+        labels: Packed, of a seed, or a plain table, which is packed here and whose holes are cleared from a copy of the
+            weight.
         alpha: Children.
-        keep_order: Whether transposed labels are packed anew instead of read as they are stored.
+        keep_order: Whether labels of the transpose are packed anew instead of read as they are stored.
     """
-    if keep_order and isinstance(labels, PackedLabels) and labels.transposed:
-        labels = labels.unpack()
-    if not isinstance(labels, PackedLabels):
+    if keep_order and not isinstance(labels, Tensor) and labels.transposed:
+        labels = table(labels, w.device)
+    if isinstance(labels, Tensor):
         w = torch.where(labels < alpha, w, w.new_zeros(()))
         labels = _packed(labels, alpha)
     stored = rows_contiguous(w.T if labels.transposed else w)
@@ -391,14 +446,21 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
         words, per_word = stored.view(torch.int32), 2
     else:
         words, per_word = stored.view(torch.int16), 1
-    return StoredWeight(words, per_word, labels.words, (n, k), labels.transposed)
+    planes, key = (None, labels.key) if isinstance(labels, SeededLabels) else (labels.words, 0)
+    return StoredWeight(words, per_word, planes, key, (n, k), labels.transposed)
+
+
+def planes_strides(planes: Tensor | None) -> tuple[int, int]:
+    """From plane to plane, and from row to row."""
+    return (0, 0) if planes is None else (planes.stride(0), planes.stride(1))
 
 
 def kept_weight(values: Tensor, labels: PackedLabels | None, kept: Bitmap) -> StoredWeight:
     """Kept values, their bitmap and their labels as the kernels read them."""
     words = values.contiguous().view(AS_BITS[values.element_size()])
     kept = kept._replace(bits=kept.bits.contiguous(), starts=kept.starts.contiguous())
-    return StoredWeight(words, 1, None if labels is None else labels.words, kept.shape, kept.transposed, kept)
+    planes = None if labels is None else labels.words
+    return StoredWeight(words, 1, planes, 0, kept.shape, kept.transposed, kept)
 
 
 def _packed(labels: Tensor, alpha: int) -> PackedLabels:
@@ -428,7 +490,7 @@ def _launch_multiply(
         assert labels is not None
         weight = stored_weight(w, labels, alpha)
     else:
-        assert not isinstance(labels, Tensor)
+        assert labels is None or isinstance(labels, PackedLabels)
         weight = kept_weight(w, labels, kept)
     (n, k), bias = weight.shape, None if bias is None else bias.contiguous()
     op = "merge_matmul" if merge else "split_matmul"
@@ -454,11 +516,13 @@ def _launch_multiply(
         N=n,
         K=k,
         SIZE_WORDS=row_bytes(k) // 4,
+        KEY=weight.key,
         stride_xm=stride_xm,
         stride_xa=stride_xa,
         stride_wn=weight.words.stride(0),
-        stride_pp=_strides(weight.planes)[0],
-        stride_pn=_strides(weight.planes)[1],
+        stride_pp=planes_strides(weight.planes)[0],
+        stride_pn=planes_strides(weight.planes)[1],
+        SEEDED=weight.planes is None,
         stride_os=result.numel(),
         stride_om=result.stride(0),
         stride_oa=outputs,
@@ -490,7 +554,11 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
         result = result.to(x.dtype)
         return result if labels is None or kept is not None else stored_like(labels, result.T if transposed else result)
     left, right = (x, dy) if transposed else (dy, x)
-    planes = None if packed is None else packed.words
+    planes, key = None, 0
+    if isinstance(packed, SeededLabels):
+        key = packed.key
+    elif packed is not None:
+        planes = packed.words
     config = config or choose(
         Problem("partition_grad", m, n, k, transposed, alpha, x.element_size(), kept=kept is not None), device_of(x)
     )
@@ -505,13 +573,15 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
         N=n,
         K=k,
         SIZE_WORDS=row_bytes(k) // 4,
+        KEY=key,
         stride_lm=left.stride(0),
         stride_la=0 if transposed else left.stride(1),
         stride_rm=right.stride(0),
         stride_ra=right.stride(1) if transposed else 0,
-        stride_pp=_strides(planes)[0],
-        stride_pn=_strides(planes)[1],
+        stride_pp=planes_strides(planes)[0],
+        stride_pn=planes_strides(planes)[1],
         stride_os=result.numel(),
+        SEEDED=planes is None,
         HOLES=packed is not None and packed.has_holes,
         CHILDREN_LEFT=not transposed,
         FENCED=device_of(x).sets_fence,
@@ -525,11 +595,6 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
     return result.T if transposed and kept is None else result
 
 
-def _strides(planes: Tensor | None) -> tuple[int, int]:
-    """Of the labels, from plane to plane and from row to row."""
-    return (0, 0) if planes is None else (planes.stride(0), planes.stride(1))
-
-
 def _index(kept: Bitmap | None) -> tuple[Tensor | None, Tensor | None]:
     """What says where kept values are."""
     return (None, None) if kept is None else (kept.bits, kept.starts)
@@ -541,7 +606,7 @@ def _shared_options(
     """What both kernels are launched with."""
     return {
         "ALPHA": alpha,
-        "DIGITS": 0 if planes is None else digits(alpha),
+        "DIGITS": 0 if kept is not None and planes is None else digits(alpha),
         "KEPT": kept is not None,
         "RUN": RUN,
         "WORD": WORD,

@@ -48,6 +48,7 @@ class Case:
         density: Chance that a block is kept.
         merged: Whether the second layer of the MLP has labels.
         outputs: Of the fused MLP.
+        seeded: Whether labels are of a seed.
     """
 
     family: str
@@ -66,6 +67,7 @@ class Case:
     density: float = 0.5
     merged: bool = False
     outputs: int = 33
+    seeded: bool = False
 
     @property
     def id(self) -> str:
@@ -80,6 +82,7 @@ class Case:
             "" if self.lying == "plain" else self.lying,
             "" if self.integers else "normal",
             "merged" if self.merged else "",
+            "seeded" if self.seeded else "",
             "" if self.density == 0.5 else f"density{self.density:g}",
         )
         return "-".join((*names, *filter(None, more)))
@@ -168,6 +171,9 @@ def _partition_cases() -> tuple[Case, ...]:
         *(c for name in ("relu", "gelu", "silu") for c in each(multiplies, bias=True, activation=name)),
         *(c for name in ("gelu", "silu") for c in each(multiplies, dtype="fp32", bias=True, activation=name)),
         *(c for dtype in ("bf16", "fp16", "fp32", "tf32") for c in each(dtype=dtype, integers=False)),
+        *(c for alpha in (2, 4, 8) for c in each(alpha=alpha, m=16, seeded=True)),
+        *each(MULTIPLIES, dtype="fp16", shape=(96, 512), m=12, alpha=4, seeded=True),  # whole tiles, directly
+        *each(("split", "merge_t"), m=70, alpha=4, seeded=True),  # more rows than go directly
     )
 
 

@@ -290,6 +290,10 @@ class Global:
         self.loads.append((stamp, address, width))
         return _bytes(self.data.view(ELEMENT[width])[at], width)
 
+    def prefetch(self, address: Array) -> None:
+        """Reads nothing: that the line of an address be near is a wish. It must be that of an element all the same."""
+        self._place(address, 1)
+
     def store(self, stamp: Array, address: Array, values: Array) -> None:
         """Writes ``values[n, width]``; the other arguments and the faults are those of :meth:`load`."""
         width = values.shape[1]

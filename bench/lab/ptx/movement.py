@@ -85,6 +85,11 @@ def _store(space: str, kind: str) -> Handler:
     return handler
 
 
+def _prefetch(state: Machine, instruction: Instruction, mask: Array | None) -> None:
+    (source,) = instruction.operands
+    state.memory.prefetch(state.threads(mask).of(state.address(source)))
+
+
 # Asynchronous copies.
 
 
@@ -240,6 +245,7 @@ def _handlers() -> dict[str, Handler]:
             table[f"ld.shared{vector}.{kind}"] = _load("shared", kind)
             table[f"st.shared{vector}.{kind}"] = _store("shared", kind)
     table["mov.pred"] = _move("pred")
+    table["prefetch.global.L2"] = _prefetch
     for cache in ("ca", "cg"):
         table[f"cp.async.{cache}.shared.global"] = _copy
     table["cp.async.commit_group"] = _commit

@@ -1,0 +1,162 @@
+"""Labels as a function of a seed: who owns each edge, with nothing stored.
+
+``docs/seeded.md`` says what the function is, with test vectors. What is written of it here and, for the kernels, in
+``triton.py`` and ``gluon.py`` gives the same labels for ever: a checkpoint holds the seed alone.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import check_pair
+from ..structures import SEEDED_CHILDREN as CHILDREN
+
+VERSION = 1
+"""Of the function. Another function has another number, and this one stays."""
+
+SEEDS = 1 << 32
+"""Seeds are integers from 0 to below this."""
+
+ALIGNED = (2, 128)
+"""Multiples at which the rows and columns of a part of a weight begin for a kernel to make the part's labels."""
+
+WORD = (1 << 32) - 1
+GOLDEN = 0x9E3779B9
+ROW, COLUMN = 0x9E3779B1, 0x85EBCA77
+"""What two neighbouring rows, and the words of columns, add to what is hashed."""
+MIX = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
+"""Shifts and factors of the rounds of the hash, MurmurHash3's finaliser; a last shift by 16 follows."""
+
+_CHUNK = 1 << 22  # edges unpacked at a time: bounds the working memory of large layers
+
+
+class SeededLabels(NamedTuple):
+    """The labels of a weight ``w[N, K]`` as a function of a seed: nothing is stored, loaded or sharded.
+
+    Of every ``alpha`` consecutive inputs of a row, counted from column 0 of the whole weight, each child owns one. It
+    goes wherever :class:`PackedLabels` goes. There are no holes: every edge has an owner.
+
+    A part of a weight, as a shard has it, knows where it begins, and computes the same labels as the whole there. The
+    kernels take parts that begin at even rows and at multiples of 128 columns, the twins any.
+
+    Attributes:
+        seed: 0 to 2^32 - 1.
+        shape: ``(N, K)`` as the weight is stored.
+        alpha: Number of children: 2, 4 or 8.
+        offsets: Row and column of the whole weight at which this part begins.
+        transposed: Whether these are the labels of the transposed weight.
+    """
+
+    seed: int
+    shape: tuple[int, int]
+    alpha: int
+    offsets: tuple[int, int] = (0, 0)
+    transposed: bool = False
+
+    @classmethod
+    def of(cls, seed: int, shape: tuple[int, int], alpha: int, offsets: tuple[int, int] = (0, 0)) -> "SeededLabels":
+        """The labels of a seed, after checks.
+
+        Raises:
+            TypeError: ``seed`` is no integer.
+            ValueError: An argument is out of range.
+        """
+        shape, offsets = tuple(shape), tuple(offsets)  # type: ignore[assignment]
+        return cls(seed, shape, alpha, offsets).check("SeededLabels.of")
+
+    def check(self, op: str, name: str = "labels") -> "SeededLabels":
+        """Returns the labels, or raises where a field is out of range."""
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise TypeError(f"{op}: the seed of {name} must be an integer, got {type(self.seed).__name__}")
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"{op}: the seed of {name} must be from 0 to 2^32 - 1, got {self.seed}")
+        if self.alpha not in CHILDREN:
+            raise ValueError(f"{op}: labels of a seed know {CHILDREN} children, got alpha = {self.alpha!r}")
+        check_pair(op, f"the shape of {name}", self.shape, 0)
+        check_pair(op, f"the offsets of {name}", self.offsets, 0)
+        return self
+
+    def unpack(self, device: torch.device | str | None = None) -> Tensor:
+        """The labels, uint8: ``[N, K]``, or ``[K, N]`` where transposed."""
+        (n, k), (first_n, first_k) = self.shape, self.offsets
+        labels = torch.empty(n, k, dtype=torch.uint8, device=device)
+        columns = torch.arange(first_k, first_k + k, dtype=torch.int64, device=device)
+        step = max(1, _CHUNK // max(k, 1))
+        for first in range(0, n, step):
+            part = labels[first : first + step]
+            begin = first_n + first
+            rows = torch.arange(begin, begin + len(part), dtype=torch.int64, device=device)
+            part.copy_(_labels(_key(self.seed), rows, columns, self.alpha))
+        return labels.T if self.transposed else labels
+
+    @property
+    def T(self) -> "SeededLabels":  # noqa: N802 - as of a tensor
+        """The labels of the transposed weight."""
+        return self._replace(transposed=not self.transposed)
+
+    @property
+    def key(self) -> int:
+        """What a kernel adds to what it hashes, signed 32 bits: the seed, and where the part begins."""
+        row, column = self.offsets
+        key = (_key(self.seed) + row // 2 * ROW + column // 32 * COLUMN) & WORD
+        return key - (key >> 31 << 32)
+
+    @property
+    def why_no_kernel(self) -> str | None:
+        """What keeps the kernels from these labels, in words."""
+        if any(offset % step for offset, step in zip(self.offsets, ALIGNED, strict=True)):
+            rows, columns = ALIGNED
+            return (
+                f"of a part of a weight it takes labels of a seed from multiples of {rows} rows and {columns} columns "
+                f"on, got {self.offsets}"
+            )
+        return None
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether there are edges without an owner: never."""
+        return False
+
+    def to(self, device: torch.device | str) -> "SeededLabels":
+        """The same: they are on no device."""
+        return self
+
+
+def _labels(key: int, rows: Tensor, columns: Tensor, alpha: int) -> Tensor:
+    """Labels at rows and columns of the whole weight, int64: the definition."""
+    digits = alpha.bit_length() - 1
+    eight = columns // 8
+    words = eight // 16 * 4 + eight % 4
+    pairs, row = torch.unique_consecutive(rows // 2, return_inverse=True)
+    known, column = words.unique(return_inverse=True)
+    hashed = _mixed(pairs[:, None] * ROW + known * COLUMN + key).to(torch.int32)  # of whose bits none is lost
+    bits = hashed[row][:, column] >> (rows[:, None] % 2).to(torch.int32)
+    first = (8 * digits * (columns % 8 // alpha) + 2 * (eight // 4 % 4)).to(torch.int32)
+    labels = columns.to(torch.int32) & (alpha - 1)
+    for digit in range(digits):
+        labels = labels ^ ((bits >> (first + 8 * digit)) & 1) << digit
+    return labels
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """A hash of integers modulo 2^32."""
+    x = x & WORD
+    for shift, factor in MIX:
+        x = ((x ^ (x >> shift)) * factor) & WORD
+    return x ^ (x >> 16)
+
+
+def _key(seed: int) -> int:
+    """A seed as what is hashed begins with it: seeds beside each other begin far apart."""
+    return int(_mixed(torch.tensor(seed + GOLDEN)))
+
+
+def beside(seed: int, places: int = 1) -> int:
+    """The seed some places further on: that of another layer, whose labels have nothing to do with the first's."""
+    return (seed + places) % SEEDS
+
+
+def signed(constant: int) -> int:
+    """A word as the 32-bit integer that has its bits: what the kernels' constants are."""
+    return constant - (constant >> 31 << 32)
