@@ -233,6 +233,7 @@ class Partition:
         Raises:
             ValueError: A size is out of range, or the structure cannot have it.
         """
+        _check_alpha(alpha)
         return RULES[structure].deal(out_features, in_features, alpha, block, generator)
 
     @property

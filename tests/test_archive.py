@@ -123,7 +123,7 @@ def test_documents_draw_what_was_merged(checkout: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(documents, "FIGURES", {n: documents.FIGURES[n] for n in ("ratio", "roofline")})
     documents.refresh()
     after = {name: (checkout / name).read_text() for name in documents.DOCUMENTS}
-    assert [name for name in documents.DOCUMENTS if before[name] != after[name]] == ["docs/benchmarks.md"]
+    assert [name for name in documents.DOCUMENTS if before[name] != after[name]] == ["README.md", "docs/benchmarks.md"]
     places = {m.group(2): m.group(3) for m in documents._PLACE.finditer(after["docs/benchmarks.md"])}
     earlier = {m.group(2): m.group(3) for m in documents._PLACE.finditer(before["docs/benchmarks.md"])}
     assert {name for name in places if places[name] != earlier[name]} == {"verdict", "shares"}

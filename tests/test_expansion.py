@@ -55,7 +55,7 @@ def expansions(draw: st.DrawFn) -> Drawn:
     split = draw(st.sampled_from(list(STRUCTURES_OF_SPLIT)))
     structure = draw(st.sampled_from(STRUCTURES_OF_SPLIT[split]))
     policy = draw(st.sampled_from(POLICIES))
-    alpha = 2 if structure == "2:4" else draw(st.integers(2, 4))
+    alpha = 2 if structure == "2:4" else draw(st.sampled_from((2, 4) if structure == "seeded" else (2, 3, 4)))
     block = (draw(st.integers(1, 5)), draw(st.integers(1, 4)))
     inputs = draw(st.integers((alpha - 1) * max(block[1], 3) + 1, 30))
     inputs += -inputs % 4 if structure == "2:4" else 0

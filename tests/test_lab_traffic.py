@@ -358,5 +358,7 @@ def test_command_prints_a_table_and_rows(tmp_path: Path) -> None:
         *MERGED_OPS,
         *OPS,
         SPARSE,
+        *OPS,
+        *MERGED_OPS,
     ]
     assert all((row["M"], row["N"], row["K"]) == (16, 128, 256) for row in parsed)

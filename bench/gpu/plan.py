@@ -18,6 +18,7 @@ import torch
 
 from fpe.kernels.device import KNOWN, Device, device_of, interpreting
 from fpe.kernels.roofs import PUBLISHED, Roof, roof_named
+from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
 
 from ..families import Case as Launch
 from ..latency import energy, shapes, suite
@@ -38,6 +39,8 @@ MOST = 60
 """The most samples."""
 DECODE_ROWS = (1, 16, 64)
 TRAINING_ROWS = (64, 2048, 8192)
+MEASURED = (RANDOM, TWO_FOUR, BLOCK)
+"""Structures that a GPU's minutes go to; labels of a seed wait for ``fpe latency --structure seeded``."""
 
 
 class Promise(NamedTuple):
@@ -53,6 +56,7 @@ Part = tuple[list[Case], str, tuple[str, ...], tuple[str, ...]]
 
 
 def _plan(context: Context, **options: Any) -> list[Case]:
+    options = {"structures": MEASURED, **options}
     if context.dry:
         options |= {"shapes": shapes.SETS["tiny"], "rows": (3,), "block": (16, 32), "dtypes": ("fp32",)}
     return list(suite.Plan(**options).cases())

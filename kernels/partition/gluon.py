@@ -27,7 +27,7 @@ from triton.experimental.gluon import language as gl
 from .seeded import COLUMN, MIX, ROW, signed
 
 _ROW, _COLUMN = gl.constexpr(signed(ROW)), gl.constexpr(signed(COLUMN))
-_FIRST, _SECOND = (gl.constexpr(signed(factor)) for _, factor in MIX)
+_FIRST, _SECOND = (signed(factor) for _, factor in MIX)
 
 STEPS = gl.constexpr(4)  # of 32 columns: what a lane's label word serves
 
@@ -106,10 +106,13 @@ def _signs_of_seeds(alpha, digit, high):
 
 
 @gluon.jit
-def _hash(x):
-    """The hash of :mod:`.seeded`."""
-    x = (x ^ ((x >> 16) & 0xFFFF)) * _FIRST
-    x = (x ^ ((x >> 13) & 0x7FFFF)) * _SECOND
+def _hash(x, FIRST: gl.constexpr = _FIRST, SECOND: gl.constexpr = _SECOND):
+    """The hash of :mod:`.seeded`.
+
+    Its constants are defaults: globals of a helper would enter the key of Triton's cache by the order of compilation.
+    """
+    x = (x ^ ((x >> 16) & 0xFFFF)) * FIRST
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * SECOND
     return x ^ ((x >> 16) & 0xFFFF)
 
 

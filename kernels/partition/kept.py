@@ -27,8 +27,9 @@ FUSED_ROWS = DIRECT_ROWS
 def _fuses(m: int, operand: Tensor, labels: Tensor | None, alpha: int, backend: str) -> bool:
     """Whether a Triton kernel reads the kept values as it multiplies: for few rows, whose cost is the weight's bytes.
 
-    A plain table of labels is packed in every call, which reads more than a decompressed weight. For ``tcgen05.mma``
-    Triton 3.7.1 leaves out a fence between values that were gathered and the product that reads them.
+    A plain table of labels is packed in every call, which reads more than a decompressed weight. What Triton 3.7.1
+    compiles for ``tcgen05.mma`` lacks a fence between the gathered values and the product, as the lab finds; its cause
+    is not known, and weights are decompressed there.
     """
     able = backend == "triton" or (backend == "auto" and operand.is_cuda)
     packed = labels is None or labels.dim() == 3

@@ -30,16 +30,29 @@ from .eager import Labels, stored_like, table
 from .labels import PackedLabels, digits, pack_planes, row_bytes
 from .seeded import COLUMN, MIX, ROW, SeededLabels, signed
 
-_ROW, _COLUMN = tl.constexpr(signed(ROW)), tl.constexpr(signed(COLUMN))
-_FIRST, _SECOND = (tl.constexpr(signed(factor)) for _, factor in MIX)
+_ROW, _COLUMN = signed(ROW), signed(COLUMN)
+_FIRST, _SECOND = (signed(factor) for _, factor in MIX)
 
 
 @triton.jit
-def seeded_words(KEY, rows, words, DIGIT: tl.constexpr, ALPHA: tl.constexpr):
-    """Words of a plane of labels as :class:`PackedLabels` has them, made of :attr:`SeededLabels.key`."""
-    x = rows // 2 * _ROW + words * _COLUMN + KEY
-    x = (x ^ ((x >> 16) & 0xFFFF)) * _FIRST
-    x = (x ^ ((x >> 13) & 0x7FFFF)) * _SECOND
+def seeded_words(
+    KEY,
+    rows,
+    words,
+    DIGIT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    ROW: tl.constexpr = _ROW,
+    COLUMN: tl.constexpr = _COLUMN,
+    FIRST: tl.constexpr = _FIRST,
+    SECOND: tl.constexpr = _SECOND,
+):
+    """Words of a plane of labels as :class:`PackedLabels` has them, made of :attr:`SeededLabels.key`.
+
+    Its constants are defaults: globals of a helper would enter the key of Triton's cache by the order of compilation.
+    """
+    x = rows // 2 * ROW + words * COLUMN + KEY
+    x = (x ^ ((x >> 16) & 0xFFFF)) * FIRST
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * SECOND
     x = x ^ ((x >> 16) & 0xFFFF)
     bits = (x >> (rows % 2)) & 0x55555555  # of the row: byte by byte those of the four steps
     if ALPHA == 2:
