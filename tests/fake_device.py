@@ -200,14 +200,26 @@ def _launcher(device: FakeDevice, module: str, name: str, real: Callable[..., Te
         floats = [t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in args]
         more = {n: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for n, t in kwargs.items()}
         with _unlaunched(device):
-            result = twin(*floats, **more)
+            kept = more.pop("kept", None)
+            result = twin(*floats, **more) if kept is None else _of_kept(twin, op, floats, more, kept)
         for fault in device.faults:
             here = fault.launcher == name and str(operand.dtype) == f"torch.{fault.dtype}"
+            here = here and (kept is None or fault.kind != "chain")
             if here and tuple(fault.shape) in ((), tuple(operand.shape)):
                 result = _fail(device, fault, result, args)
         return result.to(operand.dtype)
 
     return launch
+
+
+def _of_kept(twin: Callable[..., Tensor], op: str, args: list, options: dict[str, Any], kept: Any) -> Tensor:
+    """What a twin makes of a weight of which kept values alone are stored; one child needs no labels."""
+    if args[2] is None:
+        args[2] = torch.zeros(kept.sizes, dtype=torch.uint8)
+    if op == "partition_grad":
+        return kept.from_dense(twin(*args, **options))
+    args[1] = kept.to_dense(args[1])
+    return twin(*args, **options)
 
 
 @contextmanager
