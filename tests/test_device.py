@@ -25,7 +25,6 @@ from fpe.bench.results import Results
 from fpe.kernels.model import Sizes, layer_candidates
 from fpe.kernels.partition import config
 from fpe.kernels.roofs import PUBLISHED, Roof, Share
-from fpe.kernels.structures import STRUCTURES
 from fpe.kernels.tables import parse
 
 # Steps: kept, skipped, cut, tried again.
@@ -347,7 +346,7 @@ def test_the_whole_plan_is_walked_without_a_gpu_or_the_extras(tmp_path: Path) ->
     assert all(results.settings == {"device": "CPU, dry run", "dry_run": True} for results in found.values())
     assert {row["status"] for row in found["gate"].rows} == {"ok"}
     timed = [row for row in found["latency"].rows if "milliseconds" in row]
-    assert {row["structure"] for row in timed} == set(STRUCTURES)
+    assert {row["structure"] for row in timed} == set(plan.MEASURED)
     assert {(row["level"], row["pass"]) for row in timed} == {
         ("op", "forward"), ("op", "dX"), ("op", "dW"), ("op", "forward+backward"),
         ("merge", "forward"), ("merge", "dX"),
