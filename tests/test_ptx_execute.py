@@ -203,7 +203,8 @@ def test_every_kernel_is_executed_by_some_case() -> None:
     helpers = {name for called in known.values() for name in called}
     launched = known.keys() - helpers
     executed = {name for row in Results.read(COMMITTED / "lab/execute.jsonl").rows for name in row["kernels"]}
-    assert {name for _, name in launched} - executed == {"_bitmap_move"}  # it calculates with places alone
+    unexecuted = {"_bitmap_move"}  # it calculates with places alone
+    assert {name for _, name in launched} == executed | unexecuted and not executed & unexecuted
     assert {"_pack", "_pack_transposed", "_reduce", "multiply", "multiply_columns", "_expanded_mlp"} <= executed
     assert ("fpe.kernels.epilogue", "multiply") in helpers and len(launched) >= 14
 

@@ -4,46 +4,32 @@ A choice between methods, schedules or settings is made on the validation sample
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import nn
 
-from .mlp import perceptron
+from . import mlp
 from .protocol import Data, Training
 from .stack import Move, Stack, classification_loss, own_epochs_of, seeded
-from .vision import default_choices, load
+from .vision import load
 
 VALIDATION = 0.1
 """Share of the training samples that choices are made on."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a study's cells have in common.
+class Settings(mlp.Settings):
+    """Settings of perceptrons: every trial has its own weights, masks and order of the samples.
 
     Attributes:
-        data: Name of a data set or path of an ``.npz``; by default what is installed.
-        trials: Networks trained for each cell, each with its own weights, masks and order of the samples.
-        epochs: Epochs of a compact network that is trained first (published: 25).
-        batch: Samples to a step.
-        lr: Adam's step size.
         l1: Strength of the L1 penalty on the first layer's weights.
         l2: Strength of the L2 penalty on all parameters.
-        seed: Seed of all randomness.
-        device: Where networks are trained.
     """
 
-    data: str = field(default_factory=lambda: default_choices().data)
-    trials: int = 5
-    epochs: int = 25
-    batch: int = 512
-    lr: float = 1e-3
     l1: float = 0.0
     l2: float = 0.0
-    seed: int = 0
-    device: str = "cpu"
 
 
 @lru_cache(maxsize=2)
@@ -86,7 +72,7 @@ def train(
 @lru_cache(maxsize=16)
 def compact(data: Data, neurons: int, epochs: int, settings: Settings) -> list[nn.Module]:
     """Dense networks of one hidden layer after so many epochs, on the CPU."""
-    models = seeded(lambda: perceptron(*sizes(data), neurons, 2, 0), settings.trials, settings.seed)
+    models = seeded(lambda: mlp.perceptron(*sizes(data), neurons, 2, 0), settings.trials, settings.seed)
     return [model.cpu() for model in train(models, data, epochs, settings, 0).models()] if epochs else models
 
 
