@@ -94,6 +94,8 @@ class Rewiring:
                 raise ValueError(
                     f"Rewiring: the edges of '{name}' are divided by a seed and do not move; expand with 'random'"
                 )
+            if layer.share is not None:
+                raise ValueError(f"Rewiring: processes share '{name}' by tensor parallelism; shard it by FSDP2 instead")
             if id(layer.edge_weight) not in held:
                 raise ValueError(f"Rewiring: the optimizer does not hold the weight of '{name}'")
         if every < 1 or not 0 < fraction < 1 or (steps is not None and steps < 1):

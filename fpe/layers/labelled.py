@@ -32,6 +32,7 @@ from .dense_form import masked_copy
 from .kept import KeptLinear, stored_shape
 from .state import Header, to_words
 
+Labels = PackedLabels | SeededLabels
 Labelled = TypeVar("Labelled", bound="_LabelledLinear")
 
 
@@ -55,7 +56,7 @@ class _LabelledLinear(KeptLinear):
     STORED: ClassVar[tuple[str, ...]] = ("packed", "bitmap")
     AXIS: ClassVar[int]
     """Where children lie side by side in the wide weight: along its outputs (0) or its inputs (1)."""
-    packed: PackedLabels | SeededLabels
+    packed: Labels
     """The labels as the operations take them; those of positions without an edge mean nothing."""
 
     def __init__(
@@ -104,6 +105,14 @@ class _LabelledLinear(KeptLinear):
         """Who owns each edge."""
         seed = self.packed.seed if isinstance(self.packed, SeededLabels) else None
         return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed)
+
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+        """The layer's function of an input, with the operands given: its own, or a part of them."""
+        raise NotImplementedError
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        weight = self.edge_weight
+        return self.product(x, weight, self._beside(weight, self.packed), self._beside(weight, self.bitmap), self.bias)
 
     def _children_weights(self) -> Tensor:
         """The weight of each child, ``[alpha, *partition.shape]``, zero at the edges of others."""
@@ -245,10 +254,9 @@ class SplitLinear(_LabelledLinear):
         second = (holes.cumsum(-1) > short).to(labels.dtype)
         return torch.where(holes, second, quads).flatten(1)
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
-        weight, bias = self.edge_weight, None if self.bias is None else self.bias.view(self.alpha, -1)
-        labels, kept = self._beside(weight, self.packed), self._beside(weight, self.bitmap)
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+        """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias[a * parents + n]``."""
+        bias = None if bias is None else bias.view(self.alpha, -1)
         if self.exchanges and (x.is_cuda or self.backend not in ("auto", "eager")):
             assert isinstance(labels, PackedLabels)  # a 2:4 layer's
             trains = torch.is_grad_enabled() and weight.requires_grad
@@ -273,9 +281,7 @@ class MergeLinear(_LabelledLinear):
     def _fan_in(self) -> int:
         return self.in_features // self.alpha
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias``."""
-        weight = self.edge_weight
-        labels, kept = self._beside(weight, self.packed), self._beside(weight, self.bitmap)
-        planes = x.unflatten(-1, (self.alpha, self.matrix_shape[1]))
-        return merge_matmul(planes, weight, labels, self.bias, kept=kept, backend=self.backend)
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+        """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias[n]``."""
+        planes = x.unflatten(-1, (self.alpha, labels.shape[1]))
+        return merge_matmul(planes, weight, labels, bias, kept=kept, backend=self.backend)
