@@ -110,15 +110,9 @@ def climb(rung: str, arch: int, warps: int = 4, stages: int = 4) -> dict[str, An
     instructions, labels = sass.read_sass(code)
     loop = [instructions[i] for i in sass.main_loop(instructions, labels)]
     weights = TILE[0] * TILE[1]
-    return {
-        "rung": rung,
-        "how": RUNGS[rung],
-        "arch": arch,
-        "registers": facts["registers"],
-        "spilled": facts["spill_stores"] + facts["spill_loads"],
-        "instructions_per_weight": round(len(loop) * warps * 32 / weights, 2),
-        "shared_per_weight": round(sum(i.named("LDS", "STS", "LDSM", "STSM") for i in loop) * warps * 32 / weights, 2),
-    }
+    shared = sum(i.named("LDS", "STS", "LDSM", "STSM") for i in loop)
+    counts = [round(count * warps * 32 / weights, 2) for count in (len(loop), shared)]
+    return _row(rung, RUNGS[rung], arch, facts, *counts)
 
 
 def direct(arch: int, rung: str) -> dict[str, Any]:
@@ -127,14 +121,19 @@ def direct(arch: int, rung: str) -> dict[str, Any]:
     row = compile_launch(launch)
     if row["loop_shared"]:
         raise RuntimeError(f"fpe lab ladder: {row['kernel']} has instructions on shared memory in its loop")
+    return _row(rung, SHIPPED[rung], arch, row, row["instructions_per_weight"], 0.0)
+
+
+def _row(rung: str, how: str, arch: int, facts: dict[str, Any], instructions: float, shared: float) -> dict[str, Any]:
+    """A row of the ladder; the counts are of a weight."""
     return {
         "rung": rung,
-        "how": SHIPPED[rung],
+        "how": how,
         "arch": arch,
-        "registers": row["registers"],
-        "spilled": row["spill_stores"] + row["spill_loads"],
-        "instructions_per_weight": row["instructions_per_weight"],
-        "shared_per_weight": 0.0,
+        "registers": facts["registers"],
+        "spilled": facts["spill_stores"] + facts["spill_loads"],
+        "instructions_per_weight": instructions,
+        "shared_per_weight": shared,
     }
 
 
