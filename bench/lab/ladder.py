@@ -87,14 +87,12 @@ def _rung(
     tl.store(out + N, acc_1.to(tl.bfloat16), mask=(offs_m < M)[None, :])
 
 
-def climb(rung: str, arch: int, warps: int = 4, stages: int = 4) -> dict[str, Any]:
+def climb(rung: str, arch: int) -> dict[str, Any]:
     """Compiles a rung and counts its main loop.
 
     Args:
         rung: A key of :data:`RUNGS`.
         arch: Compute capability, as 90.
-        warps: Of a program.
-        stages: Triton's pipeline depth.
     """
     names = ("x_ptr", "w_ptr", "plane_ptr", "out_ptr", "M", "N", "K")
     types = ("*bf16", "*bf16", "*u8", "*bf16", "i32", "i32", "i32")
@@ -103,7 +101,8 @@ def climb(rung: str, arch: int, warps: int = 4, stages: int = 4) -> dict[str, An
     signature = {**dict(zip(names, types, strict=True)), **dict.fromkeys(constants, "constexpr")}
     aligned = {(i,): [["tt.divisibility", 16]] for i in (0, 1, 2, 3, 5, 6)}
     source = ASTSource(_rung, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": warps, "num_stages": stages}
+    warps = 4
+    options = {"num_warps": warps, "num_stages": 4}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     code, resources = disassemble(compiled.asm["cubin"])
     facts = sass.analyse(code, resources, set(), True)
