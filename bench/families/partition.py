@@ -51,7 +51,8 @@ def _outer_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
     return given["BLOCK_M"] * (left + right) * size, given["BLOCK_N"]
 
 
-def _check_direct(row: Row) -> list[str]:
+def check_direct(row: Row) -> list[str]:
+    """Complaints of a kernel whose weights go from memory to the tensor cores through nothing in between."""
     complaints = as_meant(row)
     few = row["tile"].startswith(("8", "16"))
     if few and row["instructions_per_weight"] > ISSUE_SLOTS:
@@ -64,11 +65,11 @@ def _check_direct(row: Row) -> list[str]:
     return complaints
 
 
-_ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
+ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
 KERNELS = (
     Kernel(kernels._partition_multiply, ("tl.load(words_at", "tl.load(values_at"), _step),
-    Kernel(direct.multiply_rows, _ROWS, _rows_step, check=_check_direct, loads=direct._group),
-    Kernel(direct.multiply_columns, _COLUMNS, _columns_step, check=_check_direct, loads=direct._rows),
+    Kernel(direct.multiply_rows, ROWS, _rows_step, check=check_direct, loads=direct._group),
+    Kernel(direct.multiply_columns, _COLUMNS, _columns_step, check=check_direct, loads=direct._rows),
     Kernel(kernels._partition_outer, ("tl.load(left_at", "tl.load(right_at"), _outer_step),
 )
 LAUNCHERS = (kernels,)

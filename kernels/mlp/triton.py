@@ -14,9 +14,10 @@ from ..device import device_of, input_precision, interpreting, stored_dtype
 from ..epilogue import activate, multiply, rows_contiguous
 from ..partition.eager import Labels
 from ..partition.labels import digits, row_bytes
-from ..partition.triton import TYPES, bit_masks, child_share, planes_strides, stored_weight
+from ..partition.triton import TYPES, as_words, bit_masks, child_share, planes_strides, stored_weight
 from ..tables import choose
 from .config import Config, Problem
+from .direct import launch_direct
 
 
 @triton.jit(do_not_specialize=["M", "KEY1", "KEY2"])
@@ -152,19 +153,27 @@ def expanded_mlp_triton(
         return result.to(x.dtype)
     first = stored_weight(w1, labels1, alpha, keep_order=True)
     second = None if labels2 is None else stored_weight(w2, labels2, alpha, keep_order=True)
-    words2 = rows_contiguous(w2) if second is None else second.words
+    words2 = rows_contiguous(w2)
+    pairs2, per_word2 = as_words(words2) if second is None else (second.words, second.per_word)
+    pairs = first.per_word == per_word2 == 2 and hidden % 2 == 0 and not interpreting()
+    config = config or choose(Problem(m, hidden, k, alpha, pairs), device_of(x))
+    bias1, bias2 = (None if bias is None else bias.contiguous() for bias in (bias1, bias2))
+    if config.direct:
+        with torch.cuda.device_of(x):
+            launch_direct(x, first, bias1, pairs2, second, bias2, result, alpha, activation, config)
+        return result
     # The kernel knows the planes' rows by their number of words.
     planes1, planes2 = (None if s is None or s.planes is None else s.planes.contiguous() for s in (first, second))
-    config = config or choose(Problem(m, hidden, alpha), device_of(x))
+    words2 = words2 if second is None else second.words
     with torch.cuda.device_of(x):
         _expanded_mlp[(triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_o))](
             x,
             first.words,
             planes1,
-            None if bias1 is None else bias1.contiguous(),
+            bias1,
             words2,
             planes2,
-            None if bias2 is None else bias2.contiguous(),
+            bias2,
             result,
             M=m,
             H=hidden,

@@ -17,7 +17,7 @@ REGISTERS = 168
 """Of a thread, where they suffice: three programs then fit a multiprocessor and hide the latency of their loads."""
 
 
-def _turns_ahead(alpha: int, block_m: int, unroll: int, merges: bool) -> int:
+def turns_ahead(alpha: int, block_m: int, unroll: int, merges: bool) -> int:
     """Turns of the loop by which L2 is asked for weights before they are loaded; none where enough loads are in flight.
 
     The sums of more children or rows leave registers for fewer loads, and for fewer programs on a multiprocessor.
@@ -61,7 +61,7 @@ def launch_direct(
     m, size_in, size_out = x.shape[0], (n if transposed else k), (k if transposed else n)
     step = config.block_n if transposed else config.block_k
     steps = -(-size_in // step)
-    pairs = aligned_pairs(x, steps * step)
+    pairs = aligned_pairs(x, steps * step if transposed else -(-k // 8) * 8)
     sums = 1 if merge else alpha
     warps_in, warps_out = warps_of(config, transposed)
     unroll = config.block_n // (16 * warps_in)  # of a transposed one
@@ -86,7 +86,7 @@ def launch_direct(
         "SPLIT": config.split,
         "UNIT": unit,
         "WHOLE": size_in % step == 0,
-        "AHEAD": _turns_ahead(alpha, config.block_m, unroll if transposed else 2, merge and transposed),
+        "AHEAD": turns_ahead(alpha, config.block_m, unroll if transposed else 2, merge and transposed),
         "KIND": "bf16" if x.dtype == torch.bfloat16 else "f16",
         "ACTIVATION": activation if config.split == 1 else None,
         "HAS_BIAS": bias is not None and config.split == 1,

@@ -183,6 +183,48 @@ def _share(words, masks, CHILD: gl.constexpr, DIGITS: gl.constexpr):
 
 
 @gluon.jit
+def _masks_of_rows(
+    upper_labels,
+    lower_labels,
+    like,
+    ALPHA: gl.constexpr,
+    DIGITS: gl.constexpr,
+    SEEDED: gl.constexpr,
+    step: gl.constexpr,
+):
+    """Masks of a lane's words ``like`` of its two rows, digit by digit, from their label words or their one hash."""
+    upper_masks = ()
+    lower_masks = ()
+    for digit in gl.static_range(DIGITS):
+        if SEEDED:
+            hashed = gl.broadcast(upper_labels[0], like)[0]
+            upper_masks += (_masks_of_seed(hashed, ALPHA, digit, step, 0),)
+            lower_masks += (_masks_of_seed(hashed, ALPHA, digit, step, 1),)
+        else:
+            upper_masks += (_masks(gl.broadcast(upper_labels[digit], like)[0], step),)
+            lower_masks += (_masks(gl.broadcast(lower_labels[digit], like)[0], step),)
+    return upper_masks, lower_masks
+
+
+@gluon.jit
+def _share_of_row(words, masks, CHILD: gl.constexpr, ALPHA: gl.constexpr, DIGITS: gl.constexpr, SEEDED: gl.constexpr):
+    """A child's weights out of a lane's words of one row."""
+    if SEEDED and ALPHA == 2:
+        share = _half(words, masks[0], CHILD)
+    else:
+        share = _share(words, masks, CHILD, DIGITS)
+    return share
+
+
+@gluon.jit
+def _add_rows(acc, upper, lower, x, KIND: gl.constexpr):
+    """Adds the products of 32 columns of two rows a lane to the sums: two instructions."""
+    text: gl.constexpr = _multiply(KIND, (((0, 4, 1, 5), (0, 1)), ((2, 6, 3, 7), (2, 3))), 16)
+    operands = [acc, upper, lower, x]
+    return gl.inline_asm_elementwise(text, _constraints(3), operands, gl.float32, is_pure=True, pack=4)
+
+
+@gluon.jit
 def _activate(acc, ACTIVATION: gl.constexpr):
     # As activate of the Triton kernels, which Gluon cannot call.
     if ACTIVATION == "relu":
@@ -274,63 +316,135 @@ def _group(
     """128 columns of each part of the reduction: adds their products to the sums."""
     upper_labels = ()
     lower_labels = ()
+    mask_labels = (group + inner) * 64 < SIZE_WORDS
     if SEEDED:
-        made = _hash(hashed + group * 4 * _COLUMN)
+        upper_labels = (_hash(hashed + group * 4 * _COLUMN),)
     for digit in gl.static_range(0 if SEEDED else DIGITS):
         at = group * 4 + digit * stride_pp
         if WHOLE:
             upper_labels += (gl.load(upper_labels_ptrs + at),)
             lower_labels += (gl.load(lower_labels_ptrs + at),)
         else:
-            mask = (group + inner) * 64 < SIZE_WORDS
-            upper_labels += (gl.load(upper_labels_ptrs + at, mask=mask, other=0),)
-            lower_labels += (gl.load(lower_labels_ptrs + at, mask=mask, other=0),)
+            upper_labels += (gl.load(upper_labels_ptrs + at, mask=mask_labels, other=0),)
+            lower_labels += (gl.load(lower_labels_ptrs + at, mask=mask_labels, other=0),)
     uppers = ()
     lowers = ()
     for step in gl.static_range(STEPS):
+        at = group * 64 + step * 16
         if WHOLE:
-            uppers += (gl.load(upper_ptrs + group * 64 + step * 16),)
-            lowers += (gl.load(lower_ptrs + group * 64 + step * 16),)
+            uppers += (gl.load(upper_ptrs + at),)
+            lowers += (gl.load(lower_ptrs + at),)
         else:
-            mask = (group * 64 + step * 16 + word) < SIZE_WORDS
-            uppers += (gl.load(upper_ptrs + group * 64 + step * 16, mask=mask, other=0),)
-            lowers += (gl.load(lower_ptrs + group * 64 + step * 16, mask=mask, other=0),)
+            uppers += (gl.load(upper_ptrs + at, mask=at + word < SIZE_WORDS, other=0),)
+            lowers += (gl.load(lower_ptrs + at, mask=at + word < SIZE_WORDS, other=0),)
     for step in gl.static_range(STEPS):
-        upper_masks = ()
-        lower_masks = ()
-        for digit in gl.static_range(DIGITS):
-            if SEEDED:
-                both = gl.broadcast(made, uppers[0])[0]
-                upper_masks += (_masks_of_seed(both, ALPHA, digit, step, 0),)
-                lower_masks += (_masks_of_seed(both, ALPHA, digit, step, 1),)
-            else:
-                upper_masks += (_masks(gl.broadcast(upper_labels[digit], uppers[0])[0], step),)
-                lower_masks += (_masks(gl.broadcast(lower_labels[digit], uppers[0])[0], step),)
-        x = gl.load(x_ptrs + group * 64 + step * 16)
+        upper_masks, lower_masks = _masks_of_rows(upper_labels, lower_labels, uppers[0], ALPHA, DIGITS, SEEDED, step)
         sums = ()
         for child in gl.static_range(ALPHA):
-            if MERGE and child > 0:
-                x = gl.load(x_ptrs + (group * 64 + child * (stride_xa * 4)) + step * 16)
-            if SEEDED and ALPHA == 2:
-                upper = _half(uppers[step], upper_masks[0], child)
-                lower = _half(lowers[step], lower_masks[0], child)
-            else:
-                upper = _share(uppers[step], upper_masks, child, DIGITS)
-                lower = _share(lowers[step], lower_masks, child, DIGITS)
-            acc = gl.inline_asm_elementwise(
-                _multiply(KIND, (((0, 4, 1, 5), (0, 1)), ((2, 6, 3, 7), (2, 3))), 16),
-                _constraints(3),
-                [accs[0 if MERGE else child], upper, lower, x],
-                gl.float32,
-                is_pure=True,
-                pack=4,
-            )
+            if MERGE or child == 0:
+                # One sum for all steps, whose places are immediates of the loads.
+                x_at = x_ptrs + (group * 64 + child * (stride_xa * 4)) + step * 16
+                if WHOLE:
+                    x = gl.load(x_at)
+                else:
+                    x = gl.load(x_at, mask=group * 64 + step * 16 + word < SIZE_WORDS, other=0)
+            upper = _share_of_row(uppers[step], upper_masks, child, ALPHA, DIGITS, SEEDED)
+            lower = _share_of_row(lowers[step], lower_masks, child, ALPHA, DIGITS, SEEDED)
+            acc = _add_rows(accs[0 if MERGE else child], upper, lower, x, KIND)
             if MERGE:
                 accs = (acc,)
             else:
                 sums += (acc,)
         if not MERGE:
             accs = sums
+    return accs
+
+
+@gluon.jit
+def sums_of_rows(
+    x_ptr,  # pairs, int32
+    words_ptr,
+    labels_ptr,  # int32
+    first_m,
+    first_n,
+    first,
+    last,
+    M,
+    N,
+    SIZE_WORDS,
+    STEPS_K,
+    KEY,
+    stride_xm,
+    stride_xa,
+    stride_wn,
+    stride_pp,
+    stride_pn,
+    ALPHA: gl.constexpr,
+    DIGITS: gl.constexpr,
+    SEEDED: gl.constexpr,
+    MERGE: gl.constexpr,
+    WARPS_IN: gl.constexpr,
+    LAYOUT: gl.constexpr,
+    TILES: gl.constexpr,
+    TILES_M: gl.constexpr,
+    UNIT: gl.constexpr,
+    WHOLE: gl.constexpr,
+    AHEAD: gl.constexpr,
+    KIND: gl.constexpr,
+    ROW: gl.constexpr = _ROW,
+    COLUMN: gl.constexpr = _COLUMN,
+):
+    """Sums of ``TILES`` tiles of weight rows from ``first_n`` on, over the steps ``first .. last - 1``.
+
+    A step is 128 columns a part of the reduction; the last of ``STEPS_K`` may end early. See :func:`multiply_rows`.
+    """
+    inner, tile, tile_m, lane, register = _places(LAYOUT, WARPS_IN, TILES, TILES_M)
+    # What lies beyond the last row is never stored: any row may be read in its place.
+    row = first_n + tile * 16 + lane // 4 * 2
+    upper = gl.minimum(row, N - 1).to(gl.int64)
+    lower = gl.minimum(row + 1, N - 1).to(gl.int64)
+    m = gl.minimum(first_m + tile_m * 8 + lane // 4, M - 1).to(gl.int64)
+    word = inner * 64 + lane % 4 * 4 + register
+    x_ptrs = x_ptr + m * (stride_xm * 4) + word
+    upper_ptrs = words_ptr + upper * (stride_wn * UNIT) + word
+    lower_ptrs = words_ptr + lower * (stride_wn * UNIT) + word
+    if SEEDED:
+        upper_labels_ptrs = upper_ptrs  # nobody reads them
+        lower_labels_ptrs = lower_ptrs
+    else:
+        upper_labels_ptrs = labels_ptr + upper * stride_pn + (inner * 4 + lane % 4)
+        lower_labels_ptrs = labels_ptr + lower * stride_pn + (inner * 4 + lane % 4)
+    hashed = row // 2 * ROW + (inner * 4 + lane % 4) * COLUMN + KEY
+
+    accs = ()
+    for _ in gl.static_range(1 if MERGE else ALPHA):
+        accs += (gl.full([WARPS_IN, TILES, TILES_M, 32, 4], 0.0, gl.float32, LAYOUT),)
+    whole = last if WHOLE else gl.minimum(last, SIZE_WORDS // (64 * WARPS_IN))
+    if AHEAD > 0:
+        # Two lanes fetch the two lines of a row of weights, and those of two planes of its labels.
+        inner_f, tile_f, _, lane_f, _ = _places(_lanes_layout(LAYOUT), WARPS_IN, TILES, 1)
+        fetched = gl.minimum(first_n + tile_f * 16 + lane_f // 2, N - 1).to(gl.int64)
+        group = (first + AHEAD) * WARPS_IN + inner_f
+        lines = (words_ptr + fetched * (stride_wn * UNIT) + (group * 64 + lane_f % 2 * 32),)
+        steps = (64 * WARPS_IN,)
+        for digit in gl.static_range(0, 0 if SEEDED else DIGITS, 2):
+            plane = gl.minimum(digit + lane_f % 2, DIGITS - 1)
+            lines += (labels_ptr + fetched * stride_pn + (group * 4 + plane * stride_pp),)
+            steps += (4 * WARPS_IN,)
+    for step in range(first, whole):
+        if AHEAD > 0:
+            lines = _fetch(lines, steps, whole - AHEAD - step)
+        accs = _group(
+            accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, hashed, step * WARPS_IN, inner,
+            word, SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, SEEDED, MERGE, KIND, True,
+        )  # fmt: skip
+    if not WHOLE:
+        if last == STEPS_K:
+            accs = _group(
+                accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, hashed,
+                (STEPS_K - 1) * WARPS_IN, inner, word, SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, SEEDED, MERGE,
+                KIND, False,
+            )  # fmt: skip
     return accs
 
 
@@ -373,65 +487,21 @@ def multiply_rows(
     """``split_matmul`` and ``merge_matmul`` on the weight as it is stored, of ``BLOCK_N`` outputs.
 
     Strides of ``x`` are counted in 16 bytes, those of the weight in ``UNIT`` words: so a load is known to be aligned.
-    ``x`` has ``STEPS_K`` steps of 128 columns a part, zero beyond those of the weight, whose last step may end early.
     """
-    LAYOUT: gl.constexpr = _layout(WARPS_IN, WARPS_OUT, BLOCK_N // 16 // WARPS_OUT, BLOCK_M // 8)
-    inner, tile, tile_m, lane, register = _places(LAYOUT, WARPS_IN, BLOCK_N // 16, BLOCK_M // 8)
+    TILES: gl.constexpr = BLOCK_N // 16
+    TILES_M: gl.constexpr = BLOCK_M // 8
+    LAYOUT: gl.constexpr = _layout(WARPS_IN, WARPS_OUT, TILES // WARPS_OUT, TILES_M)
     tiles_m = (M + BLOCK_M - 1) // BLOCK_M
     pid_m = gl.program_id(0) % tiles_m  # programs that read the same weights run together
     pid_n = gl.program_id(0) // tiles_m
     pid_split = gl.program_id(1)
-
-    # What lies beyond the last row is never stored: any row may be read in its place.
-    row = pid_n * BLOCK_N + tile * 16 + lane // 4 * 2
-    upper = gl.minimum(row, N - 1).to(gl.int64)
-    lower = gl.minimum(row + 1, N - 1).to(gl.int64)
-    m = gl.minimum(pid_m * BLOCK_M + tile_m * 8 + lane // 4, M - 1).to(gl.int64)
-    word = inner * 64 + lane % 4 * 4 + register
-    x_ptrs = x_ptr + m * (stride_xm * 4) + word
-    upper_ptrs = words_ptr + upper * (stride_wn * UNIT) + word
-    lower_ptrs = words_ptr + lower * (stride_wn * UNIT) + word
-    if SEEDED:
-        upper_labels_ptrs = upper_ptrs  # nobody reads them
-        lower_labels_ptrs = lower_ptrs
-    else:
-        upper_labels_ptrs = labels_ptr + upper * stride_pn + (inner * 4 + lane % 4)
-        lower_labels_ptrs = labels_ptr + lower * stride_pn + (inner * 4 + lane % 4)
-    hashed = row // 2 * _ROW + (inner * 4 + lane % 4) * _COLUMN + KEY
-
-    accs = ()
-    for _ in gl.static_range(1 if MERGE else ALPHA):
-        accs += (gl.full([WARPS_IN, BLOCK_N // 16, BLOCK_M // 8, 32, 4], 0.0, gl.float32, LAYOUT),)
-    first = STEPS_K * pid_split // SPLIT
-    last = STEPS_K * (pid_split + 1) // SPLIT
-    whole = last if WHOLE else gl.minimum(last, SIZE_WORDS // (64 * WARPS_IN))
-    if AHEAD > 0:
-        # Two lanes fetch the two lines of a row of weights, and those of two planes of its labels.
-        inner_f, tile_f, _, lane_f, _ = _places(_lanes_layout(LAYOUT), WARPS_IN, BLOCK_N // 16, 1)
-        fetched = gl.minimum(pid_n * BLOCK_N + tile_f * 16 + lane_f // 2, N - 1).to(gl.int64)
-        group = (first + AHEAD) * WARPS_IN + inner_f
-        lines = (words_ptr + fetched * (stride_wn * UNIT) + (group * 64 + lane_f % 2 * 32),)
-        steps = (64 * WARPS_IN,)
-        for digit in gl.static_range(0, 0 if SEEDED else DIGITS, 2):
-            plane = gl.minimum(digit + lane_f % 2, DIGITS - 1)
-            lines += (labels_ptr + fetched * stride_pn + (group * 4 + plane * stride_pp),)
-            steps += (4 * WARPS_IN,)
-    for step in range(first, whole):
-        if AHEAD > 0:
-            lines = _fetch(lines, steps, whole - AHEAD - step)
-        accs = _group(
-            accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, hashed, step * WARPS_IN, inner,
-            word, SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, SEEDED, MERGE, KIND, True,
-        )  # fmt: skip
-    if not WHOLE:
-        if last == STEPS_K:
-            accs = _group(
-                accs, x_ptrs, upper_ptrs, lower_ptrs, upper_labels_ptrs, lower_labels_ptrs, hashed,
-                (STEPS_K - 1) * WARPS_IN, inner, word, SIZE_WORDS, stride_xa, stride_pp, ALPHA, DIGITS, SEEDED, MERGE,
-                KIND, False,
-            )  # fmt: skip
-
-    column = row + register // 2
+    accs = sums_of_rows(
+        x_ptr, words_ptr, labels_ptr, pid_m * BLOCK_M, pid_n * BLOCK_N, STEPS_K * pid_split // SPLIT,
+        STEPS_K * (pid_split + 1) // SPLIT, M, N, SIZE_WORDS, STEPS_K, KEY, stride_xm, stride_xa, stride_wn, stride_pp,
+        stride_pn, ALPHA, DIGITS, SEEDED, MERGE, WARPS_IN, LAYOUT, TILES, TILES_M, UNIT, WHOLE, AHEAD, KIND,
+    )  # fmt: skip
+    _, tile, tile_m, lane, register = _places(LAYOUT, WARPS_IN, TILES, TILES_M)
+    column = pid_n * BLOCK_N + tile * 16 + lane // 4 * 2 + register // 2
     row_m = pid_m * BLOCK_M + tile_m * 8 + lane % 4 * 2 + register % 2
     for child in gl.static_range(1 if MERGE else ALPHA):
         out = out_ptr + pid_split.to(gl.int64) * stride_os + child * stride_oa

@@ -453,14 +453,19 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
         labels = _packed(labels, alpha)
     stored = rows_contiguous(w.T if labels.transposed else w)
     n, k = stored.shape
-    if stored.dtype == torch.float32:
-        words, per_word = stored.view(torch.int32), 1
-    elif k and k % 2 == 0 and stored.stride(0) % 2 == 0 and stored.storage_offset() % 2 == 0:
-        words, per_word = stored.view(torch.int32), 2
-    else:
-        words, per_word = stored.view(torch.int16), 1
+    words, per_word = as_words(stored)
     planes, key = (None, labels.key) if isinstance(labels, SeededLabels) else (labels.words, 0)
     return StoredWeight(words, per_word, planes, key, (n, k), labels.transposed)
+
+
+def as_words(stored: Tensor) -> tuple[Tensor, int]:
+    """Rows of a weight as words of bits, and the weights in a word: two 16-bit ones where rows begin at words."""
+    if stored.dtype == torch.float32:
+        return stored.view(torch.int32), 1
+    k = stored.shape[1]
+    if k and k % 2 == 0 and stored.stride(0) % 2 == 0 and stored.storage_offset() % 2 == 0:
+        return stored.view(torch.int32), 2
+    return stored.view(torch.int16), 1
 
 
 def planes_strides(planes: Tensor | None) -> tuple[int, int]:
