@@ -32,7 +32,7 @@ def _direct_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
 
 KERNELS = (
     Kernel(kernels._expanded_mlp, ("tl.load(words_at",), _step),
-    Kernel(direct.multiply_twice, ROWS, _direct_step, check=check_direct, loads=_group),
+    Kernel(direct.multiply_twice, ROWS, _direct_step, check=check_direct, loads=(_group,)),
 )
 LAUNCHERS = (kernels,)
 BACKENDS = (_BACKENDS,)

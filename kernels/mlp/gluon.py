@@ -9,21 +9,12 @@ from memory directly.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ..partition.gluon import (
-    _COLUMN,
-    _ROW,
-    _activate,
-    _add_rows,
-    _fetch,
-    _hash,
-    _lanes_layout,
-    _layout,
-    _masks_of_rows,
-    _places,
-    _share_of_row,
-    _store,
-    sums_of_rows,
-)
+from ..partition.fragments import add_rows, hash_of, masks_of_rows, share_of_row
+from ..partition.gluon import sums_of_rows
+from ..partition.lanes import activate, fetch, layout_of, layout_of_lanes, places, store
+from ..partition.seeded import COLUMN, ROW, signed
+
+_ROW, _COLUMN = gl.constexpr(signed(ROW)), gl.constexpr(signed(COLUMN))
 
 
 @gluon.jit
@@ -84,19 +75,19 @@ def multiply_twice(
     TILES_M: gl.constexpr = BLOCK_M // 8
     STEPS: gl.constexpr = BLOCK_H // 32
     WARPS: gl.constexpr = BLOCK_N // 16
-    HIDDEN: gl.constexpr = _layout(WARPS_IN, WARPS_OUT, TILES // WARPS_OUT, TILES_M)
-    OUT: gl.constexpr = _layout(1, WARPS, 1, TILES_M)
+    HIDDEN: gl.constexpr = layout_of(WARPS_IN, WARPS_OUT, TILES // WARPS_OUT, TILES_M)
+    OUT: gl.constexpr = layout_of(1, WARPS, 1, TILES_M)
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [3, 2, 1, 0])
     PLANE: gl.constexpr = H // 2
     PLANES: gl.constexpr = 1 if MERGED else ALPHA
     first_m, first_n = gl.program_id(0) * BLOCK_M, gl.program_id(1) * BLOCK_N
 
     # While the hidden layer is made, L2 is asked for the second weights: two lines of a row at a time.
-    _, tile, _, lane, _ = _places(_lanes_layout(OUT), 1, WARPS, 1)
+    _, tile, _, lane, _ = places(layout_of_lanes(OUT), 1, WARPS, 1)
     row = gl.minimum(first_n + tile * 16 + lane // 2, N - 1).to(gl.int64)
     for line in gl.static_range((PLANES * PLANE + 63) // 64):
         at = gl.minimum(line * 64 + lane % 2 * 32, PLANES * PLANE - 1)
-        _fetch((words2_ptr + row * (stride_w2 * UNIT2) + at,), (0,), 1)
+        fetch((words2_ptr + row * (stride_w2 * UNIT2) + at,), (0,), 1)
 
     accs = sums_of_rows(
         x_ptr, words1_ptr, labels1_ptr, first_m, 0, 0, STEPS_K, M, H, SIZE_WORDS, STEPS_K, KEY1, stride_xm, 0,
@@ -104,14 +95,14 @@ def multiply_twice(
         AHEAD, KIND,
     )  # fmt: skip
 
-    _, tile, _, lane, register = _places(HIDDEN, WARPS_IN, TILES, TILES_M)
+    _, tile, _, lane, register = places(HIDDEN, WARPS_IN, TILES, TILES_M)
     parent = tile * 16 + lane // 4 * 2 + register // 2
     shared = gl.allocate_shared_memory(gl.int32, [ALPHA, STEPS, TILES_M, 32, 4], FLAT)
     for child in gl.static_range(ALPHA):
         hidden = gl.expand_dims(gl.sum(accs[child], 0), 0)
         if HAS_BIAS1:
             hidden += gl.load(bias1_ptr + (child * H + parent), mask=parent < H, other=0.0).to(gl.float32)
-        hidden = _activate(hidden, ACTIVATION)
+        hidden = activate(hidden, ACTIVATION)
         if H < BLOCK_H:
             hidden = gl.where(parent < H, hidden, 0.0)
         # Registers are two parents by two rows of x; a word is two parents of one row.
@@ -120,7 +111,7 @@ def multiply_twice(
         words = words.permute([1, 3, 4, 0, 2]).reshape([TILES_M, 8, STEPS, 4, 4])  # tile_m, row, step, lane, register
         shared.index(child).store(words.permute([2, 0, 1, 3, 4]).reshape([STEPS, TILES_M, 32, 4]))
 
-    _, tile, tile_m, lane, register = _places(OUT, 1, WARPS, TILES_M)
+    _, tile, tile_m, lane, register = places(OUT, 1, WARPS, TILES_M)
     row = first_n + tile * 16 + lane // 4 * 2
     upper = gl.minimum(row, N - 1).to(gl.int64)
     lower = gl.minimum(row + 1, N - 1).to(gl.int64)
@@ -130,7 +121,7 @@ def multiply_twice(
     upper_labels = ()
     lower_labels = ()
     if SEEDED2:
-        upper_labels = (_hash(row // 2 * _ROW + lane % 4 * _COLUMN + KEY2),)
+        upper_labels = (hash_of(row // 2 * _ROW + lane % 4 * _COLUMN + KEY2),)
     for digit in gl.static_range(DIGITS if MERGED and not SEEDED2 else 0):
         labels_ptrs = labels2_ptr + (lane % 4 + digit * stride_p2)
         upper_labels += (gl.load(labels_ptrs + upper * stride_l2),)
@@ -149,17 +140,17 @@ def multiply_twice(
                 uppers += (gl.load(upper_ptrs + at, mask=mask, other=0),)
                 lowers += (gl.load(lower_ptrs + at, mask=mask, other=0),)
         if MERGED:
-            upper_masks, lower_masks = _masks_of_rows(
+            upper_masks, lower_masks = masks_of_rows(
                 upper_labels, lower_labels, uppers[0], ALPHA, DIGITS, SEEDED2, step
             )
         for child in gl.static_range(ALPHA):
             upper = uppers[0 if MERGED else child]
             lower = lowers[0 if MERGED else child]
             if MERGED:
-                upper = _share_of_row(upper, upper_masks, child, ALPHA, DIGITS, SEEDED2)
-                lower = _share_of_row(lower, lower_masks, child, ALPHA, DIGITS, SEEDED2)
+                upper = share_of_row(upper, upper_masks, child, ALPHA, DIGITS, SEEDED2)
+                lower = share_of_row(lower, lower_masks, child, ALPHA, DIGITS, SEEDED2)
             x = shared.index(child).slice(step, 1, dim=0).load(gl.SliceLayout(1, OUT))
-            acc = _add_rows(acc, upper, lower, gl.expand_dims(x, 1), KIND)
+            acc = add_rows(acc, upper, lower, gl.expand_dims(x, 1), KIND)
     column = row + register // 2
     row_m = first_m + tile_m * 8 + lane % 4 * 2 + register % 2
-    _store(acc, out_ptr, bias2_ptr, 0, column, row_m, M, N, N, HAS_BIAS2, None)
+    store(acc, out_ptr, bias2_ptr, 0, column, row_m, M, N, N, HAS_BIAS2, None)

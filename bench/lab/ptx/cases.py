@@ -164,6 +164,9 @@ def _partition_cases() -> tuple[Case, ...]:
         *each(("split_t", "merge_t"), shape=(1100, 40), m=3, bias=True, activation="gelu"),
         *each(("split", "merge"), shape=(20, 4400), m=3, bias=True),  # programs that share it, too
         *each(("split_t", "merge_t"), shape=(4400, 20), m=3, bias=True, activation="gelu"),
+        *each(("split_t",), shape=(96, 512), m=16, alpha=8),  # four columns a lane, in whole tiles and not
+        *each(("split_t",), shape=(1100, 44), m=12, alpha=8, bias=True),
+        *each(("split_t",), dtype="fp16", shape=(34, 66), m=20, alpha=6, lying="padded"),
         *each(("grad", "grad_t"), shape=(20, 40), m=530),
         *each(("grad", "grad_t"), shape=(66, 70), alpha=3, holes=True),
         *each(holes=True, packed=False, alpha=3),
