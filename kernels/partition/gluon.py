@@ -5,9 +5,10 @@ the 16 bytes that a lane loads are its registers of two ``mma.sync.m16n8k16``:
 
 - *On the weight as it is stored* it loads eight neighbouring weights of row ``2 g`` and of row ``2 g + 1``, and the
   same columns of activation row ``g``. Words 0 and 1 belong to the first instruction, words 2 and 3 to the second.
-- *On its transpose* the reduction runs over the rows, so a pair of weights must come from two of them. A lane loads
-  eight columns of four or eight neighbouring rows. One ``prmt`` takes the low or the high halves of two rows; the
-  halves of word ``i`` are the outputs ``8 g + 2 i`` and ``8 g + 2 i + 1``.
+- *On its transpose* (:mod:`.gluon_transposed`) the reduction runs over the rows, so a pair of weights must come from
+  two of them. A lane loads eight columns of four or eight neighbouring rows, or four columns of eight. One ``prmt``
+  takes the low or the high halves of two rows; the halves of word ``i`` are the outputs ``8 g + 2 i`` and
+  ``8 g + 2 i + 1``, or ``4 g + ...``.
 
 The labels lie in memory as these registers want them (see :class:`fpe.kernels.PackedLabels`): shifted left, a word has
 the labels of two of a lane's words in the signs of its bytes, and one ``prmt`` replicates two signs to a mask. Labels
@@ -18,7 +19,7 @@ Of a program's warps ``WARPS_OUT`` take different outputs and ``WARPS_IN`` diffe
 meet in shared memory once, after the loop.
 
 Tensors have the shape ``[parts of the reduction, tiles of outputs, tiles of 8 rows of activations, 32 lanes, 4
-registers]``; a tile is 16 outputs, or 64 on the transpose.
+registers]``; a tile is 16 outputs, or 64 or 32 on the transpose.
 """
 
 from triton.experimental import gluon
