@@ -10,7 +10,7 @@ from . import figures as drawn_as
 from . import published
 from . import tables as shown_as
 from .conditions import CONTINUED, DENSE, DROPCONNECT, FRESH, OVERLAPPING, STATIC, WIDE
-from .mlp import Cell, DeepSettings, Settings, run_cell
+from .mlp import Cell, TenTrials, Settings, run_cell
 from .study import committed
 from .sweep import Sweep
 
@@ -174,7 +174,7 @@ STUDIES = (
         deep,
         _few(4, layers=5),
         "deep",
-        DeepSettings,
+        TenTrials,
         tables={"deep": lambda: shown_as.deep(committed("deep-cifar100_lite2_512"))},
     ),
     _study(
@@ -204,5 +204,7 @@ STUDIES = (
         "Compare labels that are a function of a seed with labels dealt at random.",
         seeded,
         [Cell(f"{kind} {policy}", 4) for policy in ("partition", "input") for kind in ("random", SEEDED)],
+        "seeded",
+        TenTrials,
     ),
 )
