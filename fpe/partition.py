@@ -28,7 +28,7 @@ class Partition:
         structure: ``"random"`` (any label anywhere), ``"2:4"`` (two of every four consecutive inputs to each
             of two children), ``"block"`` (one label to a tile) or ``"seeded"`` (a function of a seed).
         block_shape: ``(bn, bk)`` of structure ``"block"``, else ``None``.
-        seed: Of structure ``"seeded"``, else ``None``.
+        seed: Of structure ``"seeded"``, else ``None``. It says who owns an edge; whether there is one, ``HOLE`` says.
     """
 
     labels: Tensor
@@ -254,16 +254,10 @@ class Partition:
     def without(self, removed: Tensor) -> "Partition":
         """The same division with some edges owned by nobody.
 
-        A seed says who owns an edge, not whether there is one: a ``"seeded"`` division that loses edges is ``"random"``
-        from then on, its labels kept.
-
         Args:
             removed: bool ``[out_features, in_features]``.
         """
-        labels = self.labels.masked_fill(removed, HOLE)
-        if self.structure == SEEDED and bool(removed.any()):
-            return Partition(labels, self.alpha)
-        return replace(self, labels=labels)
+        return replace(self, labels=self.labels.masked_fill(removed, HOLE))
 
     def to(self, device: torch.device | str) -> "Partition":
         """The same division with its labels on a device."""
@@ -354,7 +348,7 @@ def _deal_seeded(
 def _check_seeded(partition: Partition) -> None:
     assert partition.seed is not None
     made = SeededLabels.of(partition.seed, partition.shape, partition.alpha).unpack(partition.labels.device)
-    other = (partition.labels != made).nonzero()
+    other = ((partition.labels != made) & (partition.labels != HOLE)).nonzero()
     if len(other):
         n, k = other[0].tolist()
         raise ValueError(

@@ -30,7 +30,7 @@ from ..partition import RULES, Partition
 from .base import check_known
 from .dense_form import masked_copy
 from .kept import KeptLinear, stored_shape
-from .state import Header, to_words
+from .state import Header, to_bits, to_words
 
 Labelled = TypeVar("Labelled", bound="_LabelledLinear")
 
@@ -157,11 +157,23 @@ class _LabelledLinear(KeptLinear):
     def _side_by_side(self, children: Tensor) -> Tensor:
         return children.movedim(0, self.AXIS).flatten(self.AXIS, self.AXIS + 1)
 
+    def may_hold(self) -> Tensor | None:
+        """What labels of a seed allow: each edge's place at its own child."""
+        if not isinstance(self.packed, SeededLabels):
+            return None
+        children = torch.arange(self.alpha, device=self._topology_device)[:, None, None]
+        return self._side_by_side(self.packed.unpack(self._topology_device) == children)
+
     def _set_topology(self, topology: Partition) -> None:
         self.bitmap = None
         if topology.seed is not None:
             self.packed = SeededLabels.of(topology.seed, topology.shape, self.alpha)
-            self._topology_is(torch.tensor([topology.seed + VERSION * SEEDS], dtype=torch.int64, device="cpu"))
+            mask = self._mask_of(topology)
+            words = torch.tensor([topology.seed + VERSION * SEEDS], dtype=torch.int64, device="cpu")
+            if not bool(mask.all()):
+                self.bitmap = Bitmap.pack(mask)
+                words = torch.cat([words, to_words(mask)])
+            self._topology_is(words)
             return
         with_holes = self.packed = PackedLabels.pack(topology.labels, self.alpha)  # as the state dict has them
         if with_holes.has_holes:
@@ -190,10 +202,18 @@ class _LabelledLinear(KeptLinear):
         sizes[cls.AXIS] //= alpha
         n, k = sizes
         if STRUCTURES[structure] == SEEDED:
-            version, seed = divmod(int(words[0]), SEEDS) if len(words) == 1 else (0, 0)
+            version, seed = divmod(int(words[0]), SEEDS) if len(words) else (0, 0)
             if version != VERSION:
-                raise ValueError(f"expected a seed of version {VERSION} of the labels' function, got {words.tolist()}")
-            return Partition.seeded(n, k, alpha, seed)
+                raise ValueError(
+                    f"expected a seed of version {VERSION} of the labels' function, got {words[:1].tolist()}"
+                )
+            whole = Partition.seeded(n, k, alpha, seed)
+            if len(words) == 1:
+                return whole
+            mask, left = to_bits(words[1:], n, k)
+            if len(left):
+                raise ValueError(f"expected a seed and bits of {n} x {k} edges, got {len(left)} words more")
+            return whole.without(~mask)
         planes, left = divmod(8 * len(words), n * row_bytes(k))
         if left or planes not in (digits(alpha), digits(alpha) + 1):
             raise ValueError(f"expected {digits(alpha)} planes of labels, or one more, of {n} x {k} edges")

@@ -70,7 +70,7 @@ def split_matmul(
     check_tensor(op, "x", x, (k,), batched=True, like=w)
     chosen = choose_backend(op, by_labels(op, backend, labels), w, SPLIT, alpha, by_cost=True)
     if kept is not None:
-        index = kept.bits, kept.starts, table
+        index = kept.bits, kept.starts, table, seed
         y = packed.kept_split(as_rows(x, 1), w, *index, bias, activation, alpha, n, transposed, chosen)
     else:
         y = ops.split_matmul(as_rows(x, 1), w, table, seed, bias, activation, alpha, transposed, chosen)
@@ -128,7 +128,7 @@ def merge_matmul(
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
     chosen = choose_backend(op, by_labels(op, backend, labels), w, MERGE, alpha, (n, k), by_cost=True)
     if kept is not None:
-        index = kept.bits, kept.starts, table
+        index = kept.bits, kept.starts, table, seed
         y = packed.kept_merge(as_rows(z, 2), w, *index, bias, activation, n, transposed, chosen)
     else:
         constant = stays(given, w)
@@ -182,7 +182,7 @@ def partition_grad(
     table, seed, transposed = _check_owners(op, labels, (n, k), alpha, x, kept)
     chosen = choose_backend(op, by_labels(op, backend, labels), x, SPLIT, alpha, by_cost=True)
     if kept is not None:
-        index = kept.bits, kept.starts, table
+        index = kept.bits, kept.starts, table, seed
         return packed.kept_grad(as_rows(dy, 2), as_rows(x, 1), *index, kept.nnz, transposed, chosen)
     return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, seed, transposed, chosen)
 
@@ -260,20 +260,18 @@ def _check_owners(
         if alpha != 1:
             raise ValueError(f"{op}: labels must say which of {alpha} children owns each edge, got None")
         return Given(None, [], kept.transposed)
-    if isinstance(labels, SeededLabels):
-        raise UnsupportedError(f"{op}: labels beside kept must be in a table, got a seed")
-    table, _, transposed = check_labels(op, labels, shape, alpha, on)
-    assert table is not None
-    if not isinstance(labels, PackedLabels):
-        return Given(table.T if kept.transposed else table, [], kept.transposed)
+    given = check_labels(op, labels, shape, alpha, on)
+    if isinstance(labels, Tensor):
+        return Given(labels.T if kept.transposed else labels, [], kept.transposed)
+    assert isinstance(labels, (PackedLabels, SeededLabels))
     if labels.has_holes:
         raise ValueError(f"{op}: labels must be packed without holes beside kept, which says what exists")
-    if transposed != kept.transposed:
+    if given.transposed != kept.transposed:
         raise ValueError(
-            f"{op}: labels and kept must be stored in one orientation, got transposed = {transposed} and "
+            f"{op}: labels and kept must be stored in one orientation, got transposed = {given.transposed} and "
             f"{kept.transposed}"
         )
-    return Given(table, [], transposed)
+    return given
 
 
 def check_labels(
