@@ -22,6 +22,8 @@ from .partition import Partition, deal
 
 Policy = Literal["magnitude", "input", "block", "partition"]
 POLICIES: tuple[Policy, ...] = ("magnitude", "input", "block", "partition")
+Holes = Literal["magnitude", "seeded"]
+HOLES: tuple[Holes, ...] = ("magnitude", "seeded")
 
 
 AFFORDABLE = 0.6
@@ -74,6 +76,7 @@ def plan(
     policy: Policy,
     *,
     block: tuple[int, int] | None = None,
+    holes: Holes = "magnitude",
     generator: Generator | None = None,
 ) -> Plan:
     """Chooses the weights that remain, as many as the dense pair had.
@@ -98,11 +101,18 @@ def plan(
         partition: Who owns the edges of ``w1``.
         policy: One of the above.
         block: Tile ``(bn, bk)`` of policy ``"block"`` and of the successor under structure ``"block"``.
+        holes: Of policy ``"input"`` with a partition of a seed: what chooses the weights that go. With ``"seeded"`` the
+            seed does, as many of every neuron, so that which are left need not be stored.
         generator: Source of randomness (CPU).
 
     Raises:
-        ValueError: The excess is more than the policy can remove.
+        ValueError: The excess is more than the policy can remove, or holes of a seed do not go with it.
     """
+    if holes not in HOLES or (holes == "seeded" and (policy != "input" or partition.seed is None)):
+        raise ValueError(
+            f"holes must be one of {HOLES}, and 'seeded' needs structure 'seeded' with resparsify='input', got "
+            f"{holes!r} with {partition.structure!r} and {policy!r}"
+        )
     if policy not in POLICIES:
         raise ValueError(f"resparsify must be one of {POLICIES}, got {policy!r}")
     firsts = [w1] if isinstance(w1, Tensor) else list(w1)
@@ -122,6 +132,9 @@ def plan(
         raise ValueError(
             f"resparsify={policy!r} must remove (alpha-1)*c*h = {excess} weights and has {limit} to choose from"
         )
+    if holes == "seeded":
+        every = torch.ones(c, alpha, h, dtype=torch.bool, device=partition.labels.device)
+        return Plan(_seeded_holes(partition, len(firsts), (alpha - 1) * c), every)
     if policy == "input":
         kept = _keep(first, [partition.unit] * len(first), excess, generator)
         second_kept = torch.ones(c, alpha, h, dtype=torch.bool)
@@ -134,6 +147,15 @@ def plan(
     device = partition.labels.device
     pruned = tuple(partition.without(~own.to(device)) for own in kept[: len(first)])
     return Plan(pruned, second_kept.to(device))
+
+
+def _seeded_holes(partition: Partition, layers: int, excess: int) -> tuple[Partition, ...]:
+    """The partition of each layer, of whose neurons all lose as many: together ``excess`` of a neuron's inputs."""
+    assert partition.seed is not None
+    h, d = partition.shape
+    lost = [excess // layers + (layer < excess % layers) for layer in range(layers)]
+    made = (Partition.seeded(h, d, partition.alpha, partition.seed, d - share) for share in lost)
+    return tuple(one.to(partition.labels.device) for one in made)
 
 
 def _keep(

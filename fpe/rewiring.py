@@ -23,6 +23,7 @@ import torch
 from torch import Generator, Tensor, distributed, nn
 from torch.optim import Optimizer
 
+from fpe.kernels import Bitmap
 from fpe.kernels.block.layout import tiles
 from fpe.kernels.structures import SEEDED
 
@@ -91,10 +92,11 @@ class Rewiring:
         if not self.layers:
             raise ValueError(f"Rewiring: expected a model with FPE layers, got {type(model).__name__} without one")
         for name, layer in self.layers.items():
-            if getattr(layer, "structure", None) == SEEDED and layer.bitmap is None:
+            if getattr(layer, "structure", None) == SEEDED and not isinstance(layer.bitmap, Bitmap):
                 raise ValueError(
-                    f"Rewiring: '{name}' has an edge at every place, and a seed says whose it is: none can move; expand "
-                    "with structure='random', or with resparsify='input' or 'magnitude', which leave places free"
+                    f"Rewiring: a seed says where the edges of '{name}' are and whose: none can move; expand with "
+                    "structure='random', or with resparsify='input' or 'magnitude' and holes='magnitude', which leave "
+                    "places free"
                 )
             if id(layer.edge_weight) not in held:
                 raise ValueError(f"Rewiring: the optimizer does not hold the weight of '{name}'")
@@ -251,8 +253,7 @@ def moved(
     """
     area = unit[0] * unit[1]
     count_kept, count_real, size, growth = (
-        torch.stack([tiles(plane, unit).flatten(2).sum(-1) for plane in t])
-        for t in (kept, places, size, growth)
+        torch.stack([tiles(plane, unit).flatten(2).sum(-1) for plane in t]) for t in (kept, places, size, growth)
     )
     whole = count_kept == area
     free = (count_kept == 0) & (count_real == area)

@@ -11,7 +11,16 @@ from support import assert_as_accurate, cast, guarded, readable_id, seeded
 from torch import Tensor
 from torch.nn.functional import silu
 
-from fpe.kernels import Bitmap, PackedLabels, SeededLabels, masked_matmul, merge_matmul, partition_grad, split_matmul, unpack_values
+from fpe.kernels import (
+    Bitmap,
+    PackedLabels,
+    SeededLabels,
+    masked_matmul,
+    merge_matmul,
+    partition_grad,
+    split_matmul,
+    unpack_values,
+)
 from fpe.kernels.bitmap import layout
 from fpe.kernels.device import KNOWN
 from fpe.kernels.partition import kept as choice

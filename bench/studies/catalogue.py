@@ -9,7 +9,7 @@ from fpe.kernels.structures import SEEDED, TWO_FOUR
 from . import figures as drawn_as
 from . import published
 from . import tables as shown_as
-from .conditions import CONTINUED, DENSE, DROPCONNECT, FRESH, OVERLAPPING, STATIC, WIDE
+from .conditions import CONTINUED, DENSE, DROPCONNECT, FRESH, OVERLAPPING, SEEDED_HOLES, STATIC, WIDE
 from .mlp import Cell, TenTrials, Settings, run_cell
 from .study import committed
 from .sweep import Sweep
@@ -100,6 +100,7 @@ def rewiring() -> list[Cell]:
 def seeded() -> list[Cell]:
     """Labels that are a function of a seed beside labels dealt at random, under every policy that keeps both."""
     named = [f"{kind} {policy}" for policy in ("partition", "input", "magnitude") for kind in ("random", SEEDED)]
+    named.append(f"{SEEDED} input{SEEDED_HOLES}")
     return [Cell(condition, neurons, alpha) for neurons in (4, 8, 16, 32) for alpha in (2, 4) for condition in named]
 
 
@@ -203,7 +204,8 @@ STUDIES = (
         "seeded",
         "Compare labels that are a function of a seed with labels dealt at random.",
         seeded,
-        [Cell(f"{kind} {policy}", 4) for policy in ("partition", "input") for kind in ("random", SEEDED)],
+        [Cell(f"{kind} {policy}", 4) for policy in ("partition", "input") for kind in ("random", SEEDED)]
+        + [Cell(f"{SEEDED} input{SEEDED_HOLES}", 4)],
         "seeded",
         TenTrials,
     ),

@@ -10,6 +10,7 @@ from fpe.kernels import (
     HOLE,
     Bitmap,
     PackedLabels,
+    SeededHoles,
     SeededLabels,
     SemiStructuredLayout,
     merge_matmul,
@@ -23,7 +24,7 @@ from fpe.kernels.memo import once_per_version
 from fpe.kernels.partition.eager import table
 from fpe.kernels.partition.interleaved import quad_codes
 from fpe.kernels.partition.labels import digits, row_bytes
-from fpe.kernels.partition.seeded import SEEDS, VERSION
+from fpe.kernels.partition.seeded import SEEDS, VERSION, VERSIONS
 from fpe.kernels.structures import SEEDED, STRUCTURES, TWO_FOUR
 
 from ..partition import RULES, Partition
@@ -97,13 +98,20 @@ class _LabelledLinear(KeptLinear):
     def labels(self) -> Tensor:
         """The labels unpacked, uint8 of the parent's shape, ``HOLE`` where nobody owns the edge."""
         labels = table(self.packed, self._topology_device)
-        return labels if self.bitmap is None else labels.masked_fill(~self.bitmap.unpack(), HOLE)
+        return labels if self.bitmap is None else labels.masked_fill(~self._exists(), HOLE)
+
+    def _exists(self) -> Tensor:
+        """Which positions hold an edge, where some hold none."""
+        kept = self.bitmap
+        assert kept is not None
+        return kept.unpack(self._topology_device) if isinstance(kept, SeededHoles) else kept.unpack()
 
     @property
     def partition(self) -> Partition:
         """Who owns each edge."""
         seed = self.packed.seed if isinstance(self.packed, SeededLabels) else None
-        return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed)
+        kept = self.bitmap.count if isinstance(self.bitmap, SeededHoles) else None
+        return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed, kept)
 
     def _children_weights(self) -> Tensor:
         """The weight of each child, ``[alpha, *partition.shape]``, zero at the edges of others."""
@@ -168,9 +176,11 @@ class _LabelledLinear(KeptLinear):
         self.bitmap = None
         if topology.seed is not None:
             self.packed = SeededLabels.of(topology.seed, topology.shape, self.alpha)
-            mask = self._mask_of(topology)
-            words = torch.tensor([topology.seed + VERSION * SEEDS], dtype=torch.int64, device="cpu")
-            if not bool(mask.all()):
+            number = topology.seed + (VERSION + (topology.kept or 0) * VERSIONS) * SEEDS
+            words, mask = torch.tensor([number], dtype=torch.int64, device="cpu"), self._mask_of(topology)
+            if topology.kept is not None:
+                self.bitmap = SeededHoles.of(topology.seed, topology.shape, topology.kept)
+            elif not bool(mask.all()):
                 self.bitmap = Bitmap.pack(mask)
                 words = torch.cat([words, to_words(mask)])
             self._topology_is(words)
@@ -202,18 +212,18 @@ class _LabelledLinear(KeptLinear):
         sizes[cls.AXIS] //= alpha
         n, k = sizes
         if STRUCTURES[structure] == SEEDED:
-            version, seed = divmod(int(words[0]), SEEDS) if len(words) else (0, 0)
+            number, seed = divmod(int(words[0]), SEEDS) if len(words) else (0, 0)
+            kept, version = divmod(number, VERSIONS)
             if version != VERSION:
                 raise ValueError(
                     f"expected a seed of version {VERSION} of the labels' function, got {words[:1].tolist()}"
                 )
-            whole = Partition.seeded(n, k, alpha, seed)
             if len(words) == 1:
-                return whole
+                return Partition.seeded(n, k, alpha, seed, kept or None)
             mask, left = to_bits(words[1:], n, k)
             if len(left):
                 raise ValueError(f"expected a seed and bits of {n} x {k} edges, got {len(left)} words more")
-            return whole.without(~mask)
+            return Partition.seeded(n, k, alpha, seed).without(~mask)
         planes, left = divmod(8 * len(words), n * row_bytes(k))
         if left or planes not in (digits(alpha), digits(alpha) + 1):
             raise ValueError(f"expected {digits(alpha)} planes of labels, or one more, of {n} x {k} edges")

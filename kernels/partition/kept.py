@@ -40,9 +40,7 @@ def _fuses(m: int, operand: Tensor, labels: Tensor | None, alpha: int, backend: 
     return device_of(operand).matrix != "tcgen05.mma"
 
 
-def _owners(
-    labels: Tensor | None, seed: Sequence[int], alpha: int, kept: Bitmap
-) -> PackedLabels | SeededLabels | None:
+def _owners(labels: Tensor | None, seed: Sequence[int], alpha: int, kept: Bitmap) -> PackedLabels | SeededLabels | None:
     """Labels of kept values, packed as they are stored or of a seed; none of an only child."""
     if labels is None and not seed:
         return None
