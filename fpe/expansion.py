@@ -176,9 +176,9 @@ def _expand_together(
     alpha, weights = partition.alpha, [fc1.weight for fc1 in firsts]
     if policy == "auto":
         policy = choose(fc2.out_features, firsts[0].in_features, alpha)
-    if policy != "partition" and holes != "seeded" and any(weight.is_meta for weight in (*weights, fc2.weight)):
+    if policy != "partition" and any(weight.is_meta for weight in (*weights, fc2.weight)):
         raise ValueError(
-            f"expand: resparsify={policy!r} ranks weights, and these are on 'meta'; load them first, or take "
+            f"expand: resparsify={policy!r} chooses among weights, and these are on 'meta'; load them first, or take "
             "resparsify='partition'"
         )
     chosen = plan(weights, fc2.weight, partition, policy, block=block, holes=holes, generator=generator)

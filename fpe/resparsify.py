@@ -124,10 +124,8 @@ def plan(
         raise ValueError("resparsify='block' needs block=(bn, bk), got None")
 
     excess = (alpha - 1) * c * h
-    first = [w.detach().abs().double().cpu() for w in firsts]
-    size = sum(w.numel() for w in first)
-    second = w2.detach().abs().double().cpu()[:, None].expand(c, alpha, h)
-    limit = size if policy == "input" else size + second.numel()
+    size = sum(w.numel() for w in firsts)
+    limit = size if policy == "input" else size + alpha * w2.numel()
     if excess >= limit:
         raise ValueError(
             f"resparsify={policy!r} must remove (alpha-1)*c*h = {excess} weights and has {limit} to choose from"
@@ -135,12 +133,14 @@ def plan(
     if holes == "seeded":
         every = torch.ones(c, alpha, h, dtype=torch.bool, device=partition.labels.device)
         return Plan(_seeded_holes(partition, len(firsts), (alpha - 1) * c), every)
+    first = [w.detach().abs().double().cpu() for w in firsts]
     if policy == "input":
         kept = _keep(first, [partition.unit] * len(first), excess, generator)
         second_kept = torch.ones(c, alpha, h, dtype=torch.bool)
     else:
         unit = block if policy == "block" else (1, 1)
         assert unit is not None
+        second = w2.detach().abs().double().cpu()[:, None].expand(c, alpha, h)
         planes = [second[:, a] for a in range(alpha)]
         kept = _keep([*first, *planes], [unit] * (len(first) + alpha), excess, generator)
         second_kept = torch.stack(kept[len(first) :], dim=1)

@@ -270,7 +270,8 @@ with small_plan():
                 suite.measure(case, who, "cuda", level, passes, 0.0, (1, 1))
 launched = {(name, key) for name, key, _ in device.launched}
 structures = {case.structure for cases, *_ in parts for case in cases}
-print(json.dumps([sorted(structures), len(launched), sorted({name for name, key in launched - listed}), sorted({n for n, _ in launched})]))
+unlisted = sorted({name for name, key in launched - listed})
+print(json.dumps([sorted(structures), len(launched), unlisted, sorted({name for name, _ in launched})]))
 """)
     structures, count, missing, names = json.loads(out)
     assert missing == [] and count > 20 and structures == sorted(STRUCTURES)
@@ -342,7 +343,8 @@ with fake_device(compiled=lambda name: True) as device:
     labels = (torch.arange(96 * 128).view(96, 128) % 2).byte()
     packed = kernels.PackedLabels.pack(labels, 2)
     x, w, dy = (torch.randn(size).bfloat16() for size in ((3, 128), (96, 128), (3, 2, 96)))
-    for own in (packed, *(kernels.SeededLabels.of(seed, (96, 128), 2) for seed in (7, 33))):  # of 33 the kernels get a multiple of 16
+    made = [kernels.SeededLabels.of(seed, (96, 128), 2) for seed in (7, 33)]  # of 33 kernels get a multiple of 16
+    for own in (packed, *made):
         kernels.split_matmul(x, w, own, 2, backend="triton")
         kernels.merge_matmul(dy, w.T, own.T, backend="triton")
         kernels.partition_grad(dy, x, own, backend="triton")

@@ -10,7 +10,7 @@ from . import figures as drawn_as
 from . import published
 from . import tables as shown_as
 from .conditions import CONTINUED, DENSE, DROPCONNECT, FRESH, OVERLAPPING, SEEDED_HOLES, STATIC, WIDE
-from .mlp import Cell, TenTrials, Settings, run_cell
+from .mlp import Cell, Settings, TenTrials, run_cell
 from .study import committed
 from .sweep import Sweep
 

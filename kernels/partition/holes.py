@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_pair, check_tensor
+from ..dispatch import Backend, why_not_triton
 from .seeded import COLUMN, ROW, WORD, check_seed, key_of, mixed
 
 BEGIN = 0x3C6EF372
@@ -141,3 +142,9 @@ def pack_values_eager(w: Tensor, kept: SeededHoles) -> Tensor:
 
 
 OPERATIONS = {"unpack_values": unpack_values_eager, "pack_values": pack_values_eager}
+
+BACKENDS = {
+    "triton": Backend("partition.holes_triton", "", why_not_triton),
+    "eager": Backend("partition.holes", ""),
+}
+"""What moves kept values to their places or back; ``why_not`` takes an operand."""

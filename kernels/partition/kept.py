@@ -19,6 +19,8 @@ from ..library import define, implementation, save_operands
 from . import ops
 from .backends import SPLIT
 from .config import DIRECT_ROWS
+from .holes import BACKENDS as OF_A_SEED
+from .holes import SeededHoles
 from .labels import PackedLabels
 from .seeded import SeededLabels
 
@@ -26,15 +28,16 @@ FUSED_ROWS = DIRECT_ROWS
 """Rows up to which kept values are read by the kernel that multiplies."""
 
 
-def _fuses(m: int, operand: Tensor, labels: Tensor | None, alpha: int, backend: str) -> bool:
+def _fuses(m: int, operand: Tensor, labels: Tensor | None, bits: Tensor | None, alpha: int, backend: str) -> bool:
     """Whether a Triton kernel reads the kept values as it multiplies: for few rows, whose cost is the weight's bytes.
 
-    A plain table of labels is packed in every call, which reads more than a decompressed weight. What Triton 3.7.1
+    A plain table of labels is packed in every call, which reads more than a decompressed weight. Holes of a seed have no
+    kernel that reads through them. What Triton 3.7.1
     compiles for ``tcgen05.mma`` lacks a fence between the gathered values and the product, as the lab finds; its cause
     is not known, and weights are decompressed there.
     """
     able = backend == "triton" or (backend == "auto" and operand.is_cuda)
-    packed = labels is None or labels.dim() == 3
+    packed = bits is not None and (labels is None or labels.dim() == 3)
     if not (able and packed and m <= FUSED_ROWS) or SPLIT["triton"].why_not(operand, alpha):
         return False
     return device_of(operand).matrix != "tcgen05.mma"
@@ -44,27 +47,33 @@ def _owners(labels: Tensor | None, seed: Sequence[int], alpha: int, kept: Bitmap
     """Labels of kept values, packed as they are stored or of a seed; none of an only child."""
     if labels is None and not seed:
         return None
-    made = ops.as_labels(labels, seed, kept.transposed, *kept.sizes, alpha)
+    made = ops.as_labels(labels, seed[:3], kept.transposed, *kept.sizes, alpha)
     assert not isinstance(made, Tensor)
     return made
 
 
-def _bitmap(values: int, bits: Tensor, starts: Tensor, n: int, k: int, transposed: bool) -> Bitmap:
-    """The bitmap of a weight ``[n, k]``."""
-    return Bitmap(bits, starts, (k, n) if transposed else (n, k), values, transposed)
+def _existing(
+    values: int, bits: Tensor | None, starts: Tensor | None, seed: Sequence[int], n: int, k: int, transposed: bool
+) -> Bitmap | SeededHoles:
+    """Which entries of a weight ``[n, k]`` exist."""
+    shape = (k, n) if transposed else (n, k)
+    if bits is None:
+        return SeededHoles(seed[0], shape, seed[3], transposed)
+    assert starts is not None
+    return Bitmap(bits, starts, shape, values, transposed)
 
 
-def _moved(op: str, operand: Tensor, kept: Bitmap, backend: str) -> Tensor:
+def _moved(op: str, operand: Tensor, kept: Bitmap | SeededHoles, backend: str) -> Tensor:
     """What a bitmap operation makes of values or of a weight, in stored order."""
+    backends = BACKENDS if isinstance(kept, Bitmap) else OF_A_SEED
     wanted = backend == "triton" or (operand.is_cuda and backend != "eager")
-    moves = "triton" if wanted and not BACKENDS["triton"].why_not(operand) else "eager"
-    return implementation(BACKENDS[moves].module, op)(operand, kept)
+    moves = "triton" if wanted and not backends["triton"].why_not(operand) else "eager"
+    return implementation(backends[moves].module, op)(operand, kept)
 
 
-def _weight(values: Tensor, bits: Tensor, starts: Tensor, n: int, k: int, transposed: bool, backend: str) -> Tensor:
-    """The weight ``[n, k]``."""
-    kept = _bitmap(values.shape[0], bits, starts, n, k, transposed)._replace(transposed=False)
-    w = _moved("unpack_values", values, kept, backend)
+def _weight(values: Tensor, kept: Bitmap | SeededHoles, transposed: bool, backend: str) -> Tensor:
+    """The weight that is meant."""
+    w = _moved("unpack_values", values, kept._replace(transposed=False), backend)
     return w.T if transposed else w
 
 
@@ -87,8 +96,8 @@ def _split_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 def _run_split(
     x: Tensor,
     values: Tensor,
-    bits: Tensor,
-    starts: Tensor,
+    bits: Tensor | None,
+    starts: Tensor | None,
     labels: Tensor | None,
     seed: Sequence[int],
     bias: Tensor | None,
@@ -98,18 +107,18 @@ def _run_split(
     transposed: bool,
     backend: str,
 ) -> Tensor:
-    if _fuses(x.shape[0], values, labels, alpha, backend):
-        kept = _bitmap(values.shape[0], bits, starts, n, x.shape[1], transposed)
+    kept = _existing(values.shape[0], bits, starts, seed, n, x.shape[1], transposed)
+    if _fuses(x.shape[0], values, labels, bits, alpha, backend):
         run = implementation(SPLIT["triton"].module, "split_matmul")
         return run(x, values, _owners(labels, seed, alpha, kept), alpha, bias, activation, kept=kept)
-    w = _weight(values, bits, starts, n, x.shape[1], transposed, backend)
+    w = _weight(values, kept, transposed, backend)
     if labels is None and not seed:
         return finish(linear(x, w, None if bias is None else bias[0]).unsqueeze(1), activation)
-    return ops.run_split(x, w, labels, seed, bias, activation, alpha, transposed, backend)
+    return ops.run_split(x, w, labels, seed[:3], bias, activation, alpha, transposed, backend)
 
 
 kept_split = define(
-    "kept_split(Tensor x, Tensor values, Tensor bits, Tensor starts, Tensor? labels, int[] seed, Tensor? bias, "
+    "kept_split(Tensor x, Tensor values, Tensor? bits, Tensor? starts, Tensor? labels, int[] seed, Tensor? bias, "
     "str? activation, SymInt alpha, SymInt n, bool transposed, str backend) -> Tensor",
     _run_split,
     lambda x, values, *rest: x.new_empty(x.shape[0], rest[6], rest[7]),
@@ -119,7 +128,8 @@ kept_split = define(
 """``x[M, K], values[nnz] -> y[M, alpha, N]``. Its gradient is that of ``activation=None``.
 
 With ``transposed`` bits and labels are those of ``w.T``. Without a table labels are of a ``seed``, which stands beside
-the row and the column at which the weight begins; without either there is one child.
+the row and the column at which the weight begins; without either there is one child. Without ``bits`` holes are of the
+same seed, and a fourth number says how many entries a row keeps.
 """
 
 
@@ -138,8 +148,8 @@ def _merge_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 def _run_merge(
     z: Tensor,
     values: Tensor,
-    bits: Tensor,
-    starts: Tensor,
+    bits: Tensor | None,
+    starts: Tensor | None,
     labels: Tensor | None,
     seed: Sequence[int],
     bias: Tensor | None,
@@ -148,18 +158,18 @@ def _run_merge(
     transposed: bool,
     backend: str,
 ) -> Tensor:
-    if _fuses(z.shape[0], values, labels, z.shape[1], backend):
-        kept = _bitmap(values.shape[0], bits, starts, n, z.shape[2], transposed)
+    kept = _existing(values.shape[0], bits, starts, seed, n, z.shape[2], transposed)
+    if _fuses(z.shape[0], values, labels, bits, z.shape[1], backend):
         run = implementation(SPLIT["triton"].module, "merge_matmul")
         return run(z, values, _owners(labels, seed, z.shape[1], kept), bias, activation, kept=kept)
-    w = _weight(values, bits, starts, n, z.shape[2], transposed, backend)
+    w = _weight(values, kept, transposed, backend)
     if labels is None and not seed:
         return finish(linear(z[:, 0], w, bias), activation)
-    return ops.run_merge(z, w, labels, seed, bias, activation, False, transposed, backend)
+    return ops.run_merge(z, w, labels, seed[:3], bias, activation, False, transposed, backend)
 
 
 kept_merge = define(
-    "kept_merge(Tensor z, Tensor values, Tensor bits, Tensor starts, Tensor? labels, int[] seed, Tensor? bias, "
+    "kept_merge(Tensor z, Tensor values, Tensor? bits, Tensor? starts, Tensor? labels, int[] seed, Tensor? bias, "
     "str? activation, SymInt n, bool transposed, str backend) -> Tensor",
     _run_merge,
     lambda z, values, *rest: z.new_empty(z.shape[0], rest[6]),
@@ -186,8 +196,8 @@ def _grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 def _run_grad(
     dy: Tensor,
     x: Tensor,
-    bits: Tensor,
-    starts: Tensor,
+    bits: Tensor | None,
+    starts: Tensor | None,
     labels: Tensor | None,
     seed: Sequence[int],
     nnz: int,
@@ -195,20 +205,20 @@ def _run_grad(
     backend: str,
 ) -> Tensor:
     alpha = dy.shape[1]
-    if _fuses(x.shape[0], x, labels, alpha, backend):
-        kept = _bitmap(nnz, bits, starts, dy.shape[2], x.shape[1], transposed)
+    kept = _existing(nnz, bits, starts, seed, dy.shape[2], x.shape[1], transposed)
+    if _fuses(x.shape[0], x, labels, bits, alpha, backend):
         owners = _owners(labels, seed, alpha, kept)
         return implementation(SPLIT["triton"].module, "partition_grad")(dy, x, owners, kept=kept)
     if labels is None and not seed:
         dw = x.mT @ dy[:, 0] if transposed else dy[:, 0].mT @ x  # in stored order
     else:
-        dw = ops.run_partition_grad(dy, x, labels, seed, transposed, backend)
+        dw = ops.run_partition_grad(dy, x, labels, seed[:3], transposed, backend)
         dw = dw.T if transposed else dw
-    return _moved("pack_values", dw, Bitmap(bits, starts, (dw.shape[0], dw.shape[1]), nnz), backend)
+    return _moved("pack_values", dw, kept._replace(transposed=False), backend)
 
 
 kept_grad = define(
-    "kept_grad(Tensor dy, Tensor x, Tensor bits, Tensor starts, Tensor? labels, int[] seed, SymInt nnz, "
+    "kept_grad(Tensor dy, Tensor x, Tensor? bits, Tensor? starts, Tensor? labels, int[] seed, SymInt nnz, "
     "bool transposed, str backend) -> Tensor",
     _run_grad,
     lambda dy, x, bits, starts, labels, seed, nnz, transposed, backend: x.new_empty(nnz),
