@@ -269,7 +269,7 @@ def test_many_rows_and_plain_tables_are_multiplied_by_a_decompressed_weight() ->
 @pytest.mark.parametrize("arch", KNOWN)
 def test_gathered_values_are_not_multiplied_where_a_fence_is_missing(arch: int) -> None:
     with patch.object(choice, "device_of", return_value=KNOWN[arch]):
-        assert choice._fuses(1, torch.ones(3), None, 1, "triton") == (arch != 100)
+        assert choice._fuses(1, torch.ones(3), None, torch.ones(1), 1, "triton") == (arch != 100)
 
 
 @pytest.mark.parametrize("arch", KNOWN)

@@ -107,6 +107,7 @@ def seeded() -> list[Cell]:
 CIFAR100 = "mlp-cifar100_lite2_512"
 """Committed rows of the perceptrons on CIFAR-100 features; the other files' names say theirs."""
 FASHION = "mlp-fashion-mnist"
+SEEDED_ROWS = {"cifar100": "seeded-cifar100_lite2_512", "fashion": "seeded-fashion-mnist"}
 
 
 def _study(
@@ -208,5 +209,10 @@ STUDIES = (
         + [Cell(f"{SEEDED} input{SEEDED_HOLES}", 4)],
         "seeded",
         TenTrials,
+        tables={
+            f"seeded-{name}": lambda rows=rows: shown_as.paired(committed(rows), shown_as.OF_A_SEED, together=True)
+            for name, rows in SEEDED_ROWS.items()
+        },
+        figures={"seeded": lambda: drawn_as.of_a_seed([committed(rows) for rows in SEEDED_ROWS.values()])},
     ),
 )

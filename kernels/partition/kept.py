@@ -31,10 +31,9 @@ FUSED_ROWS = DIRECT_ROWS
 def _fuses(m: int, operand: Tensor, labels: Tensor | None, bits: Tensor | None, alpha: int, backend: str) -> bool:
     """Whether a Triton kernel reads the kept values as it multiplies: for few rows, whose cost is the weight's bytes.
 
-    A plain table of labels is packed in every call, which reads more than a decompressed weight. Holes of a seed have no
-    kernel that reads through them. What Triton 3.7.1
-    compiles for ``tcgen05.mma`` lacks a fence between the gathered values and the product, as the lab finds; its cause
-    is not known, and weights are decompressed there.
+    A plain table of labels is packed in every call, which reads more than a decompressed weight. No kernel reads
+    through holes of a seed. What Triton 3.7.1 compiles for ``tcgen05.mma`` lacks a fence between the gathered values
+    and the product, as the lab finds; its cause is not known, and weights are decompressed there.
     """
     able = backend == "triton" or (backend == "auto" and operand.is_cuda)
     packed = bits is not None and (labels is None or labels.dim() == 3)
