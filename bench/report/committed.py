@@ -43,6 +43,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "unpacking": lambda: summary.unpacking(_read("lab/compile")),
     "mlp": lambda: summary.fused(_read("lab/compile")),
     "seeded": lambda: summary.seeded(_read("lab/compile")),
+    "seeded-traffic": lambda: summary.seeded_traffic(_read("lab/traffic-seeded")),
     "bitmap-compiled": lambda: summary.compiled(_read("lab/bitmap")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
     "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),

@@ -85,6 +85,10 @@ class ExpandedLinear(nn.Module):
         """Whether edges move by changing places inside a group of four inputs alone, as 2:4 demands."""
         return False
 
+    def may_hold(self) -> Tensor | None:
+        """Which entries of :meth:`wide_weight` an edge may move to; ``None`` where the structure does not say."""
+        return None
+
     # The function
 
     def forward(self, x: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class StoredWeight(NamedTuple):
     Attributes:
         words: The weight in stored order, as words of bits; with ``kept`` its kept values alone, each a word.
         per_word: Weights in a word.
-        planes: The labels' planes in 32-bit words; none of labels of a seed, nor of one child beside ``kept``.
+        planes: The labels' planes in 32-bit words; none of labels of a seed, nor of an only child beside ``kept``.
         key: Of labels of a seed, :attr:`SeededLabels.key`.
         shape: As it is stored.
         transposed: Whether it is stored as its transpose.
@@ -111,7 +111,7 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
     stored = rows_contiguous(w.T if labels.transposed else w)
     n, k = stored.shape
     words, per_word = as_words(stored)
-    planes, key = (None, labels.key) if isinstance(labels, SeededLabels) else (labels.words, 0)
+    planes, key = _planes_and_key(labels)
     return StoredWeight(words, per_word, planes, key, (n, k), labels.transposed)
 
 
@@ -130,12 +130,19 @@ def planes_strides(planes: Tensor | None) -> tuple[int, int]:
     return (0, 0) if planes is None else (planes.stride(0), planes.stride(1))
 
 
-def kept_weight(values: Tensor, labels: PackedLabels | None, kept: Bitmap) -> StoredWeight:
+def kept_weight(values: Tensor, labels: PackedLabels | SeededLabels | None, kept: Bitmap) -> StoredWeight:
     """Kept values, their bitmap and their labels as the kernels read them."""
     words = values.contiguous().view(AS_BITS[values.element_size()])
     kept = kept._replace(bits=kept.bits.contiguous(), starts=kept.starts.contiguous())
-    planes = None if labels is None else labels.words
-    return StoredWeight(words, 1, planes, 0, kept.shape, kept.transposed, kept)
+    planes, key = _planes_and_key(labels)
+    return StoredWeight(words, 1, planes, key, kept.shape, kept.transposed, kept)
+
+
+def _planes_and_key(labels: PackedLabels | SeededLabels | None) -> tuple[Tensor | None, int]:
+    """Words of a table, or the key of labels of a seed; neither of an only child."""
+    if isinstance(labels, SeededLabels):
+        return None, labels.key
+    return (None if labels is None else labels.words), 0
 
 
 def _packed(labels: Tensor, alpha: int) -> PackedLabels:
@@ -165,7 +172,7 @@ def _launch_multiply(
         assert labels is not None
         weight = stored_weight(w, labels, alpha)
     else:
-        assert labels is None or isinstance(labels, PackedLabels)
+        assert not isinstance(labels, Tensor)
         weight = kept_weight(w, labels, kept)
     (n, k), bias = weight.shape, None if bias is None else bias.contiguous()
     op = "merge_matmul" if merge else "split_matmul"
@@ -211,7 +218,7 @@ def _launch_multiply(
         EVEN=n % config.block_n == 0 and k % config.block_k == 0,
         ACTIVATION=activation,
         HAS_BIAS=bias is not None,
-        **_shared_options(config, alpha, x, weight.planes, kept),
+        **_shared_options(config, alpha, x, kept),
     )
     if config.split > 1:
         launch_reduce(out, result, bias, activation)
@@ -325,11 +332,7 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
         result = result.to(x.dtype)
         return result if labels is None or kept is not None else stored_like(labels, result.T if transposed else result)
     left, right = (x, dy) if transposed else (dy, x)
-    planes, key = None, 0
-    if isinstance(packed, SeededLabels):
-        key = packed.key
-    elif packed is not None:
-        planes = packed.words
+    planes, key = _planes_and_key(packed)
     config = config or choose(
         Problem("partition_grad", m, n, k, transposed, alpha, x.element_size(), kept=kept is not None), device_of(x)
     )
@@ -358,7 +361,7 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
         FENCED=device_of(x).sets_fence,
         GROUP=config.group,
         EVEN=n % config.block_n == 0 and k % config.block_k == 0,
-        **_shared_options(config, alpha, x, planes, kept),
+        **_shared_options(config, alpha, x, kept),
     )
     if config.split > 1:
         launch_reduce(out, result)
@@ -371,13 +374,11 @@ def _index(kept: Bitmap | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if kept is None else (kept.bits, kept.starts)
 
 
-def _shared_options(
-    config: Config, alpha: int, operand: Tensor, planes: Tensor | None, kept: Bitmap | None
-) -> dict[str, Any]:
+def _shared_options(config: Config, alpha: int, operand: Tensor, kept: Bitmap | None) -> dict[str, Any]:
     """What both kernels are launched with."""
     return {
         "ALPHA": alpha,
-        "DIGITS": 0 if kept is not None and planes is None else digits(alpha),
+        "DIGITS": 0 if kept is not None and alpha == 1 else digits(alpha),
         "KEPT": kept is not None,
         "RUN": RUN,
         "WORD": WORD,
