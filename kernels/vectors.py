@@ -45,19 +45,32 @@ class Emit:
         """Float32 numbers."""
         return self.b.load(self.at(array, place, FLOATS), align=4)
 
-    def weights(self, array: int, place: Any, ahead: Any) -> Any:
-        """Weights of any type as float32; what lies ``ahead`` of them is called from memory."""
+    def weights(self, array: int, place: Any, ahead: Any, exists: Any = None) -> Any:
+        """Weights of any type as float32; what lies ``ahead`` of them is called from memory.
+
+        With a mask ``exists`` they are read one after the other into the lanes where it is true; the others are zero.
+        """
         b, dtype = self.b, self.signature.args[array].dtype
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
         fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
         b.call(fetch, [self.at(array, b.add(place, ahead), ir.IntType(8)), I32(0), I32(3), I32(1)])
+        kind = F32 if dtype == types.float32 else ir.IntType(16)
+        raw = self._taken(array, place, ir.VectorType(kind, LANES), exists)
         if dtype == types.float32:
-            return self.load(array, place)
-        raw = b.load(self.at(array, place, ir.VectorType(ir.IntType(16), LANES)), align=2)
+            return raw
         if dtype == types.int16:  # the bits of float16, see AS_INTEGERS
             return b.fpext(b.bitcast(raw, ir.VectorType(ir.HalfType(), LANES)), FLOATS)
         return b.bitcast(b.shl(b.zext(raw, WORDS), ir.Constant(WORDS, [16] * LANES)), FLOATS)
+
+    def _taken(self, array: int, place: Any, kind: Any, exists: Any) -> Any:
+        """A vector of a type from an array, or as many of its numbers as exist, in their lanes."""
+        named, size = ("f32", 4) if kind.element == F32 else ("i16", 2)
+        if exists is None:
+            return self.b.load(self.at(array, place, kind), align=size)
+        takes = ir.FunctionType(kind, [kind.element.as_pointer(), exists.type, kind])
+        expand = cgutils.get_or_insert_function(self.b.module, takes, f"llvm.masked.expandload.v{LANES}{named}")
+        return self.b.call(expand, [self.at(array, place, kind.element), exists, ir.Constant(kind, None)])
 
     def shares(self, vector: Any, masks: list[Any]) -> list[Any]:
         """A vector of weights as each child has it, zero elsewhere."""
@@ -68,10 +81,10 @@ class Emit:
         """``a * b + c``, in one instruction where there is one."""
         return self.b.fadd(self.b.fmul(a, b, flags=("contract",)), c, flags=("contract",))
 
-    def splat(self, scalar: Any) -> Any:
+    def splat(self, scalar: Any, kind: Any = FLOATS) -> Any:
         """A vector of one number."""
-        one = self.b.insert_element(ir.Constant(FLOATS, ir.Undefined), scalar, I32(0))
-        return self.b.shuffle_vector(one, one, ir.Constant(WORDS, [0] * LANES))
+        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
+        return self.b.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
 
     def sums(self, count: int) -> list[Any]:
         """Vectors of zeros that are added to in registers."""

@@ -1,6 +1,6 @@
 """The partition operations on weights stored as their kept values and a bitmap; one child needs no labels.
 
-Few rows are multiplied by tiles that a kernel reads from values and bits (:func:`_fuses`). Otherwise the weight is
+Few rows are multiplied by tiles that a kernel reads from values and bits (:func:`_reader`). Otherwise the weight is
 decompressed to memory and multiplied as any other. Between forward and backward nothing is held but values and bits:
 what was decompressed is decompressed again.
 """
@@ -14,6 +14,7 @@ from ..activations import finish
 from ..bitmap.backends import BACKENDS
 from ..bitmap.layout import Bitmap
 from ..device import device_of
+from ..dispatch import AUTO_ON_CPU, fastest_on_cpu
 from ..library import define, implementation, save_operands
 from . import ops
 from .backends import SPLIT
@@ -24,18 +25,26 @@ FUSED_ROWS = DIRECT_ROWS
 """Rows up to which kept values are read by the kernel that multiplies."""
 
 
-def _fuses(m: int, operand: Tensor, labels: Tensor | None, alpha: int, backend: str) -> bool:
-    """Whether a Triton kernel reads the kept values as it multiplies: for few rows, whose cost is the weight's bytes.
+def _reader(
+    op: str, sizes: tuple[int, int, int, int], operand: Tensor, labels: Tensor | None, backend: str
+) -> str | None:
+    """The backend whose kernel reads the kept values as it multiplies; none where the weight is decompressed.
 
-    A plain table of labels is packed in every call, which reads more than a decompressed weight. What Triton 3.7.1
+    Those of CPUs do wherever they run. Those of Triton do for few rows, whose cost is the weight's bytes. A plain table
+    of labels is packed in every call, which reads more than a decompressed weight. What Triton 3.7.1
     compiles for ``tcgen05.mma`` lacks a fence between the gathered values and the product, as the lab finds; its cause
     is not known, and weights are decompressed there.
     """
-    able = backend == "triton" or (backend == "auto" and operand.is_cuda)
+    m, *_, alpha = sizes
     packed = labels is None or labels.dim() == 3
+    if backend == AUTO_ON_CPU:
+        backend = fastest_on_cpu(op, sizes, operand, SPLIT, alpha)
+    if backend == "cpu":
+        return "cpu" if packed and op != "partition_grad" else None
+    able = backend == "triton" or (backend == "auto" and operand.is_cuda)
     if not (able and packed and m <= FUSED_ROWS) or SPLIT["triton"].why_not(operand, alpha):
-        return False
-    return device_of(operand).matrix != "tcgen05.mma"
+        return None
+    return "triton" if device_of(operand).matrix != "tcgen05.mma" else None
 
 
 def _owners(labels: Tensor | None, alpha: int, kept: Bitmap) -> PackedLabels | None:
@@ -91,9 +100,10 @@ def _run_split(
     transposed: bool,
     backend: str,
 ) -> Tensor:
-    if _fuses(x.shape[0], values, labels, alpha, backend):
+    reader = _reader("split_matmul", (x.shape[0], n, x.shape[1], alpha), values, labels, backend)
+    if reader:
         kept = _bitmap(values.shape[0], bits, starts, n, x.shape[1], transposed)
-        run = implementation(SPLIT["triton"].module, "split_matmul")
+        run = implementation(SPLIT[reader].module, "split_matmul")
         return run(x, values, _owners(labels, alpha, kept), alpha, bias, activation, kept=kept)
     w = _weight(values, bits, starts, n, x.shape[1], transposed, backend)
     if labels is None:
@@ -139,9 +149,10 @@ def _run_merge(
     transposed: bool,
     backend: str,
 ) -> Tensor:
-    if _fuses(z.shape[0], values, labels, z.shape[1], backend):
+    reader = _reader("merge_matmul", (z.shape[0], n, z.shape[2], z.shape[1]), values, labels, backend)
+    if reader:
         kept = _bitmap(values.shape[0], bits, starts, n, z.shape[2], transposed)
-        run = implementation(SPLIT["triton"].module, "merge_matmul")
+        run = implementation(SPLIT[reader].module, "merge_matmul")
         return run(z, values, _owners(labels, z.shape[1], kept), bias, activation, kept=kept)
     w = _weight(values, bits, starts, n, z.shape[2], transposed, backend)
     if labels is None:
@@ -185,9 +196,10 @@ def _run_grad(
     backend: str,
 ) -> Tensor:
     alpha = dy.shape[1]
-    if _fuses(x.shape[0], x, labels, alpha, backend):
+    reader = _reader("partition_grad", (x.shape[0], dy.shape[2], x.shape[1], alpha), x, labels, backend)
+    if reader:
         kept = _bitmap(nnz, bits, starts, dy.shape[2], x.shape[1], transposed)
-        return implementation(SPLIT["triton"].module, "partition_grad")(dy, x, _owners(labels, alpha, kept), kept=kept)
+        return implementation(SPLIT[reader].module, "partition_grad")(dy, x, _owners(labels, alpha, kept), kept=kept)
     if labels is None:
         dw = x.mT @ dy[:, 0] if transposed else dy[:, 0].mT @ x  # in stored order
     else:

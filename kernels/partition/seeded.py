@@ -4,7 +4,7 @@
 ``triton.py`` and ``gluon.py`` gives the same labels for ever: a checkpoint holds the seed alone.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -139,7 +139,10 @@ def _labels(key: int, rows: Tensor, columns: Tensor, alpha: int) -> Tensor:
     return labels
 
 
-def _mixed(x: Tensor) -> Tensor:
+Integers = TypeVar("Integers", int, Tensor)
+
+
+def _mixed(x: Integers) -> Integers:
     """A hash of integers modulo 2^32."""
     x = x & WORD
     for shift, factor in MIX:
@@ -149,7 +152,7 @@ def _mixed(x: Tensor) -> Tensor:
 
 def _key(seed: int) -> int:
     """A seed as what is hashed begins with it: seeds beside each other begin far apart."""
-    return int(_mixed(torch.tensor(seed + GOLDEN)))
+    return _mixed(seed + GOLDEN)
 
 
 def beside(seed: int, places: int = 1) -> int:
