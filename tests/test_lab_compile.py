@@ -319,7 +319,7 @@ from fpe.kernels.block.config import Config
 
 planted = Config(block_m=128, block_in=16, split=1, group=8, num_warps=1, num_stages=1)
 with patch.object(kernels, "choose", lambda *arguments: planted):
-    rows = lab.run([Case("forward", "bf16", 1024, (128, 128))], [80], jobs=1).rows
+    rows = lab.run([Case("forward", "bf16", 1024, block=(128, 128))], [80], jobs=1).rows
 print(json.dumps(rows))
 """
 

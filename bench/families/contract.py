@@ -45,26 +45,30 @@ class Problem:
     finish: Callable[[Tensor], Tensor] = lambda y: y
 
 
+@dataclass(frozen=True)
 class Case:
-    """One launch of an operation on meta tensors; a dataclass in each family.
+    """One launch of an operation on meta tensors; each family adds what is its own.
 
     Attributes:
         op: One of the family's.
         dtype: A name in ``TYPES``; ``"fp32"`` multiplies in full precision.
-        shape: ``(N, K)`` of the stored weight; of a block operation that of the wide one.
-        block: ``(bn, bk)`` of a block operation.
+        m: Rows of activations.
         alpha: Children.
         activation: Fused into a forward together with a bias, or none of both.
+        shape: ``(N, K)`` of the stored weight; of a block operation that of the wide one.
+        block: ``(bn, bk)`` of a block operation.
+        operands: What the family says of a case and :class:`Draw`: see :class:`Family`.
         file: Results that its rows go to.
     """
 
     op: str
     dtype: str
     m: int
-    shape: tuple[int, int]
-    block: tuple[int, int] | None = None
     alpha: int | None = None
     activation: str | None = None
+    shape: tuple[int, int] = SHAPE
+    block: tuple[int, int] | None = None
+    operands: ClassVar[Callable[[Any, "Draw"], Problem]]
     file: ClassVar[str] = "compile"
     each: ClassVar[bool] = False
     """Whether each case has a row of its own, though another may launch the same binary."""
@@ -84,9 +88,10 @@ class Case:
 
     @property
     def name(self) -> str:
-        """All of it, as ``compile-split-bf16-16-2-(14336, 4096)``."""
-        parts = (getattr(self, part.name) for part in fields(self))  # type: ignore[arg-type]
-        return "-".join([self.file.replace("-", "_"), *(str(part) for part in parts if part is not None)])
+        """All of it, as ``compile-split-bf16-16-2-(14336, 4096)``: rows of what compiling took are found by it."""
+        parts = [getattr(self, part.name) for part in fields(self) if part.name != "seeded"]
+        named = [str(part) for part in parts if part is not None]
+        return "-".join([self.file.replace("-", "_"), *named, *["seeded"] * self.seeded])
 
     @property
     def option(self) -> str:
@@ -112,8 +117,8 @@ class Case:
         return True
 
     def posed(self) -> Problem:
-        """Its launcher with operands without numbers: what the family says of it and :class:`Draw`."""
-        raise NotImplementedError
+        """Its launcher with operands without numbers."""
+        return self.operands(Draw(self))
 
     def call(self) -> None:
         """Calls the launcher, float32 as the case wants it."""

@@ -53,18 +53,10 @@ def operands(case: Any, draw: Draw) -> Problem:
 class Case(contract.Case):
     """A launch of the fused MLP."""
 
-    op: str
-    dtype: str
-    m: int
-    alpha: int
-    activation: str | None = None
     shape: tuple[int, int] = SHAPE
     outputs: int = 1000
     usual: ClassVar[tuple[int, int]] = SHAPE
-
-    def posed(self) -> Problem:
-        """See :class:`.contract.Case`."""
-        return operands(self, Draw(self))
+    operands = operands
 
 
 CASES = tuple(Case("mlp", t, m, alpha, "relu") for t, m, alpha in product(("bf16", "fp16"), (1, 64), (2, 4, 8)))

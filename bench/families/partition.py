@@ -1,7 +1,7 @@
 """The partition kernels: through shared memory, and for few rows from memory to the tensor cores directly."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -23,7 +23,7 @@ from ...kernels.structures import SEEDED
 from . import accesses, contract, job
 from .accesses import Access, Launch, Program, in_groups, reduce
 from .check import SHAPES, SPARSE_BACKENDS, Cast, Check, drawn
-from .contract import SHAPE, Draw, Kernel, Problem, Row, as_meant, laid, pair
+from .contract import Draw, Kernel, Problem, Row, as_meant, laid, pair
 
 ISSUE_SLOTS = 14
 """Instructions that an H200's lanes can issue while a 16-bit weight arrives at 4.8 TB/s (132 x 128 lanes, 1.98 GHz)."""
@@ -110,17 +110,8 @@ def operands(case: Any, draw: Draw) -> Problem:
 class Case(contract.Case):
     """A launch of a partition operation."""
 
-    op: str
-    dtype: str
-    m: int
-    alpha: int
-    activation: str | None = None
-    shape: tuple[int, int] = SHAPE
     seeded: bool = False
-
-    def posed(self) -> Problem:
-        """See :class:`.contract.Case`."""
-        return operands(self, Draw(self))
+    operands = operands
 
 
 CASES = (
@@ -192,25 +183,12 @@ def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Con
             yield config
 
 
-@dataclass(frozen=True)
-class Job:
-    """One entry of the partition table: an operation on the stored weight or on its transpose.
+@dataclass(frozen=True, kw_only=True)
+class Job(job.Job):
+    """One entry of the partition table: an operation on the stored weight or on its transpose."""
 
-    Attributes:
-        op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
-        transposed: Whether on the transpose.
-        alpha: Children.
-        m: Rows of activations.
-        dtype: Of the operands.
-        shape: ``(N, K)`` of the stored weight.
-    """
-
-    op: str
     transposed: bool
-    alpha: int
-    m: int
-    dtype: torch.dtype = torch.bfloat16
-    shape: tuple[int, int] = job.SHAPE
+    alpha: int = 2
     family = "partition"
     candidates = staticmethod(candidates)
 
@@ -218,10 +196,6 @@ class Job:
     def id(self) -> str:
         """As ``split_matmul of the transpose alpha=2 m=16 torch.bfloat16``."""
         return f"{self.op}{' of the transpose' * self.transposed} alpha={self.alpha} m={self.m} {self.dtype}"
-
-    def small(self) -> "Job":
-        """The same at a size that the interpreter can walk."""
-        return replace(self, m=5, shape=(64, 64), dtype=torch.float32)
 
     def conditions(self, problem: configs.Problem) -> dict[str, Any]:
         """Where the entry will hold."""
