@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from cpu_cases import needs_numba
 from support import assert_as_accurate, changed_fields, guarded, readable_id, seeded
 from torch import Tensor
 
@@ -12,14 +13,11 @@ from fpe.kernels import (
     PackedLabels,
     SeededLabels,
     UnsupportedError,
-    cpu,
     masked_matmul,
     merge_matmul,
     split_matmul,
 )
 from fpe.kernels.partition import kept as of_kept
-
-needs_numba = pytest.mark.skipif(not cpu.numba_installed(), reason="Numba is not installed")
 
 
 @dataclass(frozen=True)

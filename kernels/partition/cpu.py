@@ -23,13 +23,15 @@ from torch.nn.functional import pad
 
 from ..activations import finish
 from ..bitmap.layout import RUN, WORD, Bitmap
-from ..cpu import compiled, numbers, padded, shared_out
+from ..cpu import compiled, numbers, padded, shared_out, threads_for
 from ..vectors import F32, FLOATS, I64, LANES, Emit
 from .cpu_storage import GROUP, Stored
 from .eager import Labels, partition_grad_eager
 from .labels import PackedLabels, pack_planes
 from .seeded import SEEDS, SeededLabels
 
+STAMP = "1b33d79b"
+"""Of the other files that these kernels are compiled from: see :mod:`fpe.kernels.vectors`."""
 NEAR = 24 << 10
 """Bytes of activations that stay in the innermost cache."""
 TOGETHER = 16
@@ -333,14 +335,17 @@ def _multiply(
     weight = _Weight.of(w, labels, alpha, kept)
     (n, k), parts = weight.shape, weight.arguments()
     row_words = -(-k // GROUP) * (GROUP // WORD)
-    together = _together(m, alpha)
+    together, threads = _together(m, alpha), threads_for(n * k * m)
     counted = (0,) * alpha, (0,) * together, (0,) * merge
     if not weight.transposed:
         rows_in = padded(x, together, GROUP)
         out = x.new_empty(rows_in.shape[0], own, n, dtype=torch.float32)
         ready, to = rows_in.numpy(), out.numpy()
         shared_out(
-            lambda i, j: _along_rows(ready, *parts, k, row_words, n * row_words, *counted, to, i, j), n, TOGETHER
+            lambda i, j: _along_rows(ready, *parts, k, row_words, n * row_words, *counted, to, i, j),
+            n,
+            TOGETHER,
+            threads,
         )
         return out[:m]
     by_row = padded(x, together, 1).unflatten(0, (-1, together)).permute(0, 3, 2, 1).contiguous().numpy()
@@ -350,6 +355,7 @@ def _multiply(
         lambda i, j: _across_rows(by_row, *parts, n, k, row_words, n * row_words, *counted, across, to, i, j),
         k,
         GROUP,
+        threads,
     )
     return out[:m, :, :k]
 

@@ -3,8 +3,6 @@
 A weight is all of its entries, or the kept ones with a bit for each position; labels are a table of bits, or made of a
 seed. Which it is, the type of an argument says: none or an array of bits for the entries that exist, an array or a
 number for labels. Numba then compiles a kernel for each.
-
-Numba does not see changes of this file either: see :mod:`fpe.kernels.vectors`.
 """
 
 from typing import Any
@@ -132,4 +130,4 @@ class Stored:
         first = b.bitcast(self.emit.at(self.exists, self._at(row, group), I32), lanes.as_pointer())
         some = b.load(b.gep(first, [I64(edge // LANES)]), align=LANES // 8)
         b.store(b.add(at, b.zext(b.ctpop(some), I64)), place)
-        return self.emit.weights(self.w, at, ahead, b.bitcast(some, ir.VectorType(ir.IntType(1), LANES)))
+        return self.emit.weights(self.w, at, ahead, some)

@@ -35,10 +35,11 @@ def _reader(
     compiles for ``tcgen05.mma`` lacks a fence between the gathered values and the product, as the lab finds; its cause
     is not known, and weights are decompressed there.
     """
-    m, *_, alpha = sizes
+    m, n, k, alpha = sizes
     packed = labels is None or labels.dim() == 3
     if backend == AUTO_ON_CPU:
-        backend = fastest_on_cpu(op, sizes, operand, SPLIT, alpha)
+        density = operand.numel() / max(n * k, 1) if packed else None
+        backend = fastest_on_cpu(op, sizes, operand, SPLIT, alpha, density=density)
     if backend == "cpu":
         return "cpu" if packed and op != "partition_grad" else None
     able = backend == "triton" or (backend == "auto" and operand.is_cuda)
