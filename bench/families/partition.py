@@ -14,6 +14,7 @@ from ...kernels.device import Device
 from ...kernels.partition import config as configs
 from ...kernels.partition import eager as twins
 from ...kernels.partition import gluon as direct
+from ...kernels.partition import tiles
 from ...kernels.partition import triton as kernels
 from ...kernels.partition.backends import MERGE, SPLIT
 from ...kernels.partition.config import COLUMNS, GROUP
@@ -66,10 +67,10 @@ def _check_direct(row: Row) -> list[str]:
 
 _ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
 KERNELS = (
-    Kernel(kernels._partition_multiply, ("tl.load(words_at", "tl.load(values_at"), _step),
+    Kernel(tiles._partition_multiply, ("tl.load(words_at", "tl.load(values_at"), _step),
     Kernel(direct.multiply_rows, _ROWS, _rows_step, check=_check_direct, loads=direct._group),
     Kernel(direct.multiply_columns, _COLUMNS, _columns_step, check=_check_direct, loads=direct._rows),
-    Kernel(kernels._partition_outer, ("tl.load(left_at", "tl.load(right_at"), _outer_step),
+    Kernel(tiles._partition_outer, ("tl.load(left_at", "tl.load(right_at"), _outer_step),
 )
 LAUNCHERS = (kernels,)
 BACKENDS = (SPLIT, MERGE)

@@ -14,7 +14,8 @@ from ..device import device_of, input_precision, interpreting, stored_dtype
 from ..epilogue import activate, multiply, rows_contiguous
 from ..partition.eager import Labels
 from ..partition.labels import digits, row_bytes
-from ..partition.triton import TYPES, bit_masks, child_share, planes_strides, stored_weight
+from ..partition.tiles import bit_masks, child_share
+from ..partition.triton import TYPES, planes_strides, stored_weight
 from ..tables import choose
 from .config import Config, Problem
 

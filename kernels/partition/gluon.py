@@ -24,162 +24,23 @@ registers]``; a tile is 16 outputs, or 64 on the transpose.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .seeded import COLUMN, MIX, ROW, signed
+from .fragments import (
+    constraints,
+    half_of,
+    halves_of_two,
+    hash_of,
+    masks_of_seed,
+    masks_of_seeds,
+    masks_of_step,
+    masks_of_two,
+    multiply,
+    share,
+)
+from .seeded import COLUMN, ROW, signed
 
 _ROW, _COLUMN = gl.constexpr(signed(ROW)), gl.constexpr(signed(COLUMN))
-_FIRST, _SECOND = (signed(factor) for _, factor in MIX)
 
 STEPS = gl.constexpr(4)  # of 32 columns: what a lane's label word serves
-
-
-@gluon.constexpr_function
-def _multiply(kind, pairs, rows):
-    """``m16n8k16`` for pairs of registers of A and B: new sums in 0-3, old ones in 4-7, A from 8, B from ``rows``."""
-    text = ""
-    sums = "{$4, $5, $6, $7}"
-    for pair in pairs:
-        a = ", ".join([f"${8 + register}" for register in pair[0]])
-        b = ", ".join([f"${rows + register}" for register in pair[1]])
-        text += f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
-        text += f"{{$0, $1, $2, $3}}, {{{a}}}, {{{b}}}, {sums}; "
-        sums = "{$0, $1, $2, $3}"
-    return text
-
-
-@gluon.constexpr_function
-def _constraints(operands):
-    return "=&f,=&f,=&f,=&f,f,f,f,f" + ",r" * (4 * operands)
-
-
-@gluon.constexpr_function
-def _signs(step):
-    """Masks of a lane's four words of one of the four steps, from its label word."""
-    text = f"shl.b32 $0, $4, {7 - 2 * step}; shl.b32 $2, $4, {6 - 2 * step}; "
-    text += "prmt.b32 $1, $0, $0, 0xBB99; prmt.b32 $0, $0, $0, 0xAA88; "
-    return text + "prmt.b32 $3, $2, $2, 0xBB99; prmt.b32 $2, $2, $2, 0xAA88;"
-
-
-@gluon.constexpr_function
-def _signs_of_two(high):
-    """Masks of one half of the four words of two rows, from label words whose bytes have these bits on top."""
-    even, odd = ("0xEEAA", "0xFFBB") if high else ("0xCC88", "0xDD99")
-    text = f"shl.b32 $2, $4, 1; shl.b32 $3, $8, 1; prmt.b32 $0, $2, $3, {even}; prmt.b32 $1, $2, $3, {odd}; "
-    return text + f"prmt.b32 $2, $4, $8, {even}; prmt.b32 $3, $4, $8, {odd};"
-
-
-@gluon.constexpr_function
-def _own(digit):
-    """Which of a lane's four words have their label's digit turned by their place: of halves, and of words."""
-    return digit == 0, (False, digit == 1, digit == 2, digit > 0)
-
-
-@gluon.constexpr_function
-def _signs_of_seed(alpha, digit, step, row):
-    """Masks of a digit of a lane's four words of one of the four steps, from the hash of two rows.
-
-    Where a digit turns with the halves of a word, the mask has one of them inverted; that of two children, which serves
-    no second word, is inverted where it is used (:func:`_half_of`).
-    """
-    digits, shift = alpha.bit_length() - 1, 7 - 2 * step - row
-    halves, words = _own(digit)
-    halves = halves and alpha > 2
-    text = f"shl.b32 $0, $4, {shift}; " if shift else "mov.b32 $0, $4; "
-    for word in (3, 2, 1, 0):
-        byte = digits * (2 * word // alpha) + digit
-        text += f"prmt.b32 ${word}, $0, $0, {0x8888 + 0x1111 * byte:#x}; "
-        flip = 0xFFFF0000 if halves else 0xFFFFFFFF if words[word] else 0
-        text += f"xor.b32 ${word}, ${word}, {flip:#x}; " if flip else ""
-    return text
-
-
-@gluon.constexpr_function
-def _signs_of_seeds(alpha, digit, high):
-    """Masks of a digit of one half of the four words of two rows, from their hash with the bits of each on top."""
-    digits = alpha.bit_length() - 1
-    halves, words = _own(digit)
-    text = ""
-    for word in range(4):
-        byte = digits * (2 * word // alpha) + digit
-        text += f"prmt.b32 ${word}, $4, $8, {0xCC88 + 0x1111 * byte:#x}; "
-        text += f"not.b32 ${word}, ${word}; " if (high if halves else words[word]) else ""
-    return text
-
-
-@gluon.jit
-def _hash(x, FIRST: gl.constexpr = _FIRST, SECOND: gl.constexpr = _SECOND):
-    """The hash of :mod:`.seeded`.
-
-    Its constants are defaults: globals of a helper would enter the key of Triton's cache by the order of compilation.
-    """
-    x = (x ^ ((x >> 16) & 0xFFFF)) * FIRST
-    x = (x ^ ((x >> 13) & 0x7FFFF)) * SECOND
-    return x ^ ((x >> 16) & 0xFFFF)
-
-
-@gluon.jit
-def _masks_of_seed(hashed, ALPHA: gl.constexpr, digit: gl.constexpr, step: gl.constexpr, row: gl.constexpr):
-    text: gl.constexpr = _signs_of_seed(ALPHA, digit, step, row)
-    constraints: gl.constexpr = "=&r,=&r,=&r,=&r,r,r,r,r"
-    return gl.inline_asm_elementwise(text, constraints, [hashed], gl.int32, is_pure=True, pack=4)
-
-
-@gluon.jit
-def _masks_of_seeds(first, second, ALPHA: gl.constexpr, digit: gl.constexpr, high: gl.constexpr):
-    text: gl.constexpr = _signs_of_seeds(ALPHA, digit, high)
-    constraints: gl.constexpr = "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r"
-    return gl.inline_asm_elementwise(text, constraints, [first, second], gl.int32, is_pure=True, pack=4)
-
-
-@gluon.jit
-def _masks(label, step: gl.constexpr):
-    constraints: gl.constexpr = "=&r,=&r,=&r,=&r,r,r,r,r"
-    return gl.inline_asm_elementwise(_signs(step), constraints, [label], gl.int32, is_pure=True, pack=4)
-
-
-@gluon.jit
-def _masks_of_two(first, second, high: gl.constexpr):
-    constraints: gl.constexpr = "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r"
-    return gl.inline_asm_elementwise(_signs_of_two(high), constraints, [first, second], gl.int32, is_pure=True, pack=4)
-
-
-@gluon.jit
-def _halves_of_two(first, second, high: gl.constexpr):
-    """The low or the high halves of two words, the first word's below."""
-    selector: gl.constexpr = "0x7632" if high else "0x5410"
-    text: gl.constexpr = "prmt.b32 $0, $1, $2, " + selector + ";"
-    return gl.inline_asm_elementwise(text, "=r,r,r", [first, second], gl.int32, is_pure=True, pack=1)
-
-
-@gluon.constexpr_function
-def _both(child):
-    """``lop3`` for words of which two masks, of the digits 1 and 0, leave those of a child."""
-    table = 0xF0 & (0xCC if child >> 1 & 1 else 0x33) & (0xAA if child & 1 else 0x55)
-    return f"lop3.b32 $0, $1, $2, $3, {table:#x};"
-
-
-@gluon.constexpr_function
-def _half_of(child):
-    """``lop3`` that leaves of a word one half: the lower one where the mask says so and the child is the second."""
-    table = 0xF0 & ((0xCC ^ 0xAA) if child else ~(0xCC ^ 0xAA))
-    return f"lop3.b32 $0, $1, $2, 0xFFFF0000, {table:#x};"
-
-
-@gluon.jit
-def _half(words, masks, CHILD: gl.constexpr):
-    return gl.inline_asm_elementwise(_half_of(CHILD), "=r,r,r", [words, masks], gl.int32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def _share(words, masks, CHILD: gl.constexpr, DIGITS: gl.constexpr):
-    """A child's weights out of words, zero elsewhere. From the highest digit on: children share what they can."""
-    if DIGITS == 3:
-        words = words & (masks[2] if CHILD >> 2 == 1 else ~masks[2])
-    if DIGITS == 1:
-        words = words & (masks[0] if CHILD == 1 else ~masks[0])
-    else:
-        operands = [words, masks[1], masks[0]]
-        words = gl.inline_asm_elementwise(_both(CHILD), "=r,r,r,r", operands, gl.int32, is_pure=True, pack=1)
-    return words
 
 
 @gluon.jit
@@ -275,7 +136,7 @@ def _group(
     upper_labels = ()
     lower_labels = ()
     if SEEDED:
-        made = _hash(hashed + group * 4 * _COLUMN)
+        made = hash_of(hashed + group * 4 * _COLUMN)
     for digit in gl.static_range(0 if SEEDED else DIGITS):
         at = group * 4 + digit * stride_pp
         if WHOLE:
@@ -301,25 +162,25 @@ def _group(
         for digit in gl.static_range(DIGITS):
             if SEEDED:
                 both = gl.broadcast(made, uppers[0])[0]
-                upper_masks += (_masks_of_seed(both, ALPHA, digit, step, 0),)
-                lower_masks += (_masks_of_seed(both, ALPHA, digit, step, 1),)
+                upper_masks += (masks_of_seed(both, ALPHA, digit, step, 0),)
+                lower_masks += (masks_of_seed(both, ALPHA, digit, step, 1),)
             else:
-                upper_masks += (_masks(gl.broadcast(upper_labels[digit], uppers[0])[0], step),)
-                lower_masks += (_masks(gl.broadcast(lower_labels[digit], uppers[0])[0], step),)
+                upper_masks += (masks_of_step(gl.broadcast(upper_labels[digit], uppers[0])[0], step),)
+                lower_masks += (masks_of_step(gl.broadcast(lower_labels[digit], uppers[0])[0], step),)
         x = gl.load(x_ptrs + group * 64 + step * 16)
         sums = ()
         for child in gl.static_range(ALPHA):
             if MERGE and child > 0:
                 x = gl.load(x_ptrs + (group * 64 + child * (stride_xa * 4)) + step * 16)
             if SEEDED and ALPHA == 2:
-                upper = _half(uppers[step], upper_masks[0], child)
-                lower = _half(lowers[step], lower_masks[0], child)
+                upper = half_of(uppers[step], upper_masks[0], child)
+                lower = half_of(lowers[step], lower_masks[0], child)
             else:
-                upper = _share(uppers[step], upper_masks, child, DIGITS)
-                lower = _share(lowers[step], lower_masks, child, DIGITS)
+                upper = share(uppers[step], upper_masks, child, DIGITS)
+                lower = share(lowers[step], lower_masks, child, DIGITS)
             acc = gl.inline_asm_elementwise(
-                _multiply(KIND, (((0, 4, 1, 5), (0, 1)), ((2, 6, 3, 7), (2, 3))), 16),
-                _constraints(3),
+                multiply(KIND, (((0, 4, 1, 5), (0, 1)), ((2, 6, 3, 7), (2, 3))), 16),
+                constraints(3),
                 [accs[0 if MERGE else child], upper, lower, x],
                 gl.float32,
                 is_pure=True,
@@ -476,7 +337,7 @@ def _rows(
             else:
                 words += (gl.load(words_at, mask=(at + row + i < N) & mask_columns, other=0),)
             if SEEDED and i % 2 == 0:  # of two rows: each one's bits on top
-                made = _hash(hashed + (at + i) // 2 * _ROW)
+                made = hash_of(hashed + (at + i) // 2 * _ROW)
                 labels += (made << turn + 1, made << turn)
             for digit in gl.static_range(0 if SEEDED else DIGITS):
                 labels_at = labels_ptrs[i] + (at * stride_pn + digit * stride_pp)
@@ -493,29 +354,29 @@ def _rows(
         pairs = ()
         masks = ()
         for a in gl.static_range(4):
-            pairs += (_halves_of_two(words[part * 4 + a // 2 * 2], words[part * 4 + a // 2 * 2 + 1], a % 2),)
+            pairs += (halves_of_two(words[part * 4 + a // 2 * 2], words[part * 4 + a // 2 * 2 + 1], a % 2),)
             of_pair = ()
             for digit in gl.static_range(DIGITS):
                 if SEEDED:
                     label = gl.broadcast(labels[part * 4 + a // 2 * 2], words[0])[0]
                     other = gl.broadcast(labels[part * 4 + a // 2 * 2 + 1], words[0])[0]
-                    of_pair += (_masks_of_seeds(label, other, ALPHA, digit, a % 2),)
+                    of_pair += (masks_of_seeds(label, other, ALPHA, digit, a % 2),)
                 else:
                     label = gl.broadcast(labels[(part * 4 + a // 2 * 2) * DIGITS + digit], words[0])[0]
                     other = gl.broadcast(labels[(part * 4 + a // 2 * 2 + 1) * DIGITS + digit], words[0])[0]
-                    of_pair += (_masks_of_two(label, other, a % 2),)
+                    of_pair += (masks_of_two(label, other, a % 2),)
             masks += (of_pair,)
         sums = ()
         for child in gl.static_range(ALPHA):
-            a0 = _share(pairs[0], masks[0], child, DIGITS)
-            a1 = _share(pairs[1], masks[1], child, DIGITS)
-            a2 = _share(pairs[2], masks[2], child, DIGITS)
-            a3 = _share(pairs[3], masks[3], child, DIGITS)
+            a0 = share(pairs[0], masks[0], child, DIGITS)
+            a1 = share(pairs[1], masks[1], child, DIGITS)
+            a2 = share(pairs[2], masks[2], child, DIGITS)
+            a3 = share(pairs[3], masks[3], child, DIGITS)
             new = ()
             for i in gl.static_range(4):
                 acc = gl.inline_asm_elementwise(
-                    _multiply(KIND, (((i, 4 + i, 8 + i, 12 + i), (2 * part, 2 * part + 1)),), 24),
-                    _constraints(5),
+                    multiply(KIND, (((i, 4 + i, 8 + i, 12 + i), (2 * part, 2 * part + 1)),), 24),
+                    constraints(5),
                     [accs[i if MERGE else child * 4 + i], a0, a1, a2, a3, xs[child if MERGE else 0]],
                     gl.float32,
                     is_pure=True,
