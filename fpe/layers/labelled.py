@@ -19,7 +19,7 @@ from fpe.kernels import (
     split_matmul,
     unpack_values,
 )
-from fpe.kernels.here import labels_win
+from fpe.kernels.here import kernel_wins
 from fpe.kernels.memo import once_per_version
 from fpe.kernels.partition.eager import table
 from fpe.kernels.partition.interleaved import quad_codes
@@ -130,7 +130,7 @@ class _LabelledLinear(KeptLinear):
     def beats_wide(self, x: Tensor) -> bool:
         """Whether ``fpe here`` measured it to be faster: labels alone have a kernel for CPUs, kept values have none."""
         rows = x.numel() // max(self.in_features, 1)
-        return self.bitmap is None and labels_win(rows, *self.matrix_shape, self.alpha, x.dtype, "wide")
+        return self.bitmap is None and kernel_wins(rows, *self.matrix_shape, self.alpha, x.dtype, "wide")
 
     def masked_copy(self) -> Tensor:
         """:meth:`wide_weight`, quicker."""
