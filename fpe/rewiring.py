@@ -98,6 +98,8 @@ class Rewiring:
                     "structure='random', or with resparsify='input' or 'magnitude' and holes='magnitude', which leave "
                     "places free"
                 )
+            if layer.share is not None:
+                raise ValueError(f"Rewiring: processes share '{name}' by tensor parallelism; shard it by FSDP2 instead")
             if id(layer.edge_weight) not in held:
                 raise ValueError(f"Rewiring: the optimizer does not hold the weight of '{name}'")
         if every < 1 or not 0 < fraction < 1 or (steps is not None and steps < 1):

@@ -21,7 +21,7 @@ from fpe.bench.gpu.checks import checks
 from fpe.bench.gpu.cli import headline, main
 from fpe.bench.gpu.lost import LostError
 from fpe.bench.latency.problems import Case
-from fpe.bench.results import Results
+from fpe.bench.results import COMMITTED, Results
 from fpe.kernels.model import Sizes, layer_candidates
 from fpe.kernels.partition import config
 from fpe.kernels.roofs import PUBLISHED, Roof, Share
@@ -185,6 +185,13 @@ def test_a_blocked_provider_gets_a_row_and_no_time(tmp_path: Path) -> None:
 def planned(minutes: float, names: tuple[str, ...] = ()) -> list[plan.Promise]:
     made = steps.Context("cuda", Path(), 0.0, provenance={"device": "NVIDIA H200"}, arch=90, jobs=16)
     return plan.promised(made, names or tuple(s.name for s in plan.STEPS), 60 * minutes, 8.0)
+
+
+def test_every_time_of_compiling_belongs_to_a_launch_of_the_plan() -> None:
+    """By the launch's name: otherwise the plan would take the mean of all for it."""
+    made = steps.Context("cuda", Path(), 9 * 60, provenance={"device": "NVIDIA H200"}, arch=90)
+    known = {row["launch"] for row in Results.read(COMMITTED / "lab/headline-compile.jsonl").rows}
+    assert known <= {launch.name for launch in plan.kernels_first(made)}
 
 
 def test_the_headline_comes_within_four_minutes_of_nine() -> None:

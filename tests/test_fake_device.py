@@ -369,7 +369,7 @@ from fpe.bench.gpu import ahead, tune
 from fpe.bench.gpu.tune_jobs import PartitionJob
 from fpe.kernels.device import KNOWN
 from unittest.mock import patch
-job, found = PartitionJob("split_matmul", False, 2, 128, shape=(128, 128)), []
+job, found = PartitionJob(op="split_matmul", transposed=False, m=128, shape=(128, 128)), []
 small = replace(KNOWN[90], shared=40_000)
 with patch.object(ahead, "ProcessPoolExecutor", InThisProcess):
     for workers in (0, 1):

@@ -18,7 +18,7 @@ from ...kernels.partition import eager as partition_twins
 from ...kernels.partition import triton as partition_kernels
 from . import contract, partition
 from .check import SHAPES, Cast, Check, drawn
-from .contract import SHAPE, Draw, Kernel, Problem, pair
+from .contract import Draw, Kernel, Problem, pair
 
 KERNELS = (Kernel(kernels._bitmap_move, ("tl.load(values_at", "tl.load(dense_at"), None, False, lambda row: []),)
 LAUNCHERS = ()
@@ -79,21 +79,14 @@ class Case(contract.Case):
     children.
     """
 
-    op: str
-    dtype: str
     m: int = 0
     alpha: int | None = 2
-    activation: str | None = None
-    shape: tuple[int, int] = SHAPE
     file: ClassVar[str] = "bitmap"
+    operands = operands
 
     def runs_on(self, arch: int) -> bool:
         """Not where the products are made of a decompressed weight."""
         return self.op not in PRODUCTS or architecture(arch).matrix != "tcgen05.mma"
-
-    def posed(self) -> Problem:
-        """See :class:`.contract.Case`."""
-        return operands(self, Draw(self))
 
 
 CASES = (

@@ -41,6 +41,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "hazards": lambda: survey.by_version(_read("lab/hazards")),
     "hazards-compared": lambda: survey.compared(_read("lab/hazards"), "3.7.1"),
     "unpacking": lambda: summary.unpacking(_read("lab/compile")),
+    "mlp": lambda: summary.fused(_read("lab/compile")),
     "seeded": lambda: summary.seeded(_read("lab/compile")),
     "seeded-traffic": lambda: summary.seeded_traffic(_read("lab/traffic-seeded")),
     "bitmap-compiled": lambda: summary.compiled(_read("lab/bitmap")),

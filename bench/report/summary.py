@@ -114,6 +114,23 @@ def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype
     )
 
 
+def fused(results: Results, architectures: tuple[int, ...] = (80, 90), dtype: str = "bf16") -> Table:
+    """What the main loop of an expanded MLP in one launch spends on a weight, by rows and children."""
+    rows = [row for row in results.rows if row["op"] == "mlp" and row["dtype"] == dtype]
+    cases = dict.fromkeys(row["case"] for row in rows)
+    body = []
+    for case in cases:
+        of = {row["arch"]: row for row in rows if row["case"] == case}
+        costs = [
+            f"{of[arch]['instructions_per_weight']:.1f} ({of[arch]['registers']} registers)" for arch in architectures
+        ]
+        kernel = "tiles" if of[architectures[0]]["kernel"] == "_expanded_mlp" else "direct"
+        body.append((case.split("-m")[-1].split("-")[0], str(of[architectures[0]]["alpha"]), kernel, *costs))
+    columns = ("rows", "children", "kernel", *(f"sm_{arch}" for arch in architectures))
+    title = f"Instructions a weight and lane of the first matrix, {dtype}, Triton {results.settings['triton']}"
+    return Table(title, columns, body)
+
+
 def seeded_traffic(results: Results) -> Table:
     """DRAM bytes of labels of a seed over the dense parent's, of the worse of two layers; and of weights alone."""
     found: dict[tuple[str, int], dict[int, list[tuple[float, float]]]] = {}

@@ -220,13 +220,12 @@ CHOICES = [
 """What a user of a classifier chooses between."""
 
 
-def by_width(results: Results, cells: Sequence[Cell], title: str = "Points of test accuracy") -> Table:
+def by_width(results: Results, cells: Sequence[Cell]) -> Table:
     """Points over the dense control, a row for each condition among the cells and a column for each width.
 
     Args:
         results: Rows of perceptrons.
         cells: Which conditions, and which widths.
-        title: What the table shows.
     """
     frame = against_control(results)
     kinds = list(dict.fromkeys(replace(cell, neurons=0) for cell in cells if cell.condition not in (DENSE, CONTINUED)))
@@ -240,7 +239,8 @@ def by_width(results: Results, cells: Sequence[Cell], title: str = "Points of te
         by = {int(n): interval(group["points"], 1, "+") for n, group in rows.groupby("neurons")}
         table.append((f"{_label(kind)}, alpha = {kind.alpha}", *(by.get(n, "-") for n in widths)))
     columns = ("masks and policy", *(f"{n} neurons" for n in widths))
-    return Table(f"{title} over the dense network ({_about(results)}; ± is a 95 % interval)", columns, table)
+    title = f"Points of test accuracy over the dense network ({_about(results)}; ± is a 95 % interval)"
+    return Table(title, columns, table)
 
 
 PAIRED = (

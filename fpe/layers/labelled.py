@@ -19,7 +19,7 @@ from fpe.kernels import (
     split_matmul,
     unpack_values,
 )
-from fpe.kernels.here import labels_win
+from fpe.kernels.here import kernel_wins
 from fpe.kernels.memo import once_per_version
 from fpe.kernels.partition.eager import table
 from fpe.kernels.partition.interleaved import quad_codes
@@ -33,6 +33,7 @@ from .dense_form import masked_copy
 from .kept import KeptLinear, stored_shape
 from .state import Header, to_bits, to_words
 
+Labels = PackedLabels | SeededLabels
 Labelled = TypeVar("Labelled", bound="_LabelledLinear")
 
 
@@ -56,7 +57,7 @@ class _LabelledLinear(KeptLinear):
     STORED: ClassVar[tuple[str, ...]] = ("packed", "bitmap")
     AXIS: ClassVar[int]
     """Where children lie side by side in the wide weight: along its outputs (0) or its inputs (1)."""
-    packed: PackedLabels | SeededLabels
+    packed: Labels
     """The labels as the operations take them; those of positions without an edge mean nothing."""
 
     def __init__(
@@ -113,6 +114,14 @@ class _LabelledLinear(KeptLinear):
         kept = self.bitmap.count if isinstance(self.bitmap, SeededHoles) else None
         return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed, kept)
 
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+        """The layer's function of an input, with the operands given: its own, or a part of them."""
+        raise NotImplementedError
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        weight = self.edge_weight
+        return self.product(x, weight, self._beside(weight, self.packed), self._beside(weight, self.bitmap), self.bias)
+
     def _children_weights(self) -> Tensor:
         """The weight of each child, ``[alpha, *partition.shape]``, zero at the edges of others."""
         weight = self.matrix()
@@ -121,7 +130,7 @@ class _LabelledLinear(KeptLinear):
     def beats_wide(self, x: Tensor) -> bool:
         """Whether ``fpe here`` measured it to be faster: labels alone have a kernel for CPUs, kept values have none."""
         rows = x.numel() // max(self.in_features, 1)
-        return self.bitmap is None and labels_win(rows, *self.matrix_shape, self.alpha, x.dtype, "wide")
+        return self.bitmap is None and kernel_wins(rows, *self.matrix_shape, self.alpha, x.dtype, "wide")
 
     def masked_copy(self) -> Tensor:
         """:meth:`wide_weight`, quicker."""
@@ -275,10 +284,9 @@ class SplitLinear(_LabelledLinear):
         second = (holes.cumsum(-1) > short).to(labels.dtype)
         return torch.where(holes, second, quads).flatten(1)
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
-        weight, bias = self.edge_weight, None if self.bias is None else self.bias.view(self.alpha, -1)
-        labels, kept = self._beside(weight, self.packed), self._beside(weight, self.bitmap)
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+        """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias[a * parents + n]``."""
+        bias = None if bias is None else bias.view(self.alpha, -1)
         if self.exchanges and (x.is_cuda or self.backend not in ("auto", "eager")):
             assert isinstance(labels, PackedLabels)  # a 2:4 layer's
             trains = torch.is_grad_enabled() and weight.requires_grad
@@ -303,9 +311,7 @@ class MergeLinear(_LabelledLinear):
     def _fan_in(self) -> int:
         return self.in_features // self.alpha
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias``."""
-        weight = self.edge_weight
-        labels, kept = self._beside(weight, self.packed), self._beside(weight, self.bitmap)
-        planes = x.unflatten(-1, (self.alpha, self.matrix_shape[1]))
-        return merge_matmul(planes, weight, labels, self.bias, kept=kept, backend=self.backend)
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+        """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias[n]``."""
+        planes = x.unflatten(-1, (self.alpha, labels.shape[1]))
+        return merge_matmul(planes, weight, labels, bias, kept=kept, backend=self.backend)

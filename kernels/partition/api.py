@@ -326,7 +326,7 @@ def by_labels(op: str, backend: str, *several: Labels | None) -> str:
     """
     for labels in several:
         if isinstance(labels, SeededLabels) and backend != "eager":
-            reason = labels.why_no_kernel if backend in ("auto", "triton") else "it takes labels in a table, not a seed"
+            reason = labels.why_no_kernel if backend in ("auto", *SPLIT) else "it takes labels in a table, not a seed"
             if reason and backend in MERGE:
                 raise UnsupportedError(f"{op}: backend {backend!r} cannot run here: {reason}")
             backend = "eager" if reason and backend == "auto" else backend

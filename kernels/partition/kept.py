@@ -1,6 +1,6 @@
 """The partition operations on weights stored as their kept values and a bitmap; one child needs no labels.
 
-Few rows are multiplied by tiles that a kernel reads from values and bits (:func:`_fuses`). Otherwise the weight is
+Few rows are multiplied by tiles that a kernel reads from values and bits (:func:`_reader`). Otherwise the weight is
 decompressed to memory and multiplied as any other. Between forward and backward nothing is held but values and bits:
 what was decompressed is decompressed again.
 """
@@ -15,6 +15,7 @@ from ..activations import finish
 from ..bitmap.backends import BACKENDS
 from ..bitmap.layout import Bitmap
 from ..device import device_of
+from ..dispatch import AUTO_ON_CPU, fastest_on_cpu
 from ..library import define, implementation, save_operands
 from . import ops
 from .backends import SPLIT
@@ -28,18 +29,27 @@ FUSED_ROWS = DIRECT_ROWS
 """Rows up to which kept values are read by the kernel that multiplies."""
 
 
-def _fuses(m: int, operand: Tensor, labels: Tensor | None, bits: Tensor | None, alpha: int, backend: str) -> bool:
-    """Whether a Triton kernel reads the kept values as it multiplies: for few rows, whose cost is the weight's bytes.
+def _reader(
+    op: str, sizes: tuple[int, int, int, int], operand: Tensor, labels: Tensor | None, bits: Tensor | None, backend: str
+) -> str | None:
+    """The backend whose kernel reads the kept values as it multiplies; none where the weight is decompressed.
 
-    A plain table of labels is packed in every call, which reads more than a decompressed weight. No kernel reads
-    through holes of a seed. What Triton 3.7.1 compiles for ``tcgen05.mma`` lacks a fence between the gathered values
-    and the product, as the lab finds; its cause is not known, and weights are decompressed there.
+    Those of CPUs do wherever they run. Those of Triton do for few rows, whose cost is the weight's bytes. A plain table
+    of labels is packed in every call, which reads more than a decompressed weight. No kernel reads through holes of a
+    seed. What Triton 3.7.1 compiles for ``tcgen05.mma`` lacks a fence between the gathered values and the product, as
+    the lab finds; its cause is not known, and weights are decompressed there.
     """
-    able = backend == "triton" or (backend == "auto" and operand.is_cuda)
+    m, n, k, alpha = sizes
     packed = bits is not None and (labels is None or labels.dim() == 3)
+    if backend == AUTO_ON_CPU:
+        density = operand.numel() / max(n * k, 1) if packed else None
+        backend = fastest_on_cpu(op, sizes, operand, SPLIT, alpha, density=density)
+    if backend == "cpu":
+        return "cpu" if packed and op != "partition_grad" else None
+    able = backend == "triton" or (backend == "auto" and operand.is_cuda)
     if not (able and packed and m <= FUSED_ROWS) or SPLIT["triton"].why_not(operand, alpha):
-        return False
-    return device_of(operand).matrix != "tcgen05.mma"
+        return None
+    return "triton" if device_of(operand).matrix != "tcgen05.mma" else None
 
 
 def _owners(labels: Tensor | None, seed: Sequence[int], alpha: int, kept: Bitmap) -> PackedLabels | SeededLabels | None:
@@ -107,8 +117,9 @@ def _run_split(
     backend: str,
 ) -> Tensor:
     kept = _existing(values.shape[0], bits, starts, seed, n, x.shape[1], transposed)
-    if _fuses(x.shape[0], values, labels, bits, alpha, backend):
-        run = implementation(SPLIT["triton"].module, "split_matmul")
+    reader = _reader("split_matmul", (x.shape[0], n, x.shape[1], alpha), values, labels, bits, backend)
+    if reader:
+        run = implementation(SPLIT[reader].module, "split_matmul")
         return run(x, values, _owners(labels, seed, alpha, kept), alpha, bias, activation, kept=kept)
     w = _weight(values, kept, transposed, backend)
     if labels is None and not seed:
@@ -158,8 +169,9 @@ def _run_merge(
     backend: str,
 ) -> Tensor:
     kept = _existing(values.shape[0], bits, starts, seed, n, z.shape[2], transposed)
-    if _fuses(z.shape[0], values, labels, bits, z.shape[1], backend):
-        run = implementation(SPLIT["triton"].module, "merge_matmul")
+    reader = _reader("merge_matmul", (z.shape[0], n, z.shape[2], z.shape[1]), values, labels, bits, backend)
+    if reader:
+        run = implementation(SPLIT[reader].module, "merge_matmul")
         return run(z, values, _owners(labels, seed, z.shape[1], kept), bias, activation, kept=kept)
     w = _weight(values, kept, transposed, backend)
     if labels is None and not seed:
@@ -205,9 +217,10 @@ def _run_grad(
 ) -> Tensor:
     alpha = dy.shape[1]
     kept = _existing(nnz, bits, starts, seed, dy.shape[2], x.shape[1], transposed)
-    if _fuses(x.shape[0], x, labels, bits, alpha, backend):
+    reader = _reader("partition_grad", (x.shape[0], dy.shape[2], x.shape[1], alpha), x, labels, bits, backend)
+    if reader:
         owners = _owners(labels, seed, alpha, kept)
-        return implementation(SPLIT["triton"].module, "partition_grad")(dy, x, owners, kept=kept)
+        return implementation(SPLIT[reader].module, "partition_grad")(dy, x, owners, kept=kept)
     if labels is None and not seed:
         dw = x.mT @ dy[:, 0] if transposed else dy[:, 0].mT @ x  # in stored order
     else:

@@ -4,7 +4,7 @@
 ``triton.py`` and ``gluon.py`` gives the same labels for ever: a checkpoint holds the seed alone.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -139,7 +139,10 @@ def _labels(key: int, rows: Tensor, columns: Tensor, alpha: int) -> Tensor:
     return labels
 
 
-def mixed(x: Tensor) -> Tensor:
+Integers = TypeVar("Integers", int, Tensor)
+
+
+def mixed(x: Integers) -> Integers:
     """A hash of integers modulo 2^32."""
     x = x & WORD
     for shift, factor in MIX:
@@ -149,7 +152,7 @@ def mixed(x: Tensor) -> Tensor:
 
 def key_of(seed: int, begin: int = GOLDEN) -> int:
     """A seed as what is hashed begins with it: seeds beside each other begin far apart."""
-    return int(mixed(torch.tensor(seed + begin)))
+    return mixed(seed + begin)
 
 
 def check_seed(op: str, name: str, seed: object) -> None:

@@ -18,7 +18,7 @@ from ..device import device_of, interpreting, stored_dtype
 from ..epilogue import aligned_pairs, launch_options, launch_reduce, rows_contiguous
 from ..tables import choose
 from . import tiles
-from .config import Config, Problem, warps_of
+from .config import Config, Problem, columns_of, warps_of
 from .eager import Labels, stored_like, table
 from .labels import PackedLabels, digits, pack_planes, row_bytes
 from .seeded import SeededLabels
@@ -110,14 +110,19 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
         labels = _packed(labels, alpha)
     stored = rows_contiguous(w.T if labels.transposed else w)
     n, k = stored.shape
-    if stored.dtype == torch.float32:
-        words, per_word = stored.view(torch.int32), 1
-    elif k and k % 2 == 0 and stored.stride(0) % 2 == 0 and stored.storage_offset() % 2 == 0:
-        words, per_word = stored.view(torch.int32), 2
-    else:
-        words, per_word = stored.view(torch.int16), 1
+    words, per_word = as_words(stored)
     planes, key = _planes_and_key(labels)
     return StoredWeight(words, per_word, planes, key, (n, k), labels.transposed)
+
+
+def as_words(stored: Tensor) -> tuple[Tensor, int]:
+    """Rows of a weight as words of bits, and the weights in a word: two 16-bit ones where rows begin at words."""
+    if stored.dtype == torch.float32:
+        return stored.view(torch.int32), 1
+    k = stored.shape[1]
+    if k and k % 2 == 0 and stored.stride(0) % 2 == 0 and stored.storage_offset() % 2 == 0:
+        return stored.view(torch.int32), 2
+    return stored.view(torch.int16), 1
 
 
 def planes_strides(planes: Tensor | None) -> tuple[int, int]:
@@ -173,7 +178,8 @@ def _launch_multiply(
     op = "merge_matmul" if merge else "split_matmul"
     device = device_of(x)
     pairs = x.element_size() == 2 and weight.per_word == 2 and n * k < 2**32 and not interpreting()
-    problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs, kept is not None)
+    seeded = isinstance(labels, SeededLabels)
+    problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs, kept is not None, seeded)
     config = config or choose(problem, device)
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     if config.direct:
@@ -223,7 +229,7 @@ REGISTERS = 168
 """Of a thread, where they suffice: three programs then fit a multiprocessor and hide the latency of their loads."""
 
 
-def _turns_ahead(alpha: int, block_m: int, unroll: int, merges: bool) -> int:
+def turns_ahead(alpha: int, block_m: int, loads: int, merges: bool = False) -> int:
     """Turns of the loop by which L2 is asked for weights before they are loaded; none where enough loads are in flight.
 
     The sums of more children or rows leave registers for fewer loads, and for fewer programs on a multiprocessor.
@@ -231,12 +237,12 @@ def _turns_ahead(alpha: int, block_m: int, unroll: int, merges: bool) -> int:
     Args:
         alpha: Children.
         block_m: Rows of activations of a program.
-        unroll: Loads of a turn, halved.
+        loads: Of 16 bytes, that a lane makes of the weights in a turn.
         merges: Whether it is a merge on the transpose, where four children of 32 rows leave no register for it.
     """
     if merges and alpha == 4 and block_m > 16:
         return 0
-    return 4 // unroll if alpha > 2 or block_m > 16 else 0
+    return max(16 // loads, 1) if alpha > 2 or block_m > 16 else 0
 
 
 def _launch_direct(
@@ -261,16 +267,19 @@ def _launch_direct(
         alpha: Children.
         config: A direct one.
     """
-    from .gluon import multiply_columns, multiply_rows
+    from .gluon import multiply_rows
+    from .gluon_transposed import multiply_columns
 
     words, labels, (n, k), transposed = weight.words, weight.planes, weight.shape, weight.transposed
     m, size_in, size_out = x.shape[0], (n if transposed else k), (k if transposed else n)
     step = config.block_n if transposed else config.block_k
     steps = -(-size_in // step)
-    pairs = aligned_pairs(x, steps * step)
+    pairs = aligned_pairs(x, steps * step if transposed else -(-k // 8) * 8)
     sums = 1 if merge else alpha
-    warps_in, warps_out = warps_of(config, transposed)
+    warps_in, warps_out = warps_of(config, transposed, sums)
     unroll = config.block_n // (16 * warps_in)  # of a transposed one
+    each = columns_of(config.block_m, sums) // 8  # a lane's
+    loads = unroll * each // 2 if transposed else 8
     unit = 4 if words.stride(0) % 4 == 0 else 1
     common: dict[str, Any] = {
         "stride_xm": pairs.stride(0) // 4,
@@ -292,7 +301,7 @@ def _launch_direct(
         "SPLIT": config.split,
         "UNIT": unit,
         "WHOLE": size_in % step == 0,
-        "AHEAD": _turns_ahead(alpha, config.block_m, unroll if transposed else 2, merge and transposed),
+        "AHEAD": turns_ahead(alpha, config.block_m, loads, merge and transposed),
         "KIND": "bf16" if x.dtype == torch.bfloat16 else "f16",
         "ACTIVATION": activation if config.split == 1 else None,
         "HAS_BIAS": bias is not None and config.split == 1,
@@ -302,9 +311,9 @@ def _launch_direct(
     programs = -(-m // config.block_m) * -(-size_out // (config.block_k if transposed else config.block_n))
     tensors = (pairs, words, labels, bias, out)
     if transposed:
-        multiply_columns[(programs, config.split)](
-            *tensors, M=m, N=n, K=k, STEPS_N=steps, UNROLL=unroll, WHOLE_COLUMNS=k % 8 == 0, **common
-        )
+        shape = {"M": m, "N": n, "K": k, "STEPS_N": steps, "UNROLL": unroll, "WHOLE_COLUMNS": k % 8 == 0}
+        pitch = common["stride_pn"] if each == 4 else 0  # a constant of the kernel where it saves the most
+        multiply_columns[(programs, config.split)](*tensors, **shape, EACH=each, PITCH=pitch, **common)
     else:
         multiply_rows[(programs, config.split)](
             *tensors, M=m, N=n, SIZE_WORDS=k // 2, STEPS_K=steps, BLOCK_N=config.block_n, **common
