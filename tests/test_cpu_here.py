@@ -18,7 +18,7 @@ from fpe.bench.cli import cli
 from fpe.bench.cli.doctor import _devices
 from fpe.bench.here import measure
 from fpe.bench.results import Results
-from fpe.kernels import cpu, here, split_matmul
+from fpe.kernels import HOLE, cpu, here, split_matmul
 from fpe.layers import MergeLinear, SplitLinear, dense_form
 
 FOLDER = here.folder
@@ -176,9 +176,11 @@ def test_auto_takes_it_where_it_is_predicted_to_win(monkeypatch: pytest.MonkeyPa
 
 @needs_numba
 @pytest.mark.parametrize("merge", [False, True], ids=["split", "merge"])
-def test_a_layer_takes_it_where_the_roof_says_so(merge: bool, fresh: Path) -> None:
+@pytest.mark.parametrize("holes", [False, True], ids=["labels", "kept"])
+def test_a_layer_takes_it_where_the_roof_says_so(holes: bool, merge: bool, fresh: Path) -> None:
     """It keeps no dense weight then; with gradients, in bfloat16 or where the roof says otherwise it is as ever."""
-    partition = fpe.Partition(torch.randint(2, (64, 48), generator=seeded(), dtype=torch.uint8), 2)
+    table = torch.randint(2 + holes, (64, 48), generator=seeded(), dtype=torch.uint8)
+    partition = fpe.Partition(table.masked_fill(table == 2, HOLE), 2)
     layer = (MergeLinear if merge else SplitLinear)(partition)
     x = torch.randn(3, layer.in_features, generator=seeded(1))
     with torch.no_grad():
@@ -187,7 +189,7 @@ def test_a_layer_takes_it_where_the_roof_says_so(merge: bool, fresh: Path) -> No
     free = replace(
         ROOF,
         calls=dict.fromkeys(ROOF.calls, 0.0),
-        rates={n: (0.0 if "labels" in n else 1.0,) * 5 for n in ROOF.rates},
+        rates={name: (float(name == "torch"),) * 5 for name in ROOF.rates},
     )
 
     def keeps_dense(x: Tensor = x, grad: bool = False) -> bool:
@@ -196,7 +198,7 @@ def test_a_layer_takes_it_where_the_roof_says_so(merge: bool, fresh: Path) -> No
             layer(x)
         return layer in dense_form._WEIGHTS
 
-    assert keeps_dense()
+    assert keeps_dense() and (layer.bitmap is not None) == holes
     here.write(free)
     with torch.no_grad():
         used = layer(x)
