@@ -354,6 +354,8 @@ def test_the_whole_plan_is_walked_without_a_gpu_or_the_extras(tmp_path: Path) ->
     assert {row["status"] for row in found["gate"].rows} == {"ok"}
     timed = [row for row in found["latency"].rows if "milliseconds" in row]
     assert {row["structure"] for row in timed} == set(plan.MEASURED)
+    decoded = {row["structure"] for row in found["decode"].rows if row.get("provider") == "parent"}
+    assert decoded == {"random", "seeded", "block"}
     assert {(row["level"], row["pass"]) for row in timed} == {
         ("op", "forward"), ("op", "dX"), ("op", "dW"), ("op", "forward+backward"),
         ("merge", "forward"), ("merge", "dX"),

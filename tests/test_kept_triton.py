@@ -11,7 +11,16 @@ from support import assert_as_accurate, cast, guarded, readable_id, seeded
 from torch import Tensor
 from torch.nn.functional import silu
 
-from fpe.kernels import Bitmap, PackedLabels, masked_matmul, merge_matmul, partition_grad, split_matmul, unpack_values
+from fpe.kernels import (
+    Bitmap,
+    PackedLabels,
+    SeededLabels,
+    masked_matmul,
+    merge_matmul,
+    partition_grad,
+    split_matmul,
+    unpack_values,
+)
 from fpe.kernels.bitmap import layout
 from fpe.kernels.device import KNOWN
 from fpe.kernels.partition import kept as choice
@@ -32,10 +41,12 @@ class Case:
     m: int
     alpha: int = 2
     density: float = 0.5
+    of_a_seed: bool = False
 
     @property
     def id(self) -> str:
-        return f"{self.n}x{self.k}-m{self.m}-alpha{self.alpha}-density{self.density}"
+        labels = "-seed" if self.of_a_seed else ""
+        return f"{self.n}x{self.k}-m{self.m}-alpha{self.alpha}-density{self.density}{labels}"
 
     def mask(self) -> Tensor:
         mask = torch.rand(self.n, self.k, generator=seeded()) < self.density
@@ -47,9 +58,17 @@ class Case:
         return Bitmap.pack(self.mask())
 
     def table(self) -> Tensor:
+        if self.of_a_seed:
+            return self.made().unpack()
         return torch.randint(self.alpha, (self.n, self.k), generator=seeded(1), dtype=torch.uint8)
 
-    def labels(self) -> PackedLabels | None:
+    def made(self) -> SeededLabels:
+        """Those of a part of a weight that begins somewhere else."""
+        return SeededLabels.of(5, (self.n, self.k), self.alpha, (4, 256))
+
+    def labels(self) -> PackedLabels | SeededLabels | None:
+        if self.of_a_seed:
+            return self.made()
         return PackedLabels.pack(self.table(), self.alpha) if self.alpha > 1 else None
 
 
@@ -60,6 +79,8 @@ CASES = (
     Case(35, 60, 18, alpha=8, density=0.75),
     Case(5, 64, 5, alpha=4, density=1.0),
     Case(5, 40, 3, density=0.0),
+    Case(33, 131, 17, alpha=2, of_a_seed=True),
+    Case(9, 300, 5, alpha=8, density=0.25, of_a_seed=True),
     Case(1, 1, 1, alpha=1, density=1.0),
     Case(48, 48, 0),
     Case(0, 48, 3),
@@ -248,7 +269,7 @@ def test_many_rows_and_plain_tables_are_multiplied_by_a_decompressed_weight() ->
 @pytest.mark.parametrize("arch", KNOWN)
 def test_gathered_values_are_not_multiplied_where_a_fence_is_missing(arch: int) -> None:
     with patch.object(choice, "device_of", return_value=KNOWN[arch]):
-        assert choice._fuses(1, torch.ones(3), None, 1, "triton") == (arch != 100)
+        assert choice._fuses(1, torch.ones(3), None, torch.ones(1), 1, "triton") == (arch != 100)
 
 
 @pytest.mark.parametrize("arch", KNOWN)

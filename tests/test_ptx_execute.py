@@ -205,7 +205,15 @@ def test_every_kernel_is_executed_by_some_case() -> None:
     executed = {name for row in Results.read(COMMITTED / "lab/execute.jsonl").rows for name in row["kernels"]}
     unexecuted = {"_bitmap_move"}  # it calculates with places alone
     assert {name for _, name in launched} == executed | unexecuted and not executed & unexecuted
-    assert {"_pack", "_pack_transposed", "_reduce", "multiply", "multiply_columns", "_expanded_mlp"} <= executed
+    assert {
+        "_pack",
+        "_pack_transposed",
+        "_reduce",
+        "multiply",
+        "multiply_columns",
+        "_expanded_mlp",
+        "multiply_twice",
+    } <= executed
     assert ("fpe.kernels.epilogue", "multiply") in helpers and len(launched) >= 14
 
 

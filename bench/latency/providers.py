@@ -142,5 +142,4 @@ PROVIDERS: dict[str, Provider] = {
     )
 }
 """The parent and the wide dense layer are yardsticks; "masked" is what people do today; ours by backend; peers."""
-YARDSTICKS = ("parent", "wide")
 PEERS = ("masked", "torch.sparse 2:4", "torch BSR", "blksprs")

@@ -129,10 +129,10 @@ def batches(steps: int, batch: int, generator: torch.Generator, device: str) -> 
 
 
 @torch.no_grad()
-def bits_per_character(stack: Stack, device: str, windows: int = 512) -> list[float]:
-    """Test loss of every network over evenly spaced windows, in bits."""
+def bits_per_character(stack: Stack, device: str) -> list[float]:
+    """Test loss of every network over 512 evenly spaced windows, in bits."""
     values = text()[1]
-    start = torch.linspace(0, len(values) - CONTEXT - 1, windows).long()[:, None]
+    start = torch.linspace(0, len(values) - CONTEXT - 1, 512).long()[:, None]
     window = values[start + torch.arange(CONTEXT + 1)].to(device)
     total = torch.zeros(len(stack), dtype=torch.float64)
     for part in window.split(64):
