@@ -81,7 +81,7 @@ class Plan(NamedTuple):
 BEYOND, INSIDE = (14336, 4096), (1024, 1024)
 FULL = Plan(
     (Case(*BEYOND, 2, ROWS), Case(*BEYOND, 4, FEW), Case(*INSIDE, 2, ROWS)),
-    *(256 << 20, 1024, (768, 1024), (8192, 4096), ALPHAS),
+    *(256 << 20, 1024, (768, 1024), (16384, 4096), ALPHAS),
 )
 QUICK = Plan((Case(256, 384, 2, (1, 4)),), 1 << 20, 128, (128, 128), (256, 256), ALPHAS[:1])
 """Sizes on which to see that it runs; what they say of a machine is nothing."""
