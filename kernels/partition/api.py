@@ -60,8 +60,23 @@ def split_matmul(
         ValueError: Shapes, devices, ``alpha``, ``activation`` or ``backend`` do not fit, or the labels are packed for
             another weight, orientation or ``alpha``.
     """
-    op = "split_matmul"
-    n, k = _check_weight(op, w, kept)
+    return _split("split_matmul", "w", x, w, labels, alpha, bias, activation, kept, backend)
+
+
+def _split(
+    op: str,
+    name: str,
+    x: Tensor,
+    w: Tensor,
+    labels: Labels | None,
+    alpha: int,
+    bias: Tensor | None,
+    activation: str | None,
+    kept: Bitmap | None,
+    backend: str,
+) -> Tensor:
+    """:func:`split_matmul`, under the name of an operation and of its weight."""
+    n, k = _check_weight(op, w, kept, name)
     check_tensor(op, "x", x, (k,), batched=True, on=w)
     check_alpha(op, alpha)
     table, seed, transposed = _check_owners(op, labels, (n, k), alpha, w, kept)
@@ -70,7 +85,7 @@ def split_matmul(
     check_tensor(op, "x", x, (k,), batched=True, like=w)
     chosen = choose_backend(op, by_labels(op, backend, labels), w, SPLIT, alpha, by_cost=True)
     if kept is not None:
-        index = kept.bits, kept.starts, table
+        index = *kept.index, table
         y = packed.kept_split(as_rows(x, 1), w, *index, bias, activation, alpha, n, transposed, chosen)
     else:
         y = ops.split_matmul(as_rows(x, 1), w, table, seed, bias, activation, alpha, transposed, chosen)
@@ -128,7 +143,7 @@ def merge_matmul(
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
     chosen = choose_backend(op, by_labels(op, backend, labels), w, MERGE, alpha, (n, k), by_cost=True)
     if kept is not None:
-        index = kept.bits, kept.starts, table
+        index = *kept.index, table
         y = packed.kept_merge(as_rows(z, 2), w, *index, bias, activation, n, transposed, chosen)
     else:
         constant = stays(given, w)
@@ -182,7 +197,7 @@ def partition_grad(
     table, seed, transposed = _check_owners(op, labels, (n, k), alpha, x, kept)
     chosen = choose_backend(op, by_labels(op, backend, labels), x, SPLIT, alpha, by_cost=True)
     if kept is not None:
-        index = kept.bits, kept.starts, table
+        index = *kept.index, table
         return packed.kept_grad(as_rows(dy, 2), as_rows(x, 1), *index, kept.nnz, transposed, chosen)
     return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, seed, transposed, chosen)
 
@@ -232,20 +247,21 @@ def masked_matmul(
         ValueError: Shapes, devices, ``activation`` or ``backend`` do not fit.
     """
     op = "masked_matmul"
-    check_bitmap(op, kept)
+    check_tensor(op, "values", values, (None,))
+    check_bitmap(op, kept, values)
     if bias is not None:
         check_tensor(op, "bias", bias, (kept.sizes[0],), like=values)
         bias = bias.unsqueeze(0)
-    return split_matmul(x, values, None, 1, bias, activation, kept=kept, backend=backend).squeeze(-2)
+    return _split(op, "values", x, values, None, 1, bias, activation, kept, backend).squeeze(-2)
 
 
-def _check_weight(op: str, w: Tensor, kept: Bitmap | None) -> tuple[int, int]:
+def _check_weight(op: str, w: Tensor, kept: Bitmap | None, name: str = "w") -> tuple[int, int]:
     """The sizes of a weight, or of the one whose kept values ``w`` are."""
     if kept is None:
-        check_tensor(op, "w", w, (None, None))
+        check_tensor(op, name, w, (None, None))
         return w.shape[0], w.shape[1]
     check_bitmap(op, kept)
-    check_tensor(op, "w", w, (kept.nnz,))
+    check_tensor(op, name, w, (kept.nnz,))
     return kept.sizes
 
 

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..bitmap.layout import RUN, WORD, Bitmap
-from ..bitmap.triton import AS_BITS, kept_tile
+from ..bitmap.layout import BASE, RUN, WORD, Bitmap
+from ..bitmap.triton import AS_BITS, kept_tile, values_before
 from ..device import device_of, interpreting, stored_dtype
 from ..epilogue import activate, in_groups, launch_options, launch_reduce, multiply, multiply_loaded, rows_contiguous
 from ..tables import choose
@@ -143,6 +143,7 @@ def _partition_multiply(
     planes_ptr,
     bits_ptr,
     starts_ptr,
+    bases_ptr,
     bias_ptr,
     out_ptr,
     M,
@@ -164,6 +165,7 @@ def _partition_multiply(
     DIGITS: tl.constexpr,
     KEPT: tl.constexpr,
     RUN: tl.constexpr,
+    BASE: tl.constexpr,
     WORD: tl.constexpr,
     SEEDED: tl.constexpr,
     MERGE: tl.constexpr,
@@ -198,11 +200,19 @@ def _partition_multiply(
     x_rows = x_ptr + tl.expand_dims(offs_m.to(tl.int64) * stride_xm, AXIS)
     rows = tl.expand_dims(mask_m, AXIS)
     steps = tl.cdiv(SIZE_IN, IN)
+    first_step = steps * pid_split // SPLIT
+    WORDS = tl.cdiv(K, WORD)
+    if KEPT and not TRANSPOSED:  # rows stay: from tile to tile their values go on
+        offs_n = pid_out * BLOCK_N + tl.arange(0, BLOCK_N)
+        before = values_before(
+            bits_ptr, starts_ptr, bases_ptr, offs_n, offs_n < N, first_step * (BLOCK_K // WORD), WORDS, RUN, BASE, WORD,
+            UPCAST,
+        )  # fmt: skip
 
     accs = ()
     for _ in tl.static_range(SUMS):
         accs += (tl.zeros([BLOCK_M, OUT] if TURNED else [OUT, BLOCK_M], dtype=tl.float32),)
-    for step in range(steps * pid_split // SPLIT, steps * (pid_split + 1) // SPLIT):
+    for step in range(first_step, steps * (pid_split + 1) // SPLIT):
         first_n = step * BLOCK_N if TRANSPOSED else pid_out * BLOCK_N
         first_k = pid_out * BLOCK_K if TRANSPOSED else step * BLOCK_K
         offs_n = first_n + tl.arange(0, BLOCK_N)
@@ -210,9 +220,13 @@ def _partition_multiply(
         mask_n = offs_n < N
         words_at = words_ptr + offs_n[:, None].to(tl.int64) * stride_wn + offs_w[None, :]
         if KEPT:
-            exists, values_at = kept_tile(
-                words_ptr, bits_ptr, starts_ptr, offs_n, mask_n, first_k, K, BLOCK_K, RUN, WORD, UPCAST
-            )
+            word = first_k // WORD
+            if TRANSPOSED:
+                before = values_before(
+                    bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, UPCAST
+                )  # fmt: skip
+            exists, numbers, before = kept_tile(bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, UPCAST)
+            values_at = words_ptr + numbers
             words = tl.load(values_at, mask=exists, other=0)  # [BLOCK_N, BLOCK_K]
         elif EVEN:
             words = tl.load(words_at)  # [BLOCK_N, BLOCK_K / PER_WORD]
@@ -269,6 +283,7 @@ def _partition_outer(
     planes_ptr,
     bits_ptr,
     starts_ptr,
+    bases_ptr,
     out_ptr,
     M,
     N,
@@ -286,6 +301,7 @@ def _partition_outer(
     DIGITS: tl.constexpr,
     KEPT: tl.constexpr,
     RUN: tl.constexpr,
+    BASE: tl.constexpr,
     WORD: tl.constexpr,
     SEEDED: tl.constexpr,
     HOLES: tl.constexpr,
@@ -358,10 +374,10 @@ def _partition_outer(
         out = tl.where(owned != 0, out, 0.0)
     out_at = out_ptr + pid_split.to(tl.int64) * stride_os
     if KEPT:
-        exists, values_at = kept_tile(
-            out_at, bits_ptr, starts_ptr, offs_n, mask_n, first_k, K, BLOCK_K, RUN, WORD, UPCAST
-        )
-        tl.store(values_at, out.to(out_ptr.dtype.element_ty), mask=exists)
+        word, WORDS = first_k // WORD, tl.cdiv(K, WORD)
+        before = values_before(bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, UPCAST)
+        exists, numbers, _ = kept_tile(bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, UPCAST)
+        tl.store(out_at + numbers, out.to(out_ptr.dtype.element_ty), mask=exists)
     else:
         out_at += offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
         tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
@@ -471,7 +487,6 @@ def planes_strides(planes: Tensor | None) -> tuple[int, int]:
 def kept_weight(values: Tensor, labels: PackedLabels | None, kept: Bitmap) -> StoredWeight:
     """Kept values, their bitmap and their labels as the kernels read them."""
     words = values.contiguous().view(AS_BITS[values.element_size()])
-    kept = kept._replace(bits=kept.bits.contiguous(), starts=kept.starts.contiguous())
     planes = None if labels is None else labels.words
     return StoredWeight(words, 1, planes, 0, kept.shape, kept.transposed, kept)
 
@@ -509,7 +524,7 @@ def _launch_multiply(
     op = "merge_matmul" if merge else "split_matmul"
     device = device_of(x)
     pairs = x.element_size() == 2 and weight.per_word == 2 and n * k < 2**32 and not interpreting()
-    problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs, kept is not None)
+    problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs, _share(kept))
     config = config or choose(problem, device)
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     if config.direct:
@@ -573,7 +588,7 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
     elif packed is not None:
         planes = packed.words
     config = config or choose(
-        Problem("partition_grad", m, n, k, transposed, alpha, x.element_size(), kept=kept is not None), device_of(x)
+        Problem("partition_grad", m, n, k, transposed, alpha, x.element_size(), kept=_share(kept)), device_of(x)
     )
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     _partition_outer[(triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k), config.split)](
@@ -608,9 +623,14 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
     return result.T if transposed and kept is None else result
 
 
-def _index(kept: Bitmap | None) -> tuple[Tensor | None, Tensor | None]:
+def _share(kept: Bitmap | None) -> float | None:
+    """How many of the entries exist, in hundredths: configurations are chosen once for each."""
+    return None if kept is None else round(kept.nnz / max(kept.shape[0] * kept.shape[1], 1), 2)
+
+
+def _index(kept: Bitmap | None) -> tuple[Tensor | None, ...]:
     """What says where kept values are."""
-    return (None, None) if kept is None else (kept.bits, kept.starts)
+    return (None, None, None) if kept is None else tuple(t.contiguous() for t in kept.index)
 
 
 def _shared_options(
@@ -622,6 +642,7 @@ def _shared_options(
         "DIGITS": 0 if kept is not None and planes is None else digits(alpha),
         "KEPT": kept is not None,
         "RUN": RUN,
+        "BASE": BASE,
         "WORD": WORD,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
