@@ -3,19 +3,22 @@
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
-from support import assert_as_accurate, cast, guarded, readable_id, seeded
+from support import allow, assert_as_accurate, cast, guarded, readable_id, seeded
 from torch import Tensor
 from torch.nn.functional import silu
 
 from fpe.kernels import Bitmap, PackedLabels, masked_matmul, merge_matmul, partition_grad, split_matmul, unpack_values
+from fpe.kernels import dispatch
 from fpe.kernels.bitmap import layout
 from fpe.kernels.device import KNOWN
 from fpe.kernels.partition import kept as choice
 from fpe.kernels.partition.config import MAX_ALPHA, Config, Problem
+from fpe.kernels.roofs import PUBLISHED
 from fpe.kernels.tables import choose
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -251,6 +254,25 @@ def test_gathered_values_are_not_multiplied_where_a_fence_is_missing(arch: int) 
     with patch.object(choice, "device_of", return_value=KNOWN[arch]):
         way = choice._way("split_matmul", (1, 4, 4, 1), 3, torch.ones(3), None, False, "triton")
     assert way == (choice.DECOMPRESSED if arch == 100 else choice.KEPT_VALUES)
+
+
+def test_auto_asks_the_cost_model_and_triton_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tensor that says that it lies on a GPU; what is asked is the share of the entries that exist."""
+    there = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, get_device=lambda: 0)
+    allow(monkeypatch, choice.SPLIT, "triton")
+    monkeypatch.setattr(choice, "device_of", lambda tensor: KNOWN[90])
+    monkeypatch.setattr(dispatch, "roof_of", lambda index: PUBLISHED["h200"])
+    dispatch.ranked_on.cache_clear()
+
+    def way(m: int, nnz: int, backend: str = "auto", alpha: int = 1, size: int = 4096) -> str:
+        return choice._way("split_matmul", (m, size, size, alpha), nnz, there, None, False, backend)
+
+    assert way(1, 4096 * 2048) == way(1, 0) == choice.KEPT_VALUES
+    assert way(65, 4096 * 2048) == choice.DECOMPRESSED
+    costly = way(64, 4096 * 2048, alpha=8)  # four tiles of rows count all bits again
+    assert costly == choice.DECOMPRESSED and way(64, 4096 * 2048, "triton", 8) == choice.KEPT_VALUES
+    assert way(1, 4096 * 2048, "eager") == dispatch.EAGER
+    dispatch.ranked_on.cache_clear()
 
 
 @pytest.mark.parametrize("arch", KNOWN)

@@ -147,6 +147,21 @@ def wavefronts(results: Results) -> Table:
     return Table(title, ("architecture", "density", "L1", "shared memory"), rows)
 
 
+def kept_traffic(results: Results) -> Table:
+    """DRAM bytes over the least, of products of kept values: the worst of a layer's operations."""
+    worst: dict[tuple[str, ...], dict[int, float]] = {}
+    for row in results.rows:
+        key = (f"{row['N']} x {row['K']}", f"{row['alpha']}", f"{row['kept']:g}")
+        cells = worst.setdefault(key, {})
+        cells[row["M"]] = max(cells.get(row["M"], 0.0), row["ratio"])
+    sizes = sorted({row["M"] for row in results.rows})
+    rows = [(*key, *(f"{cells[m]:.3f}" for m in sizes)) for key, cells in worst.items()]
+    columns = ("layer", "children", "kept", *(f"M {m}" for m in sizes))
+    s = results.settings
+    title = f"DRAM bytes over the least, the worst operation; simulated: sm_{s['arch']}, {s['l2'] / 1e6:.0f} MB of L2"
+    return Table(title, columns, rows)
+
+
 BUDGETED = {80: "a100", 86: "a6000", 89: "4090", 90: "h200"}
 """A device of each architecture whose budget is shown."""
 
