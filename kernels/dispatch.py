@@ -17,7 +17,7 @@ from torch import Tensor
 from .cpu import numba_installed
 from .device import arch_of, fences_copies, interpreting
 from .gpus import OLDEST, architecture
-from .here import labels_win
+from .here import kernel_wins
 from .model import DECOMPRESSED, MASKED_DENSE, Sizes, candidates
 from .roofs import Roof, roof_named
 from .structures import RANDOM
@@ -133,7 +133,12 @@ def fastest_of_kept(
 
 
 def fastest_on_cpu(
-    op: str, sizes: tuple[int, int, int, int], operand: Tensor, backends: Mapping[str, Backend], *call: object
+    op: str,
+    sizes: tuple[int, int, int, int],
+    operand: Tensor,
+    backends: Mapping[str, Backend],
+    *call: object,
+    density: float | None = None,
 ) -> str:
     """:func:`fastest` on a CPU, where the model is that of :mod:`.here`: its kernels, or the eager twin.
 
@@ -145,9 +150,10 @@ def fastest_on_cpu(
         operand: A tensor of the call: its dtype decides.
         backends: Those of the family.
         call: What else their ``why_not`` takes.
+        density: Share of the entries that exist, where the weight is stored as its kept values.
     """
     able = op != "partition_grad" and not backends["cpu"].why_not(operand, *call)
-    return "cpu" if able and labels_win(*sizes, operand.dtype, "twin") else "eager"
+    return "cpu" if able and kernel_wins(*sizes, operand.dtype, "twin", density) else "eager"
 
 
 def stays(given: Tensor, used: Tensor) -> bool:

@@ -23,12 +23,12 @@ from fpe.kernels import device
 FENCE = "fence.proxy.async.shared::cta;"
 """The compiler's; that of a kernel has a move behind it."""
 CASES = (
-    block.Case("forward", "bf16", 64, (64, 64)),
-    block.Case("dx", "fp16", 1024, (64, 64)),
-    block.Case("dw", "bf16", 1024, (128, 128)),
+    block.Case("forward", "bf16", 64, block=(64, 64)),
+    block.Case("dx", "fp16", 1024, block=(64, 64)),
+    block.Case("dw", "bf16", 1024, block=(128, 128)),
     partition.Case("grad", "bf16", 1024, alpha=2),
-    semi_structured.Case("dw", "bf16", 2, 1024),
-    block.Case("forward", "bf16", 16, (64, 64)),
+    semi_structured.Case("dw", "bf16", 1024),
+    block.Case("forward", "bf16", 16, block=(64, 64)),
 )
 """The last has too few rows for ``wgmma``."""
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from fpe.kernels import (
     Bitmap,
     PackedLabels,
-    SeededLabels,
     masked_matmul,
     merge_matmul,
     pack_values,
@@ -105,7 +104,7 @@ class Given:
                 ((m, k), (m, alpha, k), (m, alpha, n), (kept.nnz,), (6, 37), (alpha, n), (n,))
             )
         )  # fmt: skip
-        on = (*kept.index, labels)
+        on = (*kept.index, labels, [])
         return {
             "unpack_values": (values, *kept.index, 37, "eager"),
             "pack_values": (w, *kept.index, kept.nnz, "eager"),
@@ -143,8 +142,6 @@ X, Z, DY, W, V = torch.ones(5, 4), torch.ones(5, 2, 4), torch.ones(5, 2, 3), tor
 TABLE = torch.zeros(3, 4, dtype=torch.uint8)
 LABELS, META = PackedLabels.pack(TABLE, 2), "meta"
 HOLES = PackedLabels.pack(TABLE.masked_fill(~MASK, 255), 2)
-SEED = SeededLabels.of(1, (4, 4), 2)
-SQUARE = Bitmap.pack(torch.ones(4, 4, dtype=torch.bool))
 
 
 def with_index(**parts: Tensor) -> Bitmap:
@@ -191,8 +188,6 @@ BAD_CALLS = (
             ("labels", "without holes", "kept")),
     BadCall("split_matmul-orientation", lambda: split_matmul(X, V, PackedLabels.pack(TABLE.T.contiguous(), 2).T, 2,
             kept=KEPT), ValueError, ("labels and kept", "one orientation", "True and False")),
-    BadCall("split_matmul-seed", lambda: split_matmul(X, torch.ones(16), SEED, 2, kept=SQUARE), ValueError,
-            ("labels", "table", "seed")),
     BadCall("merge_matmul-values", lambda: merge_matmul(Z, W, LABELS, kept=KEPT), ValueError, ("w", "[7]", "[3, 4]")),
     BadCall("merge_matmul-owners", lambda: merge_matmul(Z, V, None, kept=KEPT), ValueError, ("labels", "2 children")),
     BadCall("merge_matmul-labels", lambda: merge_matmul(Z, V, TABLE[:2], kept=KEPT), ValueError,

@@ -21,7 +21,7 @@ from fpe.bench.gpu.checks import checks
 from fpe.bench.gpu.cli import headline, main
 from fpe.bench.gpu.lost import LostError
 from fpe.bench.latency.problems import Case
-from fpe.bench.results import Results
+from fpe.bench.results import COMMITTED, Results
 from fpe.kernels.model import Sizes, layer_candidates
 from fpe.kernels.partition import config
 from fpe.kernels.roofs import PUBLISHED, Roof, Share
@@ -187,6 +187,13 @@ def planned(minutes: float, names: tuple[str, ...] = ()) -> list[plan.Promise]:
     return plan.promised(made, names or tuple(s.name for s in plan.STEPS), 60 * minutes, 8.0)
 
 
+def test_every_time_of_compiling_belongs_to_a_launch_of_the_plan() -> None:
+    """By the launch's name: otherwise the plan would take the mean of all for it."""
+    made = steps.Context("cuda", Path(), 9 * 60, provenance={"device": "NVIDIA H200"}, arch=90)
+    known = {row["launch"] for row in Results.read(COMMITTED / "lab/headline-compile.jsonl").rows}
+    assert known <= {launch.name for launch in plan.kernels_first(made)}
+
+
 def test_the_headline_comes_within_four_minutes_of_nine() -> None:
     found = planned(9)
     headline = [p for p in found if p.step.name in ("compile", "latency")]
@@ -347,6 +354,8 @@ def test_the_whole_plan_is_walked_without_a_gpu_or_the_extras(tmp_path: Path) ->
     assert {row["status"] for row in found["gate"].rows} == {"ok"}
     timed = [row for row in found["latency"].rows if "milliseconds" in row]
     assert {row["structure"] for row in timed} == set(plan.MEASURED)
+    decoded = {row["structure"] for row in found["decode"].rows if row.get("provider") == "parent"}
+    assert decoded == {"random", "seeded", "block"}
     assert {(row["level"], row["pass"]) for row in timed} == {
         ("op", "forward"), ("op", "dX"), ("op", "dW"), ("op", "forward+backward"),
         ("merge", "forward"), ("merge", "dX"),

@@ -12,7 +12,16 @@ from support import allow, assert_as_accurate, cast, guarded, readable_id, seede
 from torch import Tensor
 from torch.nn.functional import silu
 
-from fpe.kernels import Bitmap, PackedLabels, masked_matmul, merge_matmul, partition_grad, split_matmul, unpack_values
+from fpe.kernels import (
+    Bitmap,
+    PackedLabels,
+    SeededLabels,
+    masked_matmul,
+    merge_matmul,
+    partition_grad,
+    split_matmul,
+    unpack_values,
+)
 from fpe.kernels import dispatch
 from fpe.kernels.bitmap import layout
 from fpe.kernels.device import KNOWN
@@ -35,10 +44,12 @@ class Case:
     m: int
     alpha: int = 2
     density: float = 0.5
+    of_a_seed: bool = False
 
     @property
     def id(self) -> str:
-        return f"{self.n}x{self.k}-m{self.m}-alpha{self.alpha}-density{self.density}"
+        labels = "-seed" if self.of_a_seed else ""
+        return f"{self.n}x{self.k}-m{self.m}-alpha{self.alpha}-density{self.density}{labels}"
 
     def mask(self) -> Tensor:
         mask = torch.rand(self.n, self.k, generator=seeded()) < self.density
@@ -50,9 +61,17 @@ class Case:
         return Bitmap.pack(self.mask())
 
     def table(self) -> Tensor:
+        if self.of_a_seed:
+            return self.made().unpack()
         return torch.randint(self.alpha, (self.n, self.k), generator=seeded(1), dtype=torch.uint8)
 
-    def labels(self) -> PackedLabels | None:
+    def made(self) -> SeededLabels:
+        """Those of a part of a weight that begins somewhere else."""
+        return SeededLabels.of(5, (self.n, self.k), self.alpha, (4, 256))
+
+    def labels(self) -> PackedLabels | SeededLabels | None:
+        if self.of_a_seed:
+            return self.made()
         return PackedLabels.pack(self.table(), self.alpha) if self.alpha > 1 else None
 
 
@@ -63,6 +82,8 @@ CASES = (
     Case(35, 60, 18, alpha=8, density=0.75),
     Case(5, 64, 5, alpha=4, density=1.0),
     Case(5, 40, 3, density=0.0),
+    Case(33, 131, 17, alpha=2, of_a_seed=True),
+    Case(9, 300, 5, alpha=8, density=0.25, of_a_seed=True),
     Case(1, 1, 1, alpha=1, density=1.0),
     Case(48, 48, 0),
     Case(0, 48, 3),
@@ -252,8 +273,8 @@ def test_many_rows_and_plain_tables_are_multiplied_by_a_decompressed_weight() ->
 @pytest.mark.parametrize("arch", KNOWN)
 def test_gathered_values_are_not_multiplied_where_a_fence_is_missing(arch: int) -> None:
     with patch.object(choice, "device_of", return_value=KNOWN[arch]):
-        way = choice._way("split_matmul", (1, 4, 4, 1), 3, torch.ones(3), None, False, "triton")
-    assert way == (choice.DECOMPRESSED if arch == 100 else choice.KEPT_VALUES)
+        read = choice._reader("split_matmul", (1, 4, 4, 1), 3, torch.ones(3), None, torch.ones(1), False, "triton")
+    assert read == (None if arch == 100 else "triton")
 
 
 def test_auto_asks_the_cost_model_and_triton_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,14 +285,16 @@ def test_auto_asks_the_cost_model_and_triton_does_not(monkeypatch: pytest.Monkey
     monkeypatch.setattr(dispatch, "roof_of", lambda index: PUBLISHED["h200"])
     dispatch.ranked_on.cache_clear()
 
-    def way(m: int, nnz: int, backend: str = "auto", alpha: int = 1, size: int = 4096) -> str:
-        return choice._way("split_matmul", (m, size, size, alpha), nnz, there, None, False, backend)
+    def reads(m: int, nnz: int, backend: str = "auto", alpha: int = 1) -> str | None:
+        return choice._reader(
+            "split_matmul", (m, 4096, 4096, alpha), nnz, there, None, torch.ones(1), False, backend
+        )
 
-    assert way(1, 4096 * 2048) == way(1, 0) == choice.KEPT_VALUES
-    assert way(65, 4096 * 2048) == choice.DECOMPRESSED
-    costly = way(64, 4096 * 2048, alpha=8)  # four tiles of rows count all bits again
-    assert costly == choice.DECOMPRESSED and way(64, 4096 * 2048, "triton", 8) == choice.KEPT_VALUES
-    assert way(1, 4096 * 2048, "eager") == dispatch.EAGER
+    assert reads(1, 4096 * 2048) == reads(1, 0) == "triton"
+    assert reads(65, 4096 * 2048) is None
+    costly = reads(64, 4096 * 2048, alpha=8)  # four tiles of rows count all bits again
+    assert costly is None and reads(64, 4096 * 2048, "triton", 8) == "triton"
+    assert reads(1, 4096 * 2048, "eager") is None
     dispatch.ranked_on.cache_clear()
 
 

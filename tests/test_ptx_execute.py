@@ -209,7 +209,15 @@ def test_every_kernel_is_executed_by_some_case() -> None:
     launched = known.keys() - helpers
     executed = {name for row in committed().rows for name in row["kernels"]}
     assert {name for _, name in launched} == executed
-    assert {"_pack", "_pack_transposed", "_reduce", "multiply", "multiply_columns", "_expanded_mlp"} <= executed
+    assert {
+        "_pack",
+        "_pack_transposed",
+        "_reduce",
+        "multiply",
+        "multiply_columns",
+        "_expanded_mlp",
+        "multiply_twice",
+    } <= executed
     assert ("fpe.kernels.epilogue", "multiply") in helpers and len(launched) >= 14
 
 

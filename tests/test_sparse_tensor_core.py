@@ -395,10 +395,10 @@ import json
 from fpe.bench.families.semi_structured import Case
 from fpe.bench.lab.compile import run
 pairs = [
-    (Case("sparse", "bf16", 2, 64), 80), (Case("sparse", "fp16", 1, 1), 90), (Case("sparse", "bf16", 1, 1024), 120),
-    (Case("forward", "bf16", 2, 64), 90), (Case("dx", "fp16", 2, 64), 80), (Case("dw", "bf16", 1, 64), 100),
-    (Case("compress", "bf16", 2, 1), 90), (Case("pack parent.T into fragments", "bf16", 2, 1), 90),
-    (Case("pack transposed values into dense", "bf16", 2, 1), 80),
+    (Case("sparse", "bf16", 64), 80), (Case("sparse", "fp16", 1, 1), 90), (Case("sparse", "bf16", 1024, 1), 120),
+    (Case("forward", "bf16", 64), 90), (Case("dx", "fp16", 64), 80), (Case("dw", "bf16", 64, 1), 100),
+    (Case("compress", "bf16", 1), 90), (Case("pack parent.T into fragments", "bf16", 1), 90),
+    (Case("pack transposed values into dense", "bf16", 1), 80),
 ]
 print(json.dumps([row for case, arch in pairs for row in run([case], [arch], 1).rows]))
 """

@@ -204,7 +204,7 @@ def test_cells_side_by_side_give_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_cells_run_again_give_the_same_rows() -> None:
-    settings = mlp_study.Settings("digits", trials=2, epochs=1, batch=128)
+    settings = mlp_study.Settings(data="digits", trials=2, epochs=1, batch=128)
     made = (("gram magnitude", ""), (conditions.FRESH, ""), ("2:4 input", "random"))
     cells = [mlp_study.Cell(condition, 4, rewire=rewire) for condition, rewire in made]
     rows = [mlp_study.run_cell(cell, settings) for cell in cells]

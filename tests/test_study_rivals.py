@@ -113,7 +113,7 @@ def test_gradual_pruning_follows_the_cubic_schedule(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_rival_has_the_budget() -> None:
-    settings = rivals.Settings("digits", trials=2, epochs=1, batch=64)
+    settings = rivals.Settings(data="digits", trials=2, epochs=1, batch=64)
     for condition in rivals.NAMES:
         models, _ = rivals._begin(rivals.Cell(condition, 8, 2, 1), settings, 1)
         weights, budget = {fpe.nonzeros(model) for model in models}, 8 * (64 + 10)
@@ -148,9 +148,9 @@ def test_rotations_are_rotations_and_go_part_of_the_way() -> None:
 
 
 def test_rotated_data_are_centred_and_keep_their_distances() -> None:
-    settings = rotation.RotationSettings("digits")
+    settings = rotation.RotationSettings(data="digits")
     plain, turned = (rotation.rotated("digits", share, settings) for share in (0.0, 1.0))
-    assert settings.epochs == 100 and rotation.RotationSettings("boolean").lr == 3e-2
+    assert settings.epochs == 100 and rotation.RotationSettings(data="boolean").lr == 3e-2
     assert len(plain.x_validation) == round(VALIDATION * 1437)
     torch.testing.assert_close(turned.x.mean(0), torch.zeros(64), atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.cdist(plain.x[:20], plain.x[:20]), torch.cdist(turned.x[:20], turned.x[:20]))

@@ -28,7 +28,7 @@ from fpe.kernels.block import config as block_config
 from fpe.kernels.device import KNOWN
 from fpe.kernels.partition import config as partition_config
 
-JOB = PartitionJob("split_matmul", False, 2, 16).small()
+JOB = PartitionJob(op="split_matmul", transposed=False, m=16).small()
 DEVICE = KNOWN[80]
 
 
@@ -135,7 +135,7 @@ from fpe.bench.gpu.tune_jobs import BlockJob, PartitionJob
 from fpe.kernels import tables
 from fpe.kernels.device import KNOWN
 import torch
-for job in (PartitionJob("merge_matmul", True, 2, 128), BlockJob("dX", (64, 64), 64)):
+for job in (PartitionJob(op="merge_matmul", transposed=True, m=128), BlockJob(op="dX", block=(64, 64), m=64)):
     config = tables.choose(job.setup("meta")[2], KNOWN[90])
     print(repr(compile_candidate(job, config, KNOWN[90], False)))
     print(repr(compile_candidate(job, config, replace(KNOWN[90], shared=4096), False)))

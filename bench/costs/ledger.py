@@ -88,8 +88,7 @@ def kept_pairs() -> Iterator[Kept]:
     structures = (RANDOM, SEEDED, TWO_FOUR, BLOCK)
     for sizes, alpha, structure, policy in product(PAIRS, (2, 4), structures, fpe.resparsify.POLICIES):
         affordable = policy != "input" or choose(sizes[2], sizes[0], alpha) == policy
-        kept = policy == "partition" or structure != SEEDED  # with edges removed a seed is "random"
-        if affordable and kept and (structure != TWO_FOUR or alpha == 2):
+        if affordable and (structure != TWO_FOUR or alpha == 2):
             yield Kept(sizes, alpha, structure, policy)
 
 

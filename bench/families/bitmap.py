@@ -21,7 +21,7 @@ from ...kernels.partition.labels import digits, row_bytes
 from . import contract, partition
 from .accesses import INDEX, Access, Launch, Program, reduce
 from .check import SHAPES, Cast, Check, drawn
-from .contract import SHAPE, Draw, Kernel, Problem, pair
+from .contract import Draw, Kernel, Problem, pair
 
 KERNELS = (Kernel(kernels._bitmap_move, ("tl.load(values_at", "tl.load(dense_at"), None, False, lambda row: []),)
 LAUNCHERS = ()
@@ -84,21 +84,14 @@ class Case(contract.Case):
     children.
     """
 
-    op: str
-    dtype: str
     m: int = 0
     alpha: int | None = 2
-    activation: str | None = None
-    shape: tuple[int, int] = SHAPE
     file: ClassVar[str] = "bitmap"
+    operands = operands
 
     def runs_on(self, arch: int) -> bool:
         """Not where the products are made of a decompressed weight."""
         return self.op not in PRODUCTS or reads_kept_values(arch)
-
-    def posed(self) -> Problem:
-        """See :class:`.contract.Case`."""
-        return operands(self, Draw(self))
 
 
 CASES = (

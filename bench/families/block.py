@@ -1,7 +1,7 @@
 """The block kernels."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import prod
@@ -21,7 +21,7 @@ from ...kernels.device import Device
 from . import accesses, contract, job
 from .accesses import INDEX, Access, Launch, Program, flat, in_groups, reduce
 from .check import SHAPES, Cast, Check, drawn
-from .contract import SHAPE, TYPES, Draw, Kernel, Problem, pair
+from .contract import TYPES, Draw, Kernel, Problem, pair
 
 
 def _step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
@@ -65,31 +65,21 @@ def operands(case: Any, draw: Draw) -> Problem:
 class Case(contract.Case):
     """A launch of a block operation; of ``alpha`` blocks one is kept, every other one if it is not given."""
 
-    op: str
-    dtype: str
-    m: int
-    block: tuple[int, int]
-    alpha: int | None = None
-    activation: str | None = None
-    shape: tuple[int, int] = SHAPE
-
-    def posed(self) -> Problem:
-        """See :class:`.contract.Case`."""
-        return operands(self, Draw(self))
+    operands = operands
 
 
 CASES = (
-    *(Case(op, t, m, b) for op, b, t, m in product(OPERATIONS, BLOCKS, TYPES, (1, 16, 64, 1024, 8192))),
+    *(Case(op, t, m, block=b) for op, b, t, m in product(OPERATIONS, BLOCKS, TYPES, (1, 16, 64, 1024, 8192))),
     *(
-        Case("forward", "bf16", m, block, activation=activation)
+        Case("forward", "bf16", m, block=block, activation=activation)
         for block, m, activation in product(BLOCKS, (16, 8192), ("relu", "gelu", "silu"))
     ),
 )
 QUICK = (
-    Case("forward", "bf16", 1024, (128, 128)),
-    Case("forward", "bf16", 1, (64, 64), activation="gelu"),
-    Case("dx", "fp16", 1024, (64, 64)),
-    Case("dw", "bf16", 1024, (128, 128)),
+    Case("forward", "bf16", 1024, block=(128, 128)),
+    Case("forward", "bf16", 1, block=(64, 64), activation="gelu"),
+    Case("dx", "fp16", 1024, block=(64, 64)),
+    Case("dw", "bf16", 1024, block=(128, 128)),
 )
 
 
@@ -145,34 +135,19 @@ def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Con
             yield config
 
 
-@dataclass(frozen=True)
-class Job:
-    """One entry of the block table.
+@dataclass(frozen=True, kw_only=True)
+class Job(job.Job):
+    """One entry of the block table: ``"forward"``, ``"dX"`` or ``"dW"`` of two children in blocks of ``(bn, bk)``."""
 
-    Attributes:
-        op: ``"forward"``, ``"dX"`` or ``"dW"``.
-        block: ``(bn, bk)``.
-        m: Rows of activations.
-        dtype: Of the operands.
-        shape: ``(N, K)`` of the parent; alpha is 2.
-    """
-
-    op: str
     block: tuple[int, int]
-    m: int
-    dtype: torch.dtype = torch.bfloat16
-    shape: tuple[int, int] = job.SHAPE
     family = "block"
     candidates = staticmethod(candidates)
+    smallest = job.Job.smallest | {"block": (16, 32)}
 
     @property
     def id(self) -> str:
         """As ``dX (64, 64) m=16 torch.bfloat16``."""
         return f"{self.op} {self.block} m={self.m} {self.dtype}"
-
-    def small(self) -> "Job":
-        """The same at a size that the interpreter can walk."""
-        return replace(self, m=5, shape=(64, 64), block=(16, 32), dtype=torch.float32)
 
     def conditions(self, problem: configs.Problem) -> dict[str, Any]:
         """Where the entry will hold."""

@@ -45,26 +45,30 @@ class Problem:
     finish: Callable[[Tensor], Tensor] = lambda y: y
 
 
+@dataclass(frozen=True)
 class Case:
-    """One launch of an operation on meta tensors; a dataclass in each family.
+    """One launch of an operation on meta tensors; each family adds what is its own.
 
     Attributes:
         op: One of the family's.
         dtype: A name in ``TYPES``; ``"fp32"`` multiplies in full precision.
-        shape: ``(N, K)`` of the stored weight; of a block operation that of the wide one.
-        block: ``(bn, bk)`` of a block operation.
+        m: Rows of activations.
         alpha: Children.
         activation: Fused into a forward together with a bias, or none of both.
+        shape: ``(N, K)`` of the stored weight; of a block operation that of the wide one.
+        block: ``(bn, bk)`` of a block operation.
+        operands: What the family says of a case and :class:`Draw`: see :class:`Family`.
         file: Results that its rows go to.
     """
 
     op: str
     dtype: str
     m: int
-    shape: tuple[int, int]
-    block: tuple[int, int] | None = None
     alpha: int | None = None
     activation: str | None = None
+    shape: tuple[int, int] = SHAPE
+    block: tuple[int, int] | None = None
+    operands: ClassVar[Callable[[Any, "Draw"], Problem]]
     file: ClassVar[str] = "compile"
     each: ClassVar[bool] = False
     """Whether each case has a row of its own, though another may launch the same binary."""
@@ -84,9 +88,10 @@ class Case:
 
     @property
     def name(self) -> str:
-        """All of it, as ``compile-split-bf16-16-2-(14336, 4096)``."""
-        parts = (getattr(self, part.name) for part in fields(self))  # type: ignore[arg-type]
-        return "-".join([self.file.replace("-", "_"), *(str(part) for part in parts if part is not None)])
+        """All of it, as ``compile-split-bf16-16-2-(14336, 4096)``: rows of what compiling took are found by it."""
+        parts = [getattr(self, part.name) for part in fields(self) if part.name != "seeded"]
+        named = [str(part) for part in parts if part is not None]
+        return "-".join([self.file.replace("-", "_"), *named, *["seeded"] * self.seeded])
 
     @property
     def option(self) -> str:
@@ -112,8 +117,8 @@ class Case:
         return True
 
     def posed(self) -> Problem:
-        """Its launcher with operands without numbers: what the family says of it and :class:`Draw`."""
-        raise NotImplementedError
+        """Its launcher with operands without numbers."""
+        return self.operands(Draw(self))
 
     def call(self) -> None:
         """Calls the launcher, float32 as the case wants it."""
@@ -146,13 +151,13 @@ def expected_matrix(row: Row) -> str:
     return "HMMA"
 
 
-def as_meant(row: Row) -> list[str]:
-    """Complaints of a row with another matrix instruction than the one meant, or with narrow loads."""
+def as_meant(row: Row, load_bits: int = 128) -> list[str]:
+    """Complaints of a row with another matrix instruction than the one meant, or with loads below ``load_bits``."""
     complaints, meant = [], expected_matrix(row)
     found = {name.split(".")[0] for name in row["matrix"]} or ({"FFMA"} if row["multiply_adds"] else set())
     if found != {meant}:
         complaints.append(f"matrix instruction: meant {meant}, got {', '.join(sorted(found)) or 'none'}")
-    if row["load_bits"] < (8 * TYPES[row["dtype"]].itemsize if (row["op"], row["dtype"]) in NARROW else 128):
+    if row["load_bits"] < (8 * TYPES[row["dtype"]].itemsize if (row["op"], row["dtype"]) in NARROW else load_bits):
         threads = 32 * row["num_warps"]
         complaints.append(f"loads of {row['load_bits']} bits: {row['tile_bytes']} bytes a step for {threads} threads")
     return complaints
@@ -169,7 +174,7 @@ class Kernel:
             of a program takes, and the rows of the tile that multiplies first. Without it costs are not counted.
         multiplies: Whether it has matrix instructions.
         check: Complaints of a row of its own.
-        loads: The part of the kernel that has the loads, if not the kernel itself.
+        loads: The parts of the kernel that have the loads, if not the kernel itself.
         alias: Its name in rows, where the function's says too little.
     """
 
@@ -178,7 +183,7 @@ class Kernel:
     step: Callable[[Mapping[str, Any], int], tuple[int, int]] | None = None
     multiplies: bool = True
     check: Callable[[Row], list[str]] = as_meant
-    loads: JITFunction | None = None
+    loads: tuple[JITFunction, ...] = ()
     alias: str = ""
 
     @property

@@ -1,7 +1,7 @@
 """The partition kernels: through shared memory, and for few rows from memory to the tensor cores directly."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -13,17 +13,17 @@ from ... import kernels as public
 from ...kernels.device import Device
 from ...kernels.partition import config as configs
 from ...kernels.partition import eager as twins
-from ...kernels.partition import gluon as direct
+from ...kernels.partition import gluon, gluon_transposed, tiles
 from ...kernels.partition import triton as kernels
 from ...kernels.partition.backends import MERGE, SPLIT
-from ...kernels.partition.config import COLUMNS, GROUP
+from ...kernels.partition.config import GROUP
 from ...kernels.partition.eager import Labels
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ...kernels.structures import SEEDED
 from . import accesses, contract, job
 from .accesses import Access, Launch, Program, in_groups, reduce
 from .check import SHAPES, SPARSE_BACKENDS, Cast, Check, drawn
-from .contract import SHAPE, Draw, Kernel, Problem, Row, as_meant, laid, pair
+from .contract import Draw, Kernel, Problem, Row, as_meant, laid, pair
 
 ISSUE_SLOTS = 14
 """Instructions that an H200's lanes can issue while a 16-bit weight arrives at 4.8 TB/s (132 x 128 lanes, 1.98 GHz)."""
@@ -42,7 +42,7 @@ def _rows_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
 
 
 def _columns_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
-    return given["UNROLL"] * 16 * given["num_warps"] * COLUMNS * size, 16
+    return given["UNROLL"] * 16 * given["num_warps"] * given["EACH"] * 8 * size, 16
 
 
 def _outer_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
@@ -51,8 +51,10 @@ def _outer_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
     return given["BLOCK_M"] * (left + right) * size, given["BLOCK_N"]
 
 
-def _check_direct(row: Row) -> list[str]:
-    complaints = as_meant(row)
+def check_direct(row: Row) -> list[str]:
+    """Complaints of a kernel whose weights go from memory to the tensor cores through nothing in between."""
+    # A split's sums of 16 rows and eight children leave a lane four columns of the transpose.
+    complaints = as_meant(row, 64 if row["op"] == "split_t" and row["alpha"] > 4 else 128)
     few = row["tile"].startswith(("8", "16"))
     if few and row["instructions_per_weight"] > ISSUE_SLOTS:
         spent = row["instructions_per_weight"]
@@ -64,12 +66,13 @@ def _check_direct(row: Row) -> list[str]:
     return complaints
 
 
-_ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
+ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
+_BY_COLUMNS = (gluon_transposed._rows, gluon_transposed._rows_narrow)
 KERNELS = (
-    Kernel(kernels._partition_multiply, ("tl.load(words_at", "tl.load(values_at"), _step),
-    Kernel(direct.multiply_rows, _ROWS, _rows_step, check=_check_direct, loads=direct._group),
-    Kernel(direct.multiply_columns, _COLUMNS, _columns_step, check=_check_direct, loads=direct._rows),
-    Kernel(kernels._partition_outer, ("tl.load(left_at", "tl.load(right_at"), _outer_step),
+    Kernel(tiles._partition_multiply, ("tl.load(words_at", "tl.load(values_at"), _step),
+    Kernel(gluon.multiply_rows, ROWS, _rows_step, check=check_direct, loads=(gluon._group,)),
+    Kernel(gluon_transposed.multiply_columns, _COLUMNS, _columns_step, check=check_direct, loads=_BY_COLUMNS),
+    Kernel(tiles._partition_outer, ("tl.load(left_at", "tl.load(right_at"), _outer_step),
 )
 LAUNCHERS = (kernels,)
 BACKENDS = (SPLIT, MERGE)
@@ -110,17 +113,8 @@ def operands(case: Any, draw: Draw) -> Problem:
 class Case(contract.Case):
     """A launch of a partition operation."""
 
-    op: str
-    dtype: str
-    m: int
-    alpha: int
-    activation: str | None = None
-    shape: tuple[int, int] = SHAPE
     seeded: bool = False
-
-    def posed(self) -> Problem:
-        """See :class:`.contract.Case`."""
-        return operands(self, Draw(self))
+    operands = operands
 
 
 CASES = (
@@ -181,7 +175,7 @@ def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Con
     rows = (32, 64) if grad else tuple(b for b in (16, 32, 64, 128) if b <= max(16, 2 * m))
     splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
     sides = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128))
-    depths, outputs = ((16, 32), (64, 128, 256)) if problem.transposed else ((128,), (16, 32, 64, 128))
+    depths, outputs = ((16, 32), (32, 64, 128, 256)) if problem.transposed else ((128,), (16, 32, 64, 128))
     every = product(depths, outputs, (1, 2, 4, 8))
     loads = [(depth * warps, out) if problem.transposed else (out, depth * warps) for depth, out, warps in every]
     direct = product((8, 16, 32, 64), loads, splits, (4, 8), (1,), (True,))
@@ -192,25 +186,12 @@ def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Con
             yield config
 
 
-@dataclass(frozen=True)
-class Job:
-    """One entry of the partition table: an operation on the stored weight or on its transpose.
+@dataclass(frozen=True, kw_only=True)
+class Job(job.Job):
+    """One entry of the partition table: an operation on the stored weight or on its transpose."""
 
-    Attributes:
-        op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
-        transposed: Whether on the transpose.
-        alpha: Children.
-        m: Rows of activations.
-        dtype: Of the operands.
-        shape: ``(N, K)`` of the stored weight.
-    """
-
-    op: str
     transposed: bool
-    alpha: int
-    m: int
-    dtype: torch.dtype = torch.bfloat16
-    shape: tuple[int, int] = job.SHAPE
+    alpha: int = 2
     family = "partition"
     candidates = staticmethod(candidates)
 
@@ -218,10 +199,6 @@ class Job:
     def id(self) -> str:
         """As ``split_matmul of the transpose alpha=2 m=16 torch.bfloat16``."""
         return f"{self.op}{' of the transpose' * self.transposed} alpha={self.alpha} m={self.m} {self.dtype}"
-
-    def small(self) -> "Job":
-        """The same at a size that the interpreter can walk."""
-        return replace(self, m=5, shape=(64, 64), dtype=torch.float32)
 
     def conditions(self, problem: configs.Problem) -> dict[str, Any]:
         """Where the entry will hold."""
@@ -353,7 +330,8 @@ class Layer:
         transposed = merged if what == "dW" else what == "dX"
         c = self.case
         pairs = c.itemsize == 2 and c.k % 2 == 0
-        return configs.Problem(name, c.m, c.n, c.k, transposed, c.alpha, c.itemsize, pairs)
+        seeded = c.structure == SEEDED
+        return configs.Problem(name, c.m, c.n, c.k, transposed, c.alpha, c.itemsize, pairs, seeded=seeded)
 
     def launches(self, op: str, config: configs.Config) -> list[Launch]:
         """See :class:`.accesses.Layer`."""
@@ -362,12 +340,11 @@ class Layer:
     def on_chip(self, op: str, config: configs.Config, device: Device) -> tuple[int, int]:
         """See :class:`.accesses.Layer`."""
         problem = self.problem(op)
-        sums = 1 if problem.op == "merge_matmul" else problem.alpha
         columns = config.block_n if problem.transposed else config.block_k
         tile = config.block_n * config.block_k
         area = tile if problem.op == "partition_grad" else config.block_m * tile // columns
-        shares = configs.warps_of(config, problem.transposed)[0] if config.direct else 1
-        return configs.shared_bytes(problem, config, device), shares * sums * area
+        shares = configs.warps_of(config, problem.transposed, problem.sums)[0] if config.direct else 1
+        return configs.shared_bytes(problem, config, device), shares * problem.sums * area
 
     def compulsory(self, op: str) -> int:
         """The parent's weights or their gradient, the labels' bits, activations and results, each once."""

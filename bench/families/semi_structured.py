@@ -25,7 +25,7 @@ from ...kernels.structures import TWO_FOUR
 from . import accesses, contract
 from .accesses import SPARSE, Access, Launch, Program, in_groups, reduce, span
 from .check import SPARSE_BACKENDS, Cast, Check, drawn
-from .contract import REDUCE, SHAPE, TYPES, Draw, Kernel, Problem, Row, ending, pair
+from .contract import REDUCE, TYPES, Draw, Kernel, Problem, Row, ending, pair
 
 
 def _matrix(row: Row) -> list[str]:
@@ -151,24 +151,23 @@ class Case(contract.Case):
     Attributes:
         op: ``"forward"``, ``"dx"``, ``"dw"``, ``"compress"``, ``"expand"``; ``"sparse"``: the forward on sparse tensor
             cores; or what is packed and into which form, as ``"pack parent.T into rows"``.
-        dtype: Of the operands.
-        children: 1 or 2.
-        m: Rows of activations.
+        alpha: 1 or 2.
         shape: ``(N, K)`` of the parent.
     """
 
-    op: str
-    dtype: str
-    children: int
-    m: int
-    shape: tuple[int, int] = SHAPE
+    alpha: int = 2
     file: ClassVar[str] = "semi-structured"
     each: ClassVar[bool] = True
 
     @property
     def id(self) -> str:
         """As ``sparse-bf16-2-m16``."""
-        return f"{self.op}-{self.dtype}-{self.children}-m{self.m}"
+        return f"{self.op}-{self.dtype}-{self.alpha}-m{self.m}"
+
+    @property
+    def children(self) -> int:
+        """Of each parent."""
+        return self.alpha
 
     @property
     def family(self) -> str:
@@ -225,16 +224,15 @@ class Case(contract.Case):
 
 
 CASES = (
-    *(Case(*c) for c in product(("sparse",), ("bf16", "fp16"), (1, 2), (1, 16, 32, 64, 1024))),
-    *(Case(*c) for c in product(("forward", "dx", "dw"), ("bf16", "fp16", "fp32"), (1, 2), (1, 64, 1024))),
-    *(Case(*c, 1) for c in product(("compress", "expand"), ("bf16", "fp32"), (1, 2))),
-    *(Case(f"pack {source} into {form}", "bf16", 2, 1) for source, form in product(PACKED, FORMS)),
+    *(Case("sparse", t, m, a) for t, a, m in product(("bf16", "fp16"), (1, 2), (1, 16, 32, 64, 1024))),
+    *(
+        Case(op, t, m, a)
+        for op, t, a, m in product(("forward", "dx", "dw"), ("bf16", "fp16", "fp32"), (1, 2), (1, 64, 1024))
+    ),
+    *(Case(op, t, 1, a) for op, t, a in product(("compress", "expand"), ("bf16", "fp32"), (1, 2))),
+    *(Case(f"pack {source} into {form}", "bf16", 1) for source, form in product(PACKED, FORMS)),
 )
-QUICK = (
-    Case("sparse", "bf16", 2, 64),
-    Case("forward", "bf16", 2, 64),
-    Case("pack parent.T into fragments", "bf16", 2, 1),
-)
+QUICK = (Case("sparse", "bf16", 64), Case("forward", "bf16", 64), Case("pack parent.T into fragments", "bf16", 1))
 
 
 def launches(

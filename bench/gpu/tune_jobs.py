@@ -28,9 +28,9 @@ def jobs() -> list[Job]:
     found: list[Job] = []
     for dtype in (torch.bfloat16, torch.float32):
         for alpha, m, (op, transposed) in product(ALPHAS, ROWS, expanded + merged):
-            found.append(PartitionJob(op, transposed, alpha, m, dtype))
+            found.append(PartitionJob(op=op, transposed=transposed, alpha=alpha, m=m, dtype=dtype))
         for sides, m, op in product(BLOCKS, ROWS, OPERATIONS):
-            found.append(BlockJob(op, sides, m, dtype))
+            found.append(BlockJob(op=op, block=sides, m=m, dtype=dtype))
     return sorted(found, key=lambda job: (job.dtype == torch.float32, isinstance(job, PartitionJob) and job.alpha > 2))
 
 
@@ -39,8 +39,8 @@ def headline_jobs() -> list[Job]:
     expanded = (("split_matmul", False), ("merge_matmul", True), ("partition_grad", False))
     found: list[Job] = []
     for shape, m in product(SETS["headline"], KEY_ROWS):
-        found += [PartitionJob(op, transposed, 2, m, shape=shape) for op, transposed in expanded]
-        found += [BlockJob(op, (64, 64), m, shape=shape) for op in OPERATIONS]
+        found += [PartitionJob(op=op, transposed=transposed, m=m, shape=shape) for op, transposed in expanded]
+        found += [BlockJob(op=op, block=(64, 64), m=m, shape=shape) for op in OPERATIONS]
     return found
 
 

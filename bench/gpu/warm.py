@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 from fpe.kernels.device import KNOWN, Device
 from fpe.kernels.dispatch import never
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED
 
 from ..families import FAMILIES, block, partition, semi_structured
 from ..families import Case as Launch
@@ -35,16 +36,16 @@ def launches(case: Case, level: str, passes: Iterable[str]) -> Iterator[Launch]:
     second = level in ("merge", "mlp", "step")
     if level != "merge":
         yield from _expanded(case, wanted)
-    if second and case.structure == "block":
+    if second and case.structure == BLOCK:
         for op in _named(wanted, "forward", "dx", "dw"):
-            yield block.Case(op, dtype, m, case.block[::-1], alpha, shape=(k, alpha * n))
+            yield block.Case(op, dtype, m, alpha, shape=(k, alpha * n), block=case.block[::-1])
     elif second:
         for op in _named(wanted, "merge", "split_t", "grad_t"):
             yield partition.Case(op, dtype, m, alpha, shape=(k, n))
         if alpha in (2, 4) and dtype in ("bf16", "fp16") and "forward" in wanted:
             yield from _self_check(dtype)
             yield from _packs(dtype, (k, n), "parent" if alpha == 2 else "parent of four")
-            yield semi_structured.Case("sparse", dtype, 1, m, (k, alpha * n))
+            yield semi_structured.Case("sparse", dtype, m, 1, shape=(k, alpha * n))
 
 
 SELF_CHECK = (11, (136, 200))
@@ -53,26 +54,27 @@ SELF_CHECK = (11, (136, 200))
 
 def _expanded(case: Case, wanted: set[str]) -> Iterator[Launch]:
     m, n, k, alpha, dtype = case.m, case.n, case.k, case.alpha, case.dtype
-    if case.structure == "block":
+    if case.structure == BLOCK:
         for op in _named(wanted, "forward", "dx", "dw"):
-            yield block.Case(op, dtype, m, case.block, alpha, shape=(alpha * n, k))
-    elif case.structure == "random":
+            yield block.Case(op, dtype, m, alpha, shape=(alpha * n, k), block=case.block)
+    elif case.structure in (RANDOM, SEEDED):
         for op in _named(wanted, "split", "merge_t", "grad"):
-            yield partition.Case(op, dtype, m, alpha, shape=(n, k))
+            yield partition.Case(op, dtype, m, alpha, shape=(n, k), seeded=case.structure == SEEDED)
     elif dtype != "tf32":
         for op in ("compress", "expand", *_named(wanted, "forward", "dx", "dw")):
-            yield semi_structured.Case(op, dtype, 2, m, (n, k))
+            yield semi_structured.Case(op, dtype, m, shape=(n, k))
         if dtype != "fp32":
             yield from _self_check(dtype)
             yield from _packs(dtype, (n, k), "values", "transposed values")
-            yield semi_structured.Case("sparse", dtype, 2, m, (n, k))
-            yield semi_structured.Case("sparse", dtype, 1, m, (k, 2 * n))  # dX, by the transposed weight
+            yield semi_structured.Case("sparse", dtype, m, shape=(n, k))
+            yield semi_structured.Case("sparse", dtype, m, 1, shape=(k, 2 * n))  # dX, by the transposed weight
 
 
 def _self_check(dtype: str) -> Iterator[Launch]:
+    m, shape = SELF_CHECK
     for children in (1, 2):
-        yield semi_structured.Case("sparse", dtype, children, *SELF_CHECK)
-    yield from _packs(dtype, SELF_CHECK[1], "values", "parent", "parent.T", "transposed values", forms=("fragments",))
+        yield semi_structured.Case("sparse", dtype, m, children, shape=shape)
+    yield from _packs(dtype, shape, "values", "parent", "parent.T", "transposed values", forms=("fragments",))
 
 
 def _packs(
@@ -80,7 +82,7 @@ def _packs(
 ) -> Iterator[Launch]:
     for source in sources:
         for form in forms:
-            yield semi_structured.Case(f"pack {source} into {form}", dtype, 2, 1, shape)
+            yield semi_structured.Case(f"pack {source} into {form}", dtype, 1, shape=shape)
 
 
 def _named(wanted: set[str], *names: str) -> list[str]:

@@ -87,14 +87,12 @@ def _rung(
     tl.store(out + N, acc_1.to(tl.bfloat16), mask=(offs_m < M)[None, :])
 
 
-def climb(rung: str, arch: int, warps: int = 4, stages: int = 4) -> dict[str, Any]:
+def climb(rung: str, arch: int) -> dict[str, Any]:
     """Compiles a rung and counts its main loop.
 
     Args:
         rung: A key of :data:`RUNGS`.
         arch: Compute capability, as 90.
-        warps: Of a program.
-        stages: Triton's pipeline depth.
     """
     names = ("x_ptr", "w_ptr", "plane_ptr", "out_ptr", "M", "N", "K")
     types = ("*bf16", "*bf16", "*u8", "*bf16", "i32", "i32", "i32")
@@ -103,22 +101,17 @@ def climb(rung: str, arch: int, warps: int = 4, stages: int = 4) -> dict[str, An
     signature = {**dict(zip(names, types, strict=True)), **dict.fromkeys(constants, "constexpr")}
     aligned = {(i,): [["tt.divisibility", 16]] for i in (0, 1, 2, 3, 5, 6)}
     source = ASTSource(_rung, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": warps, "num_stages": stages}
+    warps = 4
+    options = {"num_warps": warps, "num_stages": 4}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     code, resources = disassemble(compiled.asm["cubin"])
     facts = sass.analyse(code, resources, set(), True)
     instructions, labels = sass.read_sass(code)
     loop = [instructions[i] for i in sass.main_loop(instructions, labels)]
     weights = TILE[0] * TILE[1]
-    return {
-        "rung": rung,
-        "how": RUNGS[rung],
-        "arch": arch,
-        "registers": facts["registers"],
-        "spilled": facts["spill_stores"] + facts["spill_loads"],
-        "instructions_per_weight": round(len(loop) * warps * 32 / weights, 2),
-        "shared_per_weight": round(sum(i.named("LDS", "STS", "LDSM", "STSM") for i in loop) * warps * 32 / weights, 2),
-    }
+    shared = sum(i.named("LDS", "STS", "LDSM", "STSM") for i in loop)
+    counts = [round(count * warps * 32 / weights, 2) for count in (len(loop), shared)]
+    return _row(rung, RUNGS[rung], arch, facts, *counts)
 
 
 def direct(arch: int, rung: str) -> dict[str, Any]:
@@ -127,14 +120,19 @@ def direct(arch: int, rung: str) -> dict[str, Any]:
     row = compile_launch(launch)
     if row["loop_shared"]:
         raise RuntimeError(f"fpe lab ladder: {row['kernel']} has instructions on shared memory in its loop")
+    return _row(rung, SHIPPED[rung], arch, row, row["instructions_per_weight"], 0.0)
+
+
+def _row(rung: str, how: str, arch: int, facts: dict[str, Any], instructions: float, shared: float) -> dict[str, Any]:
+    """A row of the ladder; the counts are of a weight."""
     return {
         "rung": rung,
-        "how": SHIPPED[rung],
+        "how": how,
         "arch": arch,
-        "registers": row["registers"],
-        "spilled": row["spill_stores"] + row["spill_loads"],
-        "instructions_per_weight": row["instructions_per_weight"],
-        "shared_per_weight": 0.0,
+        "registers": facts["registers"],
+        "spilled": facts["spill_stores"] + facts["spill_loads"],
+        "instructions_per_weight": instructions,
+        "shared_per_weight": shared,
     }
 
 

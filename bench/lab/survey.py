@@ -132,7 +132,7 @@ SHOWN = (
 """Cases of which :func:`compared` shows what they cost."""
 
 
-def compared(results: Results, version: str, kernels: tuple[str, str] = ("before", "after")) -> Table:
+def compared(results: Results, version: str) -> Table:
     """What the kernels of two trees cost on compute capability 9.0, with one version of Triton."""
     found = {
         (row["kernels"], row["case"]): (
@@ -147,9 +147,9 @@ def compared(results: Results, version: str, kernels: tuple[str, str] = ("before
         if row["arch"] == 90 and row["triton"] == version
     }
     body = [
-        (case if tree == kernels[0] else "", tree, *found[tree, case])
+        (case if tree == "before" else "", tree, *found[tree, case])
         for case in SHOWN
-        for tree in kernels
+        for tree in ("before", "after")
         if (tree, case) in found
     ]
     columns = ("case", "kernels", "matrix", "instr./weight", "registers", "shared", "programs/SM", "hazard")

@@ -355,9 +355,10 @@ def bandwidth_bars(device: Measured) -> Figure:
     return made
 
 
-def traffic_bars(device: Measured | None, m: int = 64) -> Figure:
+def traffic_bars(device: Measured | None) -> Figure:
     """Bytes of the forward, dX and dW of one layer: compulsory, through a simulated L2, and by counters."""
     made, (axis,) = figure(7.6, 3.6)
+    m = 64
     bars: list[tuple[str, float, str]] = []
     for label, structure, name in (
         ("parent", "random", "parent"),

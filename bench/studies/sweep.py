@@ -26,14 +26,30 @@ class ImpossibleError(ValueError):
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What the cells of a study share; each study has defaults of its own, and more fields.
+
+    Attributes:
+        trials: Networks trained for each cell.
+        epochs: Epochs before and again after the split.
+        seed: Seed of all randomness.
+        device: Where networks are trained.
+    """
+
+    trials: int = 5
+    epochs: int = 25
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
 class Sweep(Study):
     """A study whose configurations are independent of one another.
 
     Attributes:
         about: The command's help.
         rows_in: Name of its results. Studies of one name and data share a file, so that a cell runs once.
-        settings: What its cells share, a dataclass with defaults; among its fields ``trials``, ``epochs``, ``seed``
-            and ``device``, and ``data`` where the study reads some.
+        settings: What its cells share, with ``data`` among the fields where the study reads some.
         cells: Its configurations: dataclasses whose fields every row of theirs carries.
         run_cell: From a cell and the settings to the cell's rows.
         table: From the results and cells to what is printed.
@@ -43,7 +59,7 @@ class Sweep(Study):
 
     about: str
     rows_in: str
-    settings: type
+    settings: type[Settings]
     cells: Callable[[], Sequence[Any]]
     run_cell: Callable[[Any, Any], list[dict[str, Any]]]
     table: Callable[[Results, Sequence[Any]], Table]
@@ -77,7 +93,7 @@ class Sweep(Study):
         del shared["device"]  # stands in the provenance
         path = self.path(folder, quick, settings)
         if "data" in shared:
-            shared["data"] = Path(settings.data).stem
+            shared["data"] = Path(shared["data"]).stem
         results = _begin(self.rows_in, shared, path)
         todo = [cell for cell in cells if len(_rows_of(cell, results.rows)) < settings.trials]
         for cell in todo:  # a cell of which a file was cut runs again

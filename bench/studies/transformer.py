@@ -17,7 +17,7 @@ import fpe
 
 from ..results import Results
 from ..table import Table
-from . import conditions
+from . import conditions, sweep
 from .conditions import CONTINUED, WIDE
 from .intervals import interval
 from .protocol import Training
@@ -36,28 +36,21 @@ STEPS = 100
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the cells share.
+class Settings(sweep.Settings):
+    """Settings of this study, whose epochs are hundreds of steps.
 
     Attributes:
-        trials: Networks trained for each cell.
-        epochs: Hundreds of steps before and again after the split.
         batch: Sequences to a step.
         lr: Adam's step size.
         width: Width of the residual stream.
         depth: Blocks.
-        seed: Seed of all randomness.
-        device: Where networks are trained.
     """
 
-    trials: int = 5
     epochs: int = 8
     batch: int = 16
     lr: float = 2e-3
     width: int = 64
     depth: int = 2
-    seed: int = 0
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -136,10 +129,10 @@ def batches(steps: int, batch: int, generator: torch.Generator, device: str) -> 
 
 
 @torch.no_grad()
-def bits_per_character(stack: Stack, device: str, windows: int = 512) -> list[float]:
-    """Test loss of every network over evenly spaced windows, in bits."""
+def bits_per_character(stack: Stack, device: str) -> list[float]:
+    """Test loss of every network over 512 evenly spaced windows, in bits."""
     values = text()[1]
-    start = torch.linspace(0, len(values) - CONTEXT - 1, windows).long()[:, None]
+    start = torch.linspace(0, len(values) - CONTEXT - 1, 512).long()[:, None]
     window = values[start + torch.arange(CONTEXT + 1)].to(device)
     total = torch.zeros(len(stack), dtype=torch.float64)
     for part in window.split(64):

@@ -168,6 +168,9 @@ def _partition_cases() -> tuple[Case, ...]:
         *each(("split_t", "merge_t"), shape=(1100, 40), m=3, bias=True, activation="gelu"),
         *each(("split", "merge"), shape=(20, 4400), m=3, bias=True),  # programs that share it, too
         *each(("split_t", "merge_t"), shape=(4400, 20), m=3, bias=True, activation="gelu"),
+        *each(("split_t",), shape=(96, 512), m=16, alpha=8),  # four columns a lane, in whole tiles and not
+        *each(("split_t",), shape=(1100, 44), m=12, alpha=8, bias=True),
+        *each(("split_t",), dtype="fp16", shape=(34, 66), m=20, alpha=6, lying="padded"),
         *each(("grad", "grad_t"), shape=(20, 40), m=530),
         *each(("grad", "grad_t"), shape=(66, 70), alpha=3, holes=True),
         *each(holes=True, packed=False, alpha=3),
@@ -201,6 +204,20 @@ def _other_cases() -> tuple[Case, ...]:
         Case("mlp", "mlp", shape=(1, 8), alpha=8, m=1, outputs=1, bias=True, activation="relu"),
         Case("mlp", "mlp", shape=(64, 128), m=64, outputs=64, bias=True, activation="relu"),
         Case("mlp", "mlp", shape=(20, 40), lying="strided", activation="relu", integers=False),
+        *(  # directly
+            Case("mlp", "mlp", t, shape=(14, 70), alpha=a, merged=merged, bias=True, activation="relu")
+            for t, a, merged in product(("bf16", "fp16"), (2, 3, 4, 8), (False, True))
+        ),
+        *(
+            Case("mlp", "mlp", m=m, shape=(128, 136), alpha=8, outputs=130, merged=merged, bias=True, activation="relu")
+            for m, merged in product((1, 64), (False, True))
+        ),
+        *(
+            Case("mlp", "mlp", m=40, shape=(34, 1100), alpha=4, merged=merged, seeded=True, activation="relu")
+            for merged in (False, True)
+        ),
+        Case("mlp", "mlp", m=5, shape=(64, 512), merged=True, seeded=True, activation="relu"),
+        Case("mlp", "mlp", m=70, shape=(64, 128), merged=True, bias=True, activation="relu"),  # more rows
         *(
             Case("semi_structured", op, t, alpha=a)
             for op, t, a in product(("forward", "dx", "dw"), ("bf16", "fp16", "fp32"), (1, 2))
@@ -247,6 +264,7 @@ QUICK = (
     Case("partition", "grad", shape=(66, 70), alpha=3, holes=True),
     Case("block", "forward", block=(32, 32), bias=True, activation="gelu"),
     Case("mlp", "mlp", shape=(13, 70), bias=True, activation="relu"),
+    Case("mlp", "mlp", shape=(14, 70), alpha=4, merged=True, bias=True, activation="relu"),
     Case("sparse", "forward", alpha=2, bias=True),
     Case("pack", "parent_t-dense", alpha=4),
     Case("bitmap", "kept_split", alpha=1, m=16),

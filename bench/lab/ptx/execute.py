@@ -34,7 +34,6 @@ def execute(
     case: Case,
     arch: int,
     change: Change = lambda kernel: kernel,
-    launches: list[Execution] | None = None,
     watch: Handler | None = None,
     limit: int = MOST_INSTRUCTIONS,
 ) -> Row:
@@ -44,7 +43,6 @@ def execute(
         case: What to run.
         arch: Compute capability, as 80.
         change: Done to every kernel before.
-        launches: What was executed joins it.
         watch: Looks at every instruction, see :class:`.machine.Machine`.
         limit: Instructions after which a launch counts as endless.
 
@@ -56,7 +54,7 @@ def execute(
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = case.dtype == "tf32"
     executed: Counter[str] = Counter()
-    launched = [] if launches is None else launches
+    launched: list[Execution] = []
     try:
         with executing(arch, launched, change, watch=watch, limit=limit):
             got = posed.kernel(*posed.operands)

@@ -93,7 +93,6 @@ def executing(
     arch: int,
     done: list[Execution],
     change: Change = lambda kernel: kernel,
-    asynchronous: str = "refuse",
     watch: Handler | None = None,
     limit: int = MOST_INSTRUCTIONS,
 ) -> Iterator[None]:
@@ -103,7 +102,6 @@ def executing(
         arch: Compute capability, as 80.
         done: The list that launches join.
         change: Done to every kernel before.
-        asynchronous: What becomes of operands that change while ``wgmma`` or ``tcgen05`` uses them, see :mod:`.hopper`.
         watch: Looks at every instruction, see :class:`.machine.Machine`.
         limit: Instructions after which a launch counts as endless.
 
@@ -117,7 +115,7 @@ def executing(
         names = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
         x, y, z = (*grid, 1, 1)[:3]
         arguments = {name: given[name] for name in names}
-        done.append(_execute(compiled, arguments, (x, y, z), arch, storages, change, asynchronous, watch, limit))
+        done.append(_execute(compiled, arguments, (x, y, z), arch, storages, change, watch, limit))
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(triton.knobs.runtime, "add_stages_inspection_hook", _no_assembler))
@@ -148,7 +146,6 @@ def _execute(
     arch: int,
     storages: _Storages,
     change: Change,
-    asynchronous: str,
     watch: Handler | None,
     limit: int,
 ) -> Execution:
@@ -160,7 +157,6 @@ def _execute(
     values += [0] * (len(kernel.parameters) - len(values))
     threads, shared = compiled.metadata.num_warps * WARP, compiled.metadata.shared
     machine = Machine(kernel, grid, threads, values, memory, shared, table(arch), watch)
-    machine.extra["asynchronous"] = asynchronous
     machine.run(limit)
     memory.write_back()
     return Execution(kernel, machine.ctas, machine.executed, machine.visited)

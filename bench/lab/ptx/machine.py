@@ -14,7 +14,7 @@ part, else bool ``[ctas, threads]``, never empty. What it needs of the state:
 - ``state.address(operand, bits)``: an :class:`~.parse.Address` as uint64 ``[ctas, threads]``.
 - ``state.threads(mask)``: the threads as one-dimensional arrays, as ``state.shared`` and ``state.memory`` want them.
 - ``state.spread(values, mask)``: the way back, one-dimensional values of these threads to ``[ctas, threads]``.
-- ``state.hold(registers, reason, writes_only)`` and ``state.release(registers)``: registers that an asynchronous
+- ``state.hold(registers, reason)`` and ``state.release(registers)``: registers that an asynchronous
   operation still uses; who touches them faults.
 - ``state.extra``: a dictionary for what only some architectures have; functions in its list ``"at_end"`` look at the
   state when the launch is over.
@@ -104,7 +104,7 @@ class Machine:
         self.parameters = dict(zip(kernel.parameters, arguments, strict=True))
         self.registers: dict[str, Array] = {}
         self.undefined: dict[str, Array] = {}
-        self.held: dict[str, tuple[str, bool]] = {}
+        self.held: dict[str, str] = {}
         self.barriers = np.zeros(self.ctas, np.int64)
         self.alive = np.ones(self.shape, bool)
         self.extra: dict[str, Any] = {}
@@ -130,8 +130,8 @@ class Machine:
                 missing = self.undefined[operand.name]
                 if (missing if self._mask is None else missing & self._mask).any():
                     raise Fault("uninitialised register", f"{operand.name} in some threads")
-            if self.held and operand.name in self.held and not self.held[operand.name][1]:
-                raise Fault("register in use", f"{operand.name} is read, but {self.held[operand.name][0]}")
+            if self.held and operand.name in self.held:
+                raise Fault("register in use", f"{operand.name} is read, but {self.held[operand.name]}")
             dtype = DTYPES[kind]
             if array.dtype == dtype:
                 return array
@@ -165,7 +165,7 @@ class Machine:
                 raise TypeError(f"{name} has {operand.bits} bits, written with {values.dtype}")
             values = values.view(dtype)
         if self.held and name in self.held:
-            raise Fault("register in use", f"{name} is written, but {self.held[name][0]}")
+            raise Fault("register in use", f"{name} is written, but {self.held[name]}")
         if mask is None:
             self.registers[name] = values
             if self.undefined:
@@ -209,9 +209,9 @@ class Machine:
         """Who they are, as :meth:`Global.load` and :meth:`Global.store` want it."""
         return stamps(threads, self.barriers)
 
-    def hold(self, registers: Iterable[Register], reason: str, writes_only: bool = False) -> None:
-        """Marks registers that an asynchronous operation uses: reading (unless ``writes_only``) and writing fault."""
-        self.held.update((register.name, (reason, writes_only)) for register in registers)
+    def hold(self, registers: Iterable[Register], reason: str) -> None:
+        """Marks registers that an asynchronous operation uses: to read or write them faults."""
+        self.held.update((register.name, reason) for register in registers)
 
     def release(self, registers: Iterable[Register]) -> None:
         """Ends :meth:`hold`."""

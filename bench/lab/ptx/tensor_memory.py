@@ -243,7 +243,7 @@ def _move(state: Machine, instruction: Instruction, mask: Array | None, plain: H
     for load in Memory.of(state).loads:
         if names & {register.name for register in load.held}:
             load.copies += copies
-            state.hold(copies, f"is a copy: {held[min(names)][0]}")
+            state.hold(copies, f"is a copy: {held[min(names)]}")
 
 
 def _bits(constants: list[Operand]) -> int:
