@@ -113,9 +113,7 @@ def fastest(
     return "eager"
 
 
-def fastest_of_kept(
-    op: str, sizes: tuple[int, int, int, int], kept: float, operand: Tensor, transposed: bool
-) -> str:
+def fastest_of_kept(op: str, sizes: tuple[int, int, int, int], kept: float, operand: Tensor, transposed: bool) -> str:
     """The faster way to run an operation on kept values, as the cost model names it; see :func:`fastest`.
 
     The twin is none: where Triton runs, it decompresses quicker.

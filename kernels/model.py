@@ -50,7 +50,7 @@ KEPT_UNPACKING: Mapping[tuple[str, bool], Mapping[int, float]] = {
 }
 """The same for each position of a weight of which the kept values alone are stored, existing or not, for 16 rows."""
 KEPT_VALUES, DECOMPRESSED, MASKED_DENSE = "kept values", "decompressed", "masked dense"
-"""Ways to run an operation on kept values: read as they are multiplied, written to their places first, and the twin's."""
+"""Ways to run an operation on kept values: read as they are multiplied, written to their places first, the twin's."""
 
 
 @dataclass(frozen=True)
@@ -254,15 +254,13 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
 
 
 def _decompressed(op: str, sizes: Sizes, roof: Roof, transposed: bool, moved: float) -> Candidate:
-    """Writes the values to their places, or takes a gradient's from there, and does the rest in the best way there is."""
+    """Writes the values to their places, or takes a gradient's from there, and does the rest as best it can."""
     every = candidates(op, replace(sizes, kept=None), roof, False, transposed)
     # One child is a dense matmul.
     inner = best(every) if sizes.alpha > 1 else next(c for c in every if c.name == "parent")
     before = roof.launch_seconds + moved / (roof.bandwidth * roof.reach.bandwidth * roof.shares[DECOMPRESSED].bandwidth)
     limit = "launch" if before > inner.seconds else inner.limited_by
-    return Candidate(
-        DECOMPRESSED, inner.seconds + before, inner.bytes + moved, inner.flops, limit, _too_old(roof)
-    )
+    return Candidate(DECOMPRESSED, inner.seconds + before, inner.bytes + moved, inner.flops, limit, _too_old(roof))
 
 
 def kept_unpacking(op: str, transposed: bool, alpha: int, m: int) -> float:

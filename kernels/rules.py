@@ -45,8 +45,8 @@ PARTIAL = 0.04
 def split_reduction(programs: int, steps: int, device: Device, partial: float = 0, streamed: float = 1) -> int:
     """How many programs share an output tile, so that there are enough to hide latency and each has four steps.
 
-    It stops where the partial sums would move more than :data:`PARTIAL` of the streamed bytes, but not before half of the device
-    is filled.
+    It stops where the partial sums would move more than :data:`PARTIAL` of the streamed bytes, but not before half of
+    the device is filled.
 
     Args:
         programs: Without a split.

@@ -72,7 +72,9 @@ def test_moves_across_bases_are_exact() -> None:
 def test_an_index_that_does_not_fit_itself_is_refused(part: str) -> None:
     kept = Bitmap.pack(torch.rand(5, 90, generator=seeded()) < 0.5)
     was = getattr(kept, part)
-    with pytest.raises(ValueError, match=r"Bitmap.validate: bits, starts, bases and nnz = \d+ do not describe one mask"):
+    with pytest.raises(
+        ValueError, match=r"Bitmap.validate: bits, starts, bases and nnz = \d+ do not describe one mask"
+    ):
         kept._replace(**{part: was + 1}).validate()
 
 
@@ -167,7 +169,8 @@ BAD_CALLS = (
             ("kept.starts", "int16", "int32")),
     BadCall("unpack_values-bases", lambda: unpack_values(V, with_index(bases=KEPT.bases.long())), TypeError,
             ("kept.bases", "int32", "int64")),
-    BadCall("unpack_values-elsewhere", lambda: unpack_values(V, KEPT.to(META)), ValueError, ("kept.bits", "cpu", "meta")),
+    BadCall("unpack_values-elsewhere", lambda: unpack_values(V, KEPT.to(META)), ValueError,
+            ("kept.bits", "cpu", "meta")),
     BadCall("pack_values-w", lambda: pack_values(W.T, KEPT), ValueError, ("w", "[3, 4]", "[4, 3]")),
     BadCall("pack_values-dtype", lambda: pack_values(W.cfloat(), KEPT), TypeError, ("w", "float", "complex64")),
     BadCall("pack_values-kept", lambda: pack_values(W, None), TypeError, ("kept", "Bitmap", "NoneType")),

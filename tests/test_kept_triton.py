@@ -16,13 +16,13 @@ from fpe.kernels import (
     Bitmap,
     PackedLabels,
     SeededLabels,
+    dispatch,
     masked_matmul,
     merge_matmul,
     partition_grad,
     split_matmul,
     unpack_values,
 )
-from fpe.kernels import dispatch
 from fpe.kernels.bitmap import layout
 from fpe.kernels.device import KNOWN
 from fpe.kernels.partition import kept as choice
@@ -286,9 +286,7 @@ def test_auto_asks_the_cost_model_and_triton_does_not(monkeypatch: pytest.Monkey
     dispatch.ranked_on.cache_clear()
 
     def reads(m: int, nnz: int, backend: str = "auto", alpha: int = 1) -> str | None:
-        return choice._reader(
-            "split_matmul", (m, 4096, 4096, alpha), nnz, there, None, torch.ones(1), False, backend
-        )
+        return choice._reader("split_matmul", (m, 4096, 4096, alpha), nnz, there, None, torch.ones(1), False, backend)
 
     assert reads(1, 4096 * 2048) == reads(1, 0) == "triton"
     assert reads(65, 4096 * 2048) is None

@@ -31,8 +31,12 @@ def sized(command: Callable) -> Callable:
         click.option("--gpu", help="A name of `fpe gpus`, or a roof.json.  [default: the GPU at hand, or h200]"),
         click.option("--block", type=BLOCK, default=(64, 64), show_default=True, help="Sides of structure block."),
         click.option("--dtype", type=click.Choice(list(ITEMSIZE)), default="bf16", show_default=True),
-        click.option("--kept", type=click.FloatRange(0, 1), help="Share of the entries that exist, stored alone beside a "
-                     "bitmap; with --alpha 1 any mask.  [default: all are stored]"),
+        click.option(
+            "--kept",
+            type=click.FloatRange(0, 1),
+            help="Share of the entries that exist, stored alone beside a "
+            "bitmap; with --alpha 1 any mask.  [default: all are stored]",
+        ),
         alpha_option(1),
         shape_option((4096, 14336), "4096x14336"),
     ):

@@ -116,8 +116,7 @@ class Case(Sizes):
 
     @property
     def kind(self) -> str:
-        """The name of its structure, but a block's sides, ``"kept"`` where kept values alone are stored, and
-        ``"none"`` for labels that follow no structure."""
+        """A block's sides, or its structure's name: ``"none"`` for plain labels, ``"kept"`` for kept values alone."""
         if self.kept is not None:
             return "kept"
         if self.structure == BLOCK:

@@ -136,8 +136,8 @@ def headline_command(arch: int, jobs: int, form: str | None, output: Path) -> No
 @alpha_option(1, "Children per parent; 1: the parent.")
 @click.option("--structure", type=click.Choice(STRUCTURES), help="[default: all; block with --block]")
 @click.option("--block", type=(click.IntRange(1), click.IntRange(1)), help="Tile.  [default: 64 64]")
-@click.option("--kept", multiple=True, type=click.FloatRange(0, 1), help="Share of entries that exist, in 32nds; may be "
-              "given several times: packed values.")  # fmt: skip
+@click.option("--kept", multiple=True, type=click.FloatRange(0, 1), help="Packed values: share that exists, in 32nds. "
+              "May be given several times.")  # fmt: skip
 @click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
 @click.option("--l2", type=click.FloatRange(0), default=50.0, show_default=True, help="Megabytes of L2.")

@@ -72,7 +72,7 @@ CASES = (
 )
 """Tails, one row, strides, whole tiles, split reductions, empty and odd ones."""
 UNFOLLOWED = ("bitmap",)
-"""Families whose addresses hold sums of what was loaded, which the sanitizer cannot follow: their traces are checked."""
+"""Families whose addresses hold sums of what was loaded, which the sanitizer cannot follow: traces are checked."""
 
 
 def check_kernels(cases: Iterable[Case] = CASES) -> list[Finding]:

@@ -93,7 +93,9 @@ def tracing(kernels: Kernels) -> Iterator[list[Trace]]:
                 current = programs.setdefault(record.idx, [])
             elif isinstance(record, (Load, Store)):
                 name, tensor = recorder.arguments[record.ptr]
-                mask = np.broadcast_to(record.masks, record.offsets.shape).astype(bool)  # the interpreter has integers too
+                mask = np.broadcast_to(record.masks, record.offsets.shape).astype(
+                    bool
+                )  # the interpreter has integers too
                 offsets = record.offsets[mask].astype(np.int64)
                 current.append(Touch(name, isinstance(record, Store), offsets, tensor.element_size()))
         done.append(Trace(kernel, programs, {name: extent(t) for name, t in recorder.arguments.values()}))

@@ -162,7 +162,9 @@ def cases_of(
     shapes: Iterable[tuple[int, int]] = [shape] if shape else ((512, 256), (256, 512)) if quick else SHAPES
     if kept:
         few = m or ROWS[:3]
-        return [Case(rows, *size, alpha, RANDOM, dtype, kept=share) for share in kept for size in shapes for rows in few]
+        return [
+            Case(rows, *size, alpha, RANDOM, dtype, kept=share) for share in kept for size in shapes for rows in few
+        ]
     structures = [structure] if structure else [BLOCK] if block else [BLOCK, RANDOM, TWO_FOUR, SEEDED]
     cases = [
         Case(rows, *size, alpha, name, dtype, block or (64, 64), dropped=dropped if name == BLOCK else 0.0)
@@ -185,7 +187,9 @@ def table(results: Results) -> Table:
             f"{row['M']}",
             "parent"
             if row["alpha"] == 1 and row["block"] != "kept"
-            else {"none": "labels", TWO_FOUR: TWO_FOUR, SEEDED: "seed", "kept": f"kept {row['kept']:g}"}.get(row["block"], f"blocks {row['block']}"),
+            else {"none": "labels", TWO_FOUR: TWO_FOUR, SEEDED: "seed", "kept": f"kept {row['kept']:g}"}.get(
+                row["block"], f"blocks {row['block']}"
+            ),
             f"{row['N']}x{row['K']}",
             *(f"{row[name] / 1e6:.1f}" for name in ("requested", "unique", "dram", "compulsory", "parent", "wide")),
             f"{row['ratio']:.3f}",

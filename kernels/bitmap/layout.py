@@ -21,7 +21,7 @@ NARROW = 2**31
 class Bitmap(NamedTuple):
     """Which entries of a weight ``w[N, K]`` exist. The kept ones are stored alone, ``values[nnz]``, row after row.
 
-    A value's place is ``bases`` and ``starts`` of its run and the number of ones before its bit in that run, so that any
+    A value's place is ``bases`` and ``starts`` of its run and the number of ones before its bit in that run, so that a
     tile can be read without those before it. Runs go on from row to row: a short row costs no start of its own. One
     bitmap serves both orientations of the weight: ``w.T`` goes with ``bitmap.T`` and the same values.
 

@@ -1,8 +1,8 @@
 """The bitmap operations on the GPU: one kernel moves values to their places or back; others read tiles through it.
 
-A program takes a tile. How many values stand before each of its rows is stored for runs of words (:func:`values_before`),
-and the ones before a bit are counted: no program waits for another, nothing is added atomically. What is moved are bits,
-of any type.
+A program takes a tile. How many values stand before each of its rows is stored for runs of words
+(:func:`values_before`), and the ones before a bit are counted: no program waits for another, nothing is added
+atomically. What is moved are bits, of any type.
 """
 
 import torch

@@ -208,8 +208,9 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     partial, weights = m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
     if problem.kept is not None:
         weights *= problem.kept
-        if ceil(m / block_m) * ceil(outputs / outer) < device.sms / 2 and 2 * partial > PARTIAL * weights:
-            outer = 32  # fills the device where sums of a split would cost more than few values
+        half, whole = device.sms / 2, ceil(m / block_m) * ceil(outputs / outer)
+        if half / 2 <= whole < half and 2 * partial > PARTIAL * weights:
+            outer = 32  # fills half of the device where the sums of a split would cost more beside few values
     block_n, block_k = (inner, outer) if problem.transposed else (outer, inner)
     programs, steps = ceil(m / block_m) * ceil(outputs / outer), ceil(reduced / inner)
     split = split_reduction(programs, steps, device, partial, weights)

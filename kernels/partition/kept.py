@@ -44,8 +44,8 @@ def _reader(
     """The backend whose kernel reads the kept values as it multiplies; none where the weight is decompressed.
 
     Those of CPUs do wherever they run. Those of Triton do for few rows, whose cost is the weight's bytes; ``"auto"``
-    takes them where they are predicted to be faster than decompressing. A plain table of labels is packed in every call,
-    which reads more than a decompressed weight. No kernel reads through holes of a seed.
+    takes them where they are predicted to be faster than decompressing. A plain table of labels is packed in every
+    call, which reads more than a decompressed weight. No kernel reads through holes of a seed.
 
     Args:
         op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.

@@ -245,7 +245,11 @@ def _bitmap_cases() -> tuple[Case, ...]:
         return tuple(Case("bitmap", op, **fields) for op in operations)  # type: ignore[arg-type]
 
     return (
-        *(c for t, density in product(("bf16", "fp32"), (0.25, 1.0)) for c in each(BITMAP[:2], dtype=t, density=density)),
+        *(
+            c
+            for t, density in product(("bf16", "fp32"), (0.25, 1.0))
+            for c in each(BITMAP[:2], dtype=t, density=density)
+        ),
         *(c for dtype in ("bf16", "fp16", "fp32") for c in each(dtype=dtype)),
         *(c for alpha, m in ((1, 16), (4, 16), (8, 33)) for c in each(alpha=alpha, m=m)),
         *each(alpha=1, m=3, shape=(20, 1100), density=0.25),  # runs that begin inside of rows; programs share the sums

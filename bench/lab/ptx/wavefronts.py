@@ -39,7 +39,9 @@ class Wavefronts:
     def __call__(self, state: Machine, instruction: Instruction, here: Array | None) -> None:
         """As :class:`.machine.Machine` calls it."""
         name, *parts = instruction.opcode.split(".")
-        if name not in ("ld", "st", "ldmatrix", "cp") or "param" in parts or "async" in parts and "shared" not in parts:
+        if name not in ("ld", "st", "ldmatrix", "cp") or not {"global", "shared"} & {
+            p.partition("::")[0] for p in parts
+        }:
             return
         mask = here if instruction.guard is None else state._guarded(instruction, here)
         active = np.ones(state.shape, bool) if mask is None else mask
@@ -64,7 +66,7 @@ def _width(parts: list[str]) -> int:
 
 
 def _of_banks(at: Array, runs: Array, width: int) -> int:
-    """Wavefronts of one warp's access to shared memory: by whole, half or quarter warps, one for each clash in a bank."""
+    """Wavefronts of one warp's access to shared memory: by whole, half or quarter warps, and by clashes."""
     together, passes = max(WARP * 4 // max(width, 4), 1), 0
     for first in range(0, len(at), together):
         some = at[first : first + together][runs[first : first + together]].astype(np.int64)
