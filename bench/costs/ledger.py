@@ -1,5 +1,6 @@
 """What an expansion changes in a model's books: weights by layer, and bytes over the parent's."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import fpe
+from fpe.expansion import PaddingWarning
 from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, TWO_FOUR
 from fpe.layers import ExpandedLinear
 from fpe.resparsify import choose
@@ -79,7 +81,9 @@ class Kept:
         """The pair."""
         block = {"block": BLOCKED} if BLOCK in (self.structure, self.policy) else {}
         how: dict[str, Any] = {"structure": self.structure, "resparsify": self.policy, "holes": self.holes, **block}
-        return fpe.expand(self.parent(), self.alpha, generator=torch.Generator().manual_seed(0), **how)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PaddingWarning)  # what padding costs is what is asked
+            return fpe.expand(self.parent(), self.alpha, generator=torch.Generator().manual_seed(0), **how)
 
 
 def kept_pairs() -> Iterator[Kept]:

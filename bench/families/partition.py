@@ -258,7 +258,7 @@ def launches(
         holes: Whether the labels have a plane of owned edges.
         seeded: Whether the labels are of a seed, and there is no plane.
     """
-    planes = 0 if seeded else digits(problem.alpha)
+    planes = 0 if seeded or (problem.kept and problem.alpha == 1) else digits(problem.alpha)
     if problem.op == "partition_grad":
         return _outer(problem, config, planes + holes)
     return _multiply(problem, config, planes)
