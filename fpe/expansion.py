@@ -1,5 +1,6 @@
 """A trained model in, a wider model with as many non-zero weights out (paper, section 2.3)."""
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -263,6 +264,10 @@ PADDED = 1.05
 """Weights stored over weights kept from which on :func:`expand` says so."""
 
 
+class PaddingWarning(UserWarning):
+    """Blocks store many more weights than they keep, because a plane of children is no multiple of them."""
+
+
 def _say_what_padding_costs(blocks: BlockLinear) -> None:
     """Warns where a layer stores much more than it keeps, and names the smaller block that pads least."""
     stored, kept, thrifty = blocks.edge_weight.numel(), blocks.nonzeros, blocks.grid.thriftiest()
@@ -272,8 +277,22 @@ def _say_what_padding_costs(blocks: BlockLinear) -> None:
             f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many: a plane is no "
             f"multiple of them. With blocks of {thrifty.block} padding costs a factor of {thrifty.padding:.2f} instead "
             f"of {blocks.grid.padding:.2f}",
-            stacklevel=4,
+            PaddingWarning,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """How far up the stack, for :func:`warnings.warn`, stands the code that called the package.
+
+    Python shows a warning once for each such line and text: once for each size of layer and tile.
+    """
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(f"{__package__}."):
+        if f"{frame.f_globals['__name__']}.".startswith(f"{__package__}.bench."):
+            break
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def like(layer: nn.Linear) -> dict:

@@ -49,7 +49,9 @@ TABLES: dict[str, Callable[[], Table]] = {
     "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),
     "semi-structured-traffic": lambda: traffic.table(_read("lab/traffic-semi-structured")),
     "semi-structured-rates": summary.sparse_rates,
-    "executed": lambda: execute.table(_read("lab/execute")),
+    "executed": lambda: execute.table(execute.together(_read("lab/execute"), _read("lab/execute-bitmap"))),
+    "kept-traffic": lambda: summary.kept_traffic(_read("lab/traffic-bitmap")),
+    "kept-instructions": lambda: summary.kept_instructions(_read("lab/bitmap"), _read("lab/wavefronts")),
     "mutation": lambda: mutate.table(_read("lab/mutation")),
 }
 FIGURES: dict[str, Callable[[], Figure]] = {

@@ -65,8 +65,23 @@ def split_matmul(
         ValueError: Shapes, devices, ``alpha``, ``activation`` or ``backend`` do not fit, or the labels are packed for
             another weight, orientation or ``alpha``.
     """
-    op = "split_matmul"
-    n, k = _check_weight(op, w, kept)
+    return _split("split_matmul", "w", x, w, labels, alpha, bias, activation, kept, backend)
+
+
+def _split(
+    op: str,
+    name: str,
+    x: Tensor,
+    w: Tensor,
+    labels: Labels | None,
+    alpha: int,
+    bias: Tensor | None,
+    activation: str | None,
+    kept: Kept | None,
+    backend: str,
+) -> Tensor:
+    """:func:`split_matmul`, under the name of an operation and of its weight."""
+    n, k = _check_weight(op, w, kept, name)
     check_tensor(op, "x", x, (k,), batched=True, on=w)
     check_alpha(op, alpha)
     table, seed, transposed = _check_owners(op, labels, (n, k), alpha, w, kept)
@@ -236,16 +251,17 @@ def masked_matmul(
         ValueError: Shapes, devices, ``activation`` or ``backend`` do not fit.
     """
     op = "masked_matmul"
-    check_bitmap(op, kept)
+    check_tensor(op, "values", values, (None,))
+    check_bitmap(op, kept, values)
     if bias is not None:
         check_tensor(op, "bias", bias, (kept.sizes[0],), like=values)
         bias = bias.unsqueeze(0)
-    return split_matmul(x, values, None, 1, bias, activation, kept=kept, backend=backend).squeeze(-2)
+    return _split(op, "values", x, values, None, 1, bias, activation, kept, backend).squeeze(-2)
 
 
-def _index(kept: Kept) -> tuple[Tensor | None, Tensor | None]:
+def _index(kept: Kept) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """What is loaded to know which entries exist."""
-    return (kept.bits, kept.starts) if isinstance(kept, Bitmap) else (None, None)
+    return kept.index if isinstance(kept, Bitmap) else (None, None, None)
 
 
 def _check_kept(op: str, kept: object, on: Tensor | None = None) -> None:
@@ -255,13 +271,13 @@ def _check_kept(op: str, kept: object, on: Tensor | None = None) -> None:
         check_bitmap(op, kept, on)
 
 
-def _check_weight(op: str, w: Tensor, kept: Kept | None) -> tuple[int, int]:
+def _check_weight(op: str, w: Tensor, kept: Kept | None, name: str = "w") -> tuple[int, int]:
     """The sizes of a weight, or of the one whose kept values ``w`` are."""
     if kept is None:
-        check_tensor(op, "w", w, (None, None))
+        check_tensor(op, name, w, (None, None))
         return w.shape[0], w.shape[1]
     _check_kept(op, kept)
-    check_tensor(op, "w", w, (kept.nnz,))
+    check_tensor(op, name, w, (kept.nnz,))
     return kept.sizes
 
 

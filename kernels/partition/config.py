@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar
 
-from ..bitmap.layout import RUN, WORD
+from ..bitmap.layout import WORD
 from ..device import Device
-from ..rules import Tiles, power_above, power_below, split_reduction
+from ..rules import PARTIAL, Tiles, power_above, power_below, split_reduction
 
 DIRECT_ROWS = 64
 """Rows of activations up to which the direct kernels serve."""
@@ -48,7 +48,7 @@ class Problem:
         alpha: Children.
         itemsize: Bytes of an operand's element.
         pairs: Whether the weight can be read as words of two, as a direct kernel does.
-        kept: Whether the weight is stored as its kept values.
+        kept: Share of the entries that exist, where the weight is stored as its kept values alone; none where all are.
         seeded: Whether labels are made of a seed.
     """
 
@@ -60,7 +60,7 @@ class Problem:
     alpha: int
     itemsize: int
     pairs: bool = False
-    kept: bool = False
+    kept: float | None = None
     seeded: bool = False
 
     family: ClassVar[str] = "partition"
@@ -86,7 +86,7 @@ class Problem:
             return _is_direct(self, config) and shared_bytes(self, config, device) <= device.shared
         if min(config.block_m, config.block_n, config.block_k) < 16 or config.block_k % 8:
             return False
-        if self.kept and not WORD <= config.block_k <= RUN:
+        if self.kept is not None and config.block_k < WORD:
             return False
         return shared_bytes(self, config, device) <= device.shared
 
@@ -189,7 +189,7 @@ def _direct_rule(problem: Problem, device: Device) -> Config:
 
 def _matmul_rule(problem: Problem, device: Device) -> Config:
     m, narrow, alpha = problem.m, problem.itemsize == 2, power_above(problem.alpha)
-    merge = problem.op == "merge_matmul"
+    merge, packed = problem.op == "merge_matmul", problem.kept is not None
     sums = 1 if merge else alpha
     outer = 64 if narrow else 32
     # The accumulators, and a merge's tiles of activations, share the registers and shared memory of a program: more
@@ -200,14 +200,19 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     if merge and device.matrix == "mma":
         most = min(most, 64)  # warp-wide matrix instructions keep both operands in registers
     block_m = min(max(16, power_above(m)), max(most, 16))
-    wide = alpha <= 2 and block_m <= 16 and not problem.kept  # places of kept values share the registers
+    wide = alpha <= 2 and block_m <= 16 and not packed  # places of kept values share the registers
     inner = (128 if wide else 64 if alpha <= 4 else 32) if narrow else 32
-    warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 or (problem.kept and alpha > 4) else 4
-    block_n, block_k = (inner, outer) if problem.transposed else (outer, inner)
+    crowded = packed and (alpha > 4 or alpha * block_m > 64 or not narrow)
+    warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 or crowded else 4
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
-    programs, steps = ceil(m / block_m) * ceil(outputs / outer), ceil(reduced / inner)
-
     partial, weights = m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
+    if problem.kept is not None:
+        weights *= problem.kept
+        half, whole = device.sms / 2, ceil(m / block_m) * ceil(outputs / outer)
+        if half / 2 <= whole < half and 2 * partial > PARTIAL * weights:
+            outer = 32  # fills half of the device where the sums of a split would cost more beside few values
+    block_n, block_k = (inner, outer) if problem.transposed else (outer, inner)
+    programs, steps = ceil(m / block_m) * ceil(outputs / outer), ceil(reduced / inner)
     split = split_reduction(programs, steps, device, partial, weights)
     return Config(block_m, block_n, block_k, split, 8, warps, 4)
 

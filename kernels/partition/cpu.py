@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..activations import finish
-from ..bitmap.layout import RUN, WORD, Bitmap
+from ..bitmap.layout import BASE, RUN, WORD, Bitmap
 from ..cpu import compiled, numbers, padded, shared_out, threads_for
 from ..vectors import F32, FLOATS, I64, LANES, Emit
 from .cpu_storage import GROUP, Stored
@@ -150,9 +150,13 @@ def _place(starts, exists, row_words, row, k0, k):
     """Where the values of a row of the weight are, from a column on that is a multiple of 32."""
     if exists is None:
         return row * k + k0
-    place, first = np.int64(starts[row, k0 // RUN]), row * row_words
-    for word in range(first + k0 // RUN * (RUN // WORD), first + k0 // WORD):
-        place += _ones(exists[word])
+    width = -(-k // WORD)
+    at = row * width + min(k0 // WORD, width)
+    run = at // (RUN // WORD)
+    place = np.int64(starts[1][run // (BASE // RUN)]) + starts[0][run]
+    for word in range(run * (RUN // WORD), at):
+        # Runs go on from row to row, and the words here are padded at the end of each.
+        place += _ones(exists[word if width == row_words else word // width * row_words + word % width])
     return place
 
 
@@ -163,7 +167,7 @@ def _along_rows(x, w, starts, exists, bits, k, row_words, digit, children, rows,
     Args:
         x: float32 ``[M, planes, K]``, padded with zeros to whole groups and whole numbers of rows.
         w: The values of the stored weight, flat.
-        starts: ``[N, runs]``, how many values are before each run; none where all entries exist.
+        starts: Those of a bitmap, and its bases; none where all entries exist.
         exists: uint32, the words of bits of the entries that exist, flat, whole groups; none where all do.
         bits: uint32, the planes of labels, flat; or the key of a seed, or none for an only child.
         k: Columns of the weight.
@@ -292,7 +296,7 @@ class _Weight(NamedTuple):
     shape: tuple[int, int]
     transposed: bool
     values: np.ndarray
-    starts: np.ndarray | None
+    starts: tuple[np.ndarray, np.ndarray] | None
     exists: np.ndarray | None
     bits: np.ndarray | np.uint32 | None
 
@@ -309,7 +313,7 @@ class _Weight(NamedTuple):
             w, bits = torch.where(labels < alpha, w, w.new_zeros(())), _words(pack_planes(labels, alpha))
         if kept is not None:
             exists = pad(kept.bits, (0, -kept.bits.shape[1] % (GROUP // WORD)))
-            starts = kept.starts.contiguous().numpy()
+            starts = kept.starts.contiguous().numpy().view(np.uint16), kept.bases.contiguous().numpy()
             return cls(kept.shape, kept.transposed, numbers(w), starts, _words(exists), bits)
         stored = (w.T if transposed else w).contiguous()
         return cls((stored.shape[0], stored.shape[1]), transposed, numbers(stored), None, None, bits)

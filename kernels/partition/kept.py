@@ -15,8 +15,10 @@ from ..activations import finish
 from ..bitmap.backends import BACKENDS
 from ..bitmap.layout import Bitmap
 from ..device import device_of
-from ..dispatch import AUTO_ON_CPU, fastest_on_cpu
+from ..dispatch import AUTO_ON_CPU, fastest_of_kept, fastest_on_cpu
+from ..gpus import reads_kept_values
 from ..library import define, implementation, save_operands
+from ..model import KEPT_VALUES
 from . import ops
 from .backends import SPLIT
 from .config import DIRECT_ROWS
@@ -30,26 +32,46 @@ FUSED_ROWS = DIRECT_ROWS
 
 
 def _reader(
-    op: str, sizes: tuple[int, int, int, int], operand: Tensor, labels: Tensor | None, bits: Tensor | None, backend: str
+    op: str,
+    sizes: tuple[int, int, int, int],
+    nnz: int,
+    operand: Tensor,
+    labels: Tensor | None,
+    bits: Tensor | None,
+    transposed: bool,
+    backend: str,
 ) -> str | None:
     """The backend whose kernel reads the kept values as it multiplies; none where the weight is decompressed.
 
-    Those of CPUs do wherever they run. Those of Triton do for few rows, whose cost is the weight's bytes. A plain table
-    of labels is packed in every call, which reads more than a decompressed weight. No kernel reads through holes of a
-    seed. What Triton 3.7.1 compiles for ``tcgen05.mma`` lacks a fence between the gathered values and the product, as
-    the lab finds; its cause is not known, and weights are decompressed there.
+    Those of CPUs do wherever they run. Those of Triton do for few rows, whose cost is the weight's bytes; ``"auto"``
+    takes them where they are predicted to be faster than decompressing. A plain table of labels is packed in every
+    call, which reads more than a decompressed weight. No kernel reads through holes of a seed.
+
+    Args:
+        op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
+        sizes: ``(m, n, k, alpha)``.
+        nnz: Number of kept values.
+        operand: A tensor of the call: its device and dtype decide.
+        labels: A table, planes of bits, or none.
+        bits: Of a bitmap; none of holes of a seed.
+        transposed: Whether the weight is stored as its transpose.
+        backend: As the operation was given it.
     """
     m, n, k, alpha = sizes
     packed = bits is not None and (labels is None or labels.dim() == 3)
     if backend == AUTO_ON_CPU:
-        density = operand.numel() / max(n * k, 1) if packed else None
+        density = nnz / max(n * k, 1) if packed else None
         backend = fastest_on_cpu(op, sizes, operand, SPLIT, alpha, density=density)
     if backend == "cpu":
         return "cpu" if packed and op != "partition_grad" else None
     able = backend == "triton" or (backend == "auto" and operand.is_cuda)
     if not (able and packed and m <= FUSED_ROWS) or SPLIT["triton"].why_not(operand, alpha):
         return None
-    return "triton" if device_of(operand).matrix != "tcgen05.mma" else None
+    if not reads_kept_values(device_of(operand).arch):
+        return None
+    if backend == "triton" or not nnz:
+        return "triton"
+    return "triton" if fastest_of_kept(op, sizes, nnz / (n * k), operand, transposed) == KEPT_VALUES else None
 
 
 def _owners(labels: Tensor | None, seed: Sequence[int], alpha: int, kept: Bitmap) -> PackedLabels | SeededLabels | None:
@@ -61,15 +83,18 @@ def _owners(labels: Tensor | None, seed: Sequence[int], alpha: int, kept: Bitmap
     return made
 
 
-def _existing(
-    values: int, bits: Tensor | None, starts: Tensor | None, seed: Sequence[int], n: int, k: int, transposed: bool
-) -> Bitmap | SeededHoles:
+Index = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Of a bitmap; of nothing where holes are of a seed."""
+
+
+def _existing(nnz: int, index: Index, seed: Sequence[int], n: int, k: int, transposed: bool) -> Bitmap | SeededHoles:
     """Which entries of a weight ``[n, k]`` exist."""
     shape = (k, n) if transposed else (n, k)
+    bits, starts, bases = index
     if bits is None:
         return SeededHoles(seed[0], shape, seed[3], transposed)
-    assert starts is not None
-    return Bitmap(bits, starts, shape, values, transposed)
+    assert starts is not None and bases is not None
+    return Bitmap(bits, starts, bases, shape, nnz, transposed)
 
 
 def _moved(op: str, operand: Tensor, kept: Bitmap | SeededHoles, backend: str) -> Tensor:
@@ -80,15 +105,31 @@ def _moved(op: str, operand: Tensor, kept: Bitmap | SeededHoles, backend: str) -
     return implementation(backends[moves].module, op)(operand, kept)
 
 
-def _weight(values: Tensor, kept: Bitmap | SeededHoles, transposed: bool, backend: str) -> Tensor:
+def _given(
+    op: str,
+    sizes: tuple[int, int, int, int],
+    values: Tensor,
+    index: Index,
+    labels: Tensor | None,
+    seed: Sequence[int],
+    transposed: bool,
+    backend: str,
+) -> tuple[Bitmap | SeededHoles, str, Tensor | None]:
+    """Which entries of a weight exist, who reads the kept ones as they are, and where nobody does the weight."""
+    kept = _existing(values.shape[0], index, seed, sizes[1], sizes[2], transposed)
+    reader = _reader(op, sizes, kept.nnz, values, labels, index[0], transposed, backend)
+    return kept, reader or "", None if reader else _decompressed(values, kept, backend)
+
+
+def _decompressed(values: Tensor, kept: Bitmap | SeededHoles, backend: str) -> Tensor:
     """The weight that is meant."""
     w = _moved("unpack_values", values, kept._replace(transposed=False), backend)
-    return w.T if transposed else w
+    return w.T if kept.transposed else w
 
 
 def _save(ctx: Any, args: tuple[Any, ...], result: Tensor) -> None:
-    first, _, bits, starts, labels, ctx.seed, *_, ctx.transposed, _ = args
-    save_operands(ctx, args, [bits, starts, labels])
+    first, _, bits, starts, bases, labels, ctx.seed, *_, ctx.transposed, _ = args
+    save_operands(ctx, args, [bits, starts, bases, labels])
     ctx.alpha = result.shape[1] if result.dim() == 3 else first.shape[1]
     ctx.inputs = first.shape[-1]
     ctx.nnz = args[1].shape[0]
@@ -99,7 +140,7 @@ def _split_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     flipped, backend = not ctx.transposed, ctx.backend
     dx = None if values is None else kept_merge(dy, values, *index, ctx.seed, None, None, ctx.inputs, flipped, backend)
     dvalues = None if x is None else kept_grad(dy, x, *index, ctx.seed, ctx.nnz, ctx.transposed, backend)
-    return dx, dvalues, *[None] * 4, dy.sum(0) if ctx.needs_input_grad[6] else None, *[None] * 5
+    return dx, dvalues, *[None] * 5, dy.sum(0) if ctx.needs_input_grad[7] else None, *[None] * 5
 
 
 def _run_split(
@@ -107,6 +148,7 @@ def _run_split(
     values: Tensor,
     bits: Tensor | None,
     starts: Tensor | None,
+    bases: Tensor | None,
     labels: Tensor | None,
     seed: Sequence[int],
     bias: Tensor | None,
@@ -116,22 +158,21 @@ def _run_split(
     transposed: bool,
     backend: str,
 ) -> Tensor:
-    kept = _existing(values.shape[0], bits, starts, seed, n, x.shape[1], transposed)
-    reader = _reader("split_matmul", (x.shape[0], n, x.shape[1], alpha), values, labels, bits, backend)
-    if reader:
-        run = implementation(SPLIT[reader].module, "split_matmul")
-        return run(x, values, _owners(labels, seed, alpha, kept), alpha, bias, activation, kept=kept)
-    w = _weight(values, kept, transposed, backend)
+    op, (m, k) = "split_matmul", x.shape
+    kept, reader, w = _given(op, (m, n, k, alpha), values, (bits, starts, bases), labels, seed, transposed, backend)
+    if w is None:
+        owners = _owners(labels, seed, alpha, kept)
+        return implementation(SPLIT[reader].module, op)(x, values, owners, alpha, bias, activation, kept=kept)
     if labels is None and not seed:
         return finish(linear(x, w, None if bias is None else bias[0]).unsqueeze(1), activation)
     return ops.run_split(x, w, labels, seed[:3], bias, activation, alpha, transposed, backend)
 
 
 kept_split = define(
-    "kept_split(Tensor x, Tensor values, Tensor? bits, Tensor? starts, Tensor? labels, int[] seed, Tensor? bias, "
-    "str? activation, SymInt alpha, SymInt n, bool transposed, str backend) -> Tensor",
+    "kept_split(Tensor x, Tensor values, Tensor? bits, Tensor? starts, Tensor? bases, Tensor? labels, int[] seed, "
+    "Tensor? bias, str? activation, SymInt alpha, SymInt n, bool transposed, str backend) -> Tensor",
     _run_split,
-    lambda x, values, *rest: x.new_empty(x.shape[0], rest[6], rest[7]),
+    lambda x, values, *rest: x.new_empty(x.shape[0], rest[7], rest[8]),
     _split_backward,
     _save,
 )
@@ -152,7 +193,7 @@ def _merge_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     if values is not None:
         dz = kept_split(dy, values, *index, ctx.seed, None, None, ctx.alpha, ctx.inputs, flipped, backend)
     dvalues = None if z is None else kept_grad(z, dy, *index, ctx.seed, ctx.nnz, flipped, backend)
-    return dz, dvalues, *[None] * 4, dy.sum(0) if ctx.needs_input_grad[6] else None, *[None] * 4
+    return dz, dvalues, *[None] * 5, dy.sum(0) if ctx.needs_input_grad[7] else None, *[None] * 4
 
 
 def _run_merge(
@@ -160,6 +201,7 @@ def _run_merge(
     values: Tensor,
     bits: Tensor | None,
     starts: Tensor | None,
+    bases: Tensor | None,
     labels: Tensor | None,
     seed: Sequence[int],
     bias: Tensor | None,
@@ -168,22 +210,21 @@ def _run_merge(
     transposed: bool,
     backend: str,
 ) -> Tensor:
-    kept = _existing(values.shape[0], bits, starts, seed, n, z.shape[2], transposed)
-    reader = _reader("merge_matmul", (z.shape[0], n, z.shape[2], z.shape[1]), values, labels, bits, backend)
-    if reader:
-        run = implementation(SPLIT[reader].module, "merge_matmul")
-        return run(z, values, _owners(labels, seed, z.shape[1], kept), bias, activation, kept=kept)
-    w = _weight(values, kept, transposed, backend)
+    op, (m, alpha, k) = "merge_matmul", z.shape
+    kept, reader, w = _given(op, (m, n, k, alpha), values, (bits, starts, bases), labels, seed, transposed, backend)
+    if w is None:
+        owners = _owners(labels, seed, alpha, kept)
+        return implementation(SPLIT[reader].module, op)(z, values, owners, bias, activation, kept=kept)
     if labels is None and not seed:
         return finish(linear(z[:, 0], w, bias), activation)
     return ops.run_merge(z, w, labels, seed[:3], bias, activation, False, transposed, backend)
 
 
 kept_merge = define(
-    "kept_merge(Tensor z, Tensor values, Tensor? bits, Tensor? starts, Tensor? labels, int[] seed, Tensor? bias, "
-    "str? activation, SymInt n, bool transposed, str backend) -> Tensor",
+    "kept_merge(Tensor z, Tensor values, Tensor? bits, Tensor? starts, Tensor? bases, Tensor? labels, int[] seed, "
+    "Tensor? bias, str? activation, SymInt n, bool transposed, str backend) -> Tensor",
     _run_merge,
-    lambda z, values, *rest: z.new_empty(z.shape[0], rest[6]),
+    lambda z, values, *rest: z.new_empty(z.shape[0], rest[7]),
     _merge_backward,
     _save,
 )
@@ -191,8 +232,8 @@ kept_merge = define(
 
 
 def _save_grad(ctx: Any, args: tuple[Any, ...], result: Tensor) -> None:
-    dy, x, bits, starts, labels, ctx.seed, _, ctx.transposed, _ = args
-    save_operands(ctx, args, [bits, starts, labels])
+    dy, x, bits, starts, bases, labels, ctx.seed, _, ctx.transposed, _ = args
+    save_operands(ctx, args, [bits, starts, bases, labels])
     ctx.sizes = dy.shape[1], dy.shape[2], x.shape[1]
 
 
@@ -201,7 +242,7 @@ def _grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     alpha, n, k = ctx.sizes
     ddy = None if x is None else kept_split(x, g, *index, ctx.seed, None, None, alpha, n, ctx.transposed, ctx.backend)
     dx = None if dy is None else kept_merge(dy, g, *index, ctx.seed, None, None, k, not ctx.transposed, ctx.backend)
-    return ddy, dx, *[None] * 7
+    return ddy, dx, *[None] * 8
 
 
 def _run_grad(
@@ -209,18 +250,18 @@ def _run_grad(
     x: Tensor,
     bits: Tensor | None,
     starts: Tensor | None,
+    bases: Tensor | None,
     labels: Tensor | None,
     seed: Sequence[int],
     nnz: int,
     transposed: bool,
     backend: str,
 ) -> Tensor:
-    alpha = dy.shape[1]
-    kept = _existing(nnz, bits, starts, seed, dy.shape[2], x.shape[1], transposed)
-    reader = _reader("partition_grad", (x.shape[0], dy.shape[2], x.shape[1], alpha), x, labels, bits, backend)
+    op, (m, alpha, n), k = "partition_grad", dy.shape, x.shape[1]
+    kept = _existing(nnz, (bits, starts, bases), seed, n, k, transposed)
+    reader = _reader(op, (m, n, k, alpha), nnz, x, labels, bits, transposed, backend)
     if reader:
-        owners = _owners(labels, seed, alpha, kept)
-        return implementation(SPLIT[reader].module, "partition_grad")(dy, x, owners, kept=kept)
+        return implementation(SPLIT[reader].module, op)(dy, x, _owners(labels, seed, alpha, kept), kept=kept)
     if labels is None and not seed:
         dw = x.mT @ dy[:, 0] if transposed else dy[:, 0].mT @ x  # in stored order
     else:
@@ -230,10 +271,10 @@ def _run_grad(
 
 
 kept_grad = define(
-    "kept_grad(Tensor dy, Tensor x, Tensor? bits, Tensor? starts, Tensor? labels, int[] seed, SymInt nnz, "
-    "bool transposed, str backend) -> Tensor",
+    "kept_grad(Tensor dy, Tensor x, Tensor? bits, Tensor? starts, Tensor? bases, Tensor? labels, int[] seed, "
+    "SymInt nnz, bool transposed, str backend) -> Tensor",
     _run_grad,
-    lambda dy, x, bits, starts, labels, seed, nnz, transposed, backend: x.new_empty(nnz),
+    lambda dy, x, bits, starts, bases, labels, seed, nnz, transposed, backend: x.new_empty(nnz),
     _grad_backward,
     _save_grad,
     by_rows=False,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..bitmap.layout import RUN, WORD, Bitmap
+from ..bitmap.layout import BASE, RUN, WORD, Bitmap
 from ..bitmap.triton import AS_BITS
 from ..device import device_of, interpreting, stored_dtype
 from ..epilogue import aligned_pairs, launch_options, launch_reduce, rows_contiguous
@@ -133,7 +133,6 @@ def planes_strides(planes: Tensor | None) -> tuple[int, int]:
 def kept_weight(values: Tensor, labels: PackedLabels | SeededLabels | None, kept: Bitmap) -> StoredWeight:
     """Kept values, their bitmap and their labels as the kernels read them."""
     words = values.contiguous().view(AS_BITS[values.element_size()])
-    kept = kept._replace(bits=kept.bits.contiguous(), starts=kept.starts.contiguous())
     planes, key = _planes_and_key(labels)
     return StoredWeight(words, 1, planes, key, kept.shape, kept.transposed, kept)
 
@@ -179,7 +178,7 @@ def _launch_multiply(
     device = device_of(x)
     pairs = x.element_size() == 2 and weight.per_word == 2 and n * k < 2**32 and not interpreting()
     seeded = isinstance(labels, SeededLabels)
-    problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs, kept is not None, seeded)
+    problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs, _share(kept), seeded)
     config = config or choose(problem, device)
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     if config.direct:
@@ -334,7 +333,7 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
     left, right = (x, dy) if transposed else (dy, x)
     planes, key = _planes_and_key(packed)
     config = config or choose(
-        Problem("partition_grad", m, n, k, transposed, alpha, x.element_size(), kept=kept is not None), device_of(x)
+        Problem("partition_grad", m, n, k, transposed, alpha, x.element_size(), kept=_share(kept)), device_of(x)
     )
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     tiles._partition_outer[(triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k), config.split)](
@@ -369,9 +368,14 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
     return result.T if transposed and kept is None else result
 
 
-def _index(kept: Bitmap | None) -> tuple[Tensor | None, Tensor | None]:
+def _share(kept: Bitmap | None) -> float | None:
+    """How many of the entries exist, in hundredths: configurations are chosen once for each."""
+    return None if kept is None else round(kept.nnz / max(kept.shape[0] * kept.shape[1], 1), 2)
+
+
+def _index(kept: Bitmap | None) -> tuple[Tensor | None, ...]:
     """What says where kept values are."""
-    return (None, None) if kept is None else (kept.bits, kept.starts)
+    return (None, None, None) if kept is None else tuple(t.contiguous() for t in kept.index)
 
 
 def _shared_options(config: Config, alpha: int, operand: Tensor, kept: Bitmap | None) -> dict[str, Any]:
@@ -381,6 +385,7 @@ def _shared_options(config: Config, alpha: int, operand: Tensor, kept: Bitmap | 
         "DIGITS": 0 if kept is not None and alpha == 1 else digits(alpha),
         "KEPT": kept is not None,
         "RUN": RUN,
+        "BASE": BASE,
         "WORD": WORD,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,

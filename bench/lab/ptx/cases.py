@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....kernels.gpus import runs_mma_sp
+from ....kernels.gpus import reads_kept_values, runs_mma_sp
 from ....kernels.partition.labels import PackedLabels
 from ...families import FAMILIES, TYPES
 from ...families.contract import Draw, Problem, laid
@@ -18,6 +18,9 @@ MULTIPLIES = ("split", "merge", "split_t", "merge_t")
 BLOCK = ("forward", "dx", "dw")
 SEMI_STRUCTURED = ("forward", "dx", "dw", "compress", "expand")
 SPARSE = ("forward", "dx")
+KEPT = tuple(f"kept_{op}" for op in PARTITION)
+BITMAP = ("unpack", "pack", *KEPT)
+"""Moves of packed values, and the partition operations on them."""
 PACKED = ("values", "transposed", "parent", "parent_t")
 """What is packed for sparse tensor cores (stored values, the same seen from their outputs, a parent's weight that lies
 along its rows or across them), and into which forms: an operation is ``"values-rows"``, and so on."""
@@ -28,7 +31,8 @@ class Case:
     """One operation on small operands.
 
     Attributes:
-        family: ``"partition"``, ``"block"``, ``"mlp"``, ``"semi_structured"``, ``"sparse"`` or ``"pack"``.
+        family: ``"partition"``, ``"block"``, ``"mlp"``, ``"semi_structured"``, ``"sparse"``, ``"pack"`` or
+            ``"bitmap"``.
         op: One of the family's.
         dtype: A name in ``TYPES``; ``"fp32"`` multiplies in full precision.
         m: Rows of activations.
@@ -45,7 +49,7 @@ class Case:
             ``"broadcast"`` (one row for all), ``"columns"`` (transposed) or ``"offset"`` (from an odd element on).
             Nobody may touch what lies between the rows.
         integers: Whether operands are integers, of which sums are exact, or normally distributed.
-        density: Chance that a block is kept.
+        density: Chance that a block is kept, or an entry of a bitmap.
         merged: Whether the second layer of the MLP has labels.
         outputs: Of the fused MLP.
         seeded: Whether labels are of a seed.
@@ -236,7 +240,26 @@ def _other_cases() -> tuple[Case, ...]:
     )
 
 
-CASES = tuple(dict.fromkeys((*_partition_cases(), *_other_cases())))
+def _bitmap_cases() -> tuple[Case, ...]:
+    def each(operations: tuple[str, ...] = KEPT, **fields: object) -> tuple[Case, ...]:
+        return tuple(Case("bitmap", op, **fields) for op in operations)  # type: ignore[arg-type]
+
+    return (
+        *(
+            c
+            for t, density in product(("bf16", "fp32"), (0.25, 1.0))
+            for c in each(BITMAP[:2], dtype=t, density=density)
+        ),
+        *(c for dtype in ("bf16", "fp16", "fp32") for c in each(dtype=dtype)),
+        *(c for alpha, m in ((1, 16), (4, 16), (8, 33)) for c in each(alpha=alpha, m=m)),
+        *each(alpha=1, m=3, shape=(20, 1100), density=0.25),  # runs that begin inside of rows; programs share the sums
+        *each(alpha=1, m=3, shape=(1100, 20), density=0.75),
+        *each(alpha=3, m=64, shape=(64, 128), density=1.0),
+        *each(KEPT[:2], bias=True, activation="relu"),
+    )
+
+
+CASES = tuple(dict.fromkeys((*_partition_cases(), *_other_cases(), *_bitmap_cases())))
 
 QUICK = (
     Case("partition", "split", shape=(64, 640), m=16),
@@ -248,10 +271,13 @@ QUICK = (
     Case("mlp", "mlp", shape=(14, 70), alpha=4, merged=True, bias=True, activation="relu"),
     Case("sparse", "forward", alpha=2, bias=True),
     Case("pack", "parent_t-dense", alpha=4),
+    Case("bitmap", "kept_split", alpha=1, m=16),
 )
 """A few of each kind, for CI."""
 
 
 def runs_on(case: Case, arch: int) -> bool:
     """Whether an architecture runs a case."""
+    if case.op in KEPT:
+        return reads_kept_values(arch)
     return case.family != "sparse" or runs_mma_sp(arch)
