@@ -19,6 +19,7 @@ DOCUMENTS = (
     "docs/boolean.md",
     "docs/kernels.md",
     "docs/lab.md",
+    "docs/seeded.md",
     "docs/semi_structured.md",
     "docs/studies.md",
     "docs/when.md",
