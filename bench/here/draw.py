@@ -21,7 +21,7 @@ def _layer(row: dict[str, Any]) -> tuple[str, str]:
 def table(results: Results) -> Table:
     """Every point: times and ratios."""
     ratios = ("over parent", "over wide", "blocks over parent", "bitmap over dense", "seeded over labels")
-    columns = ("layer, alpha", "rows", "parent", "wide", "ours", "of parent", "of wide")
+    columns: tuple[str, ...] = ("layer, alpha", "rows", "parent", "wide", "ours", "of parent", "of wide")
     columns += ("blocks of parent", "bitmap of dense", "seed of labels")
     body = [
         (
@@ -39,7 +39,7 @@ def table(results: Results) -> Table:
 def model_table(results: Results) -> Table:
     """Every point: whose the parent's product is, how ours spreads, its bandwidth, and by how much the model errs."""
     judged = ("parent", "wide", "ours", "ours, bitmap", "ours, seeded")
-    columns = ("layer, alpha", "rows", "parent by", "ours, 20-80 %", "of copy")
+    columns: tuple[str, ...] = ("layer, alpha", "rows", "parent by", "ours, 20-80 %", "of copy")
     columns += ("parent", "wide", "ours", "bitmap", "seed")
     body = [
         (

@@ -130,6 +130,8 @@ class _LabelledLinear(KeptLinear):
     def beats_wide(self, x: Tensor) -> bool:
         """Whether what ``fpe here`` measured says that the kernel on labels, or on kept values, is faster."""
         (n, k), rows = self.matrix_shape, x.numel() // max(self.in_features, 1)
+        if not isinstance(self.bitmap, Bitmap | None):  # of a seed: no kernel reads through them
+            return False
         density = None if self.bitmap is None else self.bitmap.nnz / max(n * k, 1)
         return kernel_wins(rows, n, k, self.alpha, x.dtype, "wide", density)
 
