@@ -29,6 +29,14 @@ class Partition:
             of two children), ``"block"`` (one label to a tile) or ``"seeded"`` (a function of a seed).
         block_shape: ``(bn, bk)`` of structure ``"block"``, else ``None``.
         seed: Of structure ``"seeded"``, else ``None``.
+
+    Example:
+        >>> partition = fpe.Partition.random(2, 8, 2, generator=torch.Generator().manual_seed(0))
+        >>> partition
+        Partition(2x8, alpha=2, random)
+        >>> partition.masks().sum(-1)  # edges of each child of each parent
+        tensor([[4, 4],
+                [4, 4]])
     """
 
     labels: Tensor
