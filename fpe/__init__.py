@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from . import surgery as surgery
     from . import theory as theory
     from .checkpoint import restore
-    from .expansion import expand, expand_pair, nonzeros, to_dense
+    from .expansion import PaddingWarning, expand, expand_pair, nonzeros, to_dense
     from .files import save
     from .fused import ExpandedMLP, fuse
     from .layers import BlockLinear, MaskedLinear, MergeLinear, SplitLinear
@@ -44,7 +44,7 @@ __version__ = "0.2.0"
 
 _NAMES = {
     "checkpoint": ("restore",),
-    "expansion": ("expand", "expand_pair", "nonzeros", "to_dense"),
+    "expansion": ("PaddingWarning", "expand", "expand_pair", "nonzeros", "to_dense"),
     "files": ("save",),
     "fused": ("ExpandedMLP", "fuse"),
     "layers": ("BlockLinear", "MaskedLinear", "MergeLinear", "SplitLinear"),
@@ -61,6 +61,7 @@ __all__ = [
     "ExpandedMLP",
     "MaskedLinear",
     "MergeLinear",
+    "PaddingWarning",
     "Partition",
     "Rewiring",
     "SplitLinear",

@@ -1,5 +1,6 @@
 """A trained model in, a wider model with as many non-zero weights out (paper, section 2.3)."""
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -18,7 +19,7 @@ from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, Spli
 from .models.discovery import LAST, candidates, find_pairs
 from .partition import Partition, check_block, check_generator
 from .probe import check_pairs
-from .resparsify import POLICIES, Policy, choose, plan
+from .resparsify import HOLES, POLICIES, Holes, Policy, choose, plan
 from .surgery import is_chain, replace_modules, widened_between
 
 Split = Literal["random", "groups", "gram"]
@@ -39,6 +40,7 @@ def expand(
     generator: Generator | None = None,
     example_inputs: Any = None,
     seed: int | None = None,
+    holes: Holes = "magnitude",
 ) -> Model:
     """Expands every pair of linear layers: more neurons, disjoint inputs, the same number of non-zeros.
 
@@ -58,9 +60,7 @@ def expand(
         split: How inputs are divided: ``"random"``, ``"groups"`` (inputs that belong together stay together) or
             ``"gram"`` (groups found from the trained weight).
         structure: ``"random"``, ``"2:4"`` (``alpha`` 2), ``"block"`` or ``"seeded"`` (``alpha`` 2, 4 or 8: the labels
-            are a function of a seed and take no memory under policy ``"partition"``; the other policies remove edges,
-            and a layer that loses some keeps its labels in bits, as ``"random"``); the last three with
-            ``split="random"``.
+            are a function of a seed and take no memory); the last three with ``split="random"``.
         block: Tile ``(bn, bk)`` for ``structure="block"`` or ``resparsify="block"``.
         resparsify: Which weights are removed because the pair grew wider, see :func:`fpe.resparsify.plan`:
             ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``; ``"auto"`` chooses between
@@ -76,6 +76,8 @@ def expand(
             computes between them treats every neuron alike and on its own; and pairs are found in unknown models.
         seed: For ``structure="seeded"``: of the first pair's first layer; every layer further on has the next one.
             Without it seeds are drawn.
+        holes: What chooses the weights that policy ``"input"`` removes: their ``"magnitude"``, or with
+            ``structure="seeded"`` the seed (``"seeded"``), as many of every neuron. Then no bitmap is stored either.
 
     Returns:
         A new model of the same class. Its ``load_state_dict`` refuses a state that does not fit before it
@@ -97,7 +99,9 @@ def expand(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expand: model must be an nn.Module, got {type(model).__name__}")
-    _check_options(split, structure, block, resparsify, groups, seed)
+    _check_options(split, structure, block, resparsify, groups, seed, holes)
+    if holes == "seeded":
+        resparsify = "input"
     check_generator("expand", generator)
     named = found_groups("expand", model, example_inputs) if pairs is None else named_groups(model, pairs)
     group_of = _groups_by_name(groups, [group.firsts[0] for group in named])
@@ -110,7 +114,7 @@ def expand(
             divided = group_of.get(group.firsts[0])
             partition = _partition(firsts, alpha, split, structure, block, divided, generator, own)
             children, replaced[group.second] = _expand_together(
-                firsts, second, partition, resparsify, block=block, generator=generator
+                firsts, second, partition, resparsify, block=block, holes=holes, generator=generator
             )
             if group.parts > 1:
                 children = [StackedLinear(children)]
@@ -180,6 +184,7 @@ def _expand_together(
     policy: Policy | Literal["auto"],
     *,
     block: tuple[int, int] | None,
+    holes: Holes = "magnitude",
     generator: Generator | None,
 ) -> tuple[list[nn.Module], nn.Module]:
     """Expands the layers of a group, whose neurons meet, by one partition."""
@@ -188,10 +193,10 @@ def _expand_together(
         policy = choose(fc2.out_features, firsts[0].in_features, alpha)
     if policy != "partition" and any(weight.is_meta for weight in (*weights, fc2.weight)):
         raise ValueError(
-            f"expand: resparsify={policy!r} ranks weights, and these are on 'meta'; load them first, or take "
+            f"expand: resparsify={policy!r} chooses among weights, and these are on 'meta'; load them first, or take "
             "resparsify='partition'"
         )
-    chosen = plan(weights, fc2.weight, partition, policy, block=block, generator=generator)
+    chosen = plan(weights, fc2.weight, partition, policy, block=block, holes=holes, generator=generator)
     with torch.no_grad():
         wide = [_expanded(fc1, own, policy) for fc1, own in zip(firsts, chosen.firsts, strict=True)]
         successor = _successor(fc2, chosen.firsts[0], chosen.second, policy, block or partition.block_shape)
@@ -273,6 +278,10 @@ PADDED = 1.05
 """Weights stored over weights kept from which on :func:`expand` says so."""
 
 
+class PaddingWarning(UserWarning):
+    """Blocks store many more weights than they keep, because a plane of children is no multiple of them."""
+
+
 def _say_what_padding_costs(blocks: BlockLinear) -> None:
     """Warns where a layer stores much more than it keeps, and names the smaller block that pads least."""
     stored, kept, thrifty = blocks.edge_weight.numel(), blocks.nonzeros, blocks.grid.thriftiest()
@@ -282,8 +291,22 @@ def _say_what_padding_costs(blocks: BlockLinear) -> None:
             f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many: a plane is no "
             f"multiple of them. With blocks of {thrifty.block} padding costs a factor of {thrifty.padding:.2f} instead "
             f"of {blocks.grid.padding:.2f}",
-            stacklevel=4,
+            PaddingWarning,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """How far up the stack, for :func:`warnings.warn`, stands the code that called the package.
+
+    Python shows a warning once for each such line and text: once for each size of layer and tile.
+    """
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(f"{__package__}."):
+        if f"{frame.f_globals['__name__']}.".startswith(f"{__package__}.bench."):
+            break
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def like(layer: nn.Linear) -> dict:
@@ -320,8 +343,11 @@ def _partition(
     return partition.to(fc1.weight.device)
 
 
-def _check_options(split: str, structure: str, block: object, resparsify: str, groups: object, seed: object) -> None:
+def _check_options(
+    split: str, structure: str, block: object, resparsify: str, groups: object, seed: object, holes: str
+) -> None:
     for name, value, known in (
+        ("holes", holes, HOLES),
         ("split", split, SPLITS),
         ("structure", structure, STRUCTURES),
         ("resparsify", resparsify, ("auto", *POLICIES)),
@@ -332,6 +358,11 @@ def _check_options(split: str, structure: str, block: object, resparsify: str, g
         raise ValueError(f"expand: structure {structure!r} goes with split 'random', got split {split!r}")
     if (split == "groups") != (groups is not None):
         raise ValueError(f"expand: split='groups' and groups=... go together, got split={split!r}, groups={groups!r}")
+    if holes == "seeded" and (structure != SEEDED or resparsify not in ("auto", "input")):
+        raise ValueError(
+            f"expand: holes='seeded' goes with structure 'seeded' and resparsify 'input', got {structure!r} and "
+            f"{resparsify!r}"
+        )
     if seed is not None and structure != SEEDED:
         raise ValueError(f"expand: a seed goes with structure 'seeded', got seed {seed!r} with {structure!r}")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):

@@ -72,7 +72,7 @@ def fuse(model: nn.Sequential, backend: str = "auto") -> nn.Sequential:
 
     Args:
         model: A chain of modules; what is no ``SplitLinear``, activation (ReLU, exact GELU, SiLU) and dense, masked or
-            merged layer in a row is left as it is.
+            merged layer in a row is left as it is, and so are layers that processes share (:mod:`fpe.parallel`).
         backend: Of the joined layers.
 
     Returns:
@@ -96,6 +96,7 @@ def fuse(model: nn.Sequential, backend: str = "auto") -> nn.Sequential:
         exact = getattr(activation, "approximate", "none") == "none" and type(activation) in ACTIVATIONS
         if (
             isinstance(first, SplitLinear)
+            and first.share is None
             and exact
             and isinstance(second, (nn.Linear, MaskedLinear, MergeLinear))
             and type(second) in (nn.Linear, MaskedLinear, MergeLinear)

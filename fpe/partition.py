@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from fpe.kernels import HOLE, SeededLabels
+from fpe.kernels import HOLE, SeededHoles, SeededLabels
 from fpe.kernels.block.layout import grid, tiles
 from fpe.kernels.partition.seeded import SEEDS
 from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, TWO_FOUR, Structure
@@ -28,7 +28,8 @@ class Partition:
         structure: ``"random"`` (any label anywhere), ``"2:4"`` (two of every four consecutive inputs to each
             of two children), ``"block"`` (one label to a tile) or ``"seeded"`` (a function of a seed).
         block_shape: ``(bn, bk)`` of structure ``"block"``, else ``None``.
-        seed: Of structure ``"seeded"``, else ``None``.
+        seed: Of structure ``"seeded"``, else ``None``. It says who owns an edge; whether there is one, ``HOLE`` says.
+        kept: Of structure ``"seeded"`` where the seed says that too: edges of each parent; else ``None``.
 
     Example:
         >>> partition = fpe.Partition.random(2, 8, 2, generator=torch.Generator().manual_seed(0))
@@ -44,6 +45,7 @@ class Partition:
     structure: Structure = "random"
     block_shape: tuple[int, int] | None = None
     seed: int | None = None
+    kept: int | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked without reading the labels."""
@@ -64,6 +66,8 @@ class Partition:
             raise ValueError(
                 f"Partition: a seed belongs to structure 'seeded' alone, got {self.seed} with {self.structure!r}"
             )
+        if self.kept is not None and self.seed is None:
+            raise ValueError(f"Partition: holes of a seed need one, got kept = {self.kept} without")
 
     @classmethod
     def random(
@@ -207,7 +211,7 @@ class Partition:
         return cls(labels[:out_features, :in_features].contiguous(), alpha, BLOCK, (bn, bk))
 
     @classmethod
-    def seeded(cls, out_features: int, in_features: int, alpha: int, seed: int) -> "Partition":
+    def seeded(cls, out_features: int, in_features: int, alpha: int, seed: int, kept: int | None = None) -> "Partition":
         """Divides by a function of a seed (:class:`fpe.kernels.SeededLabels`), so that no label need be kept.
 
         Of every ``alpha`` consecutive inputs each child gets one, whichever the hash says.
@@ -217,13 +221,19 @@ class Partition:
             in_features: Inputs ``K``, at least ``alpha``.
             alpha: Children per parent: 2, 4 or 8.
             seed: 0 to 2^32 - 1. The same seed gives the same labels for ever, on every device.
+            kept: Edges that each parent keeps, which the seed chooses too (:class:`fpe.kernels.SeededHoles`); all
+                where there is no number.
 
         Raises:
             TypeError: ``seed`` is no integer.
             ValueError: A number is out of range.
         """
         _check_sizes(out_features, in_features, alpha)
-        return cls(SeededLabels.of(seed, (out_features, in_features), alpha).unpack("cpu"), alpha, SEEDED, seed=seed)
+        shape = out_features, in_features
+        labels = SeededLabels.of(seed, shape, alpha).unpack("cpu")
+        if kept is not None:
+            labels.masked_fill_(~SeededHoles.of(seed, shape, kept).unpack("cpu"), HOLE)
+        return cls(labels, alpha, SEEDED, seed=seed, kept=kept)
 
     @classmethod
     def of(
@@ -262,16 +272,10 @@ class Partition:
     def without(self, removed: Tensor) -> "Partition":
         """The same division with some edges owned by nobody.
 
-        A seed says who owns an edge, not whether there is one: a ``"seeded"`` division that loses edges is ``"random"``
-        from then on, its labels kept.
-
         Args:
             removed: bool ``[out_features, in_features]``.
         """
-        labels = self.labels.masked_fill(removed, HOLE)
-        if self.structure == SEEDED and bool(removed.any()):
-            return Partition(labels, self.alpha)
-        return replace(self, labels=labels)
+        return replace(self, labels=self.labels.masked_fill(removed, HOLE), kept=None)
 
     def to(self, device: torch.device | str) -> "Partition":
         """The same division with its labels on a device."""
@@ -298,6 +302,7 @@ class Partition:
         block = f", block={self.block_shape}" if self.block_shape else ""
         out_features, in_features = self.shape
         seed = "" if self.seed is None else f", seed={self.seed}"
+        seed += "" if self.kept is None else f", kept={self.kept}"
         return f"Partition({out_features}x{in_features}, alpha={self.alpha}, {self.structure}{block}{seed})"
 
 
@@ -361,8 +366,12 @@ def _deal_seeded(
 
 def _check_seeded(partition: Partition) -> None:
     assert partition.seed is not None
-    made = SeededLabels.of(partition.seed, partition.shape, partition.alpha).unpack(partition.labels.device)
-    other = (partition.labels != made).nonzero()
+    n, k = partition.shape
+    made = Partition.seeded(n, k, partition.alpha, partition.seed, partition.kept).labels.to(partition.labels.device)
+    other = (partition.labels != made) & (partition.labels != HOLE)
+    if partition.kept is not None:
+        other |= (partition.labels == HOLE) != (made == HOLE)
+    other = other.nonzero()
     if len(other):
         n, k = other[0].tolist()
         raise ValueError(

@@ -22,8 +22,12 @@ from .partition import Partition, deal
 
 Policy = Literal["magnitude", "input", "block", "partition"]
 POLICIES: tuple[Policy, ...] = ("magnitude", "input", "block", "partition")
+Holes = Literal["magnitude", "seeded"]
+HOLES: tuple[Holes, ...] = ("magnitude", "seeded")
 
 
+GROUPS = 2
+"""Groups of ``alpha`` neurons that a seed needs at least to divide them well; measured in docs/studies.md."""
 AFFORDABLE = 0.6
 """Share of the expanded layer's weights up to which ``"auto"`` lets it pay alone; measured in docs/studies.md."""
 
@@ -74,6 +78,7 @@ def plan(
     policy: Policy,
     *,
     block: tuple[int, int] | None = None,
+    holes: Holes = "magnitude",
     generator: Generator | None = None,
 ) -> Plan:
     """Chooses the weights that remain, as many as the dense pair had.
@@ -98,11 +103,18 @@ def plan(
         partition: Who owns the edges of ``w1``.
         policy: One of the above.
         block: Tile ``(bn, bk)`` of policy ``"block"`` and of the successor under structure ``"block"``.
+        holes: Of policy ``"input"`` with a partition of a seed: what chooses the weights that go. With ``"seeded"`` the
+            seed does, as many of every neuron, so that which are left need not be stored.
         generator: Source of randomness (CPU).
 
     Raises:
-        ValueError: The excess is more than the policy can remove.
+        ValueError: The excess is more than the policy can remove, or holes of a seed do not go with it.
     """
+    if holes not in HOLES or (holes == "seeded" and (policy != "input" or partition.seed is None)):
+        raise ValueError(
+            f"holes must be one of {HOLES}, and 'seeded' needs structure 'seeded' with resparsify='input', got "
+            f"{holes!r} with {partition.structure!r} and {policy!r}"
+        )
     if policy not in POLICIES:
         raise ValueError(f"resparsify must be one of {POLICIES}, got {policy!r}")
     firsts = [w1] if isinstance(w1, Tensor) else list(w1)
@@ -114,26 +126,38 @@ def plan(
         raise ValueError("resparsify='block' needs block=(bn, bk), got None")
 
     excess = (alpha - 1) * c * h
-    first = [w.detach().abs().double().cpu() for w in firsts]
-    size = sum(w.numel() for w in first)
-    second = w2.detach().abs().double().cpu()[:, None].expand(c, alpha, h)
-    limit = size if policy == "input" else size + second.numel()
+    size = sum(w.numel() for w in firsts)
+    limit = size if policy == "input" else size + alpha * w2.numel()
     if excess >= limit:
         raise ValueError(
             f"resparsify={policy!r} must remove (alpha-1)*c*h = {excess} weights and has {limit} to choose from"
         )
+    if holes == "seeded":
+        every = torch.ones(c, alpha, h, dtype=torch.bool, device=partition.labels.device)
+        return Plan(_seeded_holes(partition, len(firsts), (alpha - 1) * c), every)
+    first = [w.detach().abs().double().cpu() for w in firsts]
     if policy == "input":
         kept = _keep(first, [partition.unit] * len(first), excess, generator)
         second_kept = torch.ones(c, alpha, h, dtype=torch.bool)
     else:
         unit = block if policy == "block" else (1, 1)
         assert unit is not None
+        second = w2.detach().abs().double().cpu()[:, None].expand(c, alpha, h)
         planes = [second[:, a] for a in range(alpha)]
         kept = _keep([*first, *planes], [unit] * (len(first) + alpha), excess, generator)
         second_kept = torch.stack(kept[len(first) :], dim=1)
     device = partition.labels.device
     pruned = tuple(partition.without(~own.to(device)) for own in kept[: len(first)])
     return Plan(pruned, second_kept.to(device))
+
+
+def _seeded_holes(partition: Partition, layers: int, excess: int) -> tuple[Partition, ...]:
+    """The partition of each layer, of whose neurons all lose as many: together ``excess`` of a neuron's inputs."""
+    assert partition.seed is not None
+    h, d = partition.shape
+    lost = [excess // layers + (layer < excess % layers) for layer in range(layers)]
+    made = (Partition.seeded(h, d, partition.alpha, partition.seed, d - share) for share in lost)
+    return tuple(one.to(partition.labels.device) for one in made)
 
 
 def _keep(
@@ -190,9 +214,20 @@ def _number_units(shapes: list[torch.Size], units: list[tuple[int, int]]) -> tup
 
 
 def _one_child_each(c: int, h: int, partition: Partition, generator: Generator | None) -> Tensor:
-    """Deals each parent's output edges to its children equally, or by the next seed: bool ``[c, alpha, h]``."""
+    """Deals each parent's output edges to its children equally, or by the next seed: bool ``[c, alpha, h]``.
+
+    Raises:
+        ValueError: There are too few neurons for a seed.
+    """
     device = partition.labels.device
     if partition.seed is not None:
+        least = GROUPS * partition.alpha
+        if h < least:
+            raise ValueError(
+                f"resparsify='partition' with structure 'seeded' needs {least} neurons for {partition.alpha} children, "
+                f"got {h}: with fewer the outputs see too few combinations of children (docs/seeded.md); take "
+                "structure='random'"
+            )
         return Partition.seeded(c, h, partition.alpha, beside(partition.seed)).to(device).masks().transpose(0, 1)
     bn, bk = partition.block_shape or (1, 1)
     down, across = grid((c, h), (bn, bk))

@@ -8,6 +8,7 @@ layer                        what moves
 ===========================  =========================================================================================
 ``SplitLinear``              an edge goes to another child, or to a place that nobody owns
 ``SplitLinear``, 2:4         two places of a group of four change owners, so that each child keeps its number there
+``SplitLinear``, seeded      an edge goes to a place without one, whose owner the seed says
 ``MergeLinear``              an edge reads another child
 ``MaskedLinear``             an edge goes anywhere
 ``BlockLinear``              a whole block goes anywhere; while siblings share no block, they never will
@@ -22,6 +23,7 @@ import torch
 from torch import Generator, Tensor, distributed, nn
 from torch.optim import Optimizer
 
+from fpe.kernels import Bitmap
 from fpe.kernels.block.layout import tiles
 from fpe.kernels.structures import SEEDED
 
@@ -99,10 +101,14 @@ class Rewiring:
         if not self.layers:
             raise ValueError(f"Rewiring: expected a model with FPE layers, got {type(model).__name__} without one")
         for name, layer in self.layers.items():
-            if getattr(layer, "structure", None) == SEEDED:
+            if getattr(layer, "structure", None) == SEEDED and not isinstance(layer.bitmap, Bitmap):
                 raise ValueError(
-                    f"Rewiring: the edges of '{name}' are divided by a seed and do not move; expand with 'random'"
+                    f"Rewiring: a seed says where the edges of '{name}' are and whose: none can move; expand with "
+                    "structure='random', or with resparsify='input' or 'magnitude' and holes='magnitude', which leave "
+                    "places free"
                 )
+            if layer.share is not None:
+                raise ValueError(f"Rewiring: processes share '{name}' by tensor parallelism; shard it by FSDP2 instead")
             if id(layer.edge_weight) not in held:
                 raise ValueError(f"Rewiring: the optimizer does not hold the weight of '{name}'")
         if every < 1 or not 0 < fraction < 1 or (steps is not None and steps < 1):
@@ -223,17 +229,25 @@ def next_mask(layer: ExpandedLinear, size: Tensor, kept: Tensor, growth: Tensor,
         growth: How much each place deserves an edge.
         share: Share of the edges that move, at most.
     """
-    size, kept, growth = (_to_planes(t, layer.planes) for t in (size, kept, growth))
+    allowed = layer.may_hold()
+    places = torch.ones_like(kept) if allowed is None else allowed
+    size, kept, growth, places = (_to_planes(t, layer.planes) for t in (size, kept, growth, places))
     if layer.exchanges:
         now = exchanged(size, kept, growth, share)
-    else:
-        siblings_disjoint = len(kept) > 1 and bool((kept.sum(0) <= 1).all())
-        now = moved(size, kept, growth, share, layer.unit, siblings_disjoint)
+    else:  # siblings' places that a layer allows are disjoint already
+        siblings_disjoint = allowed is None and len(kept) > 1 and bool((kept.sum(0) <= 1).all())
+        now = moved(size, kept, growth, share, layer.unit, siblings_disjoint, places)
     return _from_planes(now, layer.planes)
 
 
 def moved(
-    size: Tensor, kept: Tensor, growth: Tensor, share: float, unit: tuple[int, int], siblings_disjoint: bool
+    size: Tensor,
+    kept: Tensor,
+    growth: Tensor,
+    share: float,
+    unit: tuple[int, int],
+    siblings_disjoint: bool,
+    places: Tensor,
 ) -> Tensor:
     """A mask with a share of its units elsewhere: the smallest are dropped, those of largest growth come.
 
@@ -246,11 +260,11 @@ def moved(
         share: Share of the kept units that move, at most: no more than there is room for.
         unit: ``(bn, bk)`` of what moves together.
         siblings_disjoint: Whether a place belongs to one plane at most.
+        places: Where an edge may be, bool ``[P, N, K]``.
     """
     area = unit[0] * unit[1]
     count_kept, count_real, size, growth = (
-        torch.stack([tiles(plane, unit).flatten(2).sum(-1) for plane in t])
-        for t in (kept, torch.ones_like(kept), size, growth)
+        torch.stack([tiles(plane, unit).flatten(2).sum(-1) for plane in t]) for t in (kept, places, size, growth)
     )
     whole = count_kept == area
     free = (count_kept == 0) & (count_real == area)

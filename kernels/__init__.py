@@ -64,6 +64,7 @@ else:
     from .partition import (
         HOLE,
         PackedLabels,
+        SeededHoles,
         SeededLabels,
         masked_matmul,
         merge_matmul,
@@ -92,6 +93,7 @@ else:
         "Bitmap",
         "BlockLayout",
         "PackedLabels",
+        "SeededHoles",
         "SeededLabels",
         "SemiStructuredLayout",
         "UnsupportedError",

@@ -24,6 +24,8 @@ MAX_ROWS = 64
 """Rows of activations that the kernels are made for; more belong to a GEMM."""
 CHUNKS = 4
 """Pieces of work for each thread, so that one which is held up leaves its rest to the others."""
+WORTH = 1 << 20
+"""Products of a weight and an activation for which it is worth waking a thread: some 50 microseconds of work."""
 AS_INTEGERS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 """What Numba, which has no 16-bit floats on CPUs, takes them for; kernels tell one from the other by it."""
 
@@ -69,8 +71,13 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(os.cpu_count() or 1, 1), "fpe-cpu")
 
 
-def shared_out(work: Callable[[int, int], object], size: int, unit: int) -> None:
-    """Calls ``work(start, stop)`` over ``range(size)`` from as many threads as PyTorch takes.
+def threads_for(products: int) -> int:
+    """How many threads share a multiplication, by its products of a weight and an activation."""
+    return min(torch.get_num_threads(), max(products // WORTH, 1))
+
+
+def shared_out(work: Callable[[int, int], object], size: int, unit: int, threads: int) -> None:
+    """Calls ``work(start, stop)`` over ``range(size)`` from several threads.
 
     The calling thread takes pieces too, and waits for none that nobody has begun: it gets done alone where the pool is
     busy with other callers, and where the interpreter is on its way out and starts no thread.
@@ -79,8 +86,9 @@ def shared_out(work: Callable[[int, int], object], size: int, unit: int) -> None
         work: Takes a piece; pieces run at the same time.
         size: Of the whole.
         unit: A piece is a multiple of it, but for the last.
+        threads: How many, at most.
     """
-    threads = min(torch.get_num_threads(), -(-size // unit))
+    threads = min(threads, -(-size // unit))
     if threads <= 1:
         work(0, size)
         return
@@ -108,8 +116,10 @@ def numbers(t: Tensor) -> np.ndarray:
 
 
 def padded(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Activations ``[M, ..., F]`` in float32, with zeros up to multiples of ``rows`` and ``columns``."""
+    """Activations ``[M, ..., F]`` in float32, with zeros up to multiples of ``rows`` and ``columns``; contiguous."""
     m, features = x.shape[0], x.shape[-1]
+    if m % rows == features % columns == 0:
+        return x.detach().float().contiguous()
     whole = x.new_zeros((-(-m // rows) * rows, *x.shape[1:-1], -(-features // columns) * columns), dtype=torch.float32)
     whole[:m, ..., :features] = x
     return whole

@@ -17,8 +17,8 @@ from torch import Tensor
 from .cpu import numba_installed
 from .device import arch_of, fences_copies, interpreting
 from .gpus import OLDEST, architecture
-from .here import labels_win
-from .model import Sizes, candidates
+from .here import kernel_wins
+from .model import DECOMPRESSED, MASKED_DENSE, Sizes, candidates
 from .roofs import Roof, roof_named
 from .structures import RANDOM
 from .tables import file_name
@@ -113,8 +113,30 @@ def fastest(
     return "eager"
 
 
+def fastest_of_kept(op: str, sizes: tuple[int, int, int, int], kept: float, operand: Tensor, transposed: bool) -> str:
+    """The faster way to run an operation on kept values, as the cost model names it; see :func:`fastest`.
+
+    The twin is none: where Triton runs, it decompresses quicker.
+
+    Args:
+        op: As there.
+        sizes: As there.
+        kept: Share of the entries that exist.
+        operand: A CUDA tensor of the call: its device and dtype decide.
+        transposed: As there.
+    """
+    share = round(kept, 2)  # few different ones: answers are kept
+    order = ranked_on(operand.get_device(), op, sizes, dtype_name(operand), RANDOM, True, transposed, share)
+    return next((name for name in order if name != EAGER), DECOMPRESSED)
+
+
 def fastest_on_cpu(
-    op: str, sizes: tuple[int, int, int, int], operand: Tensor, backends: Mapping[str, Backend], *call: object
+    op: str,
+    sizes: tuple[int, int, int, int],
+    operand: Tensor,
+    backends: Mapping[str, Backend],
+    *call: object,
+    density: float | None = None,
 ) -> str:
     """:func:`fastest` on a CPU, where the model is that of :mod:`.here`: its kernels, or the eager twin.
 
@@ -126,9 +148,10 @@ def fastest_on_cpu(
         operand: A tensor of the call: its dtype decides.
         backends: Those of the family.
         call: What else their ``why_not`` takes.
+        density: Share of the entries that exist, where the weight is stored as its kept values.
     """
     able = op != "partition_grad" and not backends["cpu"].why_not(operand, *call)
-    return "cpu" if able and labels_win(*sizes, operand.dtype, "twin") else "eager"
+    return "cpu" if able and kernel_wins(*sizes, operand.dtype, "twin", density) else "eager"
 
 
 def stays(given: Tensor, used: Tensor) -> bool:
@@ -140,7 +163,7 @@ def stays(given: Tensor, used: Tensor) -> bool:
     return used is given and not (torch.is_grad_enabled() and given.requires_grad)
 
 
-EAGER = "masked dense"
+EAGER = MASKED_DENSE
 """What the cost model calls the eager twin; it can always run."""
 AUTO_ON_CPU = "auto on a CPU"
 """A choice that stays open until the operation runs, for :func:`fastest_on_cpu`."""
@@ -169,9 +192,10 @@ def ranked_on(
     structure: str,
     constant: bool,
     transposed: bool,
+    kept: float | None = None,
 ) -> tuple[str, ...]:
     """:func:`ranked` on a CUDA device by its index, kept: a host asks before every call."""
-    return ranked(op, Sizes(*sizes, structure, dtype), roof_of(index), constant, transposed)
+    return ranked(op, Sizes(*sizes, structure, dtype, kept=kept), roof_of(index), constant, transposed)
 
 
 def dtype_name(operand: Tensor) -> str:

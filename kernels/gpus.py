@@ -70,6 +70,15 @@ def runs_mma_sp(arch: int) -> bool:
     return architecture(arch).matrix != "tcgen05.mma"
 
 
+def reads_kept_values(arch: int) -> bool:
+    """Whether kernels may multiply by packed values as they gather them.
+
+    What Triton 3.7.1 compiles for ``tcgen05.mma`` lacks a fence between gathered values and the product: the lab finds
+    it.
+    """
+    return architecture(arch).matrix != "tcgen05.mma"
+
+
 class Gpu(NamedTuple):
     """A GPU as its vendor publishes it.
 

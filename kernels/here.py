@@ -4,9 +4,11 @@
 threads and PyTorch. Where nothing was written nothing is predicted, and ``backend="auto"`` takes the eager twin. So it
 decides the same way from call to call, and nothing is timed inside of a forward.
 
-The model is a sum: a product takes the time in which it would run from the cache (:attr:`CpuRoof.rates`, measured on a
-small layer, in proportion to the weights), and the time in which its bytes come from memory where they do not fit the
-cache. On a GPU thousands of warps hide one behind the other; a core's loads wait for one another.
+The model is a sum. A product takes the time of a call; the time in which it would run from the caches
+(:attr:`CpuRoof.rates`, measured on a small layer, in proportion to the weights); and, where its bytes do not fit the
+caches, what it takes longer because they come from memory (:attr:`CpuRoof.beyond`, measured on a large layer, in
+proportion to the bytes). How much of the memory's time hides behind the arithmetic depends on the kernel and on the
+rows, so that each has a figure of its own.
 """
 
 import json
@@ -17,15 +19,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .cpu import MAX_ROWS, numba_installed
+from .cpu import MAX_ROWS, WORTH, numba_installed
 
 ROWS = (1, 4, 16, 64, 256)
 """Rows of activations at which rates are measured; in between they are interpolated."""
+FEW = ROWS[:3]
+"""Those at which the time of memory shows."""
 ALPHAS = (2, 4, 8)
 """Children at which the rates of the kernel on labels are measured."""
+LABELS = {alpha: f"labels {alpha}" for alpha in ALPHAS}
+KERNELS = ("compiled", "kept", *LABELS.values(), "seeded")
+"""What is measured of this package's kernels: with one child, the same on kept values, and with more children, of which
+the fewest also on labels of a seed."""
+BITS_KEPT = 1.125
+"""Bits of a bitmap a position."""
+DENSITY = 0.5
+"""Share of the entries that exist where ``"kept"`` is measured."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +53,10 @@ class CpuRoof:
         read: Bytes a second at which a product of one row reads a large dense weight.
         flops: Of a large float32 matrix product, a second.
         cache: Bytes of a layer that stay in the caches.
-        call: Seconds of a call on next to nothing, through the operation.
-        rates: Seconds for each weight of a float32 layer in the cache, at :data:`ROWS`: of ``"torch"``, PyTorch's dense
-            product, of ``"compiled"``, the kernel with one child, and of ``"labels 2"``, ``"labels 4"`` and
-            ``"labels 8"``, the kernel with more.
+        calls: Seconds of a call on next to nothing: of ``"torch"``, PyTorch's dense product, and of ``"kernels"``.
+        rates: Seconds for each weight of a float32 layer in the caches, at :data:`ROWS`: of ``"torch"`` and of each of
+            :data:`KERNELS`, of these times the threads that share the work.
+        beyond: Seconds more for each byte of a layer that is not in the caches, of the same, at :data:`FEW`.
     """
 
     name: str
@@ -53,48 +66,70 @@ class CpuRoof:
     read: float
     flops: float
     cache: float
-    call: float
+    calls: Mapping[str, float]
     rates: Mapping[str, tuple[float, ...]]
+    beyond: Mapping[str, tuple[float, ...]]
 
-    def rate(self, name: str, m: int) -> float:
-        """Seconds for each weight at a number of rows, interpolated between those measured, in proportion beyond."""
-        known = self.rates[name]
-        if m >= ROWS[-1]:
-            return known[-1] * m / ROWS[-1]
-        i = next(i for i, rows in enumerate(ROWS[1:]) if m <= rows)
-        share = (math.log(m) - math.log(ROWS[i])) / (math.log(ROWS[i + 1]) - math.log(ROWS[i]))
-        return known[i] ** (1 - share) * known[i + 1] ** share
+    def seconds(self, name: str, m: int, weights: int, size: float) -> float:
+        """What a product takes whose weight has so many entries and bytes."""
+        cached = weights * _between(ROWS, self.rates[name], m) * max(m / ROWS[-1], 1.0)
+        if name == "torch":
+            took = self.calls["torch"] + cached
+        else:
+            took = self.calls["kernels"] + cached / min(self.threads, max(weights * m // WORTH, 1))
+        return took + (size * _between(FEW, self.beyond[name], m) if size > self.cache else 0.0)
 
-    def labels(self, alpha: int, m: int) -> float:
-        """:meth:`rate` of the kernel on labels for a number of children: linear between those measured."""
-        if alpha <= ALPHAS[0]:
-            return self.rate(f"labels {ALPHAS[0]}", m)
+    def labels(self, alpha: int, m: int, weights: int, size: float) -> float:
+        """:meth:`seconds` of the kernel on labels for a number of children: linear between those measured."""
         high = next((a for a in ALPHAS if a >= alpha), ALPHAS[-1])
-        low = max(a for a in ALPHAS if a < high)
-        slow, fast = self.rate(f"labels {high}", m), self.rate(f"labels {low}", m)
-        return fast + (slow - fast) * (alpha - low) / (high - low)
-
-    def memory(self, size: float) -> float:
-        """Seconds until the bytes of a layer are here: none for one that stays in the caches."""
-        return size / self.read if size > self.cache else 0.0
+        low = max((a for a in ALPHAS if a < high), default=high)
+        slow, fast = (self.seconds(LABELS[a], m, weights, size) for a in (high, low))
+        return slow if high == low else fast + (slow - fast) * (max(alpha, low) - low) / (high - low)
 
 
-def predict(m: int, n: int, k: int, alpha: int, roof: CpuRoof) -> dict[str, float]:
+def _between(rows: tuple[int, ...], known: tuple[float, ...], m: int) -> float:
+    """A figure at a number of rows, between those measured: a power of the rows; from 0, linear in their logarithm."""
+    if m >= rows[-1]:
+        return known[-1]
+    i = next(i for i, most in enumerate(rows[1:]) if m <= most)
+    share = (math.log(m) - math.log(rows[i])) / (math.log(rows[i + 1]) - math.log(rows[i]))
+    if min(known[i : i + 2]) > 0:
+        return known[i] ** (1 - share) * known[i + 1] ** share
+    return known[i] * (1 - share) + known[i + 1] * share
+
+
+def predict(
+    m: int, n: int, k: int, alpha: int, roof: CpuRoof, *, density: float | None = None, seeded: bool = False
+) -> dict[str, float]:
     """Seconds of a float32 split of a parent ``[n, k]`` for ``m`` rows.
+
+    Args:
+        m: Rows of activations.
+        n: Outputs of the parent.
+        k: Inputs.
+        alpha: Children; one where there are no labels.
+        roof: Of the machine.
+        density: Share of the entries that exist where the weight is stored as its kept values.
+        seeded: Whether labels are of a seed.
 
     Returns:
         ``"parent"``: the faster dense product; ``"wide"``: PyTorch's product with the wide dense weight, which is kept;
-        ``"ours"``: the kernel on labels; ``"twin"``: the eager definition, which makes the wide weight in every call.
+        ``"ours"``: the kernel; ``"twin"``: the eager definition, which makes the wide weight in every call.
     """
     weights = n * k
     size = 4 * weights
-    index = weights * math.ceil(math.log2(max(alpha, 2))) / 8
-    wide = alpha * weights * roof.rate("torch", m) + roof.memory(alpha * size)
+    stored = size + (0 if seeded else weights * (alpha - 1).bit_length() / 8)
+    if density is not None:
+        stored += weights * (4 * density + BITS_KEPT / 8 - 4)
+    ours = roof.seconds("compiled", m, weights, stored) if alpha == 1 else roof.labels(alpha, m, weights, stored)
+    for differs, name, plain in ((density is not None, "kept", "compiled"), (seeded, "seeded", LABELS[ALPHAS[0]])):
+        if differs:  # what it takes to place values, or to make labels, beside all else
+            ours += roof.seconds(name, m, weights, stored) - roof.seconds(plain, m, weights, stored)
+    wide = roof.seconds("torch", m, alpha * weights, alpha * size)
     return {
-        "parent": min(weights * roof.rate("torch", m), roof.call + weights * roof.rate("compiled", m))
-        + roof.memory(size),
+        "parent": min(roof.seconds("torch", m, weights, size), roof.seconds("compiled", m, weights, size)),
         "wide": wide,
-        "ours": roof.call + weights * roof.labels(alpha, m) + roof.memory(size + index),
+        "ours": ours,
         # It reads labels, makes and reads an int64 table of them, and writes the wide weight twice.
         "twin": wide + (16 * weights + (2 * alpha + 1) * size) / roof.copy,
     }
@@ -148,26 +183,48 @@ def _read(threads: int) -> CpuRoof | None:
         return None
     try:
         given = json.loads(path_here().read_text())
-        return CpuRoof(**{**given, "rates": {name: tuple(rates) for name, rates in given["rates"].items()}})
+        return roof_from(given)
     except (OSError, ValueError, KeyError, TypeError):  # none, or one of another version
         return None
 
 
-def labels_win(m: int, n: int, k: int, alpha: int, dtype: torch.dtype, over: str) -> bool:
-    """Whether the kernel on labels is predicted to be faster than ``"twin"`` or ``"wide"`` here.
+def roof_from(given: Mapping[str, Any]) -> CpuRoof:
+    """A roof from a mapping of its fields, as JSON has it.
+
+    Raises:
+        KeyError: A table is missing.
+        TypeError: Another field is, or there is an unknown one.
+    """
+    tables = {table: {name: tuple(each) for name, each in given[table].items()} for table in ("rates", "beyond")}
+    return CpuRoof(**{**given, **tables})
+
+
+def kernel_wins(
+    m: int, n: int, k: int, alpha: int, dtype: torch.dtype, over: str, density: float | None = None
+) -> bool:
+    """Whether the kernel is predicted to be faster than ``"twin"`` or ``"wide"`` here.
 
     It is not where nothing is known: no roof was measured, or the weights are not float32, as the rates are.
+
+    Args:
+        m: Rows of activations.
+        n: Outputs of the parent.
+        k: Inputs.
+        alpha: Children.
+        dtype: Of the weights.
+        over: What it is compared with, as :func:`predict` names it.
+        density: Share of the entries that exist, where the weight is stored as its kept values.
     """
     threads = torch.get_num_threads()
     known = _read(threads) is not None and dtype == torch.float32 and alpha <= ALPHAS[-1]
     if not known or min(n, k) == 0 or not 0 < m <= MAX_ROWS:
         return False
-    seconds = _predicted(m, n, k, alpha, threads)
+    seconds = _predicted(m, n, k, alpha, threads, density)
     return seconds["ours"] < seconds[over]
 
 
 @lru_cache(maxsize=4096)
-def _predicted(m: int, n: int, k: int, alpha: int, threads: int) -> dict[str, float]:
+def _predicted(m: int, n: int, k: int, alpha: int, threads: int, density: float | None) -> dict[str, float]:
     roof = _read(threads)
     assert roof is not None
-    return predict(m, n, k, alpha, roof)
+    return predict(m, n, k, alpha, roof, density=density)

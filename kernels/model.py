@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, log2
 
-from .gpus import OLDEST, architecture
+from .gpus import OLDEST, architecture, reads_kept_values
 from .roofs import ITEMSIZE, Roof
 from .structures import BLOCK, RANDOM, SEEDED, SEEDED_CHILDREN, STRUCTURES, TWO_FOUR
 
@@ -28,11 +28,13 @@ ASSUMED_UNPACKING = {"packed labels": 1.75, "sparse tensor cores": 0.5}
 """Integer slots for each weight and child, done again for every tile of rows: half of the seven instructions of all
 kinds that a compiled sketch needs for a weight and its two children, as twice the integer rate can be issued."""
 ASSUMED_TILE_ROWS = 128
+INDEX_BITS = 1 + 16 / 1024
+"""Bits of a bitmap for each position, the numbers of values before its runs included."""
 DECODE_ROWS = 64
 """Rows of 16-bit activations up to which labels are unpacked by :data:`UNPACKING` instead."""
 UNPACKING: Mapping[tuple[str, bool], Mapping[int, tuple[float, float]]] = {
     ("split_matmul", False): {2: (1.55, 1.67), 3: (2.56, 2.57), 4: (3.06, 3.07), 8: (6.55, 13.1)},
-    ("split_matmul", True): {2: (2.16, 2.19), 3: (3.41, 6.82), 4: (3.91, 7.82), 8: (15.06, 30.12)},
+    ("split_matmul", True): {2: (2.16, 2.19), 3: (3.41, 6.82), 4: (3.91, 7.82), 8: (8.0, 16.0)},
     ("merge_matmul", False): {2: (1.55, 1.83), 3: (2.56, 2.9), 4: (3.06, 3.56), 8: (6.55, 13.1)},
     ("merge_matmul", True): {2: (2.22, 2.22), 3: (3.34, 3.31), 4: (3.84, 3.83), 8: (7.56, 15.12)},
 }
@@ -40,6 +42,15 @@ UNPACKING: Mapping[tuple[str, bool], Mapping[int, tuple[float, float]]] = {
 
 Counted by ``fpe lab compile`` in the binaries for compute capability 9.0 (the others differ little): the instructions
 at the integer rate, or half of all where that is more. A test holds them equal to the committed counts."""
+KEPT_UNPACKING: Mapping[tuple[str, bool], Mapping[int, float]] = {
+    ("split_matmul", False): {1: 8.53, 2: 13.94, 4: 23.06, 8: 32.0},
+    ("split_matmul", True): {1: 12.06, 2: 18.47, 4: 29.72, 8: 38.12},
+    ("merge_matmul", False): {1: 8.53, 2: 13.88, 4: 23.62, 8: 31.75},
+    ("merge_matmul", True): {1: 12.06, 2: 18.41, 4: 30.0, 8: 39.25},
+}
+"""The same for each position of a weight of which the kept values alone are stored, existing or not, for 16 rows."""
+KEPT_VALUES, DECOMPRESSED, MASKED_DENSE = "kept values", "decompressed", "masked dense"
+"""Ways to run an operation on kept values: read as they are multiplied, written to their places first, the twin's."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class Sizes:
         structure: Of :data:`~fpe.kernels.structures.STRUCTURES`.
         dtype: ``"bf16"``, ``"fp16"``, ``"tf32"`` or ``"fp32"``.
         block: ``(bn, bk)`` of structure ``"block"``.
+        kept: Share of the entries that exist, where these alone are stored, beside a bitmap; none where all are stored.
     """
 
     m: int
@@ -63,6 +75,7 @@ class Sizes:
     structure: str = RANDOM
     dtype: str = "bf16"
     block: tuple[int, int] = (64, 64)
+    kept: float | None = None
 
     @property
     def itemsize(self) -> int:
@@ -184,6 +197,8 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
         per_weight = alpha * ASSUMED_UNPACKING.get(name, 0.0) * ceil(m / ASSUMED_TILE_ROWS)
         if name == "packed labels" and m <= DECODE_ROWS and size == 2 and (n if transposed else k) % 2 == 0:
             per_weight = unpacking(op, transposed, alpha, m)
+        if name == KEPT_VALUES and not grad:
+            per_weight = kept_unpacking(op, transposed, alpha, m)
         parts = {
             "memory": bytes_ / (roof.bandwidth * roof.reach.bandwidth * share.bandwidth),
             "arithmetic": flops / (roof.flops[sizes.dtype] * roof.reach.arithmetic * share.arithmetic * speed),
@@ -199,8 +214,20 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
         costs("parent", parent + sides, useful, why="yardstick: not expanded"),
         costs("wide dense", wide + activations, alpha * useful, why="yardstick: not masked"),
         # The eager twin: makes the wide weight (or takes dW out of the wide one) in a pass of its own.
-        costs("masked dense", parent + n * k + 2 * wide + activations, alpha * useful, launches=3 if grad else 2),
+        costs(MASKED_DENSE, parent + n * k + 2 * wide + activations, alpha * useful, launches=3 if grad else 2),
     ]
+    if sizes.kept is not None:
+        values = sizes.kept * parent + n * k * INDEX_BITS / 8
+        labels = formats["partition labels"] - parent
+        why = _too_old(roof) or _why_not_gathered(m, roof)
+        # The twin counts the places of a mask of bytes in 64 bits, and scatters.
+        twin = values + parent + 18.0 * n * k
+        return [
+            *found[:2],
+            costs(MASKED_DENSE, found[2].bytes, found[2].flops, 6, before=twin),
+            costs(KEPT_VALUES, values + labels + activations, alpha * useful, why=why),
+            _decompressed(op, sizes, roof, transposed, values + parent),
+        ]
     if structure == BLOCK:
         small = ASSUMED_SMALL_BLOCKS.get(min(block), min(ASSUMED_SMALL_BLOCKS.values()))
         why = "" if {*block} <= {*BLOCK_SIDES} else f"it takes blocks with sides of {BLOCK_SIDES}, got {block}"
@@ -224,6 +251,24 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
     moved, packs = anew("torch.sparse")
     found.append(costs("torch.sparse", two_four, alpha * useful, launches + packs, 2.0, why, more + moved))
     return found
+
+
+def _decompressed(op: str, sizes: Sizes, roof: Roof, transposed: bool, moved: float) -> Candidate:
+    """Writes the values to their places, or takes a gradient's from there, and does the rest as best it can."""
+    every = candidates(op, replace(sizes, kept=None), roof, False, transposed)
+    # One child is a dense matmul.
+    inner = best(every) if sizes.alpha > 1 else next(c for c in every if c.name == "parent")
+    before = roof.launch_seconds + moved / (roof.bandwidth * roof.reach.bandwidth * roof.shares[DECOMPRESSED].bandwidth)
+    limit = "launch" if before > inner.seconds else inner.limited_by
+    return Candidate(DECOMPRESSED, inner.seconds + before, inner.bytes + moved, inner.flops, limit, _too_old(roof))
+
+
+def kept_unpacking(op: str, transposed: bool, alpha: int, m: int) -> float:
+    """Integer slots that an operation on kept values spends on a position; as :func:`unpacking` counts them."""
+    table = KEPT_UNPACKING[op, transposed]
+    known = min((count for count in table if count >= alpha), default=max(table))
+    rows = max(min(128 // known, DECODE_ROWS), 16)  # of a tile: sums of all children share the registers
+    return table[known] * ceil(m / rows) * max(alpha / known, 1.0)
 
 
 def unpacking(op: str, transposed: bool, alpha: int, m: int) -> float:
@@ -335,6 +380,14 @@ def _too_old(roof: Roof) -> str:
     return "" if roof.arch >= OLDEST else f"it needs compute capability {OLDEST / 10}, got {roof.arch / 10}"
 
 
+def _why_not_gathered(m: int, roof: Roof) -> str:
+    """What keeps the kernels from reading kept values as they multiply, in words."""
+    if m > DECODE_ROWS:
+        return f"it takes up to {DECODE_ROWS} rows, got {m}"
+    fenced = reads_kept_values(roof.arch)
+    return "" if fenced else f"Triton leaves out a fence on compute capability {roof.arch / 10}"
+
+
 def _why_not_sparse(op: str, sizes: Sizes) -> str:
     """What keeps sparse tensor cores from an operation, in words."""
     if op == "partition_grad":
@@ -362,5 +415,9 @@ def _check(op: str, sizes: Sizes, roof: Roof) -> None:
             raise ValueError(f"model: {name} must be a positive integer, got {size!r}")
     if sizes.structure == TWO_FOUR and sizes.alpha != 2:
         raise ValueError(f"model: structure {TWO_FOUR!r} has alpha = 2, got {sizes.alpha}")
+    if sizes.kept is not None and not 0 <= sizes.kept <= 1:
+        raise ValueError(f"model: kept must be a share from 0 to 1, got {sizes.kept!r}")
+    if sizes.kept is not None and sizes.structure != RANDOM:
+        raise ValueError(f"model: kept values beside a bitmap have structure {RANDOM!r}, got {sizes.structure!r}")
     if sizes.structure == SEEDED and sizes.alpha not in SEEDED_CHILDREN:
         raise ValueError(f"model: structure {SEEDED!r} has alpha in {SEEDED_CHILDREN}, got {sizes.alpha}")

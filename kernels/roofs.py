@@ -32,6 +32,8 @@ ASSUMED: Mapping[str, Share] = {
     "wide dense": Share(0.90, 1.00),
     "masked dense": Share(0.90, 1.00),
     "packed labels": Share(0.90, 0.65),
+    "kept values": Share(0.90, 0.65),
+    "decompressed": Share(0.80, 0.65),  # the pass that writes values to their places; the product has its own
     "blocks": Share(0.90, 0.80),
     "torch.sparse": Share(0.45, 0.75),
     "sparse tensor cores": Share(0.85, 0.75),

@@ -38,11 +38,15 @@ def power_below(n: int) -> int:
     return 1 << (n.bit_length() - 1)
 
 
+PARTIAL = 0.04
+"""Bytes of partial sums over the streamed ones up to which a reduction is split further."""
+
+
 def split_reduction(programs: int, steps: int, device: Device, partial: float = 0, streamed: float = 1) -> int:
     """How many programs share an output tile, so that there are enough to hide latency and each has four steps.
 
-    It stops where the partial sums would move more than 4 % of the streamed bytes, but not before half of the device
-    is filled.
+    It stops where the partial sums would move more than :data:`PARTIAL` of the streamed bytes, but not before half of
+    the device is filled.
 
     Args:
         programs: Without a split.
@@ -53,7 +57,7 @@ def split_reduction(programs: int, steps: int, device: Device, partial: float = 
     """
     split = 1
     while programs * split < 1.5 * device.sms and steps >= 8 * split and split < 16:
-        if 2 * split * partial > 0.04 * streamed and programs * split >= device.sms / 2:
+        if 2 * split * partial > PARTIAL * streamed and programs * split >= device.sms / 2:
             break
         split *= 2
     return split

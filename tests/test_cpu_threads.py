@@ -19,8 +19,9 @@ PATIENCE = 60
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
-    """PyTorch takes two, and so do the kernels."""
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """PyTorch takes two, and so do the kernels, however little there is to do."""
+    monkeypatch.setattr(cpu, "WORTH", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -59,7 +60,7 @@ def test_two_threads_take_pieces(two_threads: None) -> None:
             barrier.wait()
         done.extend(range(start, stop))
 
-    cpu.shared_out(work, 65, 16)
+    cpu.shared_out(work, 65, 16, 2)
     assert sorted(done) == list(range(65)) and len(threads) == 2
 
 
@@ -74,7 +75,7 @@ def test_an_error_in_a_piece_is_raised(own: bool, two_threads: None) -> None:
                 raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        cpu.shared_out(work, 8, 1)
+        cpu.shared_out(work, 8, 1, 2)
 
 
 class Pending(Future):
@@ -96,6 +97,11 @@ class Pool:
         return Pending()
 
 
+def test_little_work_wakes_no_thread(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "WORTH", 100)
+    assert [cpu.threads_for(products) for products in (0, 99, 199, 200, 10**9)] == [1, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("refuses", [True, False], ids=["refuses", "busy"])
 @pytest.mark.parametrize(("size", "unit"), [(2, 1), (7, 2), (64, 16), (65, 16)])
 def test_a_caller_gets_done_alone(
@@ -103,15 +109,16 @@ def test_a_caller_gets_done_alone(
 ) -> None:
     monkeypatch.setattr(cpu, "_pool", lambda process: Pool(refuses))
     done: list[int] = []
-    cpu.shared_out(lambda start, stop: done.extend(range(start, stop)), size, unit)
+    cpu.shared_out(lambda start, stop: done.extend(range(start, stop)), size, unit, 2)
     assert done == list(range(size))
 
 
 FORKS = """
 import atexit, os, signal, sys, threading
 import torch
-from fpe.kernels import PackedLabels, split_matmul
+from fpe.kernels import PackedLabels, cpu, split_matmul
 torch.set_num_threads(2)
+cpu.WORTH = 1  # two threads for next to nothing
 x, w = torch.ones(1, 128), torch.ones(64, 128)
 labels = PackedLabels.pack(torch.zeros(64, 128, dtype=torch.uint8), 2)
 

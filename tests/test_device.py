@@ -206,7 +206,9 @@ def test_the_headline_comes_within_four_minutes_of_nine() -> None:
             assert structure == "2:4" or f"merge forward dX {m} {n} {k} {alpha} {structure} " in keys
     who = {p.name for p in plan.who_is_timed(steps.Context("cuda", Path(), 0.0))}
     assert {"parent", "wide", "fpe/triton", "fpe/sparse_tensor_core", "fpe/torch", "fpe/auto"} <= who
-    assert [p.step.name for p in found if p.end is not None][-1] in ("sweep", "tune")
+    done = {p.step.name for p in found} - {p.step.name for p in found if p.end is None}
+    assert {"compile", "latency", "decode", "training", "gate"} <= done  # whole
+    assert [p.step.name for p in found if p.end is not None][-1] in ("neighbours", "tune", "sweep")
 
 
 @pytest.mark.parametrize(("minutes", "slower"), [(5.0, 1.0), (5.0, 1.25), (9.0, 1.0)])
@@ -354,6 +356,8 @@ def test_the_whole_plan_is_walked_without_a_gpu_or_the_extras(tmp_path: Path) ->
     assert {row["status"] for row in found["gate"].rows} == {"ok"}
     timed = [row for row in found["latency"].rows if "milliseconds" in row]
     assert {row["structure"] for row in timed} == set(plan.MEASURED)
+    decoded = {row["structure"] for row in found["decode"].rows if row.get("provider") == "parent"}
+    assert decoded == {"random", "seeded", "block"}
     assert {(row["level"], row["pass"]) for row in timed} == {
         ("op", "forward"), ("op", "dX"), ("op", "dW"), ("op", "forward+backward"),
         ("merge", "forward"), ("merge", "dX"),

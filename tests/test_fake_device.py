@@ -21,6 +21,7 @@ from fpe.bench.gpu.cli import main
 from fpe.bench.report import costs
 from fpe.bench.results import Results
 from fpe.kernels.roofs import Roof
+from fpe.kernels.structures import STRUCTURES
 
 PROGRAM = ROOT / "tests/fake_run.py"
 
@@ -249,7 +250,7 @@ def check_each_step(found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def test_the_pool_compiles_what_the_headline_launches() -> None:
-    """Each case of a small headline: the launches on the device are those that were listed beforehand."""
+    """Each case of a small headline, and of decoding: the launches on the device are those that were listed before."""
     out = in_a_process("""
 import json
 from pathlib import Path
@@ -260,17 +261,20 @@ from fpe.kernels.device import KNOWN
 made = {"device": "NVIDIA H200"}
 with small_plan():
     context = Context("cuda", Path(), 0.0, provenance=made, arch=90)
-    listed = set(warm.binaries(plan.kernels_of(plan.headline(context)), 90, KNOWN[90]))
+    parts = plan.headline(context) + plan.decode(context)
+    listed = set(warm.binaries(plan.kernels_of(parts), 90, KNOWN[90]))
     with fake_device() as device:
-        for cases, level, passes, names in plan.headline(context):
+        for cases, level, passes, names in parts:
             for case in cases:
                 who = plan.find(("fpe/triton", "fpe/sparse_tensor_core"))
                 suite.measure(case, who, "cuda", level, passes, 0.0, (1, 1))
 launched = {(name, key) for name, key, _ in device.launched}
-print(json.dumps([len(launched), sorted({name for name, key in launched - listed}), sorted({n for n, _ in launched})]))
+structures = {case.structure for cases, *_ in parts for case in cases}
+unlisted = sorted({name for name, key in launched - listed})
+print(json.dumps([sorted(structures), len(launched), unlisted, sorted({name for name, _ in launched})]))
 """)
-    count, missing, names = json.loads(out)
-    assert missing == [] and count > 20
+    structures, count, missing, names = json.loads(out)
+    assert missing == [] and count > 20 and structures == sorted(STRUCTURES)
     families = {"_partition_multiply", "_partition_outer", "_block_multiply", "_block_outer", "multiply", "_outer"}
     assert families | {"multiply_rows", "multiply_columns"} <= set(names)
 
@@ -318,9 +322,10 @@ print(json.dumps(said))
 
 
 def test_the_launch_finds_what_the_pool_has_compiled(tmp_path: Path) -> None:
-    """Two processes compile; the launches on the device then add nothing to Triton's cache."""
+    """Two processes compile; the launches on the device then add nothing to Triton's cache, whatever a label's seed."""
     out = in_a_process(f"""
 import json, os
+from dataclasses import replace
 from pathlib import Path
 os.environ["TRITON_CACHE_DIR"] = {str(tmp_path)!r}
 from fpe import kernels
@@ -331,22 +336,26 @@ def files():
     return sorted(str(path) for path in Path({str(tmp_path)!r}).rglob("*") if path.is_file())
 
 todo = [partition.Case(op, "bf16", 3, 2, shape=(96, 128)) for op in ("split", "merge_t", "grad")]
+todo += [replace(case, seeded=True) for case in todo]
 rows = warm.compile_all(todo, 90, jobs=2)
 before = files()
 with fake_device(compiled=lambda name: True) as device:
     labels = (torch.arange(96 * 128).view(96, 128) % 2).byte()
     packed = kernels.PackedLabels.pack(labels, 2)
     x, w, dy = (torch.randn(size).bfloat16() for size in ((3, 128), (96, 128), (3, 2, 96)))
-    kernels.split_matmul(x, w, packed, 2, backend="triton")
-    kernels.merge_matmul(dy, w.T, packed.T, backend="triton")
-    kernels.partition_grad(dy, x, packed, backend="triton")
+    made = [kernels.SeededLabels.of(seed, (96, 128), 2) for seed in (7, 33)]  # of 33 kernels get a multiple of 16
+    for own in (packed, *made):
+        kernels.split_matmul(x, w, own, 2, backend="triton")
+        kernels.merge_matmul(dy, w.T, own.T, backend="triton")
+        kernels.partition_grad(dy, x, own, backend="triton")
     launched = [name for name, _, _ in device.launched]
 print(json.dumps([rows, launched, len(before), sorted({{*files()}} - {{*before}})]))
 """)
     rows, launched, before, after = json.loads(out)
-    assert [row["status"] for row in rows] == ["ok"] * 3
-    kernels = ["_partition_outer", "multiply_columns", "multiply_rows"]
-    assert sorted(row["kernel"] for row in rows) == sorted(launched) == kernels
+    assert [row["status"] for row in rows] == ["ok"] * 6  # of labels in bits, and of a seed
+    kernels = {"_partition_outer", "multiply_columns", "multiply_rows"}
+    assert Counter(row["kernel"] for row in rows) == dict.fromkeys(kernels, 2)
+    assert Counter(launched) == dict.fromkeys(kernels, 2)  # one for all seeds
     assert before > 9 and not after
 
 

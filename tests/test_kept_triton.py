@@ -3,19 +3,31 @@
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
-from support import assert_as_accurate, cast, guarded, readable_id, seeded
+from support import allow, assert_as_accurate, cast, guarded, readable_id, seeded
 from torch import Tensor
 from torch.nn.functional import silu
 
-from fpe.kernels import Bitmap, PackedLabels, masked_matmul, merge_matmul, partition_grad, split_matmul, unpack_values
+from fpe.kernels import (
+    Bitmap,
+    PackedLabels,
+    SeededLabels,
+    dispatch,
+    masked_matmul,
+    merge_matmul,
+    partition_grad,
+    split_matmul,
+    unpack_values,
+)
 from fpe.kernels.bitmap import layout
 from fpe.kernels.device import KNOWN
 from fpe.kernels.partition import kept as choice
 from fpe.kernels.partition.config import MAX_ALPHA, Config, Problem
+from fpe.kernels.roofs import PUBLISHED
 from fpe.kernels.tables import choose
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -32,10 +44,12 @@ class Case:
     m: int
     alpha: int = 2
     density: float = 0.5
+    of_a_seed: bool = False
 
     @property
     def id(self) -> str:
-        return f"{self.n}x{self.k}-m{self.m}-alpha{self.alpha}-density{self.density}"
+        labels = "-seed" if self.of_a_seed else ""
+        return f"{self.n}x{self.k}-m{self.m}-alpha{self.alpha}-density{self.density}{labels}"
 
     def mask(self) -> Tensor:
         mask = torch.rand(self.n, self.k, generator=seeded()) < self.density
@@ -47,19 +61,29 @@ class Case:
         return Bitmap.pack(self.mask())
 
     def table(self) -> Tensor:
+        if self.of_a_seed:
+            return self.made().unpack()
         return torch.randint(self.alpha, (self.n, self.k), generator=seeded(1), dtype=torch.uint8)
 
-    def labels(self) -> PackedLabels | None:
+    def made(self) -> SeededLabels:
+        """Those of a part of a weight that begins somewhere else."""
+        return SeededLabels.of(5, (self.n, self.k), self.alpha, (4, 256))
+
+    def labels(self) -> PackedLabels | SeededLabels | None:
+        if self.of_a_seed:
+            return self.made()
         return PackedLabels.pack(self.table(), self.alpha) if self.alpha > 1 else None
 
 
 CASES = (
     Case(32, 128, 16),
     Case(40, 70, 17, alpha=1),
-    Case(9, 531, 1, alpha=3, density=0.25),  # three runs of 256, the last one a tail
+    Case(9, 531, 1, alpha=3, density=0.25),  # runs of 32 words go on from row to row
     Case(35, 60, 18, alpha=8, density=0.75),
     Case(5, 64, 5, alpha=4, density=1.0),
     Case(5, 40, 3, density=0.0),
+    Case(33, 131, 17, alpha=2, of_a_seed=True),
+    Case(9, 300, 5, alpha=8, density=0.25, of_a_seed=True),
     Case(1, 1, 1, alpha=1, density=1.0),
     Case(48, 48, 0),
     Case(0, 48, 3),
@@ -129,7 +153,7 @@ def truth(op: str, case: Case, dtype: torch.dtype, activation: str | None = None
 
 @pytest.fixture
 def never_decompressed() -> object:
-    with patch.object(choice, "_weight", side_effect=AssertionError("decompressed")):
+    with patch.object(choice, "_decompressed", side_effect=AssertionError("decompressed")):
         yield
 
 
@@ -143,32 +167,33 @@ def never_decompressed() -> object:
 def test_triad(case: Case, op: str, dtype: torch.dtype) -> None:
     activation = "silu" if op in ("split", "merge") else None
     ours = compute(op, case, dtype, "triton", activation)
-    with patch.object(choice, "_weight", WEIGHT):
+    with patch.object(choice, "_decompressed", DECOMPRESSED):
         eager = compute(op, case, dtype, "eager", activation)
     assert_as_accurate(ours, eager, truth(op, case, dtype, activation))
 
 
-WEIGHT = choice._weight
+DECOMPRESSED = choice._decompressed
+
+
+LARGE = Config(block_m=16, block_n=16, block_k=256, split=1, group=1, num_warps=4, num_stages=3)
+SMALL = Config(block_m=16, block_n=16, block_k=32, split=4, group=2, num_warps=4, num_stages=3)
+EMPTY = Config(block_m=32, block_n=32, block_k=128, split=16, group=3, num_warps=4, num_stages=3)
 
 
 @pytest.mark.usefixtures("never_decompressed")
-@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
-    "config",
-    [
-        Config(block_m=16, block_n=16, block_k=256, split=1, group=1, num_warps=4, num_stages=3),
-        Config(block_m=16, block_n=16, block_k=32, split=4, group=2, num_warps=4, num_stages=3),
-        Config(block_m=32, block_n=32, block_k=128, split=16, group=3, num_warps=4, num_stages=3),
-    ],
-    ids=lambda c: f"n{c.block_n}-k{c.block_k}-split{c.split}",
-)
+    ("config", "op"),
+    [(LARGE, "split"), (SMALL, "merge"), (EMPTY, "split"), (SMALL, "split_t"), (EMPTY, "merge_t"), (LARGE, "grad"),
+     (SMALL, "grad_t")],
+    ids=lambda c: c if isinstance(c, str) else f"n{c.block_n}-k{c.block_k}-split{c.split}",
+)  # fmt: skip
 def test_every_configuration_computes_the_same(config: Config, op: str) -> None:
     """Tiles from a word to a run, splits, more splits than steps; twice with the same bits."""
-    case = Case(20, 270, 5, alpha=3)
+    case = Case(9, 270, 5, alpha=3)
     activation = "silu" if op in ("split", "merge") else None
     with patch("fpe.kernels.partition.triton.choose", return_value=config):
         ours, again = (compute(op, case, torch.float32, "triton", activation) for _ in range(2))
-    with patch.object(choice, "_weight", WEIGHT):
+    with patch.object(choice, "_decompressed", DECOMPRESSED):
         eager = compute(op, case, torch.float32, "eager", activation)
     assert_as_accurate(ours, eager, truth(op, case, torch.float32, activation))
     assert torch.equal(ours, again)
@@ -178,14 +203,14 @@ def test_every_configuration_computes_the_same(config: Config, op: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_turned_products_and_starts_of_64_bits(op: str) -> None:
     """What runs where a computed weight must be the right operand; and an index that counts beyond 2**31."""
-    case = CASES[2]
+    case = Case(9, 100, 1, alpha=3)
     narrow = compute(op, case, torch.float16, "triton")
     with patch("fpe.kernels.partition.triton.device_of", return_value=KNOWN[90]):
         turned = compute(op, case, torch.float16, "triton")
-    with patch.object(choice, "_weight", WEIGHT):
+    with patch.object(choice, "_decompressed", DECOMPRESSED):
         assert_as_accurate(turned, compute(op, case, torch.float16, "eager"), truth(op, case, torch.float16))
     with patch.object(layout, "NARROW", 0):
-        assert case.kept().starts.dtype == torch.int64
+        assert case.kept().bases.dtype == torch.int64
         assert torch.equal(compute(op, case, torch.float16, "triton"), narrow)
 
 
@@ -195,7 +220,7 @@ def test_values_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     far, near = torch.empty(2**31 + 64, dtype=torch.float16), torch.randn(40, generator=seeded()).half()
     far[-40:] = near
     small = Bitmap.pack(torch.ones(1, 40, dtype=torch.bool))
-    large = small._replace(nnz=len(far), starts=small.starts.long() + len(far) - 40)
+    large = small._replace(nnz=len(far), bases=small.bases.long() + len(far) - 40)
     x = torch.randn(3, 40, generator=seeded(1)).half()
     ours, same = (masked_matmul(x, v, kept, backend="triton") for v, kept in ((far, large), (near, small)))
     assert torch.equal(ours, same)
@@ -233,12 +258,12 @@ def test_small_integers_are_exact_and_children_add_up() -> None:
 def test_many_rows_and_plain_tables_are_multiplied_by_a_decompressed_weight() -> None:
     x, (values, _) = torch.randn(choice.FUSED_ROWS + 1, 70, generator=seeded()), operands(CASES[1])
     for rows, calls in ((choice.FUSED_ROWS, 0), (choice.FUSED_ROWS + 1, 1)):
-        with patch.object(choice, "_weight", wraps=WEIGHT) as weight:
+        with patch.object(choice, "_decompressed", wraps=DECOMPRESSED) as weight:
             ours = masked_matmul(x[:rows], values.float(), CASES[1].kept(), backend="triton")
         assert weight.call_count == calls
         torch.testing.assert_close(ours, x[:rows] @ unpack_values(values.float(), CASES[1].kept()).T)
     case = Case(20, 64, 2)
-    with patch.object(choice, "_weight", wraps=WEIGHT) as weight:
+    with patch.object(choice, "_decompressed", wraps=DECOMPRESSED) as weight:
         v = operands(case)[0].float()
         ours = split_matmul(x[:2, :64], v, case.table(), 2, kept=case.kept(), backend="triton")
     assert weight.call_count == 1
@@ -248,19 +273,38 @@ def test_many_rows_and_plain_tables_are_multiplied_by_a_decompressed_weight() ->
 @pytest.mark.parametrize("arch", KNOWN)
 def test_gathered_values_are_not_multiplied_where_a_fence_is_missing(arch: int) -> None:
     with patch.object(choice, "device_of", return_value=KNOWN[arch]):
-        assert choice._fuses(1, torch.ones(3), None, 1, "triton") == (arch != 100)
+        read = choice._reader("split_matmul", (1, 4, 4, 1), 3, torch.ones(3), None, torch.ones(1), False, "triton")
+    assert read == (None if arch == 100 else "triton")
+
+
+def test_auto_asks_the_cost_model_and_triton_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tensor that says that it lies on a GPU; what is asked is the share of the entries that exist."""
+    there = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, get_device=lambda: 0)
+    allow(monkeypatch, choice.SPLIT, "triton")
+    monkeypatch.setattr(choice, "device_of", lambda tensor: KNOWN[90])
+    monkeypatch.setattr(dispatch, "roof_of", lambda index: PUBLISHED["h200"])
+    dispatch.ranked_on.cache_clear()
+
+    def reads(m: int, nnz: int, backend: str = "auto", alpha: int = 1) -> str | None:
+        return choice._reader("split_matmul", (m, 4096, 4096, alpha), nnz, there, None, torch.ones(1), False, backend)
+
+    assert reads(1, 4096 * 2048) == reads(1, 0) == "triton"
+    assert reads(65, 4096 * 2048) is None
+    costly = reads(64, 4096 * 2048, alpha=8)  # four tiles of rows count all bits again
+    assert costly is None and reads(64, 4096 * 2048, "triton", 8) == "triton"
+    assert reads(1, 4096 * 2048, "eager") is None
+    dispatch.ranked_on.cache_clear()
 
 
 @pytest.mark.parametrize("arch", KNOWN)
-def test_the_rule_chooses_tiles_of_whole_words_in_a_run(arch: int) -> None:
+def test_the_rule_chooses_tiles_of_whole_words(arch: int) -> None:
     sizes = ((1, 1), (100, 784), (4096, 14336))
     for op, m, (n, k), turned, alpha, size in product(
         ("split_matmul", "merge_matmul", "partition_grad"), (1, 17, 64), sizes, (False, True), range(1, MAX_ALPHA + 1),
         (2, 4),
     ):  # fmt: skip
-        problem = Problem(op, m, n, k, turned, alpha, size, kept=True)
+        problem = Problem(op, m, n, k, turned, alpha, size, kept=0.25)
         config = choose(problem, KNOWN[arch])
         assert problem.fits(config, KNOWN[arch]) and not config.direct
     assert problem.fits(replace(config, block_m=16, block_n=16, block_k=32), KNOWN[arch])
-    for block_k in (16, 512):
-        assert not problem.fits(replace(config, block_m=16, block_n=16, block_k=block_k), KNOWN[arch])
+    assert not problem.fits(replace(config, block_m=16, block_n=16, block_k=16), KNOWN[arch])

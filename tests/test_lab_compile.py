@@ -242,6 +242,7 @@ def test_expected_matrix(change: dict, meant: str) -> None:
         ("multiply_columns", {"UNROLL": 2, "num_warps": 4}, (16384, 16)),
         ("_expanded_mlp", {"BLOCK_H": 64, "BLOCK_K": 32, "TURNED": False, "BLOCK_M": 16}, (4096, 64)),
         ("_expanded_mlp", {"BLOCK_H": 64, "BLOCK_K": 32, "TURNED": True, "BLOCK_M": 16}, (4096, 16)),
+        ("multiply_twice", {"BLOCK_H": 64, "WARPS_IN": 2}, (32768, 16)),
         (
             "_partition_outer",
             {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "ALPHA": 4, "CHILDREN_LEFT": True},

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from support import bytes_touched
 
 pytest.importorskip("tilelens")
+from fpe.bench.families import bitmap as bitmap_family
 from fpe.bench.families import block as block_family
 from fpe.bench.families import partition as partition_family
 from fpe.bench.families import semi_structured as quads_family
@@ -19,7 +20,7 @@ from fpe.bench.families.accesses import MERGED_OPS, OPS, SPARSE, Access, Launch
 from fpe.bench.lab import traffic
 from fpe.bench.lab.cache import L2, LINE, SECTOR, schedule
 from fpe.bench.lab.trace import Trace, family_kernels, tracing
-from fpe.kernels import SeededLabels, SemiStructuredLayout
+from fpe.kernels import Bitmap, SeededLabels, SemiStructuredLayout
 from fpe.kernels.block import triton as block_kernels
 from fpe.kernels.block.config import Config
 from fpe.kernels.block.layout import BlockLayout, grid
@@ -109,6 +110,45 @@ class SmallPartition:
         return partition_family.launches(problem, self.config, self.holes, self.seeded)
 
 
+@dataclass(frozen=True)
+class SmallKept:
+    """A launch on kept values, as many of every 32, that the interpreter runs in a moment."""
+
+    id: str
+    m: int = 5
+    shape: tuple[int, int] = (70, 1024)
+    alpha: int = 1
+    share: float = 0.25
+    config: partition.Config = TILES
+    dtype: torch.dtype = torch.float16
+    family = "partition"
+    module = partition_kernels
+    ops = SmallPartition.ops
+
+    def run(self, op: str) -> None:
+        (n, k), alpha, generator = self.shape, self.alpha, torch.Generator().manual_seed(0)
+        mask = torch.rand(n, k // 32, 32, generator=generator).argsort(-1) < 32 * self.share
+        kept = Bitmap.pack(mask.flatten(1))
+        drawn = torch.randint(alpha, (n, k), generator=generator).byte()
+        labels, values = PackedLabels.pack(drawn, alpha) if alpha > 1 else None, torch.ones(kept.nnz, dtype=self.dtype)
+        if op.endswith("_t"):
+            kept, labels, n, k = kept.T, None if labels is None else labels.T, k, n
+        x, y = torch.ones(self.m, k, dtype=self.dtype), torch.ones(self.m, alpha, n, dtype=self.dtype)
+        if op.startswith("split"):
+            partition_kernels.split_matmul_triton(x, values, labels, alpha, kept=kept)
+        elif op.startswith("merge"):
+            z = torch.ones(self.m, alpha, k, dtype=self.dtype)
+            partition_kernels.merge_matmul_triton(z, values, labels, kept=kept)
+        else:
+            partition_kernels.partition_grad_triton(y, x, labels, kept=kept)
+
+    def replayed(self, op: str) -> list[Launch]:
+        name = {"split": "split_matmul", "merge": "merge_matmul", "grad": "partition_grad"}[op.removesuffix("_t")]
+        size = self.dtype.itemsize
+        problem = partition.Problem(name, self.m, *self.shape, op.endswith("_t"), self.alpha, size, kept=self.share)
+        return bitmap_family.launches(problem, self.config, self.share)
+
+
 QUADS = semi_structured.Config(block_m=16, block_n=16, block_k=32, split=1, group=2, num_warps=4, num_stages=3)
 
 
@@ -143,7 +183,7 @@ class SmallSemiStructured:
         return quads_family.launches(op, self.m, self.shape, self.children, self.config, self.dtype.itemsize)
 
 
-AnyCase = Small | SmallPartition | SmallSemiStructured
+AnyCase = Small | SmallPartition | SmallKept | SmallSemiStructured
 CASES = (
     Small("tails"),
     Small("one-row", m=1),
@@ -162,6 +202,7 @@ CASES = (
     SmallPartition("labels-odd", shape=(33, 139), alpha=8, holes=True),
     SmallPartition("labels-seeded", m=17, shape=(33, 43), alpha=4, seeded=True),
     SmallPartition("labels-float32", dtype=torch.float32, config=replace(TILES, split=2)),
+    SmallKept("kept", shape=(17, 1024), alpha=3, config=replace(TILES, block_k=128, split=2)),
     SmallSemiStructured("quads"),
     SmallSemiStructured("quads-one-row", m=1, children=1),
     SmallSemiStructured("quads-grouped", m=83, config=replace(QUADS, group=4)),
@@ -331,6 +372,19 @@ def test_labels_and_one_read_of_the_weights_are_compulsory(op: str, alpha: int, 
     inputs, children = (shape[0], shape[1]) if op.startswith("merged") else (shape[1], shape[0])
     bits = {2: 1, 8: 3}[alpha]
     assert row["compulsory"] == shape[0] * shape[1] * (16 + bits) // 8 + 2 * 64 * (inputs + alpha * children)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("share", [0.25, 0.75])
+@pytest.mark.parametrize("shape", [(256, 1024), (64, 4096)], ids=["tall", "wide"])
+def test_kept_values_and_a_bit_a_position_are_compulsory(op: str, share: float, shape: tuple[int, int]) -> None:
+    case = traffic.Case(16, *shape, alpha=1, kept=share)
+    row = traffic.measure(op, case, traffic.layer(case), l2=1e9)
+    assert row["dram"] - row["scratch"] == pytest.approx(row["compulsory"], rel=2e-4)  # whole sectors of bases
+    positions = shape[0] * shape[1]
+    assert row["compulsory"] == (
+        2 * share * positions + positions // 8 + 2 * positions // 1024 + 4 * positions // 65536 + 2 * 16 * sum(shape)
+    )
 
 
 @pytest.mark.parametrize("op", (*OPS, SPARSE))

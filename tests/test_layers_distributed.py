@@ -1,14 +1,13 @@
 """Two processes: DistributedDataParallel, FSDP2, and masks that move in both alike."""
 
-import traceback
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Scene, assert_played, play
 from support import Recipe, expanded_layers, mlp, seeded
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -149,7 +148,7 @@ def sharded_masks_move(rank: int) -> None:
         optimizer.step()
 
 
-SCENES: tuple[Callable[[int], None], ...] = (
+SCENES: tuple[Scene, ...] = (
     moves_are_the_same_in_every_process,
     growth_is_where_all_gradients_together_are_largest,
     replicas_of_other_seeds_are_refused,
@@ -161,43 +160,12 @@ SCENES: tuple[Callable[[int], None], ...] = (
 )
 
 
-def _process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    for scene in SCENES:
-        try:
-            scene(rank)
-            said = ""
-        except Exception:
-            said = traceback.format_exc()
-        (folder / f"{scene.__name__}-{rank}").write_text(said)
-        if said:
-            break  # the other process may be waiting in a collective: it is ended with this one
-    else:
-        distributed.barrier()
-        distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have written what went wrong in each scene."""
-    folder = tmp_path_factory.mktemp("processes")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_process, args=(rank, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-            process.join()
-    return folder
+    return play(SCENES, 2, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
-def test_two_processes(scene: Callable[[int], None], outcomes: Path) -> None:
-    for rank in range(2):
-        path = outcomes / f"{scene.__name__}-{rank}"
-        assert path.exists(), "the process did not come this far"
-        assert not path.read_text(), path.read_text()
+def test_two_processes(scene: Scene, outcomes: Path) -> None:
+    assert_played(scene, 2, outcomes)

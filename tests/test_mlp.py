@@ -1,7 +1,7 @@
 """The expanded MLP in one launch: against float64 truth under the interpreter, and as a module on a model's layers."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from unittest.mock import patch
 
@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 import fpe
 from fpe.kernels import PackedLabels, expanded_mlp
 from fpe.kernels.device import KNOWN
-from fpe.kernels.mlp.config import MAX_ACCUMULATORS, Problem, limit
+from fpe.kernels.mlp.config import MAX_ACCUMULATORS, Config, Problem, limit, warps_of
 from fpe.kernels.tables import choose
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -244,7 +244,38 @@ def test_bad_calls_say_what_is_wrong(case: BadCall) -> None:
 def test_what_is_said_to_fit_fits() -> None:
     for alpha, hidden in product(range(1, 9), (1, 16, 17, 64, 100, 128)):
         if limit(hidden, alpha, 2) is None:
-            config = choose(Problem(64, hidden, alpha), KNOWN[90])
+            config = choose(Problem(64, hidden, 512, alpha), KNOWN[90])
             held = (1 << (alpha - 1).bit_length()) * config.block_h * config.block_m
             assert hidden <= config.block_h and held <= MAX_ACCUMULATORS
     assert limit(129, 2, 2) and limit(8, 2, 4) and limit(128, 8, 2) is None
+
+
+def test_few_rows_go_from_memory_to_the_tensor_cores() -> None:
+    for alpha, hidden, k, m in product(range(1, 9), (2, 16, 18, 64, 100, 128), (8, 100, 512, 4096), (1, 16, 33, 64)):
+        problem = Problem(m, hidden, k, alpha, pairs=True)
+        config = choose(problem, KNOWN[90])
+        assert config.direct and problem.fits(config, KNOWN[90])
+        warps_in, warps_out = warps_of(config)
+        assert config.num_warps == warps_in * warps_out in (4, 8) and config.block_h >= hidden
+        assert alpha * config.block_m * config.block_h // (32 * warps_out) <= 128
+        assert not choose(replace(problem, pairs=False), KNOWN[90]).direct
+        assert not choose(replace(problem, m=65), KNOWN[90]).direct
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"block_m": 4},
+        {"block_m": 128},
+        {"block_h": 32},
+        {"block_k": 128},
+        {"block_k": 2048},
+        {"block_o": 64},
+        {"num_warps": 4},
+    ],
+    ids=str,
+)
+def test_an_impossible_direct_configuration_is_invalid(change: dict[str, int]) -> None:
+    problem, good = Problem(16, 64, 512, 4, pairs=True), Config(16, 64, 256, 128, 8, 1, direct=True)
+    assert problem.fits(good, KNOWN[90]) and not problem.fits(replace(good, **change), KNOWN[90])
+    assert not replace(problem, pairs=False).fits(good, KNOWN[90])

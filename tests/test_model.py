@@ -117,6 +117,76 @@ def test_slots_of_few_rows_are_those_of_the_committed_binaries() -> None:
                 assert found == pytest.approx(counted, rel=0.05), (name, alpha, m)
 
 
+def test_slots_of_kept_values_are_those_of_the_committed_binaries() -> None:
+    rows = {
+        (row["op"], row["alpha"]): row
+        for row in Results.read(COMMITTED / "lab/bitmap.jsonl").rows
+        if row["arch"] == 90 and row["dtype"] == "bf16" and row["matrix"] and row["case"].endswith("-m16")
+    }
+    for (op, transposed), table in model.KEPT_UNPACKING.items():
+        name = f"kept_{op.removesuffix('_matmul')}{'_t' * transposed}"
+        for alpha, slots in table.items():
+            row = rows[name, alpha]
+            counted = max(row["instructions_per_weight"] / 2, row["integer_per_weight"])
+            assert slots == pytest.approx(counted, rel=0.01), (name, alpha)
+    assert model.kept_unpacking("split_matmul", False, 2, 64) == model.KEPT_UNPACKING["split_matmul", False][2]
+    assert model.kept_unpacking("split_matmul", False, 8, 64) == 4 * model.KEPT_UNPACKING["split_matmul", False][8]
+
+
+PLACES = N * K * (1 + 1 / 64) / 8
+
+
+@pytest.mark.parametrize("op", ["split_matmul", "merge_matmul", "partition_grad"])
+def test_kept_values_are_read_or_decompressed_in_the_bytes_of_their_format(op: str) -> None:
+    sides = 2 * 8 * (2 * (K if op == "merge_matmul" else N) + (N if op == "merge_matmul" else K))
+    fused = at("kept values", op, m=8, kept=0.25)
+    assert fused.bytes == WEIGHTS / 4 + PLACES + N * K / 8 + sides and fused.flops == 2 * 2 * 8 * N * K
+    first, inner = WEIGHTS / 4 + PLACES + WEIGHTS, at("packed labels", op, m=8)
+    found = at("decompressed", op, m=8, kept=0.25)
+    assert found.bytes == first + inner.bytes
+    assert found.seconds == pytest.approx(first / 1e12 + 1e-6 + inner.seconds)
+    one = at("decompressed", op, m=8, kept=0.25, alpha=1)  # one child is a dense matmul
+    assert one.seconds == pytest.approx(first / 1e12 + 1e-6 + at("parent", op, m=8, alpha=1).seconds)
+    assert at("kept values", op, m=8, kept=0.25, alpha=1).bytes == WEIGHTS / 4 + PLACES + 2 * 8 * (N + K)
+
+
+def test_the_way_of_kept_values_follows_rows_architecture_and_share() -> None:
+    def first(gpu: str, m: int, kept: float = 0.5, alpha: int = 1) -> str:
+        return best(candidates("split_matmul", Sizes(m, 4096, 14336, alpha, kept=kept), PUBLISHED[gpu])).name
+
+    assert [first("4090", m) for m in (1, 64, 65)] == ["kept values", "kept values", "decompressed"]
+    assert first("b200", 1) == "decompressed"
+    assert "fence" in at("kept values", kept=0.5, roof=PUBLISHED["b200"]).reason_not
+    assert "up to 64 rows, got 65" in at("kept values", m=65, kept=0.5).reason_not
+    for gpu in PUBLISHED:
+        for m in (1, 16, 64, 1024, 8192):
+            assert first(gpu, m, 0.25, 4) != "masked dense"
+
+
+@pytest.mark.parametrize("bad", [
+    BadCall("share", lambda: at("parent", kept=1.5), ValueError, ("kept", "0 to 1", "1.5")),
+    BadCall("structure", lambda: at("parent", structure="2:4", kept=0.5), ValueError, ("'random'", "'2:4'")),
+    BadCall("parent", lambda: verdict.Layer(alpha=1), ValueError, ("one child", "alpha from 2")),
+], ids=readable_id)  # fmt: skip
+def test_kept_values_that_cannot_be_are_refused(bad: BadCall) -> None:
+    bad.check()
+
+
+def test_commands_know_kept_values() -> None:
+    shape = ["--shape", "4096x14336", "--gpu", "4090", "--kept", "0.5", "--json"]
+    shown = CliRunner().invoke(cli, ["explain", "--m", "16", *shape])
+    assert shown.exit_code == 0, shown.output
+    rows = {row["candidate"]: row for row in map(json.loads, shown.output.splitlines())}
+    assert [*rows] == ["parent", "wide dense", "masked dense", "kept values", "decompressed"]
+    assert rows["kept values"]["why"] == "chosen: fastest"
+    verdicts = CliRunner().invoke(cli, ["verdict", "--alpha", "1", *shape])
+    rows = [json.loads(line) for line in verdicts.output.splitlines()]
+    assert [(row["structure"], row["workload"]) for row in rows] == [("random", "inference"), ("random", "training")]
+    assert all(row["holds_to"] == 64 and row["ratio"]["1"] < 0.7 for row in rows)
+    for command in (["explain", "--alpha", "1"], ["verdict", "--alpha", "1"], ["explain", "--kept", "2"]):
+        assert CliRunner().invoke(cli, command).exit_code == 2
+
+
 def test_shares_reach_and_sparse_rates_scale_the_time() -> None:
     half = replace(FLAT, shares={**FLAT.shares, "parent": Share(0.5, 0.25)}, launch_seconds=1e-12)
     whole = replace(FLAT, launch_seconds=1e-12)

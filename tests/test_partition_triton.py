@@ -18,6 +18,7 @@ from fpe.kernels.partition.config import (
     MAX_ALPHA,
     Config,
     Problem,
+    columns_of,
     shared_bytes,
     warps_of,
 )
@@ -456,8 +457,25 @@ def test_warps_that_share_a_reduction_add_in_shared_memory(transposed: bool) -> 
     problem = Problem("split_matmul", 16, 4096, 4096, transposed, 2, 2, pairs=True)
     tile = {"block_n": 128, "block_k": 128} if transposed else {"block_n": 32, "block_k": 512}
     config = Config(16, **tile, split=1, group=8, num_warps=8, num_stages=1, direct=True)
-    assert warps_of(config, transposed) == (4, 2) and problem.fits(config, KNOWN[90])
+    assert warps_of(config, transposed, 2) == (4, 2) and problem.fits(config, KNOWN[90])
     assert shared_bytes(problem, config, KNOWN[90]) == 8 * 2 * 512  # 8 warps, two tiles of 8 rows
+
+
+def test_sums_of_eight_children_leave_a_warp_half_as_many_columns_of_the_transpose() -> None:
+    """One pass of 16 rows, where their labels are stored; a merge has one sum for all, and few rows need no more."""
+    problem = Problem("split_matmul", 16, 14336, 4096, True, 8, 2, pairs=True)
+
+    def taken(**change: object) -> tuple[int, int]:
+        of = replace(problem, **change)  # type: ignore[arg-type]
+        config = choose(of, KNOWN[90])
+        return config.block_m, columns_of(config.block_m, of.sums)
+
+    assert taken() == taken(m=64) == taken(alpha=5) == (16, 32)
+    assert taken(m=8) == taken(seeded=True) == (8, 64) and taken(alpha=4) == (16, 64)
+    assert taken(op="merge_matmul") == (16, 64)
+    good = choose(problem, KNOWN[90])
+    assert problem.fits(good, KNOWN[90]) and not replace(problem, seeded=True).fits(good, KNOWN[90])
+    assert not problem.fits(replace(good, block_n=good.block_n // 2), KNOWN[90])
 
 
 LARGE = ((14336, 4096), (4096, 14336), (8192, 8192), (28672, 8192), (5120, 13824), (3584, 18944), (49152, 12288))

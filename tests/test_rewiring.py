@@ -248,7 +248,7 @@ def test_what_is_stored_at_removed_places_is_cleared() -> None:
 
 def test_a_full_mask_has_no_room() -> None:
     kept = torch.ones(1, 4, 4, dtype=torch.bool)
-    assert torch.equal(moved(torch.rand(1, 4, 4), kept, torch.rand(1, 4, 4), 0.5, (1, 1), False), kept)
+    assert torch.equal(moved(torch.rand(1, 4, 4), kept, torch.rand(1, 4, 4), 0.5, (1, 1), False, kept), kept)
 
 
 def test_moves_are_seeded_and_resume() -> None:
@@ -315,7 +315,7 @@ BAD = (
             made := Recipe("seeded", "partition").expand(mlp(*SIZES)), torch.optim.SGD(made.parameters(), lr=0.1)
         ),
         ValueError,
-        ("Rewiring", "'0'", "seed"),
+        ("Rewiring", "'0'", "seed", "structure='random'", "resparsify='input'"),
     ),
     BadCall(
         "optimizer",

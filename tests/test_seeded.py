@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fpe
 from fpe.kernels import (
+    Bitmap,
     PackedLabels,
     SeededLabels,
     UnsupportedError,
@@ -186,6 +187,27 @@ def test_the_twins_take_a_seed_as_they_take_its_table(alpha: int, offsets: tuple
     assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_kept_values_take_a_seed_as_they_take_its_table(alpha: int) -> None:
+    made = Made(alpha, (3, 77))
+    kept = Bitmap.pack(torch.rand(9, 139, generator=seeded(1)) < 0.6)
+    packed, v = PackedLabels.pack(made.labels.unpack(), alpha), kept.from_dense(made.w)
+
+    def results(labels: PackedLabels | SeededLabels) -> list[Tensor]:
+        found = []
+        for turn in (False, True):
+            given, exists = (labels.T, kept.T) if turn else (labels, kept)
+            x, z, dy = (made.dy[:, 0], made.dy, made.z) if turn else (made.x, made.z, made.dy)
+            leaves = [t.clone().requires_grad_() for t in (x, z, dy, v)]
+            y = split_matmul(leaves[0], leaves[3], given, alpha, kept=exists)
+            merged = merge_matmul(leaves[1], leaves[3], given, kept=exists)
+            dv = partition_grad(leaves[2], leaves[0], given, kept=exists)
+            found += [y, merged, dv, *torch.autograd.grad([(r * r).sum() for r in (y, merged, dv)], leaves)]
+        return found
+
+    assert all(torch.equal(a, b) for a, b in zip(results(made.labels), results(packed), strict=True))
+
+
 def test_gradients_of_gradients() -> None:
     labels = SeededLabels.of(2, (3, 9), 4)
     x, w = torch.randn(2, 9, generator=seeded()).double(), torch.randn(3, 9, generator=seeded(1)).double()
@@ -253,6 +275,12 @@ BAD = (
     BadCall("negative", lambda: SeededLabels.of(-1, (4, 6), 2), ValueError, ("from 0", "-1")),
     BadCall("float", lambda: SeededLabels.of(1.5, (4, 6), 2), TypeError, ("integer", "float")),  # type: ignore[arg-type]
     BadCall("offsets", lambda: SeededLabels.of(1, (4, 6), 2, (0, -2)), ValueError, ("offsets", "-2")),
+    BadCall(
+        "kept-turned",
+        lambda: split_matmul(torch.ones(1, 6), torch.ones(24), FITS, 2, kept=Bitmap.pack(torch.ones(6, 4) > 0).T),
+        ValueError,
+        ("one orientation", "False and True"),
+    ),
     BadCall("turned", _split(FITS.T), ValueError, ("split_matmul", "[4, 6]")),
     BadCall("children", _split(FITS, 4), ValueError, ("alpha = 4", "alpha = 2")),
     BadCall("by-hand", _split(FITS._replace(seed=-3)), ValueError, ("split_matmul", "seed", "-3")),
@@ -272,6 +300,12 @@ BAD = (
     ),
     BadCall("expand-seed", lambda: fpe.expand(mlp(8, 6, 4), seed=1), ValueError, ("seeded", "random")),
     BadCall("expand-alpha", lambda: fpe.expand(mlp(8, 6, 4), 3, structure="seeded"), ValueError, ("(2, 4, 8)", "3")),
+    BadCall(
+        "few-neurons",
+        lambda: fpe.expand(mlp(8, 7, 4), 4, structure="seeded", resparsify="partition"),
+        ValueError,
+        ("8 neurons", "4 children", "got 7", "structure='random'"),
+    ),
     BadCall("restore", lambda: fpe.restore(mlp(8, 6, 4), {}, seed=1), ValueError, ("restore", "alpha", "None")),
 )
 
@@ -285,7 +319,7 @@ def test_bad_calls(case: BadCall) -> None:
 
 
 def _expanded(seed: int = 7, alpha: int = 2) -> tuple[nn.Sequential, nn.Sequential]:
-    dense = mlp(24, 13, 6)
+    dense = mlp(24, 17, 6)
     return dense, fpe.expand(dense, alpha, structure="seeded", resparsify="partition", seed=seed)
 
 
@@ -302,19 +336,19 @@ def test_a_layer_is_its_parents_tensor_and_a_header(alpha: int) -> None:
     assert sum(p.numel() for n, p in wide.named_parameters() if n.endswith("weight")) == fpe.nonzeros(dense)
     first, second = wide[0].partition, wide[2].partition
     assert (first.seed, second.seed) == (7, 8) and torch.equal(
-        first.labels, SeededLabels.of(7, (13, 24), alpha).unpack()
+        first.labels, SeededLabels.of(7, (17, 24), alpha).unpack()
     )
 
 
 def test_a_dense_checkpoint_and_a_seed_are_an_expanded_model() -> None:
     dense, wide = _expanded()
     x = torch.randn(5, 24, generator=seeded(4))
-    again = fpe.restore(mlp(24, 13, 6), dense.state_dict(), alpha=2, seed=7)
+    again = fpe.restore(mlp(24, 17, 6), dense.state_dict(), alpha=2, seed=7)
     assert torch.equal(again(x), wide(x))
     with torch.device("meta"):
-        empty = mlp(24, 13, 6)
+        empty = mlp(24, 17, 6)
     assert torch.equal(fpe.restore(empty, dense.state_dict(), alpha=2, seed=7)(x), wide(x))
-    other = fpe.restore(mlp(24, 13, 6), dense.state_dict(), alpha=2, seed=8)
+    other = fpe.restore(mlp(24, 17, 6), dense.state_dict(), alpha=2, seed=8)
     assert not torch.equal(other(x), wide(x))
 
 
@@ -334,11 +368,42 @@ def test_a_state_brings_its_seed_and_a_damaged_one_is_refused() -> None:
         other.load_state_dict(later)
 
 
-def test_a_seed_that_loses_edges_becomes_labels() -> None:
+@pytest.mark.parametrize("policy", ["input", "magnitude"])
+def test_a_layer_that_loses_edges_keeps_its_seed(policy: str) -> None:
+    """It stores its kept values and a bit for each place: who owns them is not stored."""
     dense = mlp(24, 13, 6)
-    wide = fpe.expand(dense, structure="seeded", resparsify="input", seed=7)
-    layer = wide[0]
-    assert layer.structure == "random" and layer.partition.seed is None
-    kept, meant = layer.labels, SeededLabels.of(7, (13, 24), 2).unpack()
-    assert torch.equal(kept[kept != fpe.kernels.HOLE], meant[kept != fpe.kernels.HOLE])
+    wide = fpe.expand(dense, structure="seeded", resparsify=policy, seed=7)
+    layer, meant = wide[0], SeededLabels.of(7, (13, 24), 2).unpack()
+    kept = layer.labels != fpe.kernels.HOLE
+    assert (layer.structure, layer.partition.seed) == ("seeded", 7) and 0 < int(kept.sum()) < kept.numel()
+    assert torch.equal(layer.labels[kept], meant[kept]) and layer.edge_weight.shape == (int(kept.sum()),)
     assert fpe.nonzeros(wide) == fpe.nonzeros(dense)
+    assert [t.dtype for t in layer.topology_tensors()] == [t.dtype for t in layer.bitmap if isinstance(t, Tensor)]
+    assert layer.get_extra_state().nbytes == 80 + 8 * -(-kept.numel() // 64)
+    x = torch.randn(5, 24, generator=seeded(4))
+    random = fpe.SplitLinear(fpe.Partition(layer.labels, 2))
+    random.load_state_dict({"edge_weight": layer.edge_weight, "bias": layer.bias}, strict=False)
+    assert torch.equal(layer(x), random(x))
+    again = fpe.restore(mlp(24, 13, 6), wide.state_dict())
+    assert again[0].partition.seed == 7 and torch.equal(again(x), wide(x))
+    state = wide.state_dict()
+    state["0._extra_state"] = torch.cat([state["0._extra_state"], state["0._extra_state"].new_zeros(1)])
+    with pytest.raises(ValueError, match="1 words more"):
+        fpe.restore(mlp(24, 13, 6), state)
+
+
+@pytest.mark.parametrize("regrow", ["random", "gradient"])
+def test_edges_move_to_places_of_their_own_children_alone(regrow: str) -> None:
+    wide = fpe.expand(mlp(24, 13, 6), structure="seeded", resparsify="magnitude", seed=7)
+    optimizer = torch.optim.Adam(wide.parameters())
+    rewiring = fpe.Rewiring(wide, optimizer, every=1, regrow=regrow, generator=seeded(1))  # type: ignore[arg-type]
+    before, meant = wide[0].labels.clone(), SeededLabels.of(7, (13, 24), 2).unpack()
+    for _ in range(3):
+        optimizer.zero_grad()
+        wide(torch.randn(5, 24, generator=seeded(4))).square().sum().backward()
+        optimizer.step()
+        rewiring.step()
+    now = wide[0].labels
+    kept = now != fpe.kernels.HOLE
+    assert not torch.equal(now, before) and int(kept.sum()) == int((before != fpe.kernels.HOLE).sum())
+    assert torch.equal(now[kept], meant[kept]) and wide[0].partition.seed == 7

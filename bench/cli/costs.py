@@ -31,7 +31,13 @@ def sized(command: Callable) -> Callable:
         click.option("--gpu", help="A name of `fpe gpus`, or a roof.json.  [default: the GPU at hand, or h200]"),
         click.option("--block", type=BLOCK, default=(64, 64), show_default=True, help="Sides of structure block."),
         click.option("--dtype", type=click.Choice(list(ITEMSIZE)), default="bf16", show_default=True),
-        alpha_option(),
+        click.option(
+            "--kept",
+            type=click.FloatRange(0, 1),
+            help="Share of the entries that exist, stored alone beside a "
+            "bitmap; with --alpha 1 any mask.  [default: all are stored]",
+        ),
+        alpha_option(1),
         shape_option((4096, 14336), "4096x14336"),
     ):
         command = option(command)
@@ -91,8 +97,8 @@ def verdict_command(
     if gpu == "here":
         _verdict_here(shape, layer["alpha"], tolerance, form)
         return
-    sizes = verdict.Layer(*shape, **layer)
     try:
+        sizes = verdict.Layer(*shape, **layer)
         results = Results.read(path) if path else None
         roof = _roof(gpu or (_roof_beside(path, results) if path and results else None))
         rows = verdict.measured(sizes, results, tolerance) if results else verdict.predict(sizes, roof, tolerance)
@@ -117,11 +123,11 @@ def _verdict_here(shape: tuple[int, int], alpha: int, tolerance: float, form: st
         click.UsageError: Its roof was not measured, or an option says what it does not tell.
     """
     given = click.get_current_context()
-    for name, allowed in (("dtype", ("fp32",)), ("block", ()), ("path", ())):
+    for name, allowed in (("dtype", ("fp32",)), ("block", ()), ("kept", ()), ("path", ())):
         asked = given.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if asked and given.params[name] not in allowed:
             raise click.UsageError(
-                "--gpu here is of labels in float32: it takes no other --dtype, --block or --measured"
+                "--gpu here is of labels in float32: it takes no other --dtype, --block, --kept or --measured"
             )
     if not 2 <= alpha <= ALPHAS[-1]:
         raise click.UsageError(f"--gpu here knows 2 to {ALPHAS[-1]} children, got {alpha}")

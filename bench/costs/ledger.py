@@ -1,5 +1,6 @@
 """What an expansion changes in a model's books: weights by layer, and bytes over the parent's."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import fpe
+from fpe.expansion import PaddingWarning
 from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, TWO_FOUR
 from fpe.layers import ExpandedLinear
 from fpe.resparsify import choose
@@ -53,17 +55,20 @@ class Kept:
         alpha: Children.
         structure: As of :func:`fpe.expand`.
         policy: Likewise.
+        holes: Likewise.
     """
 
     sizes: tuple[int, int, int]
     alpha: int
     structure: str
     policy: str
+    holes: str = "magnitude"
 
     @property
     def name(self) -> str:
         """Masks and policy."""
-        return f"{'x'.join(map(str, BLOCKED)) if self.structure == BLOCK else self.structure} {self.policy}"
+        masks = "x".join(map(str, BLOCKED)) if self.structure == BLOCK else self.structure
+        return f"{masks} {self.policy}{', seeded holes' * (self.holes == 'seeded')}"
 
     def parent(self) -> nn.Sequential:
         """The pair before its expansion, its weights those of one seed."""
@@ -75,8 +80,10 @@ class Kept:
     def expanded(self) -> nn.Sequential:
         """The pair."""
         block = {"block": BLOCKED} if BLOCK in (self.structure, self.policy) else {}
-        how: dict[str, Any] = {"structure": self.structure, "resparsify": self.policy, **block}
-        return fpe.expand(self.parent(), self.alpha, generator=torch.Generator().manual_seed(0), **how)
+        how: dict[str, Any] = {"structure": self.structure, "resparsify": self.policy, "holes": self.holes, **block}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PaddingWarning)  # what padding costs is what is asked
+            return fpe.expand(self.parent(), self.alpha, generator=torch.Generator().manual_seed(0), **how)
 
 
 def kept_pairs() -> Iterator[Kept]:
@@ -84,9 +91,10 @@ def kept_pairs() -> Iterator[Kept]:
     structures = (RANDOM, SEEDED, TWO_FOUR, BLOCK)
     for sizes, alpha, structure, policy in product(PAIRS, (2, 4), structures, fpe.resparsify.POLICIES):
         affordable = policy != "input" or choose(sizes[2], sizes[0], alpha) == policy
-        kept = policy == "partition" or structure != SEEDED  # with edges removed a seed is "random"
-        if affordable and kept and (structure != TWO_FOUR or alpha == 2):
+        if affordable and (structure != TWO_FOUR or alpha == 2):
             yield Kept(sizes, alpha, structure, policy)
+        if affordable and (structure, policy) == (SEEDED, "input"):
+            yield Kept(sizes, alpha, structure, policy, "seeded")
 
 
 def over_parent(kept: Kept) -> dict[str, float]:

@@ -19,7 +19,7 @@ from fpe.kernels.model import (
     seconds_of,
 )
 from fpe.kernels.roofs import ASSUMED, Roof, roof_named
-from fpe.kernels.structures import admitted
+from fpe.kernels.structures import RANDOM, admitted
 
 from ..latency.providers import OURS
 from ..results import Results
@@ -40,6 +40,7 @@ class Layer:
         alpha: Children per parent.
         dtype: ``"bf16"``, ``"fp16"``, ``"tf32"`` or ``"fp32"``.
         block: ``(bn, bk)`` of its block structure.
+        kept: Share of its entries that exist, where these alone are stored; none where all do.
     """
 
     n: int = 4096
@@ -47,17 +48,23 @@ class Layer:
     alpha: int = 2
     dtype: str = "bf16"
     block: tuple[int, int] = (64, 64)
+    kept: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.alpha == 1 and self.kept is None:
+            raise ValueError("a layer of one child is its parent: expected alpha from 2 on, or a share that is kept")
 
     def structures(self) -> tuple[str, ...]:
         """The structures that such a layer can have."""
-        return admitted(self.alpha)
+        return admitted(self.alpha) if self.kept is None else (RANDOM,)
 
     def sizes(self, structure: str, m: int = 1) -> Sizes:
         """It as the cost model takes it."""
-        return Sizes(m, self.n, self.k, self.alpha, structure, self.dtype, self.block)
+        return Sizes(m, self.n, self.k, self.alpha, structure, self.dtype, self.block, self.kept)
 
     def __str__(self) -> str:
-        return f"{self.n} x {self.k} layer, alpha = {self.alpha}, {self.dtype}"
+        kept = "" if self.kept is None else f", {self.kept:.0%} of its entries kept"
+        return f"{self.n} x {self.k} layer, alpha = {self.alpha}, {self.dtype}{kept}"
 
 
 def find_roof(gpu: str) -> Roof:
@@ -151,8 +158,10 @@ def measured(layer: Layer, results: Results, tolerance: float = 0.10) -> list[di
     batch measured up to which every one measured is within the tolerance.
 
     Raises:
-        ValueError: These are no latency rows of a GPU, or none of such a layer.
+        ValueError: These are no latency rows of a GPU, or none of such a layer; rows of kept values are not taken.
     """
+    if layer.kept is not None:
+        raise ValueError("expected a layer that stores all entries: no times of kept values are measured")
     if results.study not in ("latency", "sweep"):
         raise ValueError(f"expected rows of the step latency or sweep of fpe gpu, got those of {results.study!r}")
     if results.settings.get("dry_run"):

@@ -112,11 +112,13 @@ class Case(Sizes):
         """The operations that its kernels have."""
         if self.structure == TWO_FOUR:
             return OPS if self.dtype == "fp32" else (*OPS, SPARSE)
-        return OPS if self.structure == BLOCK else OPS + MERGED_OPS
+        return OPS if self.structure == BLOCK or self.alpha == 1 else OPS + MERGED_OPS
 
     @property
     def kind(self) -> str:
-        """The name of its structure, but a block's sides, and ``"none"`` for labels that follow no structure."""
+        """A block's sides, or its structure's name: ``"none"`` for plain labels, ``"kept"`` for kept values alone."""
+        if self.kept is not None:
+            return "kept"
         if self.structure == BLOCK:
             return f"{self.block[0]}x{self.block[1]}"
         return "none" if self.structure == RANDOM else self.structure

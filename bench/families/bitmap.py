@@ -1,7 +1,7 @@
 """The kernel that moves packed values to their places and back, and the partition kernels that read them packed."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import ClassVar
 
@@ -12,11 +12,14 @@ from ... import kernels as public
 from ...kernels.bitmap import eager as twins
 from ...kernels.bitmap import triton as kernels
 from ...kernels.bitmap.backends import BACKENDS as _BACKENDS
-from ...kernels.bitmap.layout import RUN, WORD, Bitmap
-from ...kernels.gpus import architecture
+from ...kernels.bitmap.layout import BASE, RUN, WORD, Bitmap, index_sizes
+from ...kernels.gpus import reads_kept_values
+from ...kernels.partition import config as configs
 from ...kernels.partition import eager as partition_twins
 from ...kernels.partition import triton as partition_kernels
+from ...kernels.partition.labels import digits, row_bytes
 from . import contract, partition
+from .accesses import INDEX, Access, Launch, Program, reduce
 from .check import SHAPES, Cast, Check, drawn
 from .contract import Draw, Kernel, Problem, pair
 
@@ -43,8 +46,10 @@ def _kept(case: "Case", draw: Draw) -> Bitmap:
     n, k = case.shape
     if draw.device != "meta":
         return Bitmap.pack(draw.mask(n, k)).to(draw.device)
-    bits, starts = (torch.empty(n, -(-k // per), dtype=torch.int32, device="meta") for per in (WORD, RUN))
-    return Bitmap(bits, starts, (n, k), n * k // (case.alpha or 1))
+    runs, bases = index_sizes(case.shape)
+    sizes = (((n, -(-k // WORD)), torch.int32), ((runs,), torch.int16), ((bases,), torch.int32))
+    index = (torch.empty(size, dtype=dtype, device="meta") for size, dtype in sizes)
+    return Bitmap(*index, (n, k), n * k // (case.alpha or 1))
 
 
 def _product(case: "Case", draw: Draw, kept: Bitmap) -> Problem:
@@ -86,16 +91,107 @@ class Case(contract.Case):
 
     def runs_on(self, arch: int) -> bool:
         """Not where the products are made of a decompressed weight."""
-        return self.op not in PRODUCTS or architecture(arch).matrix != "tcgen05.mma"
+        return self.op not in PRODUCTS or reads_kept_values(arch)
 
 
 CASES = (
     *(Case(op, t) for op, t in product(OPERATIONS, ("bf16", "fp32"))),
-    *(Case(op, "bf16", m, alpha) for op, (m, alpha) in product(PRODUCTS, ((16, 1), (64, 2), (64, 8)))),
+    *(Case(op, "bf16", 16, alpha) for op, alpha in product(PRODUCTS, (1, 2, 4, 8))),
+    *(Case(op, "bf16", 64, 2) for op in PRODUCTS),
     *(Case(op, "fp32", 16, 2) for op in ("kept_split", "kept_merge_t", "kept_grad")),
 )
 """Numbers of 16 bits are moved alike, of whatever type."""
 QUICK = (*(Case(op, "bf16") for op in OPERATIONS), *(Case(op, "bf16", 16, 2) for op in ("kept_split", "kept_grad")))
+
+
+def launches(problem: configs.Problem, config: configs.Config, share: float) -> list[Launch]:
+    """The launches of a product of kept values, of a mask that keeps the same share of every 32 positions.
+
+    The values of a tile's rows are then a rectangle, as the tile is.
+
+    Args:
+        problem: The operation and its sizes; columns are whole runs, so that rows begin with one.
+        config: Tiles.
+        share: Of the entries that exist; a multiple of 1 / 32.
+    """
+    n, k, size = problem.n, problem.k, problem.itemsize
+    if k % RUN or share * WORD % 1:
+        raise ValueError(f"expected columns in multiples of {RUN} and a share in 32nds, got {k} and {share}")
+    first, *rest = partition.launches(problem, config)
+    transposed = problem.transposed
+
+    def packed(access: Access, values: int) -> Access:
+        """The kept part of a rectangle of the weight, whose elements have so many bytes."""
+        column, width, pitch = (int(share * part) for part in (access.column, access.width, k * values))
+        return access._replace(column=column, width=width, pitch=pitch)
+
+    def bits(tile: Access, values: int) -> Access:
+        return Access("bits", False, tile.row, tile.rows, tile.column // values // 8, tile.width // values // 8, k // 8)
+
+    def lookup(tile: Access, values: int) -> tuple[Access, ...]:
+        """What says how many values stand before a tile's rows."""
+        run, word = tile.column // values // RUN, tile.column // values // WORD
+        begin = run * (RUN // WORD)
+        found = [(row * k + run * RUN) // BASE for row in range(tile.row, tile.row + tile.rows)]
+        bases = (Access("bases", False, 0, found.count(base), INDEX * base, INDEX, 0) for base in dict.fromkeys(found))
+        starts = Access("starts", False, tile.row, tile.rows, 2 * run, 2, k // RUN * 2)
+        earlier = Access("bits", False, tile.row, tile.rows, 4 * begin, 4 * (word - begin), k // 8)
+        return *bases, starts, earlier
+
+    def program(x: int, y: int) -> Program:
+        """As of the whole weight: its tiles come with their bits, and with what precedes a row where it begins."""
+        begins = True
+        for step in first.program(x, y):
+            found: list[Access] = []
+            for access in step:
+                if access.tensor == "words":
+                    if begins or transposed:
+                        found += lookup(access, size)
+                    found += [bits(access, size), packed(access, size)]
+                elif access.store and problem.op == "partition_grad":
+                    values = size if access.tensor == "out" else 4
+                    tile = access._replace(row=access.row % n)
+                    found += [*lookup(tile, values), bits(tile, values), packed(access, values)]
+                else:
+                    found.append(access)
+            begins = False
+            yield tuple(found)
+
+    if problem.op == "partition_grad" and rest:
+        rest = [reduce(int(share * n * k), config.split, size)]
+    return [replace(first, program=program), *rest]
+
+
+@dataclass(frozen=True)
+class Layer(partition.Layer):
+    """A layer of kept values: of any mask with one child, else of labels with holes."""
+
+    def problem(self, op: str) -> configs.Problem:
+        """See :class:`.accesses.Layer`."""
+        return replace(super().problem(op), pairs=False, kept=self.share)
+
+    def launches(self, op: str, config: configs.Config) -> list[Launch]:
+        """See :class:`.accesses.Layer`."""
+        return launches(self.problem(op), config, self.share)
+
+    @property
+    def share(self) -> float:
+        """Of the entries that exist."""
+        assert self.case.kept is not None
+        return self.case.kept
+
+    def compulsory(self, op: str) -> int:
+        """The kept values or their gradient, the index, the labels' bits, activations and results, each once."""
+        c, (runs, bases) = self.case, index_sizes((self.case.n, self.case.k))
+        dense = c.itemsize * c.n * c.k
+        labels = digits(c.alpha) * c.n * row_bytes(c.k) if c.alpha == 1 else 0
+        index = c.n * c.k // 8 + 2 * runs + INDEX * bases
+        return super().compulsory(op) - labels - dense + int(self.share * dense) + index
+
+    def results(self, op: str) -> int:
+        """See :class:`.accesses.Layer`."""
+        every = super().results(op)
+        return int(self.share * every) if self.problem(op).op == "partition_grad" else every
 
 
 def checks() -> Iterator[Check]:

@@ -151,13 +151,13 @@ def expected_matrix(row: Row) -> str:
     return "HMMA"
 
 
-def as_meant(row: Row) -> list[str]:
-    """Complaints of a row with another matrix instruction than the one meant, or with narrow loads."""
+def as_meant(row: Row, load_bits: int = 128) -> list[str]:
+    """Complaints of a row with another matrix instruction than the one meant, or with loads below ``load_bits``."""
     complaints, meant = [], expected_matrix(row)
     found = {name.split(".")[0] for name in row["matrix"]} or ({"FFMA"} if row["multiply_adds"] else set())
     if found != {meant}:
         complaints.append(f"matrix instruction: meant {meant}, got {', '.join(sorted(found)) or 'none'}")
-    if row["load_bits"] < (8 * TYPES[row["dtype"]].itemsize if (row["op"], row["dtype"]) in NARROW else 128):
+    if row["load_bits"] < (8 * TYPES[row["dtype"]].itemsize if (row["op"], row["dtype"]) in NARROW else load_bits):
         threads = 32 * row["num_warps"]
         complaints.append(f"loads of {row['load_bits']} bits: {row['tile_bytes']} bytes a step for {threads} threads")
     return complaints
@@ -174,7 +174,7 @@ class Kernel:
             of a program takes, and the rows of the tile that multiplies first. Without it costs are not counted.
         multiplies: Whether it has matrix instructions.
         check: Complaints of a row of its own.
-        loads: The part of the kernel that has the loads, if not the kernel itself.
+        loads: The parts of the kernel that have the loads, if not the kernel itself.
         alias: Its name in rows, where the function's says too little.
     """
 
@@ -183,7 +183,7 @@ class Kernel:
     step: Callable[[Mapping[str, Any], int], tuple[int, int]] | None = None
     multiplies: bool = True
     check: Callable[[Row], list[str]] = as_meant
-    loads: JITFunction | None = None
+    loads: tuple[JITFunction, ...] = ()
     alias: str = ""
 
     @property

@@ -9,19 +9,31 @@ import torch
 from torch import Tensor
 
 from ... import kernels as public
+from ...kernels.mlp import gluon as direct
 from ...kernels.mlp import triton as kernels
 from ...kernels.mlp.backends import BACKENDS as _BACKENDS
 from ...kernels.mlp.eager import expanded_mlp_eager
+from ...kernels.partition.config import GROUP
+from ...kernels.partition.eager import Labels
+from ...kernels.partition.gluon import _group
 from . import contract
 from .check import Cast, Check, drawn
 from .contract import Draw, Kernel, Problem
+from .partition import ROWS, check_direct
 
 
 def _step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
     return given["BLOCK_H"] * given["BLOCK_K"] * size, given["BLOCK_M" if given["TURNED"] else "BLOCK_H"]
 
 
-KERNELS = (Kernel(kernels._expanded_mlp, ("tl.load(words_at",), _step),)
+def _direct_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
+    return given["BLOCK_H"] * GROUP * given["WARPS_IN"] * size, 16
+
+
+KERNELS = (
+    Kernel(kernels._expanded_mlp, ("tl.load(words_at",), _step),
+    Kernel(direct.multiply_twice, ROWS, _direct_step, check=check_direct, loads=(_group,)),
+)
 LAUNCHERS = (kernels,)
 BACKENDS = (_BACKENDS,)
 SHAPE = (64, 512)
@@ -31,8 +43,11 @@ SHAPE = (64, 512)
 def operands(case: Any, draw: Draw) -> Problem:
     """See :class:`.contract.Family`."""
     (hidden, k), alpha, n = case.shape, case.alpha, case.outputs
-    first = draw.packed(draw.labels(hidden, k))
-    second = draw.packed(draw.labels(n, hidden)) if case.merged else None
+
+    def labelled(rows: int, columns: int) -> Labels:
+        return draw.seeded(rows, columns) if case.seeded else draw.packed(draw.labels(rows, columns))
+
+    first, second = labelled(hidden, k), labelled(n, hidden) if case.merged else None
     # The hidden activations are rounded to 16 bits: with factors of one they are integers of no more than 8 bits.
     x, w1 = draw(case.m, k, lying=case.lying, most=1), draw(hidden, k, most=1)
     w2 = draw(n, hidden if case.merged else alpha * hidden)
@@ -59,7 +74,9 @@ class Case(contract.Case):
     operands = operands
 
 
-CASES = tuple(Case("mlp", t, m, alpha, "relu") for t, m, alpha in product(("bf16", "fp16"), (1, 64), (2, 4, 8)))
+CASES = tuple(
+    Case("mlp", t, m, alpha, "relu") for t, m, alpha in product(("bf16", "fp16"), (1, 16, 64, 1024), (2, 4, 8))
+)
 QUICK = (Case("mlp", "bf16", 1, 2, "relu"),)
 
 

@@ -13,11 +13,10 @@ from ... import kernels as public
 from ...kernels.device import Device
 from ...kernels.partition import config as configs
 from ...kernels.partition import eager as twins
-from ...kernels.partition import gluon as direct
-from ...kernels.partition import tiles
+from ...kernels.partition import gluon, gluon_transposed, tiles
 from ...kernels.partition import triton as kernels
 from ...kernels.partition.backends import MERGE, SPLIT
-from ...kernels.partition.config import COLUMNS, GROUP
+from ...kernels.partition.config import GROUP
 from ...kernels.partition.eager import Labels
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ...kernels.structures import SEEDED
@@ -43,7 +42,7 @@ def _rows_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
 
 
 def _columns_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
-    return given["UNROLL"] * 16 * given["num_warps"] * COLUMNS * size, 16
+    return given["UNROLL"] * 16 * given["num_warps"] * given["EACH"] * 8 * size, 16
 
 
 def _outer_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
@@ -52,8 +51,10 @@ def _outer_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
     return given["BLOCK_M"] * (left + right) * size, given["BLOCK_N"]
 
 
-def _check_direct(row: Row) -> list[str]:
-    complaints = as_meant(row)
+def check_direct(row: Row) -> list[str]:
+    """Complaints of a kernel whose weights go from memory to the tensor cores through nothing in between."""
+    # A split's sums of 16 rows and eight children leave a lane four columns of the transpose.
+    complaints = as_meant(row, 64 if row["op"] == "split_t" and row["alpha"] > 4 else 128)
     few = row["tile"].startswith(("8", "16"))
     if few and row["instructions_per_weight"] > ISSUE_SLOTS:
         spent = row["instructions_per_weight"]
@@ -65,11 +66,12 @@ def _check_direct(row: Row) -> list[str]:
     return complaints
 
 
-_ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
+ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
+_BY_COLUMNS = (gluon_transposed._rows, gluon_transposed._rows_narrow)
 KERNELS = (
     Kernel(tiles._partition_multiply, ("tl.load(words_at", "tl.load(values_at"), _step),
-    Kernel(direct.multiply_rows, _ROWS, _rows_step, check=_check_direct, loads=direct._group),
-    Kernel(direct.multiply_columns, _COLUMNS, _columns_step, check=_check_direct, loads=direct._rows),
+    Kernel(gluon.multiply_rows, ROWS, _rows_step, check=check_direct, loads=(gluon._group,)),
+    Kernel(gluon_transposed.multiply_columns, _COLUMNS, _columns_step, check=check_direct, loads=_BY_COLUMNS),
     Kernel(tiles._partition_outer, ("tl.load(left_at", "tl.load(right_at"), _outer_step),
 )
 LAUNCHERS = (kernels,)
@@ -143,6 +145,10 @@ def checks() -> Iterator[Check]:
                 run = partial(_checked, op, operands, alpha, packed)
                 backends = SPARSE_BACKENDS if op == "merge_matmul" else ("triton",)
                 yield Check(f"{op} {case}", "partition", op, run, backends)
+    m, n, k = SHAPES[3]
+    for alpha in (2, 4, 8):
+        run = partial(_of_a_seed, _check_operands(m, n, k, alpha, False), alpha)
+        yield Check(f"labels of a seed {m}x{n}x{k} alpha {alpha}", "partition", "", run)
 
 
 def _check_operands(m: int, n: int, k: int, alpha: int, strided: bool) -> dict[str, Tensor]:
@@ -167,13 +173,28 @@ def _checked(op: str, operands: dict[str, Tensor], alpha: int, packed: bool, cas
     return [public.partition_grad(dy, x, labels, backend=backend)]
 
 
+def _of_a_seed(operands: dict[str, Tensor], alpha: int, cast: Cast, backend: str) -> list[Tensor]:
+    """The operations on a whole weight, on kept values in a bitmap, and on those that the seed keeps."""
+    x, w, dy, z = (cast(operands[name]) for name in ("x", "w", "dy", "z"))
+    n, k = operands["labels"].shape
+    labels, holes = public.SeededLabels.of(5, (n, k), alpha), public.SeededHoles.of(5, (n, k), k // 2)
+    bitmap = public.Bitmap.pack(operands["labels"] < alpha).to(x.device)
+    results = []
+    for kept in (None, bitmap, holes):
+        values = w if kept is None else kept.from_dense(w)
+        results.append(public.split_matmul(x, values, labels, alpha, kept=kept, backend=backend))
+        results.append(public.merge_matmul(z, values, labels, kept=kept, backend=backend))
+        results.append(public.partition_grad(dy, x, labels, kept=kept, backend=backend))
+    return results
+
+
 def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Config]:
     """Every valid configuration worth trying."""
     m, grad = problem.m, problem.op == "partition_grad"
     rows = (32, 64) if grad else tuple(b for b in (16, 32, 64, 128) if b <= max(16, 2 * m))
     splits = (1, 2, 4, 8) if m <= 256 or grad else (1,)
     sides = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128))
-    depths, outputs = ((16, 32), (64, 128, 256)) if problem.transposed else ((128,), (16, 32, 64, 128))
+    depths, outputs = ((16, 32), (32, 64, 128, 256)) if problem.transposed else ((128,), (16, 32, 64, 128))
     every = product(depths, outputs, (1, 2, 4, 8))
     loads = [(depth * warps, out) if problem.transposed else (out, depth * warps) for depth, out, warps in every]
     direct = product((8, 16, 32, 64), loads, splits, (4, 8), (1,), (True,))
@@ -237,7 +258,7 @@ def launches(
         holes: Whether the labels have a plane of owned edges.
         seeded: Whether the labels are of a seed, and there is no plane.
     """
-    planes = 0 if seeded else digits(problem.alpha)
+    planes = 0 if seeded or (problem.kept and problem.alpha == 1) else digits(problem.alpha)
     if problem.op == "partition_grad":
         return _outer(problem, config, planes + holes)
     return _multiply(problem, config, planes)
@@ -328,7 +349,8 @@ class Layer:
         transposed = merged if what == "dW" else what == "dX"
         c = self.case
         pairs = c.itemsize == 2 and c.k % 2 == 0
-        return configs.Problem(name, c.m, c.n, c.k, transposed, c.alpha, c.itemsize, pairs)
+        seeded = c.structure == SEEDED
+        return configs.Problem(name, c.m, c.n, c.k, transposed, c.alpha, c.itemsize, pairs, seeded=seeded)
 
     def launches(self, op: str, config: configs.Config) -> list[Launch]:
         """See :class:`.accesses.Layer`."""
@@ -337,12 +359,11 @@ class Layer:
     def on_chip(self, op: str, config: configs.Config, device: Device) -> tuple[int, int]:
         """See :class:`.accesses.Layer`."""
         problem = self.problem(op)
-        sums = 1 if problem.op == "merge_matmul" else problem.alpha
         columns = config.block_n if problem.transposed else config.block_k
         tile = config.block_n * config.block_k
         area = tile if problem.op == "partition_grad" else config.block_m * tile // columns
-        shares = configs.warps_of(config, problem.transposed)[0] if config.direct else 1
-        return configs.shared_bytes(problem, config, device), shares * sums * area
+        shares = configs.warps_of(config, problem.transposed, problem.sums)[0] if config.direct else 1
+        return configs.shared_bytes(problem, config, device), shares * problem.sums * area
 
     def compulsory(self, op: str) -> int:
         """The parent's weights or their gradient, the labels' bits, activations and results, each once."""

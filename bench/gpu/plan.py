@@ -18,7 +18,7 @@ import torch
 
 from fpe.kernels.device import KNOWN, Device, device_of, interpreting
 from fpe.kernels.roofs import PUBLISHED, Roof, roof_named
-from fpe.kernels.structures import BLOCK, RANDOM, TWO_FOUR
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, TWO_FOUR
 
 from ..families import Case as Launch
 from ..latency import energy, shapes, suite
@@ -40,7 +40,7 @@ MOST = 60
 DECODE_ROWS = (1, 16, 64)
 TRAINING_ROWS = (64, 2048, 8192)
 MEASURED = (RANDOM, TWO_FOUR, BLOCK)
-"""Structures that a GPU's minutes go to; labels of a seed wait for ``fpe latency --structure seeded``."""
+"""Structures of every step. Labels of a seed are timed where they save bytes, in decoding."""
 
 
 class Promise(NamedTuple):
@@ -72,10 +72,13 @@ def headline(context: Context) -> list[Part]:
 
 
 def decode(context: Context) -> list[Part]:
-    """Small batches over every shape of language models."""
+    """Small batches over every shape of language models; labels of a seed beside the parent alone."""
     who = ("parent", "wide", "fpe/auto", "fpe/triton")
-    options: dict[str, Any] = {"shapes": shapes.SETS["llm"], "rows": DECODE_ROWS, "structures": ("random", "block")}
-    return [(_plan(context, **options), "op", ("forward",), who)]
+    cases = partial(_plan, context, shapes=shapes.SETS["llm"])
+    return [
+        (cases(structures=(RANDOM, BLOCK), rows=DECODE_ROWS), "op", ("forward",), who),
+        (cases(structures=(SEEDED,), rows=DECODE_ROWS[:2]), "op", ("forward",), ("parent", "fpe/triton")),
+    ]
 
 
 def training(context: Context) -> list[Part]:

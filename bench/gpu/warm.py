@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 from fpe.kernels.device import KNOWN, Device
 from fpe.kernels.dispatch import never
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED
 
 from ..families import FAMILIES, block, partition, semi_structured
 from ..families import Case as Launch
@@ -35,7 +36,7 @@ def launches(case: Case, level: str, passes: Iterable[str]) -> Iterator[Launch]:
     second = level in ("merge", "mlp", "step")
     if level != "merge":
         yield from _expanded(case, wanted)
-    if second and case.structure == "block":
+    if second and case.structure == BLOCK:
         for op in _named(wanted, "forward", "dx", "dw"):
             yield block.Case(op, dtype, m, alpha, shape=(k, alpha * n), block=case.block[::-1])
     elif second:
@@ -53,12 +54,12 @@ SELF_CHECK = (11, (136, 200))
 
 def _expanded(case: Case, wanted: set[str]) -> Iterator[Launch]:
     m, n, k, alpha, dtype = case.m, case.n, case.k, case.alpha, case.dtype
-    if case.structure == "block":
+    if case.structure == BLOCK:
         for op in _named(wanted, "forward", "dx", "dw"):
             yield block.Case(op, dtype, m, alpha, shape=(alpha * n, k), block=case.block)
-    elif case.structure == "random":
+    elif case.structure in (RANDOM, SEEDED):
         for op in _named(wanted, "split", "merge_t", "grad"):
-            yield partition.Case(op, dtype, m, alpha, shape=(n, k))
+            yield partition.Case(op, dtype, m, alpha, shape=(n, k), seeded=case.structure == SEEDED)
     elif dtype != "tf32":
         for op in ("compress", "expand", *_named(wanted, "forward", "dx", "dw")):
             yield semi_structured.Case(op, dtype, m, shape=(n, k))

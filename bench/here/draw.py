@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from fpe.kernels.here import ROWS, CpuRoof, predict
@@ -19,12 +20,14 @@ def _layer(row: dict[str, Any]) -> tuple[str, str]:
 
 def table(results: Results) -> Table:
     """Every point: times and ratios."""
-    columns = ("layer, alpha", "rows", "parent", "wide", "ours", "of parent", "of wide", "blocks of parent")
+    ratios = ("over parent", "over wide", "blocks over parent", "bitmap over dense", "seeded over labels")
+    columns = ("layer, alpha", "rows", "parent", "wide", "ours", "of parent", "of wide")
+    columns += ("blocks of parent", "bitmap of dense", "seed of labels")
     body = [
         (
             *_layer(row),
             *(f"{row['milliseconds'][name]:.3g}" for name in ("parent", "wide", "ours")),
-            *(f"{row[name]:.2f}" for name in ("over parent", "over wide", "blocks over parent")),
+            *("-" if np.isnan(row[name]) else f"{row[name]:.2f}" for name in ratios),
         )
         for row in compared(results)
     ]
@@ -35,14 +38,16 @@ def table(results: Results) -> Table:
 
 def model_table(results: Results) -> Table:
     """Every point: whose the parent's product is, how ours spreads, its bandwidth, and by how much the model errs."""
-    columns = ("layer, alpha", "rows", "parent by", "ours, 20-80 %", "of copy", "parent", "wide", "ours")
+    judged = ("parent", "wide", "ours", "ours, bitmap", "ours, seeded")
+    columns = ("layer, alpha", "rows", "parent by", "ours, 20-80 %", "of copy")
+    columns += ("parent", "wide", "ours", "bitmap", "seed")
     body = [
         (
             *_layer(row),
             row["parent is"],
             "{:.3g}-{:.3g}".format(*row["spread"]["ours"]),
             f"{row['share of copy']:.0%}",
-            *(f"{row['error'][name]:+.0%}" for name in ("parent", "wide", "ours")),
+            *(f"{row['error'][name]:+.0%}" if name in row["error"] else "-" for name in judged),
         )
         for row in compared(results)
     ]

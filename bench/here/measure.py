@@ -6,9 +6,11 @@ fastest of all times, and judged by the fastest. The parent is the faster of two
 package's own kernel without labels, which is what the same compiler makes of a dense layer.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,9 +20,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fpe.kernels import BlockLayout, PackedLabels, block_matmul, split_matmul
-from fpe.kernels.cpu import why_not_cpu
-from fpe.kernels.here import ALPHAS, ROWS, CpuRoof, cpu_name, predict
+from fpe.kernels import (
+    Bitmap,
+    BlockLayout,
+    PackedLabels,
+    SeededLabels,
+    block_matmul,
+    masked_matmul,
+    split_matmul,
+    split_matmul_eager,
+)
+from fpe.kernels.cpu import threads_for, why_not_cpu
+from fpe.kernels.here import ALPHAS, BITS_KEPT, DENSITY, FEW, LABELS, ROWS, CpuRoof, cpu_name, predict, roof_from
 
 from ..results import Results, provenance
 
@@ -28,7 +39,14 @@ BLOCK = (64, 64)
 TURNS = 20
 """Times that a call is made in a round, at most."""
 SHARE = 0.4
-"""Seconds of a round after which a group's calls take no more turns; they have one at least."""
+"""Seconds of a round after which a group's calls take no more turns. They have one in the first round at least; what is
+spent beyond is taken from the rounds that follow."""
+
+WARM = 8
+"""Untimed calls, one after the other, after which what a call reads is in a cache: a large cache keeps it at the second
+reading or later."""
+WARMING = 5e-3
+"""Seconds after which no more of them are begun: a longer call has more to do than to read."""
 
 
 class Case(NamedTuple):
@@ -48,7 +66,7 @@ class Plan(NamedTuple):
         copy: Bytes of a copy that no cache holds.
         square: Side of the matrices whose product is timed.
         small: A layer that stays in a cache, for rates.
-        large: One that does not, for the bandwidth at which weights are read.
+        large: One that does not, for what memory adds.
         alphas: Children at which rates are measured.
     """
 
@@ -62,53 +80,82 @@ class Plan(NamedTuple):
 
 BEYOND, INSIDE = (14336, 4096), (1024, 1024)
 FULL = Plan(
-    (Case(*BEYOND, 2, ROWS), Case(*BEYOND, 4, (1, 4, 16)), Case(*INSIDE, 2, ROWS)),
-    *(256 << 20, 1024, (2048, 1024), (4096, 8192), ALPHAS),
+    (Case(*BEYOND, 2, ROWS), Case(*BEYOND, 4, FEW), Case(*INSIDE, 2, ROWS)),
+    *(256 << 20, 1024, (768, 1024), (16384, 4096), ALPHAS),
 )
 QUICK = Plan((Case(256, 384, 2, (1, 4)),), 1 << 20, 128, (128, 128), (256, 256), ALPHAS[:1])
 """Sizes on which to see that it runs; what they say of a machine is nothing."""
 
 
 class Layer(NamedTuple):
-    """An expanded layer in each of its forms."""
+    """An expanded layer in each of its forms.
+
+    Attributes:
+        parent: The dense weight.
+        only: Labels of one child, with which the kernels multiply by the parent.
+        labels: Of its children.
+        seed: Labels of a seed, as many children.
+        wide: The dense weight of all children.
+        values: Of blocks, as many as the parent has.
+        layout: Each block at one child.
+        packed: Kept values of half of the parent's entries.
+        kept: Which half.
+    """
 
     parent: Tensor
     only: PackedLabels
     labels: PackedLabels
-    wide: Tensor | None
+    seed: SeededLabels
+    wide: Tensor
     values: Tensor
     layout: BlockLayout
+    packed: Tensor
+    kept: Bitmap
 
     @classmethod
-    def of(cls, n: int, k: int, alpha: int, seed: int, wide: bool = True) -> "Layer":
-        """Random weights and labels; blocks as many as the parent has, each at one child."""
+    def of(cls, n: int, k: int, alpha: int, seed: int) -> "Layer":
+        """Random weights, labels, blocks and kept entries."""
         generator = torch.Generator().manual_seed(seed)
         parent = torch.randn(n, k, generator=generator)
         table = torch.randint(alpha, (n, k), generator=generator, dtype=torch.uint8)
-        dense = None
-        if wide:
-            dense = torch.zeros(alpha, n, k)
-            for child in range(alpha):
-                torch.where(table == child, parent, dense[child], out=dense[child])
-            dense = dense.flatten(0, 1)
+        wide = torch.zeros(alpha, n, k)
+        for child in range(alpha):
+            torch.where(table == child, parent, wide[child], out=wide[child])
         tiles = -(-n // BLOCK[0]), -(-k // BLOCK[1])
         owner = torch.randint(alpha, tiles, generator=generator)
         mask = (owner == torch.arange(alpha)[:, None, None]).flatten(0, 1)
         layout = BlockLayout.from_mask(mask, (alpha * tiles[0] * BLOCK[0], k), BLOCK)
         values = torch.randn(layout.values_shape, generator=generator)
-        only = PackedLabels.pack(torch.zeros_like(table), 1)
-        return cls(parent, only, PackedLabels.pack(table, alpha), dense, values, layout)
+        of_seed = SeededLabels.of(seed, (n, k), alpha)
+        labels = PackedLabels.pack(table, alpha)
+        packed, kept = _kept(parent, generator)
+        return cls(parent, _only(parent), labels, of_seed, wide.flatten(0, 1), values, layout, packed, kept)
 
     def calls(self, x: Tensor) -> dict[str, Callable[[], Tensor]]:
         """What is timed, by name."""
+        alpha = self.labels.alpha
         found: dict[str, Callable[[], Tensor]] = {
             "parent, torch": lambda: linear(x, self.parent),
             "parent, compiled": lambda: split_matmul(x, self.parent, self.only, 1, backend="cpu"),
-            "ours": lambda: split_matmul(x, self.parent, self.labels, self.labels.alpha, backend="cpu"),
+            "ours": lambda: split_matmul(x, self.parent, self.labels, alpha, backend="cpu"),
             "ours, blocks": lambda: block_matmul(x, self.values, self.layout, backend="cpu"),
+            "wide": lambda: linear(x, self.wide),
         }
-        wide = self.wide
-        return found if wide is None else {**found, "wide": lambda: linear(x, wide)}
+        if len(x) <= FEW[-1]:
+            found["ours, seeded"] = lambda: split_matmul(x, self.parent, self.seed, alpha, backend="cpu")
+            found["ours, bitmap"] = lambda: masked_matmul(x, self.packed, self.kept, backend="cpu")
+        return found
+
+
+def _only(parent: Tensor) -> PackedLabels:
+    """Labels of an only child."""
+    return PackedLabels.pack(torch.zeros(parent.shape, dtype=torch.uint8), 1)
+
+
+def _kept(parent: Tensor, generator: torch.Generator) -> tuple[Tensor, Bitmap]:
+    """Kept values of a part of a weight's entries, and which they are."""
+    kept = Bitmap.pack(torch.rand(parent.shape, generator=generator) < DENSITY)
+    return kept.from_dense(parent), kept
 
 
 class Group(NamedTuple):
@@ -116,7 +163,7 @@ class Group(NamedTuple):
 
     Attributes:
         calls: By name.
-        warm: Whether each is made once untimed before it is timed, so that it finds what it reads in a cache.
+        warm: Whether each finds what it reads in a cache, by untimed calls before it is timed.
     """
 
     calls: Mapping[str, Callable[[], object]]
@@ -136,19 +183,29 @@ def in_rounds(groups: Mapping[Key, Group], rounds: int) -> dict[tuple[Key, str],
         for call in group.calls.values():
             call()
     taken: dict[tuple[Key, str], list[float]] = {(key, name): [] for key, g in groups.items() for name in g.calls}
-    for _ in range(rounds):
+    spent = dict.fromkeys(groups, 0.0)
+    for done in range(rounds):
         for key, group in groups.items():
-            begun = time.perf_counter()
-            for turn in range(TURNS):
-                if turn and time.perf_counter() - begun > SHARE:
-                    break
+            turn = 0
+            while turn < TURNS and (spent[key] < (done + 1) * SHARE):
+                begun = time.perf_counter()
                 for name, call in group.calls.items():
                     if group.warm:
-                        call()
+                        _warm(call)
                     start = time.perf_counter()
                     call()
                     taken[key, name].append(time.perf_counter() - start)
+                spent[key] += time.perf_counter() - begun
+                turn += 1
     return {which: np.array(each) for which, each in taken.items()}
+
+
+def _warm(call: Callable[[], object]) -> None:
+    begun = time.perf_counter()
+    for _ in range(WARM):
+        call()
+        if time.perf_counter() - begun > WARMING:
+            return
 
 
 def why_not() -> str | None:
@@ -162,59 +219,79 @@ def _random(m: int, k: int, seed: int) -> Tensor:
 
 def roof_groups(plan: Plan, seed: int) -> dict[Hashable, Group]:
     """What says what this CPU can do."""
-    source, target, square = (
-        torch.zeros(plan.copy // 4),
-        torch.zeros(plan.copy // 4),
-        _random(plan.square, plan.square, seed),
-    )
-    tiny, large = Layer.of(128, 128, 2, seed), Layer.of(*plan.large, 2, seed, wide=False)
-    layers = {alpha: Layer.of(*plan.small, alpha, seed, wide=False) for alpha in plan.alphas}
+    source, target = torch.zeros(plan.copy // 4), torch.zeros(plan.copy // 4)
+    square = _random(plan.square, plan.square, seed)
     groups: dict[Hashable, Group] = {
         "copy": Group({"copy": lambda: target.copy_(source)}),
         "gemm": Group({"gemm": lambda: square @ square}),
-        "call": Group({"call": tiny.calls(_random(1, 128, seed))["ours"]}, warm=True),
-        "read": Group(_dense(large, _random(1, plan.large[1], seed))),
     }
-    for m in ROWS:
-        x = _random(m, plan.small[1], seed)
-        ours = {f"labels {alpha}": layer.calls(x)["ours"] for alpha, layer in layers.items()}
-        groups[m] = Group({**_dense(layers[plan.alphas[0]], x), **ours}, warm=True)
+    tiny = 128, 128
+    parts = (("calls", tiny, FEW[:1], True), ("rates", plan.small, ROWS, True), ("beyond", plan.large, FEW, False))
+    for part, sizes, rows, warm in parts:
+        makes = _products(sizes, plan.alphas, seed)
+        groups |= {(part, m): Group(makes(_random(m, sizes[1], seed)), warm) for m in rows}
     return groups
 
 
-def _dense(layer: Layer, x: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """The two products with the parent, named as the roof has their rates."""
-    calls = layer.calls(x)
-    return {name: calls[f"parent, {name}"] for name in ("torch", "compiled")}
+def _products(
+    sizes: tuple[int, int], alphas: tuple[int, ...], seed: int
+) -> Callable[[Tensor], dict[str, Callable[[], Tensor]]]:
+    """What the roof times of a layer, by the names that the roof has for it."""
+    generator = torch.Generator().manual_seed(seed)
+    parent = torch.randn(sizes, generator=generator)
+    only, (packed, kept) = _only(parent), _kept(parent, generator)
+    labels = {alpha: PackedLabels.pack(SeededLabels.of(seed, sizes, alpha).unpack(), alpha) for alpha in alphas}
+    of_seed = SeededLabels.of(seed, sizes, ALPHAS[0])
+
+    def products(x: Tensor) -> dict[str, Callable[[], Tensor]]:
+        def on_labels(alpha: int) -> Callable[[], Tensor]:
+            return lambda: split_matmul(x, parent, labels[alpha], alpha, backend="cpu")
+
+        return {
+            "torch": lambda: linear(x, parent),
+            "compiled": lambda: split_matmul(x, parent, only, 1, backend="cpu"),
+            "kept": lambda: masked_matmul(x, packed, kept, backend="cpu"),
+            "seeded": lambda: split_matmul(x, parent, of_seed, of_seed.alpha, backend="cpu"),
+            **{LABELS[alpha]: on_labels(alpha) for alpha in alphas},
+        }
+
+    return products
 
 
-def roof_from(plan: Plan, seconds: Mapping[tuple[Hashable, str], np.ndarray]) -> CpuRoof:
+def roof_of_times(plan: Plan, seconds: Mapping[tuple[Hashable, str], np.ndarray]) -> CpuRoof:
     """The roof, from the times of :func:`roof_groups`."""
     least = {which: float(each.min()) for which, each in seconds.items()}
-    call, weights = least["call", "call"], plan.small[0] * plan.small[1]
+    threads = torch.get_num_threads()
+    names = ("torch", "compiled", "kept", "seeded", *(LABELS[alpha] for alpha in plan.alphas))
+    calls = {"torch": least[("calls", 1), "torch"], "kernels": least[("calls", 1), LABELS[plan.alphas[0]]]}
+    (small_n, small_k), (large_n, large_k) = plan.small, plan.large
+    weights = small_n * small_k
 
     def rate(name: str, m: int) -> float:
-        took = least[m, name]
-        return (took if name == "torch" else max(took - call, 0.1 * took)) / weights
+        took = least[("rates", m), name]
+        shared = 1 if name == "torch" else threads_for(weights * m)
+        return max(took - calls["torch" if name == "torch" else "kernels"], 0.1 * took) * shared / weights
 
-    rates = {
-        name: tuple(rate(name, m) for m in ROWS)
-        for name in ("torch", "compiled", *(f"labels {a}" for a in plan.alphas))
-    }
-    n, k = plan.large
-    took = min(least["read", "torch"], least["read", "compiled"])
-    cached = min(n * k * rates["torch"][0], call + n * k * rates["compiled"][0])
-    return CpuRoof(
+    rates = {name: tuple(rate(name, m) for m in ROWS) for name in names}
+    index = {"kept": DENSITY - 1 + BITS_KEPT / 32, **{LABELS[a]: (a - 1).bit_length() / 32 for a in plan.alphas}}
+    cached = CpuRoof(
         cpu_name(),
-        torch.get_num_threads(),
+        threads,
         torch.__version__,
         copy=2 * plan.copy / least["copy", "copy"],
-        read=4 * n * k / max(took - cached, 0.1 * took),
+        read=4 * large_n * large_k / min(least[("beyond", 1), name] for name in ("torch", "compiled")),
         flops=2 * plan.square**3 / least["gemm", "gemm"],
         cache=cache_bytes(),
-        call=call,
+        calls=calls,
         rates=rates,
+        beyond={name: (0.0,) * len(FEW) for name in names},
     )
+
+    def more(name: str, m: int) -> float:
+        size = 4 * large_n * large_k * (1 + index.get(name, 0.0))
+        return max(least[("beyond", m), name] - cached.seconds(name, m, large_n * large_k, size), 0.0) / size
+
+    return replace(cached, beyond={name: tuple(more(name, m) for m in FEW) for name in names})
 
 
 def cache_bytes() -> int:
@@ -238,8 +315,10 @@ def layer_groups(plan: Plan, seed: int) -> dict[tuple[Case, int], Group]:
 def _row(case: Case, m: int, name: str, seconds: np.ndarray) -> dict[str, Any]:
     """A row of the results: what one provider took."""
     low, median, high = (1e3 * float(q) for q in np.quantile(seconds, (0.2, 0.5, 0.8)))
-    dense, index = 4 * case.n * case.k, case.n * case.k * (case.alpha - 1).bit_length() // 8
-    sizes = {"ours": dense + index, "wide": case.alpha * dense}
+    weights = case.n * case.k
+    dense, index = 4 * weights, weights * (case.alpha - 1).bit_length() // 8
+    bitmap = int(weights * (4 * DENSITY + BITS_KEPT / 8))
+    sizes = {"ours": dense + index, "wide": case.alpha * dense, "ours, bitmap": bitmap}
     return {
         "provider": name,
         "M": m,
@@ -266,11 +345,12 @@ def check(alphas: tuple[int, ...] = ALPHAS, seed: int = 0) -> None:
     """
     for alpha, m in product(alphas, (1, 4)):
         layer, x = Layer.of(96, 192, alpha, seed), _random(m, 192, seed)
-        assert layer.wide is not None
         truths: Mapping[str, Tensor] = {
             "ours": x.double() @ layer.wide.double().T,
             "parent, compiled": x.double() @ layer.parent.double().T,
             "ours, blocks": x.double() @ layer.layout.to_dense(layer.values).double().T,
+            "ours, seeded": split_matmul_eager(x.double(), layer.parent.double(), layer.seed, alpha).flatten(1),
+            "ours, bitmap": x.double() @ layer.kept.to_dense(layer.packed).double().T,
         }
         for name, truth in truths.items():
             error = float((layer.calls(x)[name]().flatten(1).double() - truth).abs().max() / truth.abs().max())
@@ -294,19 +374,9 @@ def run(quick: bool = False, rounds: int = 3, seed: int = 0) -> tuple[CpuRoof, R
     groups = roof_groups(plan, seed)
     groups.update(layers.items())
     seconds = in_rounds(groups, rounds)
-    found = roof_from(plan, seconds)
-    settings = {
-        "cpu": found.name,
-        "threads": found.threads,
-        "rounds": rounds,
-        "load": load,
-        "copy": found.copy,
-        "read": found.read,
-        "flops": found.flops,
-        "cache": found.cache,
-        "call": found.call,
-        "rates": {name: list(rates) for name, rates in found.rates.items()},
-    }
+    found = roof_of_times(plan, seconds)
+    facts = {name: fact for name, fact in asdict(found).items() if name not in ("name", "torch")}
+    settings = {"cpu": found.name, "rounds": rounds, "load": load, **json.loads(json.dumps(facts))}
     device = {**provenance(), "device": f"{found.name}, {found.threads} threads"}
     rows = [_row(*key, name, seconds[key, name]) for key, group in layers.items() for name in group.calls]
     return found, Results("here", settings, rows, device)
@@ -314,10 +384,8 @@ def run(quick: bool = False, rounds: int = 3, seed: int = 0) -> tuple[CpuRoof, R
 
 def roof_of(results: Results) -> CpuRoof:
     """The roof that a results file was measured with."""
-    s = results.settings
-    rates = {name: tuple(each) for name, each in s["rates"].items()}
-    version = results.provenance["torch"]
-    return CpuRoof(s["cpu"], s["threads"], version, s["copy"], s["read"], s["flops"], s["cache"], s["call"], rates)
+    found = {**results.settings, "name": results.settings["cpu"], "torch": results.provenance["torch"]}
+    return roof_from({field.name: found[field.name] for field in fields(CpuRoof)})
 
 
 def compared(results: Results) -> list[dict[str, Any]]:
@@ -329,13 +397,17 @@ def compared(results: Results) -> list[dict[str, Any]]:
     by_point: dict[tuple, dict[str, Any]] = {}
     for row in results.rows:
         by_point.setdefault((row["N"], row["K"], row["alpha"], row["M"]), {})[row["provider"]] = row
+    roof = roof_of(results)
     for (n, k, alpha, m), rows in by_point.items():
         parent = min(("parent, torch", "parent, compiled"), key=lambda name: rows[name]["milliseconds"])
-        times = {name: rows[name]["milliseconds"] for name in ("wide", "ours", "ours, blocks")}
-        times["parent"] = rows[parent]["milliseconds"]
-        fastest = {name: rows[name]["fastest"] for name in ("wide", "ours")}
-        fastest["parent"] = min(rows[f"parent, {name}"]["fastest"] for name in ("torch", "compiled"))
-        predicted = predict(m, n, k, alpha, roof_of(results))
+        rows["parent"] = rows[parent]
+        times = {name: row["milliseconds"] for name, row in rows.items()}
+        fastest = {name: row["fastest"] for name, row in rows.items()}
+        fastest["parent"] = min(fastest["parent, torch"], fastest["parent, compiled"])
+        predicted = {name: 1e3 * s for name, s in predict(m, n, k, alpha, roof).items() if name != "twin"}
+        if "ours, bitmap" in rows:
+            predicted["ours, seeded"] = 1e3 * predict(m, n, k, alpha, roof, seeded=True)["ours"]
+            predicted["ours, bitmap"] = 1e3 * predict(m, n, k, 1, roof, density=DENSITY)["ours"]
         found.append(
             {
                 "N": n,
@@ -348,9 +420,11 @@ def compared(results: Results) -> list[dict[str, Any]]:
                 "over parent": times["ours"] / times["parent"],
                 "over wide": times["ours"] / times["wide"],
                 "blocks over parent": times["ours, blocks"] / times["parent"],
+                "bitmap over dense": times.get("ours, bitmap", np.nan) / times["parent"],
+                "seeded over labels": times.get("ours, seeded", np.nan) / times["ours"],
                 "share of copy": rows["ours"]["bytes"] / times["ours"] * 1e3 / results.settings["copy"],
-                "predicted": {name: 1e3 * predicted[name] for name in ("parent", "wide", "ours")},
-                "error": {name: 1e3 * predicted[name] / fastest[name] - 1 for name in ("parent", "wide", "ours")},
+                "predicted": predicted,
+                "error": {name: each / fastest[name] - 1 for name, each in predicted.items()},
             }
         )
     return found

@@ -96,6 +96,8 @@ def units(access: Access, coarse: bool) -> tuple[Unit, ...]:
     name, _, row, rows, column, width, pitch = access
     if not width:
         return ()
+    if not pitch:  # every row is the same bytes
+        rows = 1
     start, size = row * pitch + column, rows * width
     solid = rows == 1 or width == pitch
     if coarse and solid and name != "partial" and start % LINE == 0 and size % LINE == 0:

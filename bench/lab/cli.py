@@ -136,6 +136,8 @@ def headline_command(arch: int, jobs: int, form: str | None, output: Path) -> No
 @alpha_option(1, "Children per parent; 1: the parent.")
 @click.option("--structure", type=click.Choice(STRUCTURES), help="[default: all; block with --block]")
 @click.option("--block", type=(click.IntRange(1), click.IntRange(1)), help="Tile.  [default: 64 64]")
+@click.option("--kept", multiple=True, type=click.FloatRange(0, 1), help="Packed values: share that exists, in 32nds. "
+              "May be given several times.")  # fmt: skip
 @click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
 @click.option("--l2", type=click.FloatRange(0), default=50.0, show_default=True, help="Megabytes of L2.")
@@ -198,7 +200,7 @@ def hazards_command(
         raise click.ClickException(f"{len(bad)} of {len(results.rows)} binaries have hazards; the first: {first}")
 
 
-EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse", "pack")
+EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse", "pack", "bitmap")
 
 
 @lab.command("execute")
@@ -225,19 +227,32 @@ def execute_command(
     from .ptx import cases, execute
 
     _compilable(architectures)
-    chosen = cases.QUICK if quick else cases.CASES
-    results = execute.run(
-        [case for case in chosen if case.family in (families or (case.family,))],
-        architectures or execute.ARCHITECTURES,
-        jobs,
-        _bar("Executing", bool(form)),
-    )
-    finish(results, output / "execute.jsonl", execute.table(results), form)
-    wrong = execute.complaints(results)
-    if wrong.rows:
-        if not form:
-            print_table(wrong)
-        raise click.ClickException(wrong.title)
+    chosen = [c for c in (cases.QUICK if quick else cases.CASES) if c.family in (families or (c.family,))]
+    wrong = []
+    for name, own in execute.by_file(chosen).items():
+        results = execute.run(own, architectures or execute.ARCHITECTURES, jobs, _bar("Executing", bool(form)))
+        finish(results, output / f"{name}.jsonl", execute.table(results), form)
+        bad = execute.complaints(results)
+        if bad.rows:
+            wrong.append(bad.title)
+            if not form:
+                print_table(bad)
+    if wrong:
+        raise click.ClickException("; ".join(wrong))
+
+
+@lab.command("wavefronts")
+@rows_options
+@output_option("out/lab")
+def wavefronts_command(form: str | None, output: Path) -> None:
+    """Count the passes of L1 and shared memory that a product of kept values costs, by density."""
+    from ..cli.output import finish
+    from ..report import summary
+    from .ptx import wavefronts
+
+    _compilable(())
+    results = wavefronts.run((80, 86, 89, 90))
+    finish(results, output / "wavefronts.jsonl", summary.wavefronts(results), form)
 
 
 @lab.command("mutate")

@@ -54,10 +54,11 @@ ARCHITECTURES = tuple(KNOWN)
 @cache
 def _stream_lines(kernel: str) -> tuple[set[tuple[str, int]], bool]:
     known = KERNELS[kernel]
-    function = (known.loads or known.function).fn
-    lines, first = getsourcelines(function)
-    file = Path(function.__code__.co_filename).name
-    found = {(file, first + i) for i, line in enumerate(lines) if any(f in line for f in known.streams)}
+    found: set[tuple[str, int]] = set()
+    for function in (part.fn for part in known.loads or (known.function,)):
+        lines, first = getsourcelines(function)
+        file = Path(function.__code__.co_filename).name
+        found |= {(file, first + i) for i, line in enumerate(lines) if any(f in line for f in known.streams)}
     return found, known.multiplies
 
 

@@ -47,10 +47,14 @@ Kernels = tuple[tuple[Any, str], ...]
 
 
 def family_kernels(family: str) -> Kernels:
-    """The kernels of ``"block"``, ``"partition"``, ``"semi_structured"`` or ``"mlp"`` operations; imports Triton."""
+    """The kernels of the operations of a family in :data:`..families.FAMILIES`; imports Triton.
+
+    Those of ``"bitmap"`` are also products by the kernels of ``"partition"``.
+    """
     from ..families import FAMILIES, REDUCE
 
-    functions = [kernel.function.fn for kernel in (*FAMILIES[family].KERNELS, REDUCE)]
+    lent = FAMILIES["partition"].KERNELS if family == "bitmap" else ()
+    functions = [kernel.function.fn for kernel in (*FAMILIES[family].KERNELS, *lent, REDUCE)]
     return tuple((getmodule(function), function.__name__) for function in functions)
 
 
@@ -89,7 +93,9 @@ def tracing(kernels: Kernels) -> Iterator[list[Trace]]:
                 current = programs.setdefault(record.idx, [])
             elif isinstance(record, (Load, Store)):
                 name, tensor = recorder.arguments[record.ptr]
-                mask = np.broadcast_to(record.masks, record.offsets.shape)
+                mask = np.broadcast_to(record.masks, record.offsets.shape).astype(
+                    bool
+                )  # the interpreter has integers too
                 offsets = record.offsets[mask].astype(np.int64)
                 current.append(Touch(name, isinstance(record, Store), offsets, tensor.element_size()))
         done.append(Trace(kernel, programs, {name: extent(t) for name, t in recorder.arguments.values()}))

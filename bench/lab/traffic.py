@@ -12,7 +12,7 @@ from fpe.kernels.device import KNOWN, Device
 from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, TWO_FOUR, admitted
 from fpe.kernels.tables import choose
 
-from ..families import block, partition, semi_structured
+from ..families import bitmap, block, partition, semi_structured
 from ..families.accesses import Case, Layer
 from ..results import Results
 from ..table import Table
@@ -25,6 +25,8 @@ ROWS = (1, 16, 64, 1024, 8192)
 
 def layer(case: Case, seed: int = 0) -> Layer:
     """The layer of a case. With ``alpha`` of 1 it is the parent: a dense matmul in the block kernels."""
+    if case.kept is not None:
+        return bitmap.Layer(case)
     if case.structure == TWO_FOUR:
         return semi_structured.Layer(case)
     if case.structure in (RANDOM, SEEDED):
@@ -92,7 +94,7 @@ def measure(
         "K": case.k,
         "alpha": case.alpha,
         "block": case.kind,
-        "kept": round(1 - case.dropped, 4),
+        "kept": round(1 - case.dropped, 4) if case.kept is None else case.kept,
         "dtype": case.dtype,
         "config": dataclasses.asdict(config),
         "programs": programs,
@@ -149,6 +151,7 @@ def cases_of(
     block: tuple[int, int] | None = None,
     structure: str | None = None,
     dropped: float = 0.0,
+    kept: tuple[float, ...] = (),
     dtype: str = "bf16",
     quick: bool = False,
 ) -> list[Case]:
@@ -157,9 +160,14 @@ def cases_of(
     Where operands outgrow an L2 the parent's dense matmul follows, in tiles of 128 x 128, for comparison.
     """
     shapes: Iterable[tuple[int, int]] = [shape] if shape else ((512, 256), (256, 512)) if quick else SHAPES
+    if kept:
+        few = m or ROWS[:3]
+        return [
+            Case(rows, *size, alpha, RANDOM, dtype, kept=share) for share in kept for size in shapes for rows in few
+        ]
     structures = [structure] if structure else [BLOCK] if block else [BLOCK, RANDOM, TWO_FOUR, SEEDED]
     cases = [
-        Case(rows, *size, alpha, name, dtype, block or (64, 64), dropped if name == BLOCK else 0.0)
+        Case(rows, *size, alpha, name, dtype, block or (64, 64), dropped=dropped if name == BLOCK else 0.0)
         for name in structures
         if name in admitted(alpha)
         for size in shapes
@@ -178,8 +186,10 @@ def table(results: Results) -> Table:
             row["op"],
             f"{row['M']}",
             "parent"
-            if row["alpha"] == 1
-            else {"none": "labels", TWO_FOUR: TWO_FOUR, SEEDED: "seed"}.get(row["block"], f"blocks {row['block']}"),
+            if row["alpha"] == 1 and row["block"] != "kept"
+            else {"none": "labels", TWO_FOUR: TWO_FOUR, SEEDED: "seed", "kept": f"kept {row['kept']:g}"}.get(
+                row["block"], f"blocks {row['block']}"
+            ),
             f"{row['N']}x{row['K']}",
             *(f"{row[name] / 1e6:.1f}" for name in ("requested", "unique", "dram", "compulsory", "parent", "wide")),
             f"{row['ratio']:.3f}",
@@ -187,7 +197,7 @@ def table(results: Results) -> Table:
         for row in results.rows
     ]
     s = results.settings
-    expanded = (row for row in results.rows if row["alpha"] > 1)
+    expanded = (row for row in results.rows if row["alpha"] > 1 or row["block"] == "kept")
     kinds = ", ".join(sorted({f"alpha {row['alpha']}, {row['dtype']}" for row in expanded}))
     title = (
         f"Traffic in MB, simulated: sm_{s['arch']}, {s['sms']} multiprocessors, {s['l2'] / 1e6:.0f} MB of L2; "

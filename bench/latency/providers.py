@@ -8,7 +8,7 @@ from torch import nn
 
 import fpe
 from fpe.kernels.block.backends import BACKENDS as BLOCKS
-from fpe.kernels.partition.backends import MERGE, OF_A_SEED, SPLIT
+from fpe.kernels.partition.backends import MERGE, SPLIT
 from fpe.kernels.semi_structured.backends import BACKENDS as SEMI_STRUCTURED
 from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, TWO_FOUR
 from fpe.layers import ExpandedLinear
@@ -83,7 +83,7 @@ OURS = "fpe/"
 """What the names of the package's own providers begin with; the backend follows."""
 
 
-_FAMILIES = {TWO_FOUR: SEMI_STRUCTURED, BLOCK: BLOCKS, SEEDED: OF_A_SEED}
+_FAMILIES = {TWO_FOUR: SEMI_STRUCTURED, BLOCK: BLOCKS, SEEDED: SPLIT}
 ABOUT = {
     "auto": "the package's own choice, as layers make it; on a CPU its kernels there, or a dense weight that is kept",
     "triton": "the package's Triton kernels",

@@ -41,13 +41,17 @@ TABLES: dict[str, Callable[[], Table]] = {
     "hazards": lambda: survey.by_version(_read("lab/hazards")),
     "hazards-compared": lambda: survey.compared(_read("lab/hazards"), "3.7.1"),
     "unpacking": lambda: summary.unpacking(_read("lab/compile")),
+    "mlp": lambda: summary.fused(_read("lab/compile")),
     "seeded": lambda: summary.seeded(_read("lab/compile")),
+    "seeded-traffic": lambda: summary.seeded_traffic(_read("lab/traffic-seeded")),
     "bitmap-compiled": lambda: summary.compiled(_read("lab/bitmap")),
     "compiled": lambda: summary.compiled(_read("lab/compile")),
     "semi-structured-compiled": lambda: summary.compiled(_read("lab/semi-structured")),
     "semi-structured-traffic": lambda: traffic.table(_read("lab/traffic-semi-structured")),
     "semi-structured-rates": summary.sparse_rates,
-    "executed": lambda: execute.table(_read("lab/execute")),
+    "executed": lambda: execute.table(execute.together(_read("lab/execute"), _read("lab/execute-bitmap"))),
+    "kept-traffic": lambda: summary.kept_traffic(_read("lab/traffic-bitmap")),
+    "kept-instructions": lambda: summary.kept_instructions(_read("lab/bitmap"), _read("lab/wavefronts")),
     "mutation": lambda: mutate.table(_read("lab/mutation")),
 }
 FIGURES: dict[str, Callable[[], Figure]] = {

@@ -114,6 +114,49 @@ def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype
     )
 
 
+def fused(results: Results, architectures: tuple[int, ...] = (80, 90), dtype: str = "bf16") -> Table:
+    """What the main loop of an expanded MLP in one launch spends on a weight, by rows and children."""
+    rows = [row for row in results.rows if row["op"] == "mlp" and row["dtype"] == dtype]
+    cases = dict.fromkeys(row["case"] for row in rows)
+    body = []
+    for case in cases:
+        of = {row["arch"]: row for row in rows if row["case"] == case}
+        costs = [
+            f"{of[arch]['instructions_per_weight']:.1f} ({of[arch]['registers']} registers)" for arch in architectures
+        ]
+        kernel = "tiles" if of[architectures[0]]["kernel"] == "_expanded_mlp" else "direct"
+        body.append((case.split("-m")[-1].split("-")[0], str(of[architectures[0]]["alpha"]), kernel, *costs))
+    columns = ("rows", "children", "kernel", *(f"sm_{arch}" for arch in architectures))
+    title = f"Instructions a weight and lane of the first matrix, {dtype}, Triton {results.settings['triton']}"
+    return Table(title, columns, body)
+
+
+def seeded_traffic(results: Results) -> Table:
+    """DRAM bytes of labels of a seed over the dense parent's, of the worse of two layers; and of weights alone."""
+    found: dict[tuple[str, int], dict[int, list[tuple[float, float]]]] = {}
+    for row in results.rows:
+        if not row["op"].endswith("dW"):
+            merged = row["op"].startswith("merged")
+            narrow, children = (row["N"], row["K"]) if merged else (row["K"], row["N"])
+            inputs = row["alpha"] * children if merged == row["op"].endswith("forward") else narrow
+            size = 2 * row["N"] * row["K"]  # of the parent's weights, bfloat16
+            weights = (row["read"] - 2 * row["M"] * inputs) / size
+            cells = found.setdefault((row["op"], row["alpha"]), {})
+            cells.setdefault(row["M"], []).append((row["dram"] / row["parent"], weights))
+    batches = sorted({row["M"] for row in results.rows})
+    body = [
+        (op, str(alpha), *(f"{value:.3f}" for m in batches for value in map(max, zip(*cells[m], strict=True))))
+        for (op, alpha), cells in found.items()
+    ]
+    columns = (f"{m} row{'s' * (m > 1)}, {what}" for m in batches for what in ("all bytes", "weights and index"))
+    shapes = " and ".join(dict.fromkeys(f"{row['N']}x{row['K']}" for row in results.rows))
+    return Table(
+        f"Simulated DRAM bytes over the dense parent's, bfloat16, the worse of {shapes}",
+        ("operation", "children", *columns),
+        body,
+    )
+
+
 def seeded(results: Results, architectures: tuple[int, ...] = (80, 90)) -> Table:
     """Machine instructions on a weight in decoding, with labels made of a seed and with labels loaded."""
     found: dict[tuple[str, int], dict[tuple[int, bool], float]] = {}
@@ -135,6 +178,68 @@ def seeded(results: Results, architectures: tuple[int, ...] = (80, 90)) -> Table
         ("operation", "children", *columns),
         body,
     )
+
+
+def wavefronts(results: Results) -> Table:
+    """Passes of L1 and of shared memory by architecture and density."""
+    rows = [
+        (f"sm_{row['arch']}", f"{row['density']:g}", f"{row['global']:.2f}", f"{row['shared']:.2f}")
+        for row in results.rows
+    ]
+    title = f"Wavefronts a position and lane of kept values, one child, {results.settings['rows']} rows"
+    return Table(title, ("architecture", "density", "L1", "shared memory"), rows)
+
+
+def kept_traffic(results: Results) -> Table:
+    """DRAM bytes over the least, of products of kept values: the worst of a layer's operations."""
+    worst: dict[tuple[str, ...], dict[int, float]] = {}
+    for row in results.rows:
+        key = (f"{row['N']} x {row['K']}", f"{row['alpha']}", f"{row['kept']:g}")
+        cells = worst.setdefault(key, {})
+        cells[row["M"]] = max(cells.get(row["M"], 0.0), row["ratio"])
+    sizes = sorted({row["M"] for row in results.rows})
+    rows = [(*key, *(f"{cells[m]:.3f}" for m in sizes)) for key, cells in worst.items()]
+    columns = ("layer", "children", "kept", *(f"M {m}" for m in sizes))
+    s = results.settings
+    title = f"DRAM bytes over the least, the worst operation; simulated: sm_{s['arch']}, {s['l2'] / 1e6:.0f} MB of L2"
+    return Table(title, columns, rows)
+
+
+BUDGETED = {80: "a100", 86: "a6000", 89: "4090", 90: "h200"}
+"""A device of each architecture whose budget is shown."""
+
+
+def kept_instructions(compiled: Results, passes: Results) -> Table:
+    """What a product of kept values spends on a non-zero by density, beside what its device has time for."""
+    spent = {
+        row["arch"]: row["instructions_per_weight"]
+        for row in compiled.rows
+        if row["case"] == "kept_split-alpha1-bf16-m16" and row["matrix"]
+    }
+    rows = []
+    for row in passes.rows:
+        gpu, share = GPUS[BUDGETED[row["arch"]]], row["density"]
+        # 128 lanes of a multiprocessor issue while a 16-bit value arrives; one wavefront passes for four instructions.
+        budget = 128 * gpu.sms * gpu.clock * 2 / gpu.bandwidth
+        passed = row["global"] + row["shared"]
+        rows.append(
+            (
+                f"{gpu.name}, sm_{row['arch']}",
+                f"{share:g}",
+                f"{spent[row['arch']]:.1f}",
+                f"{spent[row['arch']] / share:.0f}",
+                f"{budget:.0f}",
+                f"{passed:.1f}",
+                f"{passed / share:.0f}",
+                f"{budget / 4:.0f}",
+            )
+        )
+    columns = (
+        *("device", "density", "instr./position", "instr./non-zero", "budget"),
+        *("wavefronts/position", "wavefronts/non-zero", "budget"),
+    )
+    title = f"split_matmul on kept values, one child, bf16, {passes.settings['rows']} rows, Triton"
+    return Table(f"{title} {compiled.settings['triton']}; compiled and executed, not timed", columns, rows)
 
 
 def _by(results: Results, column: str) -> list:

@@ -9,8 +9,8 @@ from fpe.kernels.structures import SEEDED, TWO_FOUR
 from . import figures as drawn_as
 from . import published
 from . import tables as shown_as
-from .conditions import CONTINUED, DENSE, DROPCONNECT, FRESH, OVERLAPPING, STATIC, WIDE
-from .mlp import Cell, DeepSettings, Settings, run_cell
+from .conditions import CONTINUED, DENSE, DROPCONNECT, FRESH, OVERLAPPING, SEEDED_HOLES, STATIC, WIDE
+from .mlp import Cell, Settings, TenTrials, run_cell
 from .study import committed
 from .sweep import Sweep
 
@@ -100,12 +100,14 @@ def rewiring() -> list[Cell]:
 def seeded() -> list[Cell]:
     """Labels that are a function of a seed beside labels dealt at random, under every policy that keeps both."""
     named = [f"{kind} {policy}" for policy in ("partition", "input", "magnitude") for kind in ("random", SEEDED)]
+    named.append(f"{SEEDED} input{SEEDED_HOLES}")
     return [Cell(condition, neurons, alpha) for neurons in (4, 8, 16, 32) for alpha in (2, 4) for condition in named]
 
 
 CIFAR100 = "mlp-cifar100_lite2_512"
 """Committed rows of the perceptrons on CIFAR-100 features; the other files' names say theirs."""
 FASHION = "mlp-fashion-mnist"
+SEEDED_ROWS = {"cifar100": "seeded-cifar100_lite2_512", "fashion": "seeded-fashion-mnist"}
 
 
 def _study(
@@ -174,7 +176,7 @@ STUDIES = (
         deep,
         _few(4, layers=5),
         "deep",
-        DeepSettings,
+        TenTrials,
         tables={"deep": lambda: shown_as.deep(committed("deep-cifar100_lite2_512"))},
     ),
     _study(
@@ -203,6 +205,14 @@ STUDIES = (
         "seeded",
         "Compare labels that are a function of a seed with labels dealt at random.",
         seeded,
-        [Cell(f"{kind} {policy}", 4) for policy in ("partition", "input") for kind in ("random", SEEDED)],
+        [Cell(f"{kind} {policy}", 4) for policy in ("partition", "input") for kind in ("random", SEEDED)]
+        + [Cell(f"{SEEDED} input{SEEDED_HOLES}", 4)],
+        "seeded",
+        TenTrials,
+        tables={
+            f"seeded-{name}": lambda rows=rows: shown_as.paired(committed(rows), shown_as.OF_A_SEED, together=True)
+            for name, rows in SEEDED_ROWS.items()
+        },
+        figures={"seeded": lambda: drawn_as.of_a_seed([committed(rows) for rows in SEEDED_ROWS.values()])},
     ),
 )

@@ -2,7 +2,8 @@
 
 An expansion is named ``"<split or structure> <policy>"``: ``"random magnitude"`` (the paper's), ``"2:4 input"``,
 ``"4x16 block"``, ``"gram magnitude"``, ``"shared partition"`` (all neurons share one division of their inputs);
-``"fresh random partition"`` has the masks of ``"random partition"`` and new weights.
+``"seeded input, seeded holes"`` removes the inputs that the seed says; ``"fresh random partition"`` has the masks of
+``"random partition"`` and new weights.
 """
 
 import re
@@ -24,6 +25,8 @@ STATIC = "static sparse"
 FRESH = "fresh weights"
 OVERLAPPING = "overlapping"
 DROPCONNECT = "dropconnect"
+SEEDED_HOLES = ", seeded holes"
+"""What the name of an expansion ends with whose policy ``"input"`` takes holes of the seed."""
 
 Pairs = list[tuple[str, str]]
 
@@ -88,7 +91,7 @@ def expansion(name: str, dense: nn.Module, alpha: int, generator: Generator, pai
         ValueError: The name is of another form, or the sizes do not admit it.
     """
     kinds = rf"random|gram|{TWO_FOUR}|{SEEDED}|shared|(\d+)x(\d+)"
-    match = re.fullmatch(rf"({kinds}) (auto|magnitude|input|block|partition)", name)
+    match = re.fullmatch(rf"({kinds}) (auto|magnitude|input|block|partition)", name.removesuffix(SEEDED_HOLES))
     if not match:
         raise ValueError(f"condition: expected '<structure> <policy>' or a control's name, got {name!r}")
     kind, policy = match.group(1), match.group(4)
@@ -107,6 +110,8 @@ def expansion(name: str, dense: nn.Module, alpha: int, generator: Generator, pai
         options.update(structure="block", block=(int(match.group(2)), int(match.group(3))))
     else:
         options["structure"] = kind
+    if name.endswith(SEEDED_HOLES):
+        options["holes"] = "seeded"
     return fpe.expand(dense, alpha, **options)
 
 

@@ -11,7 +11,7 @@ from .conditions import CONTINUED, DROPCONNECT
 from .drawing import COLOURS, doubling, figure, line
 from .intervals import mean_and_half
 from .mlp import Cell
-from .tables import against_control, still_shallow
+from .tables import OF_A_SEED, against_control, differences, still_shallow
 
 ALPHAS = {2: "#2a7de1", 4: "#e8590c", 8: "#2f9e44"}
 
@@ -79,6 +79,24 @@ def hidden(results: Results) -> Figure:
     frame = frame[frame["neurons"] == frame["neurons"].min()]
     around, neurons = frame["around"].iloc[0], frame["neurons"].iloc[0]
     return _strips(frame, f"{around} inputs, {neurons} neurons, {around} outputs, alpha = 2")
+
+
+def of_a_seed(results: Sequence[Results]) -> Figure:
+    """What labels and holes of a seed change, trial by trial: a row of panels for each data set."""
+    made, axes = figure(10.4, 2.9 * len(results), len(OF_A_SEED), len(results))
+    for i, one in enumerate(results):
+        for axis, (ours, theirs) in zip(axes[i * len(OF_A_SEED) :], OF_A_SEED, strict=False):
+            points = differences(one, ours, theirs).rename("points").reset_index()
+            for alpha, rows in points.groupby("alpha"):
+                line(axis, rows, "neurons", ALPHAS[int(alpha)], f"alpha = {alpha}", "points")
+            axis.axhline(0, color="#212529", linewidth=1, linestyle="--")
+            doubling(axis)
+            axis.set_title(f"{ours}\n- {theirs}", fontsize=8)
+        axes[i * len(OF_A_SEED)].set_ylabel(f"points, {one.settings['data']}", fontsize=8)
+    for axis in axes[-len(OF_A_SEED) :]:
+        axis.set_xlabel("neurons before the split")
+    axes[0].legend(frameon=False, fontsize=8)
+    return made
 
 
 def _strips(frame: pd.DataFrame, title: str) -> Figure:

@@ -33,8 +33,8 @@ class Settings(sweep.Settings):
 
 
 @dataclass(frozen=True)
-class DeepSettings(Settings):
-    """Settings of deep networks: more trials, because narrow ones of many layers differ much from one to another."""
+class TenTrials(Settings):
+    """Settings where trials differ much from one another, or conditions by little."""
 
     trials: int = 10
 

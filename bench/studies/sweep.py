@@ -1,6 +1,7 @@
 """A study as a list of cells: run, written after each, resumed where it was cut."""
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import click
 import torch
 from joblib import Parallel, delayed
+
+from fpe.expansion import PaddingWarning
 
 from ..cli.options import common, output_option
 from ..cli.output import GOES_ON, print_path, print_results, print_table, stopping
@@ -160,10 +163,12 @@ class Sweep(Study):
 def _on_one_core(run_cell: Callable, cell: Any, settings: Any) -> tuple[list[dict[str, Any]], str]:
     """A cell's rows, or why it has none."""
     torch.set_num_threads(1)
-    try:
-        return run_cell(cell, settings), ""
-    except ImpossibleError as error:
-        return [], str(error)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PaddingWarning)  # blocks that fit badly are a study's own choice
+        try:
+            return run_cell(cell, settings), ""
+        except ImpossibleError as error:
+            return [], str(error)
 
 
 def _begin(name: str, settings: dict[str, Any], path: Path) -> Results:

@@ -6,10 +6,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pandas as pd
 
+from fpe.kernels.structures import SEEDED
+
 from ..results import Results
 from ..table import Table
 from . import published
-from .conditions import CONTINUED, DENSE
+from .conditions import CONTINUED, DENSE, SEEDED_HOLES
 from .intervals import interval
 from .mlp import Cell
 
@@ -253,19 +255,39 @@ PAIRED = (
 """What is compared with what, trial by trial."""
 
 
-def paired(results: Results) -> Table:
-    """Differences between two conditions in points, trial by trial, by width and alpha."""
+OF_A_SEED = (
+    *((f"{SEEDED} {policy}", f"random {policy}") for policy in ("partition", "input", "magnitude")),
+    (f"{SEEDED} input{SEEDED_HOLES}", f"{SEEDED} input"),
+)
+"""What labels of a seed, and holes of one, are compared with."""
+
+
+def differences(results: Results, ours: str, theirs: str) -> pd.Series:
+    """Points between two conditions, trial by trial, by alpha, neurons and trial."""
     frame = results.frame
     frame = frame[still_shallow(frame)]
     accuracy = frame.set_index(["condition", "alpha", "neurons", "trial"])["test_accuracy"]
-    widths = sorted(set(frame[frame["condition"] == "random input"]["neurons"]))
+    return (accuracy.loc[ours] - accuracy.loc[theirs]).dropna()
+
+
+def paired(results: Results, pairs: Sequence[tuple[str, str]] = PAIRED, together: bool = False) -> Table:
+    """Differences between two conditions in points, trial by trial, by width and alpha.
+
+    Args:
+        results: Of perceptrons.
+        pairs: What is compared with what.
+        together: Whether a column has the mean over the widths, of each trial.
+    """
+    frame = results.frame
+    widths = sorted(set(frame[still_shallow(frame) & (frame["condition"] == "random input")]["neurons"]))
     rows = []
-    for ours, theirs in PAIRED:
-        difference = (accuracy.loc[ours] - accuracy.loc[theirs]).dropna()
-        for alpha, group in difference.groupby("alpha"):
+    for ours, theirs in pairs:
+        for alpha, group in differences(results, ours, theirs).groupby("alpha"):
             by = {neurons: interval(points, 2, "+") for neurons, points in group.groupby("neurons")}
-            rows.append((f"{ours} - {theirs}, alpha = {alpha}", *(by.get(neurons, "-") for neurons in widths)))
-    columns = ("comparison", *(f"{neurons} neurons" for neurons in widths))
+            mean = (interval(group.groupby("trial").mean(), 2, "+"),) if together else ()
+            cells = (by.get(neurons, "-") for neurons in widths)
+            rows.append((f"{ours} - {theirs}, alpha = {alpha}", *cells, *mean))
+    columns = ("comparison", *(f"{neurons} neurons" for neurons in widths), *(("their mean",) if together else ()))
     return Table(f"Differences in points, trial by trial ({_about(results)}; ± is a 95 % interval)", columns, rows)
 
 

@@ -36,6 +36,7 @@ class ExpandedLinear(nn.Module):
             processes were given different topologies. So does the first in eval mode after buffers of models whose
             masks differ were averaged.
         keeps_dense: Whether a CPU keeps the dense weight between calls, see :mod:`.dense_form`.
+        share: What this process computes of a layer that several hold together, see :mod:`fpe.parallel`; none of them.
         made_of: Names of the weight and of a tensor that is another one whenever the topology is another.
     """
 
@@ -44,6 +45,7 @@ class ExpandedLinear(nn.Module):
     STORED: ClassVar[tuple[str, ...]]
     """The attributes that hold the topology: tensors or named tuples of them."""
     keeps_dense: bool = True
+    share: "Callable[[Any, Tensor], Tensor] | None" = None
     made_of: ClassVar[tuple[str, ...]] = ("edge_weight", "_index")
     edge_weight: nn.Parameter
     bias: nn.Parameter | None
@@ -83,6 +85,10 @@ class ExpandedLinear(nn.Module):
         """Whether edges move by changing places inside a group of four inputs alone, as 2:4 demands."""
         return False
 
+    def may_hold(self) -> Tensor | None:
+        """Which entries of :meth:`wide_weight` an edge may move to; ``None`` where the structure does not say."""
+        return None
+
     # The function
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,6 +100,8 @@ class ExpandedLinear(nn.Module):
             and self._buffers["fingerprint"]._version != stamped  # type: ignore[union-attr]
         ):
             self._check_replica()
+        if self.share is not None:
+            return self.share(self, x)
         dense = dense_weight(self, x)
         if dense is not None:
             return linear(x, dense, self.bias)

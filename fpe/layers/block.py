@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fpe.kernels import Bitmap, BlockLayout, block_matmul
+from fpe.kernels import BlockLayout, block_matmul
+from fpe.kernels.bitmap.layout import pack_bits, unpack_bits
 from fpe.kernels.block.layout import tiles
 
 from ..partition import check_block
@@ -23,27 +24,21 @@ class Partial(NamedTuple):
 
     Attributes:
         blocks: Their places among the stored ones, int64 ``[P]``.
-        bits: A row for each, of ``bn * bk`` positions.
-        starts: As of :class:`Bitmap`.
-        edges: How many edges they hold.
+        bits: Which of their entries are edges, a row for each: :func:`.pack_bits`.
     """
 
     blocks: Tensor
     bits: Tensor
-    starts: Tensor
-    edges: int
 
     @classmethod
     def of(cls, inside: Tensor, real: Tensor) -> "Partial | None":
         """The blocks of ``inside[blocks, bn, bk]`` that lack some of their ``real`` entries."""
         blocks = (inside != real).flatten(1).any(1).nonzero().squeeze(1)
-        bitmap = Bitmap.pack(inside[blocks].flatten(1))
-        return cls(blocks, bitmap.bits, bitmap.starts, bitmap.nnz) if len(blocks) else None
+        return cls(blocks, pack_bits(inside[blocks].flatten(1))) if len(blocks) else None
 
     def edges_of(self, block: tuple[int, int]) -> Tensor:
         """Which entries are edges, bool ``[P, bn, bk]``."""
-        bitmap = Bitmap(self.bits, self.starts, (len(self.blocks), block[0] * block[1]), self.edges)
-        return bitmap.unpack().unflatten(1, block)
+        return unpack_bits(self.bits, block[0] * block[1]).unflatten(1, block)
 
 
 class BlockLinear(ExpandedLinear):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpe.kernels import Bitmap, unpack_values
+from fpe.kernels import Bitmap, SeededHoles, unpack_values
 
 from .base import ExpandedLinear, Topology
 from .dense_form import placed_copy
@@ -21,7 +21,7 @@ class KeptLinear(ExpandedLinear):
     position. Their gradients and an optimizer's moments are as many. Where all hold one, it is the matrix itself.
     """
 
-    bitmap: Bitmap | None
+    bitmap: Bitmap | SeededHoles | None
     """Which positions hold an edge; none where all do."""
 
     @property
@@ -37,7 +37,10 @@ class KeptLinear(ExpandedLinear):
     def matrix(self) -> Tensor:
         """The weights of the edges at their positions ``[N, K]``, zero elsewhere; differentiable."""
         weight = whole(self.edge_weight)
-        return weight if self.bitmap is None else unpack_values(weight, self._beside(weight, self.bitmap))
+        if self.bitmap is None:
+            return weight
+        kept = self._beside(weight, self.bitmap)
+        return unpack_values(weight, kept) if isinstance(kept, Bitmap) else kept.to_dense(weight)
 
     @torch.no_grad()
     def set_matrix(self, weight: Tensor) -> None:

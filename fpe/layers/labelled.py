@@ -10,6 +10,7 @@ from fpe.kernels import (
     HOLE,
     Bitmap,
     PackedLabels,
+    SeededHoles,
     SeededLabels,
     SemiStructuredLayout,
     merge_matmul,
@@ -18,20 +19,21 @@ from fpe.kernels import (
     split_matmul,
     unpack_values,
 )
-from fpe.kernels.here import labels_win
+from fpe.kernels.here import kernel_wins
 from fpe.kernels.memo import once_per_version
 from fpe.kernels.partition.eager import table
 from fpe.kernels.partition.interleaved import quad_codes
 from fpe.kernels.partition.labels import digits, row_bytes
-from fpe.kernels.partition.seeded import SEEDS, VERSION
+from fpe.kernels.partition.seeded import SEEDS, VERSION, VERSIONS
 from fpe.kernels.structures import SEEDED, STRUCTURES, TWO_FOUR
 
 from ..partition import RULES, Partition
 from .base import check_known
 from .dense_form import masked_copy
 from .kept import KeptLinear, stored_shape
-from .state import Header, to_words
+from .state import Header, to_bits, to_words
 
+Labels = PackedLabels | SeededLabels
 Labelled = TypeVar("Labelled", bound="_LabelledLinear")
 
 
@@ -55,7 +57,7 @@ class _LabelledLinear(KeptLinear):
     STORED: ClassVar[tuple[str, ...]] = ("packed", "bitmap")
     AXIS: ClassVar[int]
     """Where children lie side by side in the wide weight: along its outputs (0) or its inputs (1)."""
-    packed: PackedLabels | SeededLabels
+    packed: Labels
     """The labels as the operations take them; those of positions without an edge mean nothing."""
 
     def __init__(
@@ -97,13 +99,28 @@ class _LabelledLinear(KeptLinear):
     def labels(self) -> Tensor:
         """The labels unpacked, uint8 of the parent's shape, ``HOLE`` where nobody owns the edge."""
         labels = table(self.packed, self._topology_device)
-        return labels if self.bitmap is None else labels.masked_fill(~self.bitmap.unpack(), HOLE)
+        return labels if self.bitmap is None else labels.masked_fill(~self._exists(), HOLE)
+
+    def _exists(self) -> Tensor:
+        """Which positions hold an edge, where some hold none."""
+        kept = self.bitmap
+        assert kept is not None
+        return kept.unpack(self._topology_device) if isinstance(kept, SeededHoles) else kept.unpack()
 
     @property
     def partition(self) -> Partition:
         """Who owns each edge."""
         seed = self.packed.seed if isinstance(self.packed, SeededLabels) else None
-        return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed)
+        kept = self.bitmap.count if isinstance(self.bitmap, SeededHoles) else None
+        return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed, kept)
+
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+        """The layer's function of an input, with the operands given: its own, or a part of them."""
+        raise NotImplementedError
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        weight = self.edge_weight
+        return self.product(x, weight, self._beside(weight, self.packed), self._beside(weight, self.bitmap), self.bias)
 
     def _children_weights(self) -> Tensor:
         """The weight of each child, ``[alpha, *partition.shape]``, zero at the edges of others."""
@@ -111,9 +128,10 @@ class _LabelledLinear(KeptLinear):
         return torch.where(self._beside(weight, self.partition.masks()), weight, weight.new_zeros(()))
 
     def beats_wide(self, x: Tensor) -> bool:
-        """Whether ``fpe here`` measured it to be faster: labels alone have a kernel for CPUs, kept values have none."""
-        rows = x.numel() // max(self.in_features, 1)
-        return self.bitmap is None and labels_win(rows, *self.matrix_shape, self.alpha, x.dtype, "wide")
+        """Whether what ``fpe here`` measured says that the kernel on labels, or on kept values, is faster."""
+        (n, k), rows = self.matrix_shape, x.numel() // max(self.in_features, 1)
+        density = None if self.bitmap is None else self.bitmap.nnz / max(n * k, 1)
+        return kernel_wins(rows, n, k, self.alpha, x.dtype, "wide", density)
 
     def masked_copy(self) -> Tensor:
         """:meth:`wide_weight`, quicker."""
@@ -157,11 +175,25 @@ class _LabelledLinear(KeptLinear):
     def _side_by_side(self, children: Tensor) -> Tensor:
         return children.movedim(0, self.AXIS).flatten(self.AXIS, self.AXIS + 1)
 
+    def may_hold(self) -> Tensor | None:
+        """What labels of a seed allow: each edge's place at its own child."""
+        if not isinstance(self.packed, SeededLabels):
+            return None
+        children = torch.arange(self.alpha, device=self._topology_device)[:, None, None]
+        return self._side_by_side(self.packed.unpack(self._topology_device) == children)
+
     def _set_topology(self, topology: Partition) -> None:
         self.bitmap = None
         if topology.seed is not None:
             self.packed = SeededLabels.of(topology.seed, topology.shape, self.alpha)
-            self._topology_is(torch.tensor([topology.seed + VERSION * SEEDS], dtype=torch.int64, device="cpu"))
+            number = topology.seed + (VERSION + (topology.kept or 0) * VERSIONS) * SEEDS
+            words, mask = torch.tensor([number], dtype=torch.int64, device="cpu"), self._mask_of(topology)
+            if topology.kept is not None:
+                self.bitmap = SeededHoles.of(topology.seed, topology.shape, topology.kept)
+            elif not bool(mask.all()):
+                self.bitmap = Bitmap.pack(mask)
+                words = torch.cat([words, to_words(mask)])
+            self._topology_is(words)
             return
         with_holes = self.packed = PackedLabels.pack(topology.labels, self.alpha)  # as the state dict has them
         if with_holes.has_holes:
@@ -190,10 +222,18 @@ class _LabelledLinear(KeptLinear):
         sizes[cls.AXIS] //= alpha
         n, k = sizes
         if STRUCTURES[structure] == SEEDED:
-            version, seed = divmod(int(words[0]), SEEDS) if len(words) == 1 else (0, 0)
+            number, seed = divmod(int(words[0]), SEEDS) if len(words) else (0, 0)
+            kept, version = divmod(number, VERSIONS)
             if version != VERSION:
-                raise ValueError(f"expected a seed of version {VERSION} of the labels' function, got {words.tolist()}")
-            return Partition.seeded(n, k, alpha, seed)
+                raise ValueError(
+                    f"expected a seed of version {VERSION} of the labels' function, got {words[:1].tolist()}"
+                )
+            if len(words) == 1:
+                return Partition.seeded(n, k, alpha, seed, kept or None)
+            mask, left = to_bits(words[1:], n, k)
+            if len(left):
+                raise ValueError(f"expected a seed and bits of {n} x {k} edges, got {len(left)} words more")
+            return Partition.seeded(n, k, alpha, seed).without(~mask)
         planes, left = divmod(8 * len(words), n * row_bytes(k))
         if left or planes not in (digits(alpha), digits(alpha) + 1):
             raise ValueError(f"expected {digits(alpha)} planes of labels, or one more, of {n} x {k} edges")
@@ -250,10 +290,9 @@ class SplitLinear(_LabelledLinear):
         second = (holes.cumsum(-1) > short).to(labels.dtype)
         return torch.where(holes, second, quads).flatten(1)
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias``."""
-        weight, bias = self.edge_weight, None if self.bias is None else self.bias.view(self.alpha, -1)
-        labels, kept = self._beside(weight, self.packed), self._beside(weight, self.bitmap)
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+        """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias[a * parents + n]``."""
+        bias = None if bias is None else bias.view(self.alpha, -1)
         if self.exchanges and (x.is_cuda or self.backend not in ("auto", "eager")):
             assert isinstance(labels, PackedLabels)  # a 2:4 layer's
             trains = torch.is_grad_enabled() and weight.requires_grad
@@ -283,9 +322,7 @@ class MergeLinear(_LabelledLinear):
     def _fan_in(self) -> int:
         return self.in_features // self.alpha
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias``."""
-        weight = self.edge_weight
-        labels, kept = self._beside(weight, self.packed), self._beside(weight, self.bitmap)
-        planes = x.unflatten(-1, (self.alpha, self.matrix_shape[1]))
-        return merge_matmul(planes, weight, labels, self.bias, kept=kept, backend=self.backend)
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+        """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias[n]``."""
+        planes = x.unflatten(-1, (self.alpha, labels.shape[1]))
+        return merge_matmul(planes, weight, labels, bias, kept=kept, backend=self.backend)

@@ -27,11 +27,11 @@ def unpack_values(values: Tensor, kept: Bitmap, *, backend: str = "auto") -> Ten
         ValueError: Sizes, devices or ``backend`` do not fit.
     """
     op = "unpack_values"
-    check_bitmap(op, kept)
-    check_tensor(op, "values", values, (kept.nnz,))
+    check_tensor(op, "values", values, (None,))
     check_bitmap(op, kept, values)
+    check_tensor(op, "values", values, (kept.nnz,))
     chosen = choose_backend(op, backend, values, BACKENDS)
-    w = ops.unpack_values(values, kept.bits, kept.starts, kept.shape[1], chosen)
+    w = ops.unpack_values(values, *kept.index, kept.shape[1], chosen)
     return w.T if kept.transposed else w
 
 
@@ -53,8 +53,8 @@ def pack_values(w: Tensor, kept: Bitmap, *, backend: str = "auto") -> Tensor:
         ValueError: Sizes, devices or ``backend`` do not fit.
     """
     op = "pack_values"
-    check_bitmap(op, kept)
-    check_tensor(op, "w", w, kept.sizes)
+    check_tensor(op, "w", w, (None, None))
     check_bitmap(op, kept, w)
+    check_tensor(op, "w", w, kept.sizes)
     chosen = choose_backend(op, backend, w, BACKENDS)
-    return ops.pack_values(w.T if kept.transposed else w, kept.bits, kept.starts, kept.nnz, chosen)
+    return ops.pack_values(w.T if kept.transposed else w, *kept.index, kept.nnz, chosen)

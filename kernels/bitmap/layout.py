@@ -1,4 +1,4 @@
-"""Which entries of a weight exist: a bit for each position, and how many come before each run of 256."""
+"""Which entries of a weight exist: a bit for each position, and how many come before each run of 1024."""
 
 from typing import NamedTuple
 
@@ -10,8 +10,10 @@ from ..checks import check_readable, check_tensor
 
 WORD = 32
 """Positions to a word of bits."""
-RUN = 256
-"""Positions to a number of values before them: 8 words, so that the index is 1.125 bits a position."""
+RUN = 1024
+"""Positions to a number of values before them: 32 words, which a warp counts at once."""
+BASE = 64 * RUN
+"""Positions to a number that those of runs are relative to, so that these have 16 bits."""
 NARROW = 2**31
 """Values from which on the numbers of values have 64 bits."""
 
@@ -19,13 +21,15 @@ NARROW = 2**31
 class Bitmap(NamedTuple):
     """Which entries of a weight ``w[N, K]`` exist. The kept ones are stored alone, ``values[nnz]``, row after row.
 
-    A value's place is ``starts`` of its run and the number of ones before its bit in that run, so that any tile can be
-    read without those before it. One bitmap serves both orientations of the weight: ``w.T`` goes with ``bitmap.T`` and
-    the same values.
+    A value's place is ``bases`` and ``starts`` of its run and the number of ones before its bit in that run, so that a
+    tile can be read without those before it. Runs go on from row to row: a short row costs no start of its own. One
+    bitmap serves both orientations of the weight: ``w.T`` goes with ``bitmap.T`` and the same values.
 
     Attributes:
         bits: int32 ``[N, ceil(K / 32)]``: bit ``j`` of word ``s`` is position ``32 s + j``. Bits past ``K`` are zero.
-        starts: ``[N, ceil(K / 256)]``: kept values before each run of 256 positions; int32, int64 from 2^31 values on.
+        starts: int16 ``[runs]``, to be read without a sign: kept values before each run of 32 words, of those since the
+            last of ``bases``.
+        bases: ``[ceil(runs / 64)]``: kept values before each 64 runs; int32, int64 from 2^31 values on.
         shape: ``(N, K)`` as the values are stored.
         nnz: Number of kept values.
         transposed: Whether this is the bitmap of the transposed weight.
@@ -33,6 +37,7 @@ class Bitmap(NamedTuple):
 
     bits: Tensor
     starts: Tensor
+    bases: Tensor
     shape: tuple[int, int]
     nnz: int
     transposed: bool = False
@@ -52,14 +57,13 @@ class Bitmap(NamedTuple):
         check_tensor(op, "mask", mask, (None, None), dtype=torch.bool)
         check_readable(op, "mask", mask)
         n, k = mask.shape
-        words, runs = -(-k // WORD), -(-k // RUN)
-        octets = pad(mask, (0, words * WORD - k)).view(n, words * WORD // 8, 8).to(torch.uint8)
-        octets = (octets << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(-1, dtype=torch.uint8)
-        counts = pad(mask, (0, runs * RUN - k)).view(n, runs, RUN).sum(-1)
-        ends = counts.flatten().cumsum(0)
-        nnz = int(ends[-1]) if len(ends) else 0
-        starts = (ends - counts.flatten()).view(n, runs).to(index_dtype(nnz))
-        return cls(octets.view(torch.int32) if words else octets.int(), starts, (n, k), nnz)
+        words, (runs, _) = -(-k // WORD), index_sizes((n, k))
+        whole = pad(mask, (0, words * WORD - k)).flatten()
+        counts = pad(whole, (0, runs * RUN - len(whole))).view(runs, RUN).sum(-1)
+        before = counts.cumsum(0) - counts
+        nnz, bases = int(counts.sum()), before[:: BASE // RUN]
+        starts = before - bases.repeat_interleave(BASE // RUN)[:runs]
+        return cls(pack_bits(mask), starts.to(torch.int16), bases.to(index_dtype(nnz)), (n, k), nnz)
 
     def unpack(self) -> Tensor:
         """The mask, bool ``[N, K]``, or ``[K, N]`` where transposed."""
@@ -68,10 +72,12 @@ class Bitmap(NamedTuple):
 
     def _mask(self) -> Tensor:
         """The mask in stored order."""
-        n, k = self.shape
-        octets = self.bits.contiguous().view(torch.uint8) if k else self.bits.to(torch.uint8)
-        ones = (octets[..., None] >> torch.arange(8, dtype=torch.uint8, device=octets.device)) & 1
-        return ones.view(n, self.bits.shape[1] * WORD)[:, :k].bool()
+        return unpack_bits(self.bits, self.shape[1])
+
+    @property
+    def index(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The tensors: bits, starts and bases."""
+        return self.bits, self.starts, self.bases
 
     @property
     def T(self) -> "Bitmap":  # noqa: N802 - as of a tensor
@@ -85,7 +91,8 @@ class Bitmap(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Bitmap":
         """The same bitmap on another device."""
-        return self._replace(bits=self.bits.to(device), starts=self.starts.to(device))
+        bits, starts, bases = (t.to(device) for t in self.index)
+        return self._replace(bits=bits, starts=starts, bases=bases)
 
     def to_dense(self, values: Tensor) -> Tensor:
         """Expands values ``[nnz]`` of any dtype to the weight, zero where no entry exists; differentiable."""
@@ -102,20 +109,40 @@ class Bitmap(NamedTuple):
         """Reads the tensors and checks that they fit each other; returns the bitmap.
 
         Raises:
-            ValueError: Shapes or types differ, a bit past ``K`` is set, or ``starts`` or ``nnz`` do not count the bits.
+            TypeError: A tensor has another dtype than it must have.
+            ValueError: Shapes differ, a bit past ``K`` is set, or ``starts``, ``bases`` or ``nnz`` do not count the
+                bits.
         """
         check_bitmap("Bitmap.validate", self)
         fresh = Bitmap.pack(self._mask())
-        if (
-            fresh.nnz != self.nnz
-            or not torch.equal(fresh.bits, self.bits)
-            or not torch.equal(fresh.starts, self.starts)
-        ):
+        if fresh.nnz != self.nnz or not all(map(torch.equal, fresh.index, self.index)):
             raise ValueError(
-                f"Bitmap.validate: bits, starts and nnz = {self.nnz} do not describe one mask of {list(self.shape)}; "
-                f"its bits are {fresh.nnz} entries"
+                f"Bitmap.validate: bits, starts, bases and nnz = {self.nnz} do not describe one mask of "
+                f"{list(self.shape)}; its bits are {fresh.nnz} entries"
             )
         return self
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Masks ``[N, K]`` as :attr:`Bitmap.bits`."""
+    if not mask.shape[1]:
+        return mask.int()
+    octets = pad(mask, (0, -mask.shape[1] % WORD)).unflatten(1, (-1, 8)).to(torch.uint8)
+    places = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (octets << places).sum(-1, dtype=torch.uint8).view(torch.int32)
+
+
+def unpack_bits(bits: Tensor, k: int) -> Tensor:
+    """The exact inverse of :func:`pack_bits`, bool ``[N, K]``."""
+    octets = bits.contiguous().view(torch.uint8) if k else bits.to(torch.uint8)
+    ones = (octets[..., None] >> torch.arange(8, dtype=torch.uint8, device=octets.device)) & 1
+    return ones.flatten(1)[:, :k].bool()
+
+
+def index_sizes(shape: tuple[int, int]) -> tuple[int, int]:
+    """How many starts and bases the bitmap of a stored weight ``[N, K]`` has."""
+    positions = shape[0] * -(-shape[1] // WORD) * WORD
+    return -(-positions // RUN), -(-positions // BASE)
 
 
 def index_dtype(nnz: int) -> torch.dtype:
@@ -132,7 +159,7 @@ def check_bitmap(op: str, kept: object, on: Tensor | None = None, name: str = "k
     """
     if not isinstance(kept, Bitmap):
         raise TypeError(f"{op}: {name} must be a Bitmap, got {type(kept).__name__}")
-    n, k = kept.shape
-    words, runs, on = (n, -(-k // WORD)), (n, -(-k // RUN)), kept.bits if on is None else on
-    check_tensor(op, f"{name}.bits", kept.bits, words, dtype=torch.int32, on=on, is_index=True)
-    check_tensor(op, f"{name}.starts", kept.starts, runs, dtype=index_dtype(kept.nnz), on=on, is_index=True)
+    (n, k), (runs, bases), on = kept.shape, index_sizes(kept.shape), kept.bits if on is None else on
+    wanted = (((n, -(-k // WORD)), torch.int32), ((runs,), torch.int16), ((bases,), index_dtype(kept.nnz)))
+    for part, tensor, (shape, dtype) in zip(("bits", "starts", "bases"), kept.index, wanted, strict=True):
+        check_tensor(op, f"{name}.{part}", tensor, shape, dtype=dtype, on=on, is_index=True)

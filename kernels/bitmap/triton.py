@@ -1,8 +1,8 @@
 """The bitmap operations on the GPU: one kernel moves values to their places or back; others read tiles through it.
 
-A program takes one run of 256 positions of some rows. A value's place is the run's start, which is stored, and the
-ones before its bit, which a scan counts: no program waits for another, nothing is added atomically. What is moved are
-bits, of any type.
+A program takes a tile. How many values stand before each of its rows is stored for runs of words
+(:func:`values_before`), and the ones before a bit are counted: no program waits for another, nothing is added
+atomically. What is moved are bits, of any type.
 """
 
 import torch
@@ -10,19 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device import interpreting
 from ..epilogue import rows_contiguous
-from .layout import RUN, WORD, Bitmap
+from .layout import BASE, RUN, WORD, Bitmap
 
-ROWS = 8
-"""Rows to a program: a warp has two of them, and a lane 16 neighbouring positions."""
-
-
-@triton.jit
-def ranks(words, RUN: tl.constexpr, WORD: tl.constexpr):
-    """The bits of words ``[rows, RUN / WORD]`` one by one, and how many ones stand before each: ``[rows, RUN]``."""
-    bits = (words[:, :, None] >> tl.arange(0, WORD)[None, None, :]) & 1  # [rows, words, bits]
-    bits = bits.reshape(words.shape[0], RUN)
-    return bits, tl.cumsum(bits, 1) - bits
+BLOCK_N, BLOCK_K = 8, 256
+"""Rows and positions to a program that moves values."""
 
 
 @triton.jit
@@ -38,41 +31,50 @@ def count_ones(words, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def kept_tile(
-    values_ptr,
+def values_before(
     bits_ptr,
     starts_ptr,
+    bases_ptr,
     rows,
     row_mask,
-    first_k,
-    K,
-    BLOCK_K: tl.constexpr,
+    word,
+    WORDS,
     RUN: tl.constexpr,
+    BASE: tl.constexpr,
     WORD: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Which entries of a tile exist, and where each one's value is, both ``[rows, BLOCK_K]``.
+    """How many values stand before a word of some rows, ``[rows]``: those before its run, and the run's ones."""
+    at = rows.to(tl.int64) * WORDS + word
+    inside = row_mask & (word < WORDS)
+    run = at // (RUN // WORD)
+    bases = tl.load(bases_ptr + run // (BASE // RUN), mask=inside, other=0)
+    starts = tl.load(starts_ptr + run, mask=inside, other=0).to(tl.int32) & 0xFFFF
+    offs_w = (run * (RUN // WORD))[:, None] + tl.arange(0, RUN // WORD)[None, :]
+    earlier = tl.load(bits_ptr + offs_w, mask=inside[:, None] & (offs_w < at[:, None]), other=0)
+    return bases + starts + tl.sum(count_ones(earlier, INTERPRETED), 1)
 
-    A value's place is the run's start, the ones of the run's words before its own, and those below its bit. Lanes that
-    are neighbours have neighbouring bits, so that they read neighbouring values. ``first_k`` is a multiple of
-    ``BLOCK_K``, a power of two from ``WORD`` to ``RUN``: the tile lies in one run.
+
+@triton.jit
+def kept_tile(
+    bits_ptr, rows, row_mask, word, WORDS, before, BLOCK_K: tl.constexpr, WORD: tl.constexpr, INTERPRETED: tl.constexpr
+):
+    """Which entries of a tile exist and which value each is, both ``[rows, BLOCK_K]``, and the values up to its end.
+
+    A value's number is that of the ones before the tile, which is given, in the words before its own, and below its
+    bit. Lanes that are neighbours have neighbouring bits, so that they read neighbouring values. The tile begins with
+    a word, and ``BLOCK_K`` is a power of two from ``WORD`` on.
     """
-    WORDS = tl.cdiv(K, WORD)
-    words_at = bits_ptr + rows.to(tl.int64)[:, None] * WORDS
-    run, first_w = first_k // RUN, first_k // WORD
-    offs_w = first_w + tl.arange(0, BLOCK_K // WORD)
-    words = tl.load(words_at + offs_w[None, :], mask=row_mask[:, None] & (offs_w[None, :] < WORDS), other=0)
+    offs_w = word + tl.arange(0, BLOCK_K // WORD)
+    words_at = bits_ptr + rows.to(tl.int64)[:, None] * WORDS + offs_w[None, :]
+    words = tl.load(words_at, mask=row_mask[:, None] & (offs_w[None, :] < WORDS), other=0)
     counts = count_ones(words, INTERPRETED)  # [rows, BLOCK_K / WORD]
-    starts = tl.load(starts_ptr + rows.to(tl.int64) * tl.cdiv(K, RUN) + run, mask=row_mask, other=0)  # [rows]
-    if BLOCK_K < RUN:
-        offs_r = run * (RUN // WORD) + tl.arange(0, RUN // WORD)
-        earlier = tl.load(words_at + offs_r[None, :], mask=row_mask[:, None] & (offs_r[None, :] < first_w), other=0)
-        starts += tl.sum(count_ones(earlier, INTERPRETED), 1)
-    firsts = starts[:, None] + (tl.cumsum(counts, 1) - counts)  # [rows, BLOCK_K / WORD]
+    firsts = before[:, None] + (tl.cumsum(counts, 1) - counts)
     bit = tl.arange(0, WORD)[None, None, :]
-    places = firsts[:, :, None] + count_ones(words[:, :, None] & ((1 << bit) - 1), INTERPRETED)
+    numbers = firsts[:, :, None] + count_ones(words[:, :, None] & ((1 << bit) - 1), INTERPRETED)
     exists = ((words[:, :, None] >> bit) & 1) != 0  # [rows, BLOCK_K / WORD, WORD]
-    return exists.reshape(words.shape[0], BLOCK_K), values_ptr + places.reshape(words.shape[0], BLOCK_K)
+    ROWS: tl.constexpr = words.shape[0]
+    return exists.reshape(ROWS, BLOCK_K), numbers.reshape(ROWS, BLOCK_K), before + tl.sum(counts, 1)
 
 
 @triton.jit
@@ -81,33 +83,35 @@ def _bitmap_move(
     dense_ptr,
     bits_ptr,
     starts_ptr,
+    bases_ptr,
     N,
     K,
-    RUNS,
     WORDS,
     stride_dn,
     PACK: tl.constexpr,
-    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     RUN: tl.constexpr,
+    BASE: tl.constexpr,
     WORD: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
-    pid = tl.program_id(0)
-    pid_n, run = pid // RUNS, pid % RUNS
-    offs_n = pid_n.to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    mask_n = offs_n < N
-    offs_w = run * (RUN // WORD) + tl.arange(0, RUN // WORD)
-    mask_w = mask_n[:, None] & (offs_w[None, :] < WORDS)
-    words = tl.load(bits_ptr + offs_n[:, None] * WORDS + offs_w[None, :], mask=mask_w, other=0)  # [ROWS, RUN / WORD]
-    bits, before = ranks(words, RUN, WORD)
-    starts = tl.load(starts_ptr + offs_n * RUNS + run, mask=mask_n, other=0).to(tl.int64)  # [ROWS]
+    pid, tiles = tl.program_id(0), tl.cdiv(K, BLOCK_K)
+    pid_n, pid_k = pid // tiles, pid % tiles
+    offs_n = pid_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask_n, word = offs_n < N, pid_k * (BLOCK_K // WORD)
+    before = values_before(
+        bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, INTERPRETED
+    )  # fmt: skip
+    exists, numbers, _ = kept_tile(bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, INTERPRETED)
 
-    offs_k = run * RUN + tl.arange(0, RUN)
-    values_at = values_ptr + starts[:, None] + before
+    values_at = values_ptr + numbers
     dense_at = dense_ptr + offs_n[:, None] * stride_dn + offs_k[None, :]
     if PACK:
-        tl.store(values_at, tl.load(dense_at, mask=bits != 0, other=0), mask=bits != 0)  # [ROWS, RUN]
+        tl.store(values_at, tl.load(dense_at, mask=exists, other=0), mask=exists)  # [BLOCK_N, BLOCK_K]
     else:
-        values = tl.load(values_at, mask=bits != 0, other=0)  # [ROWS, RUN]
+        values = tl.load(values_at, mask=exists, other=0)  # [BLOCK_N, BLOCK_K]
         tl.store(dense_at, values, mask=mask_n[:, None] & (offs_k[None, :] < K))
 
 
@@ -116,25 +120,26 @@ AS_BITS = {2: torch.int16, 4: torch.int32}
 
 
 def _launch(values: Tensor, dense: Tensor, kept: Bitmap, pack: bool) -> None:
-    (n, k), (words, runs) = dense.shape, (kept.bits.shape[1], kept.starts.shape[1])
+    n, k = dense.shape
     if not n * k:
         return
     integers = AS_BITS[values.element_size()]
     with torch.cuda.device_of(values):
-        _bitmap_move[(triton.cdiv(n, ROWS) * runs,)](
+        _bitmap_move[(triton.cdiv(n, BLOCK_N) * triton.cdiv(k, BLOCK_K),)](
             values.view(integers),
             dense.view(integers),
-            kept.bits.contiguous(),
-            kept.starts.contiguous(),
+            *(t.contiguous() for t in kept.index),
             N=n,
             K=k,
-            RUNS=runs,
-            WORDS=words,
+            WORDS=kept.bits.shape[1],
             stride_dn=dense.stride(0),
             PACK=pack,
-            ROWS=ROWS,
+            BLOCK_N=BLOCK_N,
+            BLOCK_K=BLOCK_K,
             RUN=RUN,
+            BASE=BASE,
             WORD=WORD,
+            INTERPRETED=interpreting(),
             num_warps=4,
         )
 

@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..activations import finish
-from ..cpu import compiled, numbers, padded, shared_out
+from ..cpu import compiled, numbers, padded, shared_out, threads_for
 from ..vectors import F32, FLOATS, I32, I64, LANES, Emit
 from .eager import block_grad_eager
 from .layout import BlockLayout
 
+STAMP = "e45e9c12"
+"""Of the other files that these kernels are compiled from: see :mod:`fpe.kernels.vectors`."""
 TOGETHER = 4
 """Rows of activations that a row of a block is multiplied by at once."""
 
@@ -171,7 +173,8 @@ def block_matmul(
     if len(values) and m:
         x_in, w, out = ready.numpy(), numbers(blocks), y.numpy()
         pointers, cols, count = layout.row_ptr.numpy(), layout.cols.numpy(), (0,) * together
-        shared_out(lambda i, j: _along_rows(x_in, w, bn, width, pointers, cols, count, out, i, j), rows, 1)
+        threads = threads_for(values.numel() * m)
+        shared_out(lambda i, j: _along_rows(x_in, w, bn, width, pointers, cols, count, out, i, j), rows, 1, threads)
     y = y[:m, : layout.shape[0]]
     return finish(y if bias is None else y + bias, activation).to(x.dtype)
 
@@ -188,7 +191,10 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
     if len(values) and m:
         dy_in, w, out, count = ready.numpy(), numbers(blocks), dx.numpy(), (0,) * together
         pointers, order, rows = layout.col_ptr.numpy(), layout.col_order.numpy(), layout.col_rows.numpy()
-        shared_out(lambda i, j: _across_rows(dy_in, w, bn, width, pointers, order, rows, count, out, i, j), columns, 1)
+        threads = threads_for(values.numel() * m)
+        shared_out(
+            lambda i, j: _across_rows(dy_in, w, bn, width, pointers, order, rows, count, out, i, j), columns, 1, threads
+        )
     dx = dx[:m] if width == bk else dx[:m].unflatten(1, (-1, width))[..., :bk].flatten(1)
     return dx[:, : layout.shape[1]].contiguous().to(dy.dtype)
 

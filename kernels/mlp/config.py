@@ -1,9 +1,11 @@
 """Tiles of the fused MLP: few choices, as it is for small layers."""
 
 from dataclasses import dataclass
+from math import ceil
 from typing import ClassVar
 
 from ..device import Device
+from ..partition.config import DIRECT_ROWS, GROUP
 from ..rules import power_above
 
 MAX_HIDDEN = 128
@@ -23,6 +25,9 @@ class Config:
         block_o: Outputs to a program.
         num_warps: Warps of a program.
         num_stages: Triton's pipeline depth.
+        direct: Whether weights go from memory to the tensor cores through nothing in between (``gluon.py``), which
+            suits few rows; then ``block_k`` is what the warps that share a reduction load at once, and ``block_o`` is
+            16 outputs a warp.
     """
 
     block_m: int
@@ -31,6 +36,7 @@ class Config:
     block_o: int
     num_warps: int
     num_stages: int
+    direct: bool = False
 
 
 def limit(hidden: int, alpha: int, itemsize: int) -> str | None:
@@ -50,26 +56,63 @@ class Problem:
     Attributes:
         m: Rows of activations.
         hidden: Parents in the hidden layer.
-        alpha: Children of each.
+        k: Inputs.
+        alpha: Children of each parent.
+        pairs: Whether both weights can be read as words of two, as a direct kernel does.
     """
 
     m: int
     hidden: int
+    k: int
     alpha: int
+    pairs: bool = False
 
     family: ClassVar[str] = "mlp"
     config: ClassVar[type] = Config
 
     def rule(self, device: Device) -> Config:
         """The configuration where nothing was tuned."""
+        if self.pairs and self.m <= DIRECT_ROWS:
+            return self._direct_rule()
         block_h, held = _tile(self.hidden), power_above(self.alpha) * _tile(self.hidden)
         block_m = min(_tile(self.m), max(MAX_ACCUMULATORS // (2 * held), 16), 64)
         return Config(block_m, block_h, 64, 64, num_warps=8 if held * block_m > 4096 else 4, num_stages=3)
 
     def fits(self, config: Config, device: Device) -> bool:
         """Whether a configuration can run: a program holds all parents, and its sums fit."""
-        held = power_above(self.alpha) * config.block_h
-        return config.block_h >= self.hidden and held * config.block_m <= MAX_ACCUMULATORS
+        if config.block_h < self.hidden:
+            return False
+        if config.direct:
+            return self._is_direct(config)
+        return power_above(self.alpha) * config.block_h * config.block_m <= MAX_ACCUMULATORS
+
+    def _is_direct(self, config: Config) -> bool:
+        """Whether the direct kernel takes it: its tiles are what its warps load, and the sums fit registers."""
+        warps_in, warps_out = warps_of(config)
+        tiles = config.block_h // 16
+        whole = (
+            warps_in * GROUP == config.block_k and 0 < warps_out <= tiles and config.block_o == 16 * config.num_warps
+        )
+        sums = self.alpha * config.block_m * config.block_h // (32 * max(warps_out, 1))
+        return self.pairs and whole and config.block_h >= 32 and config.block_m >= 8 and sums <= 128
+
+    def _direct_rule(self) -> Config:
+        """Warps take tiles of 16 parents; those that are left share the reduction, as far as there is one to share.
+
+        Eight warps: a program has as many loads under way as it can, since few programs are.
+        """
+        block_h = max(32, power_above(self.hidden))
+        block_m = min(max(8, power_above(self.m)), 32 if self.alpha <= 4 else 16)
+        warps_out = block_h // 16
+        warps_in = min(max(8 // warps_out, 1), max(power_above(ceil(self.k / GROUP)), 4 // warps_out, 1))
+        warps = warps_in * warps_out
+        return Config(block_m, block_h, GROUP * warps_in, 16 * warps, warps, 1, direct=True)
+
+
+def warps_of(config: Config) -> tuple[int, int]:
+    """Of a direct kernel's warps: how many share a reduction, and how many take parents of their own."""
+    inner = config.block_k // GROUP
+    return inner, config.num_warps // max(inner, 1)
 
 
 def _tile(n: int) -> int:

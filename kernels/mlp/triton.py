@@ -5,19 +5,21 @@ registers, and multiplies it with one tile of the second matrix. Programs of oth
 again: for the sizes that this is for, that is cheaper than a second launch.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..device import device_of, input_precision, interpreting, stored_dtype
-from ..epilogue import activate, multiply, rows_contiguous
+from ..epilogue import activate, aligned_pairs, multiply, rows_contiguous
 from ..partition.eager import Labels
 from ..partition.labels import digits, row_bytes
 from ..partition.tiles import bit_masks, child_share
-from ..partition.triton import TYPES, planes_strides, stored_weight
+from ..partition.triton import TYPES, StoredWeight, as_words, planes_strides, stored_weight, turns_ahead
 from ..tables import choose
-from .config import Config, Problem
+from .config import Config, Problem, warps_of
 
 
 @triton.jit(do_not_specialize=["M", "KEY1", "KEY2"])
@@ -153,19 +155,27 @@ def expanded_mlp_triton(
         return result.to(x.dtype)
     first = stored_weight(w1, labels1, alpha, keep_order=True)
     second = None if labels2 is None else stored_weight(w2, labels2, alpha, keep_order=True)
-    words2 = rows_contiguous(w2) if second is None else second.words
+    words2 = rows_contiguous(w2)
+    pairs2, per_word2 = as_words(words2) if second is None else (second.words, second.per_word)
+    pairs = first.per_word == per_word2 == 2 and hidden % 2 == 0 and not interpreting()
+    config = config or choose(Problem(m, hidden, k, alpha, pairs), device_of(x))
+    bias1, bias2 = (None if bias is None else bias.contiguous() for bias in (bias1, bias2))
+    if config.direct:
+        with torch.cuda.device_of(x):
+            _launch_direct(x, first, bias1, pairs2, second, bias2, result, alpha, activation, config)
+        return result
     # The kernel knows the planes' rows by their number of words.
     planes1, planes2 = (None if s is None or s.planes is None else s.planes.contiguous() for s in (first, second))
-    config = config or choose(Problem(m, hidden, alpha), device_of(x))
+    words2 = words2 if second is None else second.words
     with torch.cuda.device_of(x):
         _expanded_mlp[(triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_o))](
             x,
             first.words,
             planes1,
-            None if bias1 is None else bias1.contiguous(),
+            bias1,
             words2,
             planes2,
-            None if bias2 is None else bias2.contiguous(),
+            bias2,
             result,
             M=m,
             H=hidden,
@@ -203,6 +213,86 @@ def expanded_mlp_triton(
             maxnreg=255,
         )
     return result.to(x.dtype)
+
+
+def _launch_direct(
+    x: Tensor,
+    first: StoredWeight,
+    bias1: Tensor | None,
+    words2: Tensor,
+    second: StoredWeight | None,
+    bias2: Tensor | None,
+    out: Tensor,
+    alpha: int,
+    activation: str | None,
+    config: Config,
+) -> None:
+    """Multiplies few rows into ``out[M, N]``.
+
+    Args:
+        x: ``[M, K]``, 16-bit activations, contiguous along the last dimension.
+        first: The first weight in pairs, and its labels.
+        bias1: Contiguous, or none.
+        words2: The second weight in pairs.
+        second: It with its labels; none of a dense one.
+        bias2: Contiguous, or none.
+        out: Contiguous.
+        alpha: Children.
+        activation: As :func:`fpe.kernels.expanded_mlp` takes it.
+        config: A direct one.
+    """
+    from .gluon import multiply_twice
+
+    (m, k), n, hidden = x.shape, out.shape[1], first.shape[0]
+    pairs = aligned_pairs(x, -(-k // 8) * 8)
+    warps_in, warps_out = warps_of(config)
+    units = [4 if words.stride(0) % 4 == 0 else 1 for words in (first.words, words2)]
+    options: dict[str, Any] = {}
+    for i, weight in ((1, first), (2, second)):
+        planes = None if weight is None else weight.planes
+        options |= {
+            f"KEY{i}": 0 if weight is None else weight.key,
+            f"stride_p{i}": 0 if planes is None else planes.stride(0),
+            f"stride_l{i}": 0 if planes is None else planes.stride(1),
+            f"SEEDED{i}": weight is not None and planes is None,
+        }
+    multiply_twice[(-(-m // config.block_m), -(-n // config.block_o))](
+        pairs,
+        first.words,
+        first.planes,
+        bias1,
+        words2,
+        None if second is None else second.planes,
+        bias2,
+        out,
+        M=m,
+        N=n,
+        SIZE_WORDS=k // 2,
+        STEPS_K=-(-k // config.block_k),
+        stride_xm=pairs.stride(0) // 4,
+        stride_w1=first.words.stride(0) // units[0],
+        stride_w2=words2.stride(0) // units[1],
+        H=hidden,
+        ALPHA=alpha,
+        DIGITS=digits(alpha),
+        MERGED=second is not None,
+        WARPS_IN=warps_in,
+        WARPS_OUT=warps_out,
+        BLOCK_M=config.block_m,
+        BLOCK_H=config.block_h,
+        BLOCK_N=config.block_o,
+        UNIT1=units[0],
+        UNIT2=units[1],
+        WHOLE=k % config.block_k == 0,
+        AHEAD=turns_ahead(alpha, config.block_m, 8),
+        KIND="bf16" if x.dtype == torch.bfloat16 else "f16",
+        ACTIVATION=activation,
+        HAS_BIAS1=bias1 is not None,
+        HAS_BIAS2=bias2 is not None,
+        **options,
+        num_warps=config.num_warps,
+        maxnreg=255,
+    )
 
 
 OPERATIONS = {

@@ -13,8 +13,12 @@ from . import kept as packed
 from . import ops
 from .backends import MERGE, SPLIT
 from .eager import Labels
+from .holes import SeededHoles
 from .labels import PackedLabels, check_alpha, digits, row_bytes
 from .seeded import SeededLabels
+
+Kept = Bitmap | SeededHoles
+"""Which entries of a weight exist: in bits, or of the seed that its labels are of."""
 
 
 def split_matmul(
@@ -25,7 +29,7 @@ def split_matmul(
     bias: Tensor | None = None,
     activation: str | None = None,
     *,
-    kept: Bitmap | None = None,
+    kept: Kept | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Multiplies ``x`` by each child's share of the parent's weights: the forward of an expanded layer.
@@ -48,8 +52,9 @@ def split_matmul(
         bias: ``[alpha, N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
         kept: Which entries of the weight exist, where it is stored as its values alone (:func:`pack_values`), in the
-            orientation in which the labels are packed, which then have no holes: existence is the bitmap's to say. The
-            gradient has the values' shape too.
+            orientation in which the labels are packed, which then have no holes: existence is the bitmap's to say. With
+            :class:`SeededLabels` it may be :class:`SeededHoles` of the same seed. The gradient has the values' shape
+            too.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -60,8 +65,23 @@ def split_matmul(
         ValueError: Shapes, devices, ``alpha``, ``activation`` or ``backend`` do not fit, or the labels are packed for
             another weight, orientation or ``alpha``.
     """
-    op = "split_matmul"
-    n, k = _check_weight(op, w, kept)
+    return _split("split_matmul", "w", x, w, labels, alpha, bias, activation, kept, backend)
+
+
+def _split(
+    op: str,
+    name: str,
+    x: Tensor,
+    w: Tensor,
+    labels: Labels | None,
+    alpha: int,
+    bias: Tensor | None,
+    activation: str | None,
+    kept: Kept | None,
+    backend: str,
+) -> Tensor:
+    """:func:`split_matmul`, under the name of an operation and of its weight."""
+    n, k = _check_weight(op, w, kept, name)
     check_tensor(op, "x", x, (k,), batched=True, on=w)
     check_alpha(op, alpha)
     table, seed, transposed = _check_owners(op, labels, (n, k), alpha, w, kept)
@@ -70,8 +90,9 @@ def split_matmul(
     check_tensor(op, "x", x, (k,), batched=True, like=w)
     chosen = choose_backend(op, by_labels(op, backend, labels), w, SPLIT, alpha, by_cost=True)
     if kept is not None:
-        index = kept.bits, kept.starts, table
-        y = packed.kept_split(as_rows(x, 1), w, *index, bias, activation, alpha, n, transposed, chosen)
+        y = packed.kept_split(
+            as_rows(x, 1), w, *_index(kept), table, seed, bias, activation, alpha, n, transposed, chosen
+        )
     else:
         y = ops.split_matmul(as_rows(x, 1), w, table, seed, bias, activation, alpha, transposed, chosen)
     return y.view(*x.shape[:-1], alpha, n)
@@ -84,7 +105,7 @@ def merge_matmul(
     bias: Tensor | None = None,
     activation: str | None = None,
     *,
-    kept: Bitmap | None = None,
+    kept: Kept | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Multiplies each parent edge by the child that owns it: the forward of the layer after a split.
@@ -128,8 +149,7 @@ def merge_matmul(
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
     chosen = choose_backend(op, by_labels(op, backend, labels), w, MERGE, alpha, (n, k), by_cost=True)
     if kept is not None:
-        index = kept.bits, kept.starts, table
-        y = packed.kept_merge(as_rows(z, 2), w, *index, bias, activation, n, transposed, chosen)
+        y = packed.kept_merge(as_rows(z, 2), w, *_index(kept), table, seed, bias, activation, n, transposed, chosen)
     else:
         constant = stays(given, w)
         y = ops.merge_matmul(as_rows(z, 2), w, table, seed, bias, activation, constant, transposed, chosen)
@@ -137,7 +157,7 @@ def merge_matmul(
 
 
 def partition_grad(
-    dy: Tensor, x: Tensor, labels: Labels | None, *, kept: Bitmap | None = None, backend: str = "auto"
+    dy: Tensor, x: Tensor, labels: Labels | None, *, kept: Kept | None = None, backend: str = "auto"
 ) -> Tensor:
     """Weight gradient of both partition matmuls, at the parent's size; zero where nobody owns the edge.
 
@@ -165,7 +185,7 @@ def partition_grad(
     """
     op = "partition_grad"
     if kept is not None:
-        check_bitmap(op, kept)
+        _check_kept(op, kept)
         n, k = kept.sizes
     elif isinstance(labels, (PackedLabels, SeededLabels)):
         n, k = labels.shape[::-1] if labels.transposed else labels.shape
@@ -182,8 +202,7 @@ def partition_grad(
     table, seed, transposed = _check_owners(op, labels, (n, k), alpha, x, kept)
     chosen = choose_backend(op, by_labels(op, backend, labels), x, SPLIT, alpha, by_cost=True)
     if kept is not None:
-        index = kept.bits, kept.starts, table
-        return packed.kept_grad(as_rows(dy, 2), as_rows(x, 1), *index, kept.nnz, transposed, chosen)
+        return packed.kept_grad(as_rows(dy, 2), as_rows(x, 1), *_index(kept), table, seed, kept.nnz, transposed, chosen)
     return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, seed, transposed, chosen)
 
 
@@ -192,7 +211,7 @@ class Given(NamedTuple):
 
     Attributes:
         table: Plain, or planes of bits; none of labels of a seed, and of an only child.
-        seed: Seed, row and column; empty where there is none.
+        seed: Seed, row and column, and of holes of the seed how many entries a row keeps; empty where there is none.
         transposed: Whether they are those of the transposed weight.
     """
 
@@ -232,48 +251,63 @@ def masked_matmul(
         ValueError: Shapes, devices, ``activation`` or ``backend`` do not fit.
     """
     op = "masked_matmul"
-    check_bitmap(op, kept)
+    check_tensor(op, "values", values, (None,))
+    check_bitmap(op, kept, values)
     if bias is not None:
         check_tensor(op, "bias", bias, (kept.sizes[0],), like=values)
         bias = bias.unsqueeze(0)
-    return split_matmul(x, values, None, 1, bias, activation, kept=kept, backend=backend).squeeze(-2)
+    return _split(op, "values", x, values, None, 1, bias, activation, kept, backend).squeeze(-2)
 
 
-def _check_weight(op: str, w: Tensor, kept: Bitmap | None) -> tuple[int, int]:
+def _index(kept: Kept) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What is loaded to know which entries exist."""
+    return kept.index if isinstance(kept, Bitmap) else (None, None, None)
+
+
+def _check_kept(op: str, kept: object, on: Tensor | None = None) -> None:
+    if isinstance(kept, SeededHoles):
+        kept.check(op)
+    else:
+        check_bitmap(op, kept, on)
+
+
+def _check_weight(op: str, w: Tensor, kept: Kept | None, name: str = "w") -> tuple[int, int]:
     """The sizes of a weight, or of the one whose kept values ``w`` are."""
     if kept is None:
-        check_tensor(op, "w", w, (None, None))
+        check_tensor(op, name, w, (None, None))
         return w.shape[0], w.shape[1]
-    check_bitmap(op, kept)
-    check_tensor(op, "w", w, (kept.nnz,))
+    _check_kept(op, kept)
+    check_tensor(op, name, w, (kept.nnz,))
     return kept.sizes
 
 
-def _check_owners(
-    op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor, kept: Bitmap | None
-) -> Given:
-    """What :func:`check_labels` returns; beside a bitmap both are of the orientation in which it is stored."""
+def _check_owners(op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor, kept: Kept | None) -> Given:
+    """What :func:`check_labels` returns; beside ``kept`` both are of the orientation in which it is stored."""
     if kept is None:
         return check_labels(op, labels, shape, alpha, on)
-    check_bitmap(op, kept, on)
+    _check_kept(op, kept, on)
+    if isinstance(kept, SeededHoles) and not (
+        isinstance(labels, SeededLabels) and (labels.seed, labels.offsets) == (kept.seed, (0, 0))
+    ):
+        raise ValueError(f"{op}: holes of seed {kept.seed} go with labels of that seed for the whole weight")
     if labels is None:
         if alpha != 1:
             raise ValueError(f"{op}: labels must say which of {alpha} children owns each edge, got None")
         return Given(None, [], kept.transposed)
-    if isinstance(labels, SeededLabels):
-        raise UnsupportedError(f"{op}: labels beside kept must be in a table, got a seed")
-    table, _, transposed = check_labels(op, labels, shape, alpha, on)
-    assert table is not None
-    if not isinstance(labels, PackedLabels):
-        return Given(table.T if kept.transposed else table, [], kept.transposed)
+    given = check_labels(op, labels, shape, alpha, on)
+    if isinstance(labels, Tensor):
+        return Given(labels.T if kept.transposed else labels, [], kept.transposed)
+    assert isinstance(labels, (PackedLabels, SeededLabels))
     if labels.has_holes:
         raise ValueError(f"{op}: labels must be packed without holes beside kept, which says what exists")
-    if transposed != kept.transposed:
+    if given.transposed != kept.transposed:
         raise ValueError(
-            f"{op}: labels and kept must be stored in one orientation, got transposed = {transposed} and "
+            f"{op}: labels and kept must be stored in one orientation, got transposed = {given.transposed} and "
             f"{kept.transposed}"
         )
-    return Given(table, [], transposed)
+    if isinstance(kept, SeededHoles):
+        return given._replace(seed=[*given.seed, kept.count])
+    return given
 
 
 def check_labels(
@@ -308,7 +342,7 @@ def by_labels(op: str, backend: str, *several: Labels | None) -> str:
     """
     for labels in several:
         if isinstance(labels, SeededLabels) and backend != "eager":
-            reason = labels.why_no_kernel if backend in ("auto", "triton") else "it takes labels in a table, not a seed"
+            reason = labels.why_no_kernel if backend in ("auto", *SPLIT) else "it takes labels in a table, not a seed"
             if reason and backend in MERGE:
                 raise UnsupportedError(f"{op}: backend {backend!r} cannot run here: {reason}")
             backend = "eager" if reason and backend == "auto" else backend

@@ -34,10 +34,7 @@ SPLIT = {
     "cpu": Backend("partition.cpu", CPU, _why_not_cpu),
     "eager": Backend("partition.eager", EAGER),
 }
-"""Those of ``split_matmul`` and ``partition_grad``; ``why_not`` takes an operand and ``alpha``."""
-
-OF_A_SEED = {name: SPLIT[name] for name in ("triton", "eager")}
-"""Those of any operation whose labels are of a seed."""
+"""Those of ``split_matmul``, ``partition_grad`` and labels of a seed; ``why_not`` takes an operand and ``alpha``."""
 
 MERGE = {**SPLIT, **{name: _interleaved(name) for name in ("sparse_tensor_core", "torch")}}
 """Those of ``merge_matmul``; ``why_not`` takes the weight, ``alpha``, and its shape where only values are stored."""

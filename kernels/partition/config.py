@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar
 
-from ..bitmap.layout import RUN, WORD
+from ..bitmap.layout import WORD
 from ..device import Device
-from ..rules import Tiles, power_above, power_below, split_reduction
+from ..rules import PARTIAL, Tiles, power_above, power_below, split_reduction
 
 DIRECT_ROWS = 64
 """Rows of activations up to which the direct kernels serve."""
 
 GROUP, COLUMNS = 128, 64
-"""What a warp of a direct kernel loads at once of a weight: columns of 16 rows, and of its transpose."""
+"""What a warp of a direct kernel loads at once of a weight: columns of 16 rows, and of its transpose at most."""
 
 MAX_ALPHA = 8
 """Children that the Triton kernels take: an accumulator, or a tile of activations, for each."""
@@ -48,7 +48,8 @@ class Problem:
         alpha: Children.
         itemsize: Bytes of an operand's element.
         pairs: Whether the weight can be read as words of two, as a direct kernel does.
-        kept: Whether the weight is stored as its kept values.
+        kept: Share of the entries that exist, where the weight is stored as its kept values alone; none where all are.
+        seeded: Whether labels are made of a seed.
     """
 
     op: str
@@ -59,7 +60,8 @@ class Problem:
     alpha: int
     itemsize: int
     pairs: bool = False
-    kept: bool = False
+    kept: float | None = None
+    seeded: bool = False
 
     family: ClassVar[str] = "partition"
     config: ClassVar[type] = Config
@@ -70,6 +72,11 @@ class Problem:
             return _grad_rule(self, device)
         return _direct_rule(self, device) if self.pairs and self.m <= DIRECT_ROWS else _matmul_rule(self, device)
 
+    @property
+    def sums(self) -> int:
+        """Of each output that a program holds: one for every child, or one for all."""
+        return 1 if self.op == "merge_matmul" else self.alpha
+
     def fits(self, config: Config, device: Device) -> bool:
         """Whether a configuration can run: sizes are powers of two, and what it keeps on chip fits."""
         powers = (config.block_m, config.block_n, config.block_k, config.split, config.num_warps)
@@ -79,30 +86,38 @@ class Problem:
             return _is_direct(self, config) and shared_bytes(self, config, device) <= device.shared
         if min(config.block_m, config.block_n, config.block_k) < 16 or config.block_k % 8:
             return False
-        if self.kept and not WORD <= config.block_k <= RUN:
+        if self.kept is not None and config.block_k < WORD:
             return False
         return shared_bytes(self, config, device) <= device.shared
 
 
-def warps_of(config: Config, transposed: bool) -> tuple[int, int]:
+def columns_of(block_m: int, sums: int) -> int:
+    """Columns of the transpose that a warp of a direct kernel takes: half as many where their sums would not fit."""
+    return COLUMNS if sums * block_m <= 64 else COLUMNS // 2
+
+
+def warps_of(config: Config, transposed: bool, sums: int) -> tuple[int, int]:
     """Of a direct kernel's warps: how many share a reduction, and how many take outputs of their own."""
-    inner = config.num_warps * COLUMNS // config.block_k if transposed else config.block_k // GROUP
+    columns = columns_of(config.block_m, sums)
+    inner = config.num_warps * columns // config.block_k if transposed else config.block_k // GROUP
     return inner, config.num_warps // max(inner, 1)
 
 
 def _is_direct(problem: Problem, config: Config) -> bool:
     """Whether a direct kernel takes it: its tile is what its warps load, once or twice, and the sums fit registers."""
-    warps_in, warps_out = warps_of(config, problem.transposed)
+    warps_in, warps_out = warps_of(config, problem.transposed, problem.sums)
     able = problem.pairs and problem.op != "partition_grad" and config.num_warps in (4, 8)
     if not (able and warps_in and warps_out):
         return False
     if problem.transposed:
-        outputs, loads = COLUMNS, config.block_n // (16 * warps_in)
-        tile = (16 * warps_in * loads, COLUMNS * warps_out)
+        outputs, loads = columns_of(config.block_m, problem.sums), config.block_n // (16 * warps_in)
+        tile = (16 * warps_in * loads, outputs * warps_out)
+        if outputs < COLUMNS and (problem.seeded or loads != 2):
+            return False
     else:
         outputs, loads = config.block_n // warps_out, config.block_n // (16 * warps_out)
         tile = (16 * warps_out * loads, GROUP * warps_in)
-    sums = (1 if problem.op == "merge_matmul" else problem.alpha) * config.block_m * outputs // 32
+    sums = problem.sums * config.block_m * outputs // 32
     return (config.block_n, config.block_k) == tile and loads in (1, 2) and config.block_m >= 8 and sums <= 128
 
 
@@ -114,7 +129,7 @@ def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
     """
     if config.direct:
         # Of the warps that share a reduction: one of their sums at a time.
-        warps_in, warps_out = warps_of(config, problem.transposed)
+        warps_in, warps_out = warps_of(config, problem.transposed, problem.sums)
         tiles = 1 if problem.transposed else config.block_n // (16 * warps_out)
         return config.num_warps * tiles * config.block_m // 8 * 512 if warps_in > 1 else 0
     m, n, k, alpha = config.block_m, config.block_n, config.block_k, problem.alpha
@@ -135,12 +150,15 @@ def _direct_rule(problem: Problem, device: Device) -> Config:
     the weights' bytes (4 % above 16 rows); more warps a program. Only where that leaves half of the device empty do
     tiles become as narrow, and splits as many, as they can.
     """
-    merge = problem.op == "merge_matmul"
-    sums, children = (1, problem.alpha) if merge else (problem.alpha, 1)
+    sums, children = problem.sums, problem.alpha // problem.sums
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
-    # The transposed kernel loads 16 rows at a time, or 32 where the registers hold them beside the sums.
-    deep = 32 if sums <= 2 and problem.alpha <= 4 else 16
-    of_a_warp, depth, widest = (64, deep, 256) if problem.transposed else (16, GROUP, 64)
+    of_a_warp, depth = 16, GROUP
+    if problem.transposed:
+        # It takes 32 columns where one pass of 16 rows then does for two. It loads 16 rows of the weight at a time, or
+        # 32 where the registers hold them beside the sums.
+        narrow = sums > 4 and problem.m > 8 and not problem.seeded
+        of_a_warp, depth = (COLUMNS // 2, 32) if narrow else (COLUMNS, 32 if sums <= 2 and problem.alpha <= 4 else 16)
+    widest = 4 * of_a_warp
     most = min(power_below(128 * 32 // (sums * of_a_warp)), 32 if problem.alpha <= 4 else 16)
     block_m = min(max(8, power_above(problem.m)), most)
     tiles_m, read = ceil(problem.m / block_m), min(problem.m, block_m) * children
@@ -171,7 +189,7 @@ def _direct_rule(problem: Problem, device: Device) -> Config:
 
 def _matmul_rule(problem: Problem, device: Device) -> Config:
     m, narrow, alpha = problem.m, problem.itemsize == 2, power_above(problem.alpha)
-    merge = problem.op == "merge_matmul"
+    merge, packed = problem.op == "merge_matmul", problem.kept is not None
     sums = 1 if merge else alpha
     outer = 64 if narrow else 32
     # The accumulators, and a merge's tiles of activations, share the registers and shared memory of a program: more
@@ -182,14 +200,19 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     if merge and device.matrix == "mma":
         most = min(most, 64)  # warp-wide matrix instructions keep both operands in registers
     block_m = min(max(16, power_above(m)), max(most, 16))
-    wide = alpha <= 2 and block_m <= 16 and not problem.kept  # places of kept values share the registers
+    wide = alpha <= 2 and block_m <= 16 and not packed  # places of kept values share the registers
     inner = (128 if wide else 64 if alpha <= 4 else 32) if narrow else 32
-    warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 or (problem.kept and alpha > 4) else 4
-    block_n, block_k = (inner, outer) if problem.transposed else (outer, inner)
+    crowded = packed and (alpha > 4 or alpha * block_m > 64 or not narrow)
+    warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 or crowded else 4
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
-    programs, steps = ceil(m / block_m) * ceil(outputs / outer), ceil(reduced / inner)
-
     partial, weights = m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
+    if problem.kept is not None:
+        weights *= problem.kept
+        half, whole = device.sms / 2, ceil(m / block_m) * ceil(outputs / outer)
+        if half / 2 <= whole < half and 2 * partial > PARTIAL * weights:
+            outer = 32  # fills half of the device where the sums of a split would cost more beside few values
+    block_n, block_k = (inner, outer) if problem.transposed else (outer, inner)
+    programs, steps = ceil(m / block_m) * ceil(outputs / outer), ceil(reduced / inner)
     split = split_reduction(programs, steps, device, partial, weights)
     return Config(block_m, block_n, block_k, split, 8, warps, 4)
 

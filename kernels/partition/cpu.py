@@ -3,33 +3,35 @@
 A row of weights is read once for all of its children and for up to four rows of activations. Sixteen weights (eight
 without AVX-512) are a vector, the word of labels beside it becomes one mask for each child, and a child's share, the
 vector under its mask, is multiplied into that child's sums, which stay in registers. What Numba makes of loops over
-bits is twenty times slower, so that the two inner steps are written as LLVM's vectors
-(:mod:`..vectors`): :func:`_dots` where the
-reduction runs along the rows in memory, :func:`_spread` where it runs across them. Both take a row's weights from
-:meth:`Emit.weights` and its masks from :meth:`_Emit.owners`; another way of storing them is another of these two.
+bits is twenty times slower, so that the two inner steps are written as LLVM's vectors: :func:`_dots` where the
+reduction runs along the rows in memory, :func:`_spread` where it runs across them. Both take weights and masks from
+:class:`.cpu_storage.Stored`, which knows how they are stored.
 
 How many children and rows there are, and whether it is a merge, are the lengths of tuples: Numba then compiles a kernel
 for each. Memory is read ahead by hand, because the tiles jump from row to row.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..activations import finish
-from ..cpu import compiled, numbers, padded, shared_out
-from ..vectors import F32, FLOATS, I32, I64, LANES, WORDS, Emit
-from .eager import Labels, partition_grad_eager, table
-from .labels import PackedLabels, digits, pack_planes
+from ..bitmap.layout import BASE, RUN, WORD, Bitmap
+from ..cpu import compiled, numbers, padded, shared_out, threads_for
+from ..vectors import F32, FLOATS, I64, LANES, Emit
+from .cpu_storage import GROUP, Stored
+from .eager import Labels, partition_grad_eager
+from .labels import PackedLabels, pack_planes
+from .seeded import SEEDS, SeededLabels
 
-GROUP = 128
-"""Edges whose labels lie together: see :class:`PackedLabels`."""
+STAMP = "1b33d79b"
+"""Of the other files that these kernels are compiled from: see :mod:`fpe.kernels.vectors`."""
 NEAR = 24 << 10
 """Bytes of activations that stay in the innermost cache."""
 TOGETHER = 16
@@ -38,68 +40,39 @@ ACROSS = 4
 """Rows of weights that go into a sum at once where the reduction runs across them."""
 
 
-def _bit(edge: int) -> int:
-    """The bit of its word in which the label of an edge of a group stands."""
-    pair = edge % 8
-    return pair // 4 + 8 * (2 * (pair % 2) + pair // 2 % 2) + 2 * (edge // 32)
-
-
-class _Emit(Emit):
-    """Instructions that read labels."""
-
-    def words(self, array: int, place: Any, stride: Any, children: int) -> list[Any]:
-        """The four words of a group of labels, for each binary digit; none for an only child."""
-        four = ir.VectorType(I32, 4)
-        places = [self.plus(place, (stride, digit)) for digit in range(digits(children))] if children > 1 else []
-        return [self.b.load(self.at(array, each, four), align=4) for each in places]
-
-    def owners(self, words: list[Any], edge: int, children: int) -> list[Any]:
-        """Masks of the weights of each child, for the vector that begins at an edge of the group."""
-        b, edges = self.b, range(edge, edge + LANES)
-        which = ir.Constant(WORDS, [e % 32 // 8 for e in edges])
-        bits = ir.Constant(WORDS, [1 << _bit(e) for e in edges])
-        zero = ir.Constant(WORDS, [0] * LANES)
-        ones = [b.icmp_unsigned("!=", b.and_(b.shuffle_vector(word, word, which), bits), zero) for word in words]
-        masks = []
-        for child in range(children):
-            mask = None
-            for digit, one in enumerate(ones):
-                own = one if child >> digit & 1 else b.not_(one)
-                mask = own if mask is None else b.and_(mask, own)
-            masks.append(mask)
-        return masks
-
-
 @intrinsic
 def _dots(
-    typing: Any, sums, w, w_at, ahead, bits, bits_at, digit, x, x_at, x_row, x_child, groups, children, rows, merge
-) -> Any:
+    typing: Any, sums, w, w_at, ahead, exists, bits, row, word, row_words, digit, x, x_at, x_row, x_child, groups,
+    children, rows, merge,
+) -> Any:  # fmt: skip
     """Adds to ``sums`` the products of whole groups of a row of weights with rows of activations.
 
     ``sums[a, m] += sum_k w_a[k] * x[m, k]``, or of a merge ``sums[m] += sum_a sum_k w_a[k] * x[m, a, k]``.
     """
     signature = types.void(
-        sums, w, w_at, ahead, bits, bits_at, digit, x, x_at, x_row, x_child, groups, children, rows, merge
-    )
+        sums, w, w_at, ahead, exists, bits, row, word, row_words, digit, x, x_at, x_row, x_child, groups, children,
+        rows, merge,
+    )  # fmt: skip
     alpha, count, merges = children.count, rows.count, bool(merge.count)
     own = 1 if merges else alpha
     apart = max(1, 8 // (own * count))  # sums that are added to in turns, to hide the latency of an addition
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        emit = _Emit(context, b, signature, args)
-        _, _, w_at, ahead, _, bits_at, digit, _, x_at, x_row, x_child, groups, *_ = args
+        emit = Emit(context, b, signature, args)
+        _, _, w_at, ahead, _, _, row, word, row_words, digit, _, x_at, x_row, x_child, groups, *_ = args
+        stored = Stored(emit, 1, 4, 5, word, row_words, digit, alpha)
         acc = {(a, m): emit.sums(apart) for a in range(own) for m in range(count)}
+        place = stored.begin(w_at)
         with cgutils.for_range(b, groups) as loop:
             first = b.mul(loop.index, I64(GROUP))
-            words = emit.words(4, emit.plus(bits_at, (loop.index, 4)), digit, alpha)
+            words = stored.words(row, loop.index)
             for edge in range(0, GROUP, LANES):
-                k = b.add(first, I64(edge))
-                masks = emit.owners(words, edge, alpha) if alpha > 1 else [None]
-                shares = emit.shares(emit.weights(1, b.add(w_at, k), ahead), masks)
+                weights = stored.weights(place, row, loop.index, edge, ahead)
+                shares = emit.shares(weights, stored.owners(words, edge))
                 planes = range(alpha if merges else 1)
-                start = b.add(x_at, k)
+                start = b.add(x_at, b.add(first, I64(edge)))
                 loaded = {
-                    (a, m): emit.load(7, emit.plus(start, (x_row, m), (x_child, a)))
+                    (a, m): emit.load(10, emit.plus(start, (x_row, m), (x_child, a)))
                     for a in planes
                     for m in range(count)
                 }
@@ -116,39 +89,42 @@ def _dots(
 
 @intrinsic
 def _spread(
-    typing: Any, out, out_at, out_row, out_child, w, w_at, w_row, ahead, bits, bits_at, bits_row, digit, x, x_at,
+    typing: Any, out, out_at, out_row, out_child, w, places, ahead, exists, bits, row, word, row_words, digit, x, x_at,
     groups, children, rows, merge, across,
 ) -> Any:  # fmt: skip
     """Adds to ``out`` the products of rows of weights, each with one activation of every row.
 
     ``out[m, a, k] += sum_n w_a[n, k] * x[n, 0, m]``, or of a merge ``out[m, k] += sum_n sum_a w_a[n, k] * x[n, a, m]``.
+    Row ``n`` of the weights begins at ``places[n]``.
     """
     signature = types.void(
-        out, out_at, out_row, out_child, w, w_at, w_row, ahead, bits, bits_at, bits_row, digit, x, x_at, groups,
+        out, out_at, out_row, out_child, w, places, ahead, exists, bits, row, word, row_words, digit, x, x_at, groups,
         children, rows, merge, across,
     )  # fmt: skip
     alpha, count, merges, depth = children.count, rows.count, bool(merge.count), across.count
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        emit = _Emit(context, b, signature, args)
-        _, out_at, out_row, out_child, _, w_at, w_row, ahead, _, bits_at, bits_row, digit, _, x_at, groups, *_ = args
+        emit = Emit(context, b, signature, args)
+        _, out_at, out_row, out_child, _, _, ahead, _, _, row, word, row_words, digit, _, x_at, groups, *_ = args
+        stored = Stored(emit, 4, 7, 8, word, row_words, digit, alpha)
         planes = alpha if merges else 1
         factors = {}
         for n in range(depth):
             for a in range(planes):
                 for m in range(count):
                     place = b.add(x_at, I64((n * planes + a) * count + m))
-                    factors[n, a, m] = emit.splat(b.load(emit.at(12, place, F32)))
+                    factors[n, a, m] = emit.splat(b.load(emit.at(13, place, F32)))
+        below = [b.add(row, I64(n)) for n in range(depth)]
+        starts = [stored.begin(b.load(emit.at(5, I64(n), I64))) for n in range(depth)]
         with cgutils.for_range(b, groups) as loop:
             first = b.mul(loop.index, I64(GROUP))
-            start = emit.plus(bits_at, (loop.index, 4))
-            words = [emit.words(8, emit.plus(start, (bits_row, n)), digit, alpha) for n in range(depth)]
+            words = [stored.words(each, loop.index) for each in below]
             for edge in range(0, GROUP, LANES):
                 k = b.add(first, I64(edge))
                 shares = []
                 for n in range(depth):
-                    masks = emit.owners(words[n], edge, alpha) if alpha > 1 else [None]
-                    shares.append(emit.shares(emit.weights(4, emit.plus(b.add(w_at, k), (w_row, n)), ahead), masks))
+                    weights = stored.weights(starts[n], below[n], loop.index, edge, ahead)
+                    shares.append(emit.shares(weights, stored.owners(words[n], edge)))
                 for m in range(count):
                     for plane in range(1 if merges else alpha):
                         to = emit.at(0, emit.plus(b.add(out_at, k), (out_row, m), (out_child, plane)), FLOATS)
@@ -163,14 +139,37 @@ def _spread(
     return signature, codegen
 
 
+@intrinsic
+def _ones(typing: Any, word) -> Any:
+    """How many bits of a word are set."""
+    return types.int64(word), lambda context, b, signature, args: b.zext(b.ctpop(args[0]), I64)
+
+
 @compiled
-def _along_rows(x, w, bits, k, row_words, digit, children, rows, merge, out, start, stop):
+def _place(starts, exists, row_words, row, k0, k):
+    """Where the values of a row of the weight are, from a column on that is a multiple of 32."""
+    if exists is None:
+        return row * k + k0
+    width = -(-k // WORD)
+    at = row * width + min(k0 // WORD, width)
+    run = at // (RUN // WORD)
+    place = np.int64(starts[1][run // (BASE // RUN)]) + starts[0][run]
+    for word in range(run * (RUN // WORD), at):
+        # Runs go on from row to row, and the words here are padded at the end of each.
+        place += _ones(exists[word if width == row_words else word // width * row_words + word % width])
+    return place
+
+
+@compiled
+def _along_rows(x, w, starts, exists, bits, k, row_words, digit, children, rows, merge, out, start, stop):
     """Multiplies rows ``start .. stop`` of the stored weight, the reduction along them.
 
     Args:
         x: float32 ``[M, planes, K]``, padded with zeros to whole groups and whole numbers of rows.
-        w: The stored weight, flat.
-        bits: uint32, the planes of labels, flat.
+        w: The values of the stored weight, flat.
+        starts: Those of a bitmap, and its bases; none where all entries exist.
+        exists: uint32, the words of bits of the entries that exist, flat, whole groups; none where all do.
+        bits: uint32, the planes of labels, flat; or the key of a seed, or none for an only child.
         k: Columns of the weight.
         row_words: Words of a row of labels.
         digit: Words of a plane of labels.
@@ -192,25 +191,29 @@ def _along_rows(x, w, bits, k, row_words, digit, children, rows, merge, out, sta
         sums[:] = 0
         for k0 in range(0, k, step):
             groups, rest = min(step, k - k0) // GROUP, min(step, k - k0) % GROUP
+            if exists is not None:  # bits of whole groups say where a row ends
+                groups, rest = -(-min(step, k - k0) // GROUP), 0
             for b in range(m // count):
                 x_at = b * count * planes * width + k0
                 for i in range(together):
-                    w_at, bits_at = (n0 + i) * k + k0, (n0 + i) * row_words + k0 // 32
+                    n = n0 + i
+                    w_at = _place(starts, exists, row_words, n, k0, k)
                     # The next row of this tile; after the last one the first row, of the next tile after the last pass.
-                    ahead = k
+                    after, column = n + 1, k0
                     if i == together - 1:
-                        ahead = (step if b == m // count - 1 else 0) - i * k
+                        after, column = n0, k0 + step if b == m // count - 1 and k0 + step < k else k0
+                    ahead = _place(starts, exists, row_words, min(after, stop - 1), column, k) - w_at
                     _dots(
-                        sums[i, b], w, w_at, ahead, bits, bits_at, digit, flat, x_at, planes * width, width, groups,
-                        children, rows, merge,
+                        sums[i, b], w, w_at, ahead, exists, bits, n, k0 // WORD, row_words, digit, flat, x_at,
+                        planes * width, width, groups, children, rows, merge,
                     )  # fmt: skip
-                    if rest:
+                    if exists is None and rest:
                         done = groups * GROUP
                         for j in range(rest):
                             last[j] = w[w_at + done + j]
                         _dots(
-                            sums[i, b], last, 0, 0, bits, bits_at + done // 32, digit, flat, x_at + done,
-                            planes * width, width, 1, children, rows, merge,
+                            sums[i, b], last, 0, 0, exists, bits, n, (k0 + done) // WORD, row_words, digit, flat,
+                            x_at + done, planes * width, width, 1, children, rows, merge,
                         )  # fmt: skip
         for b in range(m // count):
             for a in range(own):
@@ -220,13 +223,15 @@ def _along_rows(x, w, bits, k, row_words, digit, children, rows, merge, out, sta
 
 
 @compiled
-def _across_rows(x, w, bits, n, k, row_words, digit, children, rows, merge, across, out, start, stop):
+def _across_rows(x, w, starts, exists, bits, n, k, row_words, digit, children, rows, merge, across, out, start, stop):
     """Multiplies columns ``start .. stop`` of the stored weight, the reduction across its rows.
 
     Args:
         x: float32 ``[blocks of rows, N, planes, rows]``.
-        w: The stored weight, flat.
-        bits: uint32, the planes of labels, flat.
+        w: The values of the stored weight, flat.
+        starts: As of :func:`_along_rows`.
+        exists: As there.
+        bits: As there.
         n: Rows of the weight.
         k: Its columns.
         row_words: Words of a row of labels.
@@ -244,32 +249,39 @@ def _across_rows(x, w, bits, n, k, row_words, digit, children, rows, merge, acro
     flat, to = x.reshape(-1), out.reshape(-1)
     depth = len(across)
     step = max(NEAR // (4 * depth) // GROUP * GROUP, GROUP)
+    places, first = np.empty(depth, np.int64), np.zeros(1, np.int64)
     last = np.zeros(2 * GROUP, w.dtype)
     one = (0,)
     for k0 in range(start, stop, step):
         groups, rest = min(step, stop - k0) // GROUP, min(step, stop - k0) % GROUP
+        if exists is not None:
+            groups, rest = -(-min(step, stop - k0) // GROUP), 0
         whole = n // depth * depth
         for b in range(blocks):
             out_at = b * count * own * width + k0
             done = groups * GROUP
             for i in range(0, whole, depth):
+                for j in range(depth):
+                    places[j] = _place(starts, exists, row_words, i + j, k0, k)
+                ahead = _place(starts, exists, row_words, min(i + depth, n - 1), k0, k) - places[0]
                 _spread(
-                    to, out_at, own * width, width, w, i * k + k0, k, depth * k, bits, i * row_words + k0 // 32,
-                    row_words, digit, flat, (b * n + i) * planes * count, groups, children, rows, merge, across,
+                    to, out_at, own * width, width, w, places, ahead, exists, bits, i, k0 // WORD, row_words, digit,
+                    flat, (b * n + i) * planes * count, groups, children, rows, merge, across,
                 )  # fmt: skip
             for i in range(n):
-                x_at, bits_at = (b * n + i) * planes * count, i * row_words + k0 // 32
+                x_at = (b * n + i) * planes * count
                 if i >= whole:
+                    places[0] = _place(starts, exists, row_words, i, k0, k)
                     _spread(
-                        to, out_at, own * width, width, w, i * k + k0, k, 0, bits, bits_at, row_words, digit, flat,
-                        x_at, groups, children, rows, merge, one,
+                        to, out_at, own * width, width, w, places, 0, exists, bits, i, k0 // WORD, row_words, digit,
+                        flat, x_at, groups, children, rows, merge, one,
                     )  # fmt: skip
-                if rest:
+                if exists is None and rest:
                     for j in range(rest):
                         last[j] = w[i * k + k0 + done + j]
                     _spread(
-                        to, out_at + done, own * width, width, last, 0, 0, 0, bits, bits_at + done // 32, row_words,
-                        digit, flat, x_at, 1, children, rows, merge, one,
+                        to, out_at + done, own * width, width, last, first, 0, exists, bits, i,
+                        (k0 + done) // WORD, row_words, digit, flat, x_at, 1, children, rows, merge, one,
                     )  # fmt: skip
 
 
@@ -278,61 +290,104 @@ def _together(m: int, alpha: int) -> int:
     return 1 if m == 1 else 2 if m == 2 or alpha > 4 else 4
 
 
-def _multiply(x: Tensor, w: Tensor, labels: Labels, alpha: int, merge: bool) -> Tensor:
-    """The sums in float32: ``x[M, planes, K]`` and ``w[N, K]`` to ``[M, alpha, N]``, or ``[M, 1, N]`` of a merge."""
-    if isinstance(labels, PackedLabels):
-        planes, transposed = labels.planes, labels.transposed
-    else:
-        plain = table(labels, w.device)
-        w, planes = torch.where(plain < alpha, w, w.new_zeros(())), pack_planes(plain, alpha)
+class _Weight(NamedTuple):
+    """A weight and its labels as the kernels take them: see :func:`_along_rows`."""
+
+    shape: tuple[int, int]
+    transposed: bool
+    values: np.ndarray
+    starts: tuple[np.ndarray, np.ndarray] | None
+    exists: np.ndarray | None
+    bits: np.ndarray | np.uint32 | None
+
+    @classmethod
+    def of(cls, w: Tensor, labels: Labels | None, alpha: int, kept: Bitmap | None) -> "_Weight":
+        """From what an operation is given; a plain table is packed, and the edges that nobody owns become zeros."""
+        bits: np.ndarray | np.uint32 | None = None
         transposed = False
-    (m, inputs), outputs, own = (x.shape[0], x.shape[2]), w.shape[0], 1 if merge else alpha
+        if isinstance(labels, SeededLabels):
+            bits, transposed = np.uint32(labels.key % SEEDS), labels.transposed
+        elif isinstance(labels, PackedLabels):
+            bits, transposed = _words(labels.planes), labels.transposed
+        elif labels is not None:
+            w, bits = torch.where(labels < alpha, w, w.new_zeros(())), _words(pack_planes(labels, alpha))
+        if kept is not None:
+            exists = pad(kept.bits, (0, -kept.bits.shape[1] % (GROUP // WORD)))
+            starts = kept.starts.contiguous().numpy().view(np.uint16), kept.bases.contiguous().numpy()
+            return cls(kept.shape, kept.transposed, numbers(w), starts, _words(exists), bits)
+        stored = (w.T if transposed else w).contiguous()
+        return cls((stored.shape[0], stored.shape[1]), transposed, numbers(stored), None, None, bits)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What both kernels take of it, sizes left out."""
+        return self.values, self.starts, self.exists, self.bits
+
+
+def _words(bits: Tensor) -> np.ndarray:
+    """Bits in any integers as 32-bit words, flat."""
+    return numbers(bits.contiguous()).view(np.uint32)
+
+
+def _multiply(
+    x: Tensor, w: Tensor, labels: Labels | None, alpha: int, merge: bool, kept: Bitmap | None = None
+) -> Tensor:
+    """The sums in float32: ``x[M, planes, K]`` and ``w[N, K]`` to ``[M, alpha, N]``, or ``[M, 1, N]`` of a merge."""
+    (m, inputs), own = (x.shape[0], x.shape[2]), 1 if merge else alpha
+    outputs = w.shape[0] if kept is None else kept.sizes[0]
     if min(m, inputs, outputs) == 0:
         return x.new_zeros(m, own, outputs, dtype=torch.float32)
-    stored = (w.T if transposed else w).contiguous()
-    n, k = stored.shape
-    bits = numbers(planes.contiguous()).view(np.uint32)
-    row_words = planes.shape[2] // 4
-    weights, together = numbers(stored), _together(m, alpha)
-    children, rows, merges = (0,) * alpha, (0,) * together, (0,) * merge
-    if not transposed:
+    weight = _Weight.of(w, labels, alpha, kept)
+    (n, k), parts = weight.shape, weight.arguments()
+    row_words = -(-k // GROUP) * (GROUP // WORD)
+    together, threads = _together(m, alpha), threads_for(n * k * m)
+    counted = (0,) * alpha, (0,) * together, (0,) * merge
+    if not weight.transposed:
         rows_in = padded(x, together, GROUP)
         out = x.new_empty(rows_in.shape[0], own, n, dtype=torch.float32)
         ready, to = rows_in.numpy(), out.numpy()
         shared_out(
-            lambda i, j: _along_rows(
-                ready, weights, bits, k, row_words, n * row_words, children, rows, merges, to, i, j
-            ),
+            lambda i, j: _along_rows(ready, *parts, k, row_words, n * row_words, *counted, to, i, j),
             n,
             TOGETHER,
+            threads,
         )
         return out[:m]
     by_row = padded(x, together, 1).unflatten(0, (-1, together)).permute(0, 3, 2, 1).contiguous().numpy()
     out = x.new_zeros(by_row.shape[0] * together, own, -(-k // GROUP) * GROUP, dtype=torch.float32)
     across, to = (0,) * ACROSS, out.numpy()
     shared_out(
-        lambda i, j: _across_rows(
-            by_row, weights, bits, n, k, row_words, n * row_words, children, rows, merges, across, to, i, j
-        ),
+        lambda i, j: _across_rows(by_row, *parts, n, k, row_words, n * row_words, *counted, across, to, i, j),
         k,
         GROUP,
+        threads,
     )
     return out[:m, :, :k]
 
 
 def split_matmul(
-    x: Tensor, w: Tensor, labels: Labels, alpha: int, bias: Tensor | None = None, activation: str | None = None
+    x: Tensor,
+    w: Tensor,
+    labels: Labels | None,
+    alpha: int,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    kept: Bitmap | None = None,
 ) -> Tensor:
     """``split_matmul`` on ``x[M, K]``: returns ``y[M, alpha, N]``."""
-    y = _multiply(x.unsqueeze(1), w, labels, alpha, merge=False)
+    y = _multiply(x.unsqueeze(1), w, labels, alpha, False, kept)
     return finish(y if bias is None else y + bias, activation).to(x.dtype)
 
 
 def merge_matmul(
-    z: Tensor, w: Tensor, labels: Labels, bias: Tensor | None = None, activation: str | None = None
+    z: Tensor,
+    w: Tensor,
+    labels: Labels | None,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    kept: Bitmap | None = None,
 ) -> Tensor:
     """``merge_matmul`` on ``z[M, alpha, K]``: returns ``y[M, N]``."""
-    y = _multiply(z, w, labels, z.shape[1], merge=True)[:, 0]
+    y = _multiply(z, w, labels, z.shape[1], True, kept)[:, 0]
     return finish(y if bias is None else y + bias, activation).to(z.dtype)
 
 

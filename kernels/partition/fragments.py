@@ -49,6 +49,13 @@ def _signs_of_two(high):
 
 
 @gluon.constexpr_function
+def _signs_of_four(high):
+    """The same of two words of two rows and two of two other rows: each label word has the bits of one word on top."""
+    even, odd = ("0xEEAA", "0xFFBB") if high else ("0xCC88", "0xDD99")
+    return "".join([f"prmt.b32 ${i}, ${4 + i}, ${8 + i}, {odd if i % 2 else even}; " for i in range(4)])
+
+
+@gluon.constexpr_function
 def _own(digit):
     """Which of a lane's four words have their label's digit turned by their place: of halves, and of words."""
     return digit == 0, (False, digit == 1, digit == 2, digit > 0)
@@ -128,6 +135,13 @@ def masks_of_two(first, second, high: gl.constexpr):
 
 
 @gluon.jit
+def masks_of_four(first, second, high: gl.constexpr):
+    """Masks of one half of two words of two rows, and of two words of two other rows, from a label word for each."""
+    constraints: gl.constexpr = "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r"
+    return gl.inline_asm_elementwise(_signs_of_four(high), constraints, [first, second], gl.int32, is_pure=True, pack=4)
+
+
+@gluon.jit
 def halves_of_two(first, second, high: gl.constexpr):
     """The low or the high halves of two words, the first word's below."""
     selector: gl.constexpr = "0x7632" if high else "0x5410"
@@ -166,3 +180,45 @@ def share(words, masks, CHILD: gl.constexpr, DIGITS: gl.constexpr):
         operands = [words, masks[1], masks[0]]
         words = gl.inline_asm_elementwise(_both(CHILD), "=r,r,r,r", operands, gl.int32, is_pure=True, pack=1)
     return words
+
+
+@gluon.jit
+def masks_of_rows(
+    upper_labels,
+    lower_labels,
+    like,
+    ALPHA: gl.constexpr,
+    DIGITS: gl.constexpr,
+    SEEDED: gl.constexpr,
+    step: gl.constexpr,
+):
+    """Masks of a lane's words ``like`` of its two rows, digit by digit, from their label words or their one hash."""
+    upper_masks = ()
+    lower_masks = ()
+    for digit in gl.static_range(DIGITS):
+        if SEEDED:
+            hashed = gl.broadcast(upper_labels[0], like)[0]
+            upper_masks += (masks_of_seed(hashed, ALPHA, digit, step, 0),)
+            lower_masks += (masks_of_seed(hashed, ALPHA, digit, step, 1),)
+        else:
+            upper_masks += (masks_of_step(gl.broadcast(upper_labels[digit], like)[0], step),)
+            lower_masks += (masks_of_step(gl.broadcast(lower_labels[digit], like)[0], step),)
+    return upper_masks, lower_masks
+
+
+@gluon.jit
+def share_of_row(words, masks, CHILD: gl.constexpr, ALPHA: gl.constexpr, DIGITS: gl.constexpr, SEEDED: gl.constexpr):
+    """A child's weights out of a lane's words of one row."""
+    if SEEDED and ALPHA == 2:
+        words = half_of(words, masks[0], CHILD)
+    else:
+        words = share(words, masks, CHILD, DIGITS)
+    return words
+
+
+@gluon.jit
+def add_rows(acc, upper, lower, x, KIND: gl.constexpr):
+    """Adds the products of 32 columns of two rows a lane to the sums: two instructions."""
+    text: gl.constexpr = multiply(KIND, (((0, 4, 1, 5), (0, 1)), ((2, 6, 3, 7), (2, 3))), 16)
+    operands = [acc, upper, lower, x]
+    return gl.inline_asm_elementwise(text, constraints(3), operands, gl.float32, is_pure=True, pack=4)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..dispatch import AUTO_ON_CPU, Backend, fastest, fastest_on_cpu
 from ..library import define, implementation, save_operands
 from ..structures import RANDOM, SEEDED
-from .backends import MERGE, OF_A_SEED, SPLIT
+from .backends import MERGE, SPLIT
 from .eager import Labels
 from .labels import PackedLabels
 from .seeded import SeededLabels
@@ -61,7 +61,7 @@ def _implementation(
         backend = fastest_on_cpu(op, sizes, operand, backends, sizes[-1])
     if backend == "auto":
         structure = SEEDED if seeded else RANDOM
-        backends = OF_A_SEED if seeded else backends
+        backends = SPLIT if seeded else backends
         backend = fastest(
             op, sizes, operand, backends, sizes[-1], structure=structure, constant=constant, transposed=transposed
         )

@@ -4,7 +4,7 @@
 ``triton.py`` and ``gluon.py`` gives the same labels for ever: a checkpoint holds the seed alone.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from ..structures import SEEDED_CHILDREN as CHILDREN
 
 VERSION = 1
 """Of the function. Another function has another number, and this one stays."""
+
+VERSIONS = 1 << 8
+"""There are fewer: what a state dict has room for."""
 
 SEEDS = 1 << 32
 """Seeds are integers from 0 to below this."""
@@ -67,10 +70,7 @@ class SeededLabels(NamedTuple):
 
     def check(self, op: str, name: str = "labels") -> "SeededLabels":
         """Returns the labels, or raises where a field is out of range."""
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise TypeError(f"{op}: the seed of {name} must be an integer, got {type(self.seed).__name__}")
-        if not 0 <= self.seed < SEEDS:
-            raise ValueError(f"{op}: the seed of {name} must be from 0 to 2^32 - 1, got {self.seed}")
+        check_seed(op, name, self.seed)
         if self.alpha not in CHILDREN:
             raise ValueError(f"{op}: labels of a seed know {CHILDREN} children, got alpha = {self.alpha!r}")
         check_pair(op, f"the shape of {name}", self.shape, 0)
@@ -87,7 +87,7 @@ class SeededLabels(NamedTuple):
             part = labels[first : first + step]
             begin = first_n + first
             rows = torch.arange(begin, begin + len(part), dtype=torch.int64, device=device)
-            part.copy_(_labels(_key(self.seed), rows, columns, self.alpha))
+            part.copy_(_labels(key_of(self.seed), rows, columns, self.alpha))
         return labels.T if self.transposed else labels
 
     @property
@@ -99,7 +99,7 @@ class SeededLabels(NamedTuple):
     def key(self) -> int:
         """What a kernel adds to what it hashes, signed 32 bits: the seed, and where the part begins."""
         row, column = self.offsets
-        key = (_key(self.seed) + row // 2 * ROW + column // 32 * COLUMN) & WORD
+        key = (key_of(self.seed) + row // 2 * ROW + column // 32 * COLUMN) & WORD
         return key - (key >> 31 << 32)
 
     @property
@@ -130,7 +130,7 @@ def _labels(key: int, rows: Tensor, columns: Tensor, alpha: int) -> Tensor:
     words = eight // 16 * 4 + eight % 4
     pairs, row = torch.unique_consecutive(rows // 2, return_inverse=True)
     known, column = words.unique(return_inverse=True)
-    hashed = _mixed(pairs[:, None] * ROW + known * COLUMN + key).to(torch.int32)  # of whose bits none is lost
+    hashed = mixed(pairs[:, None] * ROW + known * COLUMN + key).to(torch.int32)  # of whose bits none is lost
     bits = hashed[row][:, column] >> (rows[:, None] % 2).to(torch.int32)
     first = (8 * digits * (columns % 8 // alpha) + 2 * (eight // 4 % 4)).to(torch.int32)
     labels = columns.to(torch.int32) & (alpha - 1)
@@ -139,7 +139,10 @@ def _labels(key: int, rows: Tensor, columns: Tensor, alpha: int) -> Tensor:
     return labels
 
 
-def _mixed(x: Tensor) -> Tensor:
+Integers = TypeVar("Integers", int, Tensor)
+
+
+def mixed(x: Integers) -> Integers:
     """A hash of integers modulo 2^32."""
     x = x & WORD
     for shift, factor in MIX:
@@ -147,9 +150,17 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _key(seed: int) -> int:
+def key_of(seed: int, begin: int = GOLDEN) -> int:
     """A seed as what is hashed begins with it: seeds beside each other begin far apart."""
-    return int(_mixed(torch.tensor(seed + GOLDEN)))
+    return mixed(seed + begin)
+
+
+def check_seed(op: str, name: str, seed: object) -> None:
+    """Raises unless a seed of something is one."""
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"{op}: the seed of {name} must be an integer, got {type(seed).__name__}")
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"{op}: the seed of {name} must be from 0 to 2^32 - 1, got {seed}")
 
 
 def beside(seed: int, places: int = 1) -> int:

@@ -13,7 +13,7 @@ its kept values alone: a bitmap says where each entry of a tile lies among them,
 import triton
 import triton.language as tl
 
-from ..bitmap.triton import kept_tile
+from ..bitmap.triton import kept_tile, values_before
 from ..epilogue import activate, in_groups, multiply, multiply_loaded
 from .seeded import COLUMN, MIX, ROW, signed
 
@@ -130,6 +130,7 @@ def _partition_multiply(
     planes_ptr,
     bits_ptr,
     starts_ptr,
+    bases_ptr,
     bias_ptr,
     out_ptr,
     M,
@@ -151,6 +152,7 @@ def _partition_multiply(
     DIGITS: tl.constexpr,
     KEPT: tl.constexpr,
     RUN: tl.constexpr,
+    BASE: tl.constexpr,
     WORD: tl.constexpr,
     SEEDED: tl.constexpr,
     MERGE: tl.constexpr,
@@ -185,11 +187,19 @@ def _partition_multiply(
     x_rows = x_ptr + tl.expand_dims(offs_m.to(tl.int64) * stride_xm, AXIS)
     rows = tl.expand_dims(mask_m, AXIS)
     steps = tl.cdiv(SIZE_IN, IN)
+    first_step = steps * pid_split // SPLIT
+    WORDS = tl.cdiv(K, WORD)
+    if KEPT and not TRANSPOSED:  # rows stay: from tile to tile their values go on
+        offs_n = pid_out * BLOCK_N + tl.arange(0, BLOCK_N)
+        before = values_before(
+            bits_ptr, starts_ptr, bases_ptr, offs_n, offs_n < N, first_step * (BLOCK_K // WORD), WORDS, RUN, BASE, WORD,
+            UPCAST,
+        )  # fmt: skip
 
     accs = ()
     for _ in tl.static_range(SUMS):
         accs += (tl.zeros([BLOCK_M, OUT] if TURNED else [OUT, BLOCK_M], dtype=tl.float32),)
-    for step in range(steps * pid_split // SPLIT, steps * (pid_split + 1) // SPLIT):
+    for step in range(first_step, steps * (pid_split + 1) // SPLIT):
         first_n = step * BLOCK_N if TRANSPOSED else pid_out * BLOCK_N
         first_k = pid_out * BLOCK_K if TRANSPOSED else step * BLOCK_K
         offs_n = first_n + tl.arange(0, BLOCK_N)
@@ -197,9 +207,13 @@ def _partition_multiply(
         mask_n = offs_n < N
         words_at = words_ptr + offs_n[:, None].to(tl.int64) * stride_wn + offs_w[None, :]
         if KEPT:
-            exists, values_at = kept_tile(
-                words_ptr, bits_ptr, starts_ptr, offs_n, mask_n, first_k, K, BLOCK_K, RUN, WORD, UPCAST
-            )
+            word = first_k // WORD
+            if TRANSPOSED:
+                before = values_before(
+                    bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, UPCAST
+                )  # fmt: skip
+            exists, numbers, before = kept_tile(bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, UPCAST)
+            values_at = words_ptr + numbers
             words = tl.load(values_at, mask=exists, other=0)  # [BLOCK_N, BLOCK_K]
         elif EVEN:
             words = tl.load(words_at)  # [BLOCK_N, BLOCK_K / PER_WORD]
@@ -256,6 +270,7 @@ def _partition_outer(
     planes_ptr,
     bits_ptr,
     starts_ptr,
+    bases_ptr,
     out_ptr,
     M,
     N,
@@ -273,6 +288,7 @@ def _partition_outer(
     DIGITS: tl.constexpr,
     KEPT: tl.constexpr,
     RUN: tl.constexpr,
+    BASE: tl.constexpr,
     WORD: tl.constexpr,
     SEEDED: tl.constexpr,
     HOLES: tl.constexpr,
@@ -345,10 +361,10 @@ def _partition_outer(
         out = tl.where(owned != 0, out, 0.0)
     out_at = out_ptr + pid_split.to(tl.int64) * stride_os
     if KEPT:
-        exists, values_at = kept_tile(
-            out_at, bits_ptr, starts_ptr, offs_n, mask_n, first_k, K, BLOCK_K, RUN, WORD, UPCAST
-        )
-        tl.store(values_at, out.to(out_ptr.dtype.element_ty), mask=exists)
+        word, WORDS = first_k // WORD, tl.cdiv(K, WORD)
+        before = values_before(bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, UPCAST)
+        exists, numbers, _ = kept_tile(bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, UPCAST)
+        tl.store(out_at + numbers, out.to(out_ptr.dtype.element_ty), mask=exists)
     else:
         out_at += offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
         tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])

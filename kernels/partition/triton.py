@@ -12,13 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..bitmap.layout import RUN, WORD, Bitmap
+from ..bitmap.layout import BASE, RUN, WORD, Bitmap
 from ..bitmap.triton import AS_BITS
 from ..device import device_of, interpreting, stored_dtype
 from ..epilogue import aligned_pairs, launch_options, launch_reduce, rows_contiguous
 from ..tables import choose
 from . import tiles
-from .config import Config, Problem, warps_of
+from .config import Config, Problem, columns_of, warps_of
 from .eager import Labels, stored_like, table
 from .labels import PackedLabels, digits, pack_planes, row_bytes
 from .seeded import SeededLabels
@@ -77,7 +77,7 @@ class StoredWeight(NamedTuple):
     Attributes:
         words: The weight in stored order, as words of bits; with ``kept`` its kept values alone, each a word.
         per_word: Weights in a word.
-        planes: The labels' planes in 32-bit words; none of labels of a seed, nor of one child beside ``kept``.
+        planes: The labels' planes in 32-bit words; none of labels of a seed, nor of an only child beside ``kept``.
         key: Of labels of a seed, :attr:`SeededLabels.key`.
         shape: As it is stored.
         transposed: Whether it is stored as its transpose.
@@ -110,14 +110,19 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
         labels = _packed(labels, alpha)
     stored = rows_contiguous(w.T if labels.transposed else w)
     n, k = stored.shape
-    if stored.dtype == torch.float32:
-        words, per_word = stored.view(torch.int32), 1
-    elif k and k % 2 == 0 and stored.stride(0) % 2 == 0 and stored.storage_offset() % 2 == 0:
-        words, per_word = stored.view(torch.int32), 2
-    else:
-        words, per_word = stored.view(torch.int16), 1
-    planes, key = (None, labels.key) if isinstance(labels, SeededLabels) else (labels.words, 0)
+    words, per_word = as_words(stored)
+    planes, key = _planes_and_key(labels)
     return StoredWeight(words, per_word, planes, key, (n, k), labels.transposed)
+
+
+def as_words(stored: Tensor) -> tuple[Tensor, int]:
+    """Rows of a weight as words of bits, and the weights in a word: two 16-bit ones where rows begin at words."""
+    if stored.dtype == torch.float32:
+        return stored.view(torch.int32), 1
+    k = stored.shape[1]
+    if k and k % 2 == 0 and stored.stride(0) % 2 == 0 and stored.storage_offset() % 2 == 0:
+        return stored.view(torch.int32), 2
+    return stored.view(torch.int16), 1
 
 
 def planes_strides(planes: Tensor | None) -> tuple[int, int]:
@@ -125,12 +130,18 @@ def planes_strides(planes: Tensor | None) -> tuple[int, int]:
     return (0, 0) if planes is None else (planes.stride(0), planes.stride(1))
 
 
-def kept_weight(values: Tensor, labels: PackedLabels | None, kept: Bitmap) -> StoredWeight:
+def kept_weight(values: Tensor, labels: PackedLabels | SeededLabels | None, kept: Bitmap) -> StoredWeight:
     """Kept values, their bitmap and their labels as the kernels read them."""
     words = values.contiguous().view(AS_BITS[values.element_size()])
-    kept = kept._replace(bits=kept.bits.contiguous(), starts=kept.starts.contiguous())
-    planes = None if labels is None else labels.words
-    return StoredWeight(words, 1, planes, 0, kept.shape, kept.transposed, kept)
+    planes, key = _planes_and_key(labels)
+    return StoredWeight(words, 1, planes, key, kept.shape, kept.transposed, kept)
+
+
+def _planes_and_key(labels: PackedLabels | SeededLabels | None) -> tuple[Tensor | None, int]:
+    """Words of a table, or the key of labels of a seed; neither of an only child."""
+    if isinstance(labels, SeededLabels):
+        return None, labels.key
+    return (None if labels is None else labels.words), 0
 
 
 def _packed(labels: Tensor, alpha: int) -> PackedLabels:
@@ -160,13 +171,14 @@ def _launch_multiply(
         assert labels is not None
         weight = stored_weight(w, labels, alpha)
     else:
-        assert labels is None or isinstance(labels, PackedLabels)
+        assert not isinstance(labels, Tensor)
         weight = kept_weight(w, labels, kept)
     (n, k), bias = weight.shape, None if bias is None else bias.contiguous()
     op = "merge_matmul" if merge else "split_matmul"
     device = device_of(x)
     pairs = x.element_size() == 2 and weight.per_word == 2 and n * k < 2**32 and not interpreting()
-    problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs, kept is not None)
+    seeded = isinstance(labels, SeededLabels)
+    problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs, _share(kept), seeded)
     config = config or choose(problem, device)
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     if config.direct:
@@ -205,7 +217,7 @@ def _launch_multiply(
         EVEN=n % config.block_n == 0 and k % config.block_k == 0,
         ACTIVATION=activation,
         HAS_BIAS=bias is not None,
-        **_shared_options(config, alpha, x, weight.planes, kept),
+        **_shared_options(config, alpha, x, kept),
     )
     if config.split > 1:
         launch_reduce(out, result, bias, activation)
@@ -216,7 +228,7 @@ REGISTERS = 168
 """Of a thread, where they suffice: three programs then fit a multiprocessor and hide the latency of their loads."""
 
 
-def _turns_ahead(alpha: int, block_m: int, unroll: int, merges: bool) -> int:
+def turns_ahead(alpha: int, block_m: int, loads: int, merges: bool = False) -> int:
     """Turns of the loop by which L2 is asked for weights before they are loaded; none where enough loads are in flight.
 
     The sums of more children or rows leave registers for fewer loads, and for fewer programs on a multiprocessor.
@@ -224,12 +236,12 @@ def _turns_ahead(alpha: int, block_m: int, unroll: int, merges: bool) -> int:
     Args:
         alpha: Children.
         block_m: Rows of activations of a program.
-        unroll: Loads of a turn, halved.
+        loads: Of 16 bytes, that a lane makes of the weights in a turn.
         merges: Whether it is a merge on the transpose, where four children of 32 rows leave no register for it.
     """
     if merges and alpha == 4 and block_m > 16:
         return 0
-    return 4 // unroll if alpha > 2 or block_m > 16 else 0
+    return max(16 // loads, 1) if alpha > 2 or block_m > 16 else 0
 
 
 def _launch_direct(
@@ -254,16 +266,19 @@ def _launch_direct(
         alpha: Children.
         config: A direct one.
     """
-    from .gluon import multiply_columns, multiply_rows
+    from .gluon import multiply_rows
+    from .gluon_transposed import multiply_columns
 
     words, labels, (n, k), transposed = weight.words, weight.planes, weight.shape, weight.transposed
     m, size_in, size_out = x.shape[0], (n if transposed else k), (k if transposed else n)
     step = config.block_n if transposed else config.block_k
     steps = -(-size_in // step)
-    pairs = aligned_pairs(x, steps * step)
+    pairs = aligned_pairs(x, steps * step if transposed else -(-k // 8) * 8)
     sums = 1 if merge else alpha
-    warps_in, warps_out = warps_of(config, transposed)
+    warps_in, warps_out = warps_of(config, transposed, sums)
     unroll = config.block_n // (16 * warps_in)  # of a transposed one
+    each = columns_of(config.block_m, sums) // 8  # a lane's
+    loads = unroll * each // 2 if transposed else 8
     unit = 4 if words.stride(0) % 4 == 0 else 1
     common: dict[str, Any] = {
         "stride_xm": pairs.stride(0) // 4,
@@ -285,7 +300,7 @@ def _launch_direct(
         "SPLIT": config.split,
         "UNIT": unit,
         "WHOLE": size_in % step == 0,
-        "AHEAD": _turns_ahead(alpha, config.block_m, unroll if transposed else 2, merge and transposed),
+        "AHEAD": turns_ahead(alpha, config.block_m, loads, merge and transposed),
         "KIND": "bf16" if x.dtype == torch.bfloat16 else "f16",
         "ACTIVATION": activation if config.split == 1 else None,
         "HAS_BIAS": bias is not None and config.split == 1,
@@ -295,9 +310,9 @@ def _launch_direct(
     programs = -(-m // config.block_m) * -(-size_out // (config.block_k if transposed else config.block_n))
     tensors = (pairs, words, labels, bias, out)
     if transposed:
-        multiply_columns[(programs, config.split)](
-            *tensors, M=m, N=n, K=k, STEPS_N=steps, UNROLL=unroll, WHOLE_COLUMNS=k % 8 == 0, **common
-        )
+        shape = {"M": m, "N": n, "K": k, "STEPS_N": steps, "UNROLL": unroll, "WHOLE_COLUMNS": k % 8 == 0}
+        pitch = common["stride_pn"] if each == 4 else 0  # a constant of the kernel where it saves the most
+        multiply_columns[(programs, config.split)](*tensors, **shape, EACH=each, PITCH=pitch, **common)
     else:
         multiply_rows[(programs, config.split)](
             *tensors, M=m, N=n, SIZE_WORDS=k // 2, STEPS_K=steps, BLOCK_N=config.block_n, **common
@@ -316,13 +331,9 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
         result = result.to(x.dtype)
         return result if labels is None or kept is not None else stored_like(labels, result.T if transposed else result)
     left, right = (x, dy) if transposed else (dy, x)
-    planes, key = None, 0
-    if isinstance(packed, SeededLabels):
-        key = packed.key
-    elif packed is not None:
-        planes = packed.words
+    planes, key = _planes_and_key(packed)
     config = config or choose(
-        Problem("partition_grad", m, n, k, transposed, alpha, x.element_size(), kept=kept is not None), device_of(x)
+        Problem("partition_grad", m, n, k, transposed, alpha, x.element_size(), kept=_share(kept)), device_of(x)
     )
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
     tiles._partition_outer[(triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k), config.split)](
@@ -349,7 +360,7 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
         FENCED=device_of(x).sets_fence,
         GROUP=config.group,
         EVEN=n % config.block_n == 0 and k % config.block_k == 0,
-        **_shared_options(config, alpha, x, planes, kept),
+        **_shared_options(config, alpha, x, kept),
     )
     if config.split > 1:
         launch_reduce(out, result)
@@ -357,20 +368,24 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
     return result.T if transposed and kept is None else result
 
 
-def _index(kept: Bitmap | None) -> tuple[Tensor | None, Tensor | None]:
+def _share(kept: Bitmap | None) -> float | None:
+    """How many of the entries exist, in hundredths: configurations are chosen once for each."""
+    return None if kept is None else round(kept.nnz / max(kept.shape[0] * kept.shape[1], 1), 2)
+
+
+def _index(kept: Bitmap | None) -> tuple[Tensor | None, ...]:
     """What says where kept values are."""
-    return (None, None) if kept is None else (kept.bits, kept.starts)
+    return (None, None, None) if kept is None else tuple(t.contiguous() for t in kept.index)
 
 
-def _shared_options(
-    config: Config, alpha: int, operand: Tensor, planes: Tensor | None, kept: Bitmap | None
-) -> dict[str, Any]:
+def _shared_options(config: Config, alpha: int, operand: Tensor, kept: Bitmap | None) -> dict[str, Any]:
     """What both kernels are launched with."""
     return {
         "ALPHA": alpha,
-        "DIGITS": 0 if kept is not None and planes is None else digits(alpha),
+        "DIGITS": 0 if kept is not None and alpha == 1 else digits(alpha),
         "KEPT": kept is not None,
         "RUN": RUN,
+        "BASE": BASE,
         "WORD": WORD,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....kernels.gpus import runs_mma_sp
+from ....kernels.gpus import reads_kept_values, runs_mma_sp
 from ....kernels.partition.labels import PackedLabels
 from ...families import FAMILIES, TYPES
 from ...families.contract import Draw, Problem, laid
@@ -18,6 +18,9 @@ MULTIPLIES = ("split", "merge", "split_t", "merge_t")
 BLOCK = ("forward", "dx", "dw")
 SEMI_STRUCTURED = ("forward", "dx", "dw", "compress", "expand")
 SPARSE = ("forward", "dx")
+KEPT = tuple(f"kept_{op}" for op in PARTITION)
+BITMAP = ("unpack", "pack", *KEPT)
+"""Moves of packed values, and the partition operations on them."""
 PACKED = ("values", "transposed", "parent", "parent_t")
 """What is packed for sparse tensor cores (stored values, the same seen from their outputs, a parent's weight that lies
 along its rows or across them), and into which forms: an operation is ``"values-rows"``, and so on."""
@@ -28,7 +31,8 @@ class Case:
     """One operation on small operands.
 
     Attributes:
-        family: ``"partition"``, ``"block"``, ``"mlp"``, ``"semi_structured"``, ``"sparse"`` or ``"pack"``.
+        family: ``"partition"``, ``"block"``, ``"mlp"``, ``"semi_structured"``, ``"sparse"``, ``"pack"`` or
+            ``"bitmap"``.
         op: One of the family's.
         dtype: A name in ``TYPES``; ``"fp32"`` multiplies in full precision.
         m: Rows of activations.
@@ -45,7 +49,7 @@ class Case:
             ``"broadcast"`` (one row for all), ``"columns"`` (transposed) or ``"offset"`` (from an odd element on).
             Nobody may touch what lies between the rows.
         integers: Whether operands are integers, of which sums are exact, or normally distributed.
-        density: Chance that a block is kept.
+        density: Chance that a block is kept, or an entry of a bitmap.
         merged: Whether the second layer of the MLP has labels.
         outputs: Of the fused MLP.
         seeded: Whether labels are of a seed.
@@ -164,6 +168,9 @@ def _partition_cases() -> tuple[Case, ...]:
         *each(("split_t", "merge_t"), shape=(1100, 40), m=3, bias=True, activation="gelu"),
         *each(("split", "merge"), shape=(20, 4400), m=3, bias=True),  # programs that share it, too
         *each(("split_t", "merge_t"), shape=(4400, 20), m=3, bias=True, activation="gelu"),
+        *each(("split_t",), shape=(96, 512), m=16, alpha=8),  # four columns a lane, in whole tiles and not
+        *each(("split_t",), shape=(1100, 44), m=12, alpha=8, bias=True),
+        *each(("split_t",), dtype="fp16", shape=(34, 66), m=20, alpha=6, lying="padded"),
         *each(("grad", "grad_t"), shape=(20, 40), m=530),
         *each(("grad", "grad_t"), shape=(66, 70), alpha=3, holes=True),
         *each(holes=True, packed=False, alpha=3),
@@ -197,6 +204,20 @@ def _other_cases() -> tuple[Case, ...]:
         Case("mlp", "mlp", shape=(1, 8), alpha=8, m=1, outputs=1, bias=True, activation="relu"),
         Case("mlp", "mlp", shape=(64, 128), m=64, outputs=64, bias=True, activation="relu"),
         Case("mlp", "mlp", shape=(20, 40), lying="strided", activation="relu", integers=False),
+        *(  # directly
+            Case("mlp", "mlp", t, shape=(14, 70), alpha=a, merged=merged, bias=True, activation="relu")
+            for t, a, merged in product(("bf16", "fp16"), (2, 3, 4, 8), (False, True))
+        ),
+        *(
+            Case("mlp", "mlp", m=m, shape=(128, 136), alpha=8, outputs=130, merged=merged, bias=True, activation="relu")
+            for m, merged in product((1, 64), (False, True))
+        ),
+        *(
+            Case("mlp", "mlp", m=40, shape=(34, 1100), alpha=4, merged=merged, seeded=True, activation="relu")
+            for merged in (False, True)
+        ),
+        Case("mlp", "mlp", m=5, shape=(64, 512), merged=True, seeded=True, activation="relu"),
+        Case("mlp", "mlp", m=70, shape=(64, 128), merged=True, bias=True, activation="relu"),  # more rows
         *(
             Case("semi_structured", op, t, alpha=a)
             for op, t, a in product(("forward", "dx", "dw"), ("bf16", "fp16", "fp32"), (1, 2))
@@ -219,7 +240,26 @@ def _other_cases() -> tuple[Case, ...]:
     )
 
 
-CASES = tuple(dict.fromkeys((*_partition_cases(), *_other_cases())))
+def _bitmap_cases() -> tuple[Case, ...]:
+    def each(operations: tuple[str, ...] = KEPT, **fields: object) -> tuple[Case, ...]:
+        return tuple(Case("bitmap", op, **fields) for op in operations)  # type: ignore[arg-type]
+
+    return (
+        *(
+            c
+            for t, density in product(("bf16", "fp32"), (0.25, 1.0))
+            for c in each(BITMAP[:2], dtype=t, density=density)
+        ),
+        *(c for dtype in ("bf16", "fp16", "fp32") for c in each(dtype=dtype)),
+        *(c for alpha, m in ((1, 16), (4, 16), (8, 33)) for c in each(alpha=alpha, m=m)),
+        *each(alpha=1, m=3, shape=(20, 1100), density=0.25),  # runs that begin inside of rows; programs share the sums
+        *each(alpha=1, m=3, shape=(1100, 20), density=0.75),
+        *each(alpha=3, m=64, shape=(64, 128), density=1.0),
+        *each(KEPT[:2], bias=True, activation="relu"),
+    )
+
+
+CASES = tuple(dict.fromkeys((*_partition_cases(), *_other_cases(), *_bitmap_cases())))
 
 QUICK = (
     Case("partition", "split", shape=(64, 640), m=16),
@@ -228,12 +268,16 @@ QUICK = (
     Case("partition", "grad", shape=(66, 70), alpha=3, holes=True),
     Case("block", "forward", block=(32, 32), bias=True, activation="gelu"),
     Case("mlp", "mlp", shape=(13, 70), bias=True, activation="relu"),
+    Case("mlp", "mlp", shape=(14, 70), alpha=4, merged=True, bias=True, activation="relu"),
     Case("sparse", "forward", alpha=2, bias=True),
     Case("pack", "parent_t-dense", alpha=4),
+    Case("bitmap", "kept_split", alpha=1, m=16),
 )
 """A few of each kind, for CI."""
 
 
 def runs_on(case: Case, arch: int) -> bool:
     """Whether an architecture runs a case."""
+    if case.op in KEPT:
+        return reads_kept_values(arch)
     return case.family != "sparse" or runs_mma_sp(arch)

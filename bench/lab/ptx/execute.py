@@ -158,6 +158,33 @@ def run(
     return Results("lab-execute", settings, rows)
 
 
+FILES = {"bitmap": "execute-bitmap"}
+"""Where rows of a family go that are not in the file of most."""
+
+
+def by_file(cases: Iterable[Case]) -> dict[str, list[Case]]:
+    """Cases by the file of results that their rows go to."""
+    files: dict[str, list[Case]] = {}
+    for case in cases:
+        files.setdefault(FILES.get(case.family, "execute"), []).append(case)
+    return files
+
+
+def together(first: Results, *others: Results) -> Results:
+    """Rows of several files as of one."""
+    every = (first, *others)
+    opcodes: dict[str, set[str]] = {}
+    for results in every:
+        for arch, names in results.settings["opcodes"].items():
+            opcodes.setdefault(arch, set()).update(names)
+    settings = {
+        **first.settings,
+        "cases": sum(results.settings["cases"] for results in every),
+        "opcodes": {arch: sorted(names) for arch, names in opcodes.items()},
+    }
+    return Results(first.study, settings, [row for results in every for row in results.rows], first.provenance)
+
+
 def in_parallel(function: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: int | None) -> Iterator[Any]:
     """The results of a function in the order of its arguments, from so many processes."""
     if jobs == 1:
@@ -174,6 +201,7 @@ FAMILIES = {
     "semi_structured": "2:4, dense mma",
     "sparse": "2:4, mma.sp",
     "pack": "2:4, packed",
+    "bitmap": "kept values",
 }
 
 

@@ -1,0 +1,150 @@
+"""Holes as a function of a seed: which entries of a weight exist, with no index.
+
+``docs/seeded.md`` says what the function is, with test vectors. Every row keeps as many entries, and so does every word
+of 32 columns but for rounding: where a row's values begin is known without a table.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import check_pair, check_tensor
+from ..dispatch import Backend, why_not_triton
+from .seeded import COLUMN, ROW, WORD, check_seed, key_of, mixed
+
+BEGIN = 0x3C6EF372
+"""What is added to a seed for its holes, as ``GOLDEN`` is for its labels."""
+COLUMNS = 32
+"""To a word of bits."""
+SWAPS = ((16, 0x0000FFFF), (8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555))
+"""Distance of two places that may change, and the lower one of each pair."""
+
+_CHUNK = 1 << 22  # entries made at a time: bounds the working memory of large layers
+
+
+class SeededHoles(NamedTuple):
+    """Which entries of a weight ``w[N, K]`` exist: ``count`` of every row, by a function of a seed.
+
+    The kept values are stored alone, row after row, ``values[N * count]``. It goes wherever :class:`Bitmap` goes beside
+    :class:`SeededLabels`, whose seed it shares.
+
+    Attributes:
+        seed: 0 to 2^32 - 1.
+        shape: ``(N, K)`` as the values are stored.
+        count: Entries that each row keeps, 1 to ``K``.
+        transposed: Whether these are the holes of the transposed weight.
+    """
+
+    seed: int
+    shape: tuple[int, int]
+    count: int
+    transposed: bool = False
+
+    @classmethod
+    def of(cls, seed: int, shape: tuple[int, int], count: int) -> "SeededHoles":
+        """The holes of a seed, after checks.
+
+        Raises:
+            TypeError: ``seed`` is no integer.
+            ValueError: An argument is out of range.
+        """
+        n, k = shape
+        return cls(seed, (n, k), count).check("SeededHoles.of")
+
+    def check(self, op: str, name: str = "kept") -> "SeededHoles":
+        """Returns the holes, or raises where a field is out of range."""
+        check_seed(op, name, self.seed)
+        check_pair(op, f"the shape of {name}", self.shape, 0)
+        if not isinstance(self.count, int) or not 1 <= self.count <= self.shape[1]:
+            raise ValueError(f"{op}: {name} must keep 1 to {self.shape[1]} entries of each row, got {self.count!r}")
+        return self
+
+    @property
+    def nnz(self) -> int:
+        """Number of kept values."""
+        return self.shape[0] * self.count
+
+    @property
+    def T(self) -> "SeededHoles":  # noqa: N802 - as of a tensor
+        """The holes of the transposed weight."""
+        return self._replace(transposed=not self.transposed)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """``(N, K)`` of the weight that is meant: turned where transposed."""
+        return self.shape[::-1] if self.transposed else self.shape
+
+    @property
+    def key(self) -> int:
+        """What a kernel adds to what it hashes, signed 32 bits."""
+        key = key_of(self.seed, BEGIN)
+        return key - (key >> 31 << 32)
+
+    def to(self, device: torch.device | str) -> "SeededHoles":
+        """The same: they are on no device."""
+        return self
+
+    def unpack(self, device: torch.device | str | None = None) -> Tensor:
+        """The mask, bool ``[N, K]``, or ``[K, N]`` where transposed."""
+        mask = self._mask(device)
+        return mask.T if self.transposed else mask
+
+    def _mask(self, device: torch.device | str | None) -> Tensor:
+        """The mask in stored order."""
+        n, k = self.shape
+        mask = torch.empty(n, k, dtype=torch.bool, device=device)
+        step = max(1, _CHUNK // max(k, 1))
+        bits = torch.arange(COLUMNS, device=device)
+        for first in range(0, n, step):
+            part = mask[first : first + step]
+            words = _words(self, torch.arange(first, first + len(part), device=device))
+            part.copy_(((words[..., None] >> bits) & 1).flatten(1)[:, :k])
+        return mask
+
+    def to_dense(self, values: Tensor) -> Tensor:
+        """Expands values ``[nnz]`` of any dtype to the weight, zero where no entry exists; differentiable."""
+        check_tensor("SeededHoles.to_dense", "values", values, (self.nnz,), any_dtype=True)
+        dense = values.new_zeros(self.shape).masked_scatter(self._mask(values.device), values)
+        return dense.T if self.transposed else dense
+
+    def from_dense(self, weight: Tensor) -> Tensor:
+        """Takes the kept values of a weight of any dtype, ``[nnz]``; differentiable."""
+        check_tensor("SeededHoles.from_dense", "weight", weight, self.sizes, any_dtype=True)
+        return (weight.T if self.transposed else weight)[self._mask(weight.device)]
+
+
+def _words(holes: SeededHoles, rows: Tensor) -> Tensor:
+    """The bits of rows, int64 ``[rows, ceil(K / 32)]``: the definition."""
+    k = holes.shape[1]
+    first = torch.arange(0, k, COLUMNS, device=rows.device)
+    size = (k - first).clamp(max=COLUMNS)
+    kept = (first + size) * holes.count // k - first * holes.count // k
+    ones = torch.ones_like(first)
+    hashed = mixed(rows[:, None] * ROW + first // COLUMNS * COLUMN + key_of(holes.seed, BEGIN))
+    words = ((ones << kept) - 1).expand_as(hashed)
+    for distance, lower in SWAPS:
+        inside = (ones << (size - distance).clamp(min=0)) - 1
+        changed = (words ^ (words >> distance)) & hashed & lower & inside
+        words = words ^ changed ^ (changed << distance)
+        hashed = ((hashed ^ (hashed >> 15)) * ROW) & WORD
+    return words
+
+
+def unpack_values_eager(values: Tensor, kept: SeededHoles) -> Tensor:
+    """Writes packed values to their places, in stored order."""
+    return kept.to_dense(values)
+
+
+def pack_values_eager(w: Tensor, kept: SeededHoles) -> Tensor:
+    """Takes the values at the kept places, in stored order."""
+    return kept.from_dense(w)
+
+
+OPERATIONS = {"unpack_values": unpack_values_eager, "pack_values": pack_values_eager}
+
+BACKENDS = {
+    "triton": Backend("partition.holes_triton", "", why_not_triton),
+    "eager": Backend("partition.holes", ""),
+}
+"""What moves kept values to their places or back; ``why_not`` takes an operand."""

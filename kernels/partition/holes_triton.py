@@ -1,0 +1,128 @@
+"""Holes of a seed on the GPU: one kernel moves kept values to their places or back.
+
+A program takes 256 columns of some rows. It makes their words of bits as :mod:`.holes` says; a value's place is the
+row's begin, the values of the words before, and the ones below its bit. No program waits for another.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..bitmap.triton import AS_BITS
+from ..epilogue import rows_contiguous
+from .holes import COLUMNS, SWAPS, SeededHoles
+from .seeded import COLUMN, MIX, ROW, signed
+
+ROWS, WORDS = 8, 8
+"""Rows and words of a program."""
+
+_ROW, _COLUMN = signed(ROW), signed(COLUMN)
+_FIRST, _SECOND = (signed(factor) for _, factor in MIX)
+_LOWER = tuple(lower for _, lower in SWAPS)
+
+
+@triton.jit
+def hole_words(
+    KEY,
+    COUNT,
+    K,
+    rows,
+    words,
+    COLUMNS: tl.constexpr,
+    LOWER: tl.constexpr = _LOWER,
+    ROW: tl.constexpr = _ROW,
+    COLUMN: tl.constexpr = _COLUMN,
+    FIRST: tl.constexpr = _FIRST,
+    SECOND: tl.constexpr = _SECOND,
+):
+    """The bits of words ``[rows, words]``, and how many values of a row come before each of them, ``[words]``.
+
+    Its constants are defaults: globals of a helper would enter the key of Triton's cache by the order of compilation.
+    """
+    first = tl.minimum(words * COLUMNS, K)
+    size = tl.minimum(K - first, COLUMNS)
+    before = first.to(tl.int64) * COUNT // K
+    kept = ((first + size).to(tl.int64) * COUNT // K - before).to(tl.int32)
+    x = rows[:, None] * ROW + words[None, :] * COLUMN + KEY
+    x = (x ^ ((x >> 16) & 0xFFFF)) * FIRST
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * SECOND
+    x = x ^ ((x >> 16) & 0xFFFF)
+    bits = tl.where(kept == COLUMNS, -1, (1 << (kept & (COLUMNS - 1))) - 1)[None, :]
+    for i in tl.static_range(5):
+        inside = ((1 << tl.maximum(size - (16 >> i), 0)) - 1)[None, :]
+        changed = (bits ^ (bits >> (16 >> i))) & x & LOWER[i] & inside
+        bits = bits ^ changed ^ (changed << (16 >> i))
+        x = (x ^ ((x >> 15) & 0x1FFFF)) * ROW
+    return bits, before
+
+
+@triton.jit(do_not_specialize=["KEY"])
+def _holes_move(
+    values_ptr,
+    dense_ptr,
+    N,
+    K,
+    COUNT,
+    KEY,
+    stride_dn,
+    PACK: tl.constexpr,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    parts = tl.cdiv(K, WORDS * COLUMNS)
+    pid_n, pid_k = tl.program_id(0) // parts, tl.program_id(0) % parts
+    offs_n = pid_n * ROWS + tl.arange(0, ROWS)
+    words, before = hole_words(KEY, COUNT, K, offs_n, pid_k * WORDS + tl.arange(0, WORDS), COLUMNS)
+    bits = (words[:, :, None] >> tl.arange(0, COLUMNS)[None, None, :]) & 1  # [ROWS, WORDS, COLUMNS]
+    places = before[None, :, None] + (tl.cumsum(bits, 2) - bits)
+    exists = (bits != 0).reshape(ROWS, WORDS * COLUMNS) & (offs_n < N)[:, None]
+    rows = offs_n.to(tl.int64)
+    values_at = values_ptr + rows[:, None] * COUNT + places.reshape(ROWS, WORDS * COLUMNS)
+    offs_k = pid_k * (WORDS * COLUMNS) + tl.arange(0, WORDS * COLUMNS)
+    dense_at = dense_ptr + rows[:, None] * stride_dn + offs_k[None, :]
+    if PACK:
+        tl.store(values_at, tl.load(dense_at, mask=exists, other=0), mask=exists)
+    else:
+        values = tl.load(values_at, mask=exists, other=0)  # [ROWS, WORDS * COLUMNS]
+        tl.store(dense_at, values, mask=(offs_n < N)[:, None] & (offs_k < K)[None, :])
+
+
+def _launch(values: Tensor, dense: Tensor, kept: SeededHoles, pack: bool) -> None:
+    n, k = dense.shape
+    if not n * k:
+        return
+    integers = AS_BITS[values.element_size()]
+    with torch.cuda.device_of(values):
+        _holes_move[(triton.cdiv(n, ROWS) * triton.cdiv(k, WORDS * COLUMNS),)](
+            values.view(integers),
+            dense.view(integers),
+            N=n,
+            K=k,
+            COUNT=kept.count,
+            KEY=kept.key,
+            stride_dn=dense.stride(0),
+            PACK=pack,
+            ROWS=ROWS,
+            WORDS=WORDS,
+            COLUMNS=COLUMNS,
+            num_warps=4,
+        )
+
+
+def unpack_values_triton(values: Tensor, kept: SeededHoles) -> Tensor:
+    """The weight of kept values, in stored order."""
+    dense = values.new_empty(kept.shape)
+    _launch(values.contiguous(), dense, kept, pack=False)
+    return dense
+
+
+def pack_values_triton(w: Tensor, kept: SeededHoles) -> Tensor:
+    """The kept values of a weight, in stored order."""
+    values = w.new_empty(kept.nnz)
+    _launch(values, rows_contiguous(w), kept, pack=True)
+    return values
+
+
+OPERATIONS = {"unpack_values": unpack_values_triton, "pack_values": pack_values_triton}
