@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TYPED := build/typecheck
 ECOSYSTEM := build/ecosystem
 
-.PHONY: help report test test-ecosystem test-triton test-torch lint docs docs-site figures clean
+.PHONY: help report test test-ecosystem test-triton test-torch lint newcomer docs docs-site figures clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ report: $(READY)  ## Run the case studies and write out/report.html (under five 
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest tests -n auto
+
+newcomer: $(READY)  ## Run twenty commands of a newcomer, in their quick forms
+	mkdir -p build/newcomer && cd build/newcomer && $(CURDIR)/$(BIN)/python $(CURDIR)/tests/newcomer.py
 
 test-ecosystem: $(ECOSYSTEM)/.ready  ## Run the tests beside transformers, peft, timm and trainers, in an environment of their own
 	$(ECOSYSTEM)/bin/python -m pytest tests/ecosystem -n auto

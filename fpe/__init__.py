@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .rewiring import Rewiring
     from .scratch import sparse
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "checkpoint": ("restore",),

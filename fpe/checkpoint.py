@@ -76,6 +76,14 @@ def restore(
     Raises:
         TypeError: ``model`` is no module, or ``state`` no mapping.
         ValueError: The state is damaged, or belongs to another architecture.
+
+    Example:
+        >>> def make_model():
+        ...     return nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> wide = fpe.expand(make_model())
+        >>> again = fpe.restore(make_model(), wide.state_dict())
+        >>> torch.equal(again(torch.ones(1, 16)), wide(torch.ones(1, 16)))
+        True
     """
     if isinstance(state, (str, PathLike)):
         state = load(state)

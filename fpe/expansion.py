@@ -48,7 +48,7 @@ def expand(
     every child); the second is widened to match and both are pruned back to the pair's dense count. Of a gated block,
     ``down(act(gate(x)) * up(x))``, the first two are split by the same partition, child by child.
 
-    Which layers those are, :func:`fpe.find_pairs` says: it knows the blocks of common models, and in an
+    :func:`fpe.find_pairs` says which layers those are: it knows the blocks of common models, and in an
     ``nn.Sequential`` pairs the linear layers from the front, ``(1, 2), (3, 4), ...``: the paper's alternating
     expansion, in which the head is never split. Norms between the layers of a pair are widened with them.
 
@@ -62,7 +62,7 @@ def expand(
         structure: ``"random"``, ``"2:4"`` (``alpha`` 2), ``"block"`` or ``"seeded"`` (``alpha`` 2, 4 or 8: the labels
             are a function of a seed and take no memory); the last three with ``split="random"``.
         block: Tile ``(bn, bk)`` for ``structure="block"`` or ``resparsify="block"``.
-        resparsify: Which weights pay for the wider second layer, see :func:`fpe.resparsify.plan`:
+        resparsify: Which weights are removed because the pair grew wider, see :func:`fpe.resparsify.plan`:
             ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``; ``"auto"`` chooses between
             ``"input"`` and ``"partition"`` by the pair's sizes, see :func:`fpe.resparsify.choose`.
         pairs: Names of the layers of each pair, as in ``[("fc1", "fc2")]``; patterns, as in ``[("*.fc1", "*.fc2")]``;
@@ -88,6 +88,14 @@ def expand(
         ValueError: An option is unknown or does not fit the model, a layer holds what its replacement would drop
             (hooks, a forward of its own, a parametrization, shared parameters), or ``example_inputs`` show that a pair
             is none; the message names the layer and says what was expected.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> wide = fpe.expand(model, alpha=2, generator=torch.Generator().manual_seed(0))
+        >>> wide[0].out_features
+        16
+        >>> fpe.nonzeros(wide) == fpe.nonzeros(model)
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expand: model must be an nn.Module, got {type(model).__name__}")
@@ -145,6 +153,12 @@ def expand_pair(
     Raises:
         TypeError: A weight is not floating point.
         ValueError: Sizes do not chain, a weight is not finite, or the policy cannot remove enough.
+
+    Example:
+        >>> partition = fpe.Partition.block(8, 16, 2, block=(4, 4))
+        >>> fc1, fc2 = fpe.expand_pair(nn.Linear(16, 8), nn.Linear(8, 4), partition, "block", block=(4, 4))
+        >>> fc2(fc1(torch.ones(3, 16)).relu()).shape
+        torch.Size([3, 4])
     """
     if resparsify not in ("auto", *POLICIES):
         raise ValueError(f"expand_pair: resparsify must be one of {('auto', *POLICIES)}, got {resparsify!r}")
@@ -382,6 +396,10 @@ def nonzeros(model: nn.Module) -> int:
     Counts the kept edges of FPE layers, and every entry of the other parameters with two or more dimensions.
     Biases and norms are not counted (the paper counts weights alone); FPE copies them to every child. A weight that
     several layers share counts once.
+
+    Example:
+        >>> fpe.nonzeros(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)))
+        160
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"nonzeros: model must be an nn.Module, got {type(model).__name__}")
@@ -396,6 +414,15 @@ def to_dense(model: Model) -> Model:
 
     Raises:
         TypeError: ``model`` is no module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> fpe.to_dense(fpe.expand(model, alpha=2))
+        Sequential(
+          (0): Linear(in_features=16, out_features=16, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=16, out_features=4, bias=True)
+        )
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"to_dense: model must be an nn.Module, got {type(model).__name__}")

@@ -26,6 +26,13 @@ def save(model: nn.Module, path: Place) -> None:
         ImportError: safetensors is not installed.
         TypeError: ``model`` is no module.
         ValueError: It has no expanded layer, or holds tensors that are on ``"meta"`` or sharded.
+
+    Example:
+        >>> wide = fpe.expand(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)))
+        >>> fpe.save(wide, "wide.safetensors")
+        >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> fpe.nonzeros(fpe.restore(model, "wide.safetensors"))
+        160
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"save: model must be an nn.Module, got {type(model).__name__}")

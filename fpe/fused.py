@@ -23,6 +23,11 @@ class ExpandedMLP(nn.Module):
 
     Raises:
         ValueError: The layers' sizes do not follow each other.
+
+    Example:
+        >>> first = fpe.SplitLinear(fpe.Partition.random(8, 16, 2))
+        >>> fpe.ExpandedMLP(first, "relu", nn.Linear(16, 4))(torch.ones(3, 16)).shape
+        torch.Size([3, 4])
     """
 
     def __init__(
@@ -75,6 +80,12 @@ def fuse(model: nn.Sequential, backend: str = "auto") -> nn.Sequential:
 
     Raises:
         TypeError: ``model`` is no ``nn.Sequential``.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> fused = fpe.fuse(fpe.expand(model, resparsify="partition"))
+        >>> type(fused[0]).__name__
+        'ExpandedMLP'
     """
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"fuse: model must be an nn.Sequential, got {type(model).__name__}")

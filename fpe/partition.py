@@ -30,6 +30,14 @@ class Partition:
         block_shape: ``(bn, bk)`` of structure ``"block"``, else ``None``.
         seed: Of structure ``"seeded"``, else ``None``. It says who owns an edge; whether there is one, ``HOLE`` says.
         kept: Of structure ``"seeded"`` where the seed says that too: edges of each parent; else ``None``.
+
+    Example:
+        >>> partition = fpe.Partition.random(2, 8, 2, generator=torch.Generator().manual_seed(0))
+        >>> partition
+        Partition(2x8, alpha=2, random)
+        >>> partition.masks().sum(-1)  # edges of each child of each parent
+        tensor([[4, 4],
+                [4, 4]])
     """
 
     labels: Tensor

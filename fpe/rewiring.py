@@ -72,6 +72,15 @@ class Rewiring:
     Raises:
         TypeError: ``generator`` is none.
         ValueError: The model has no FPE layer, the optimizer lacks one's weight, or a number is out of range.
+
+    Example:
+        >>> wide = fpe.expand(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)))
+        >>> optimizer = torch.optim.Adam(wide.parameters())
+        >>> rewiring = fpe.Rewiring(wide, optimizer, every=1)
+        >>> wide(torch.ones(3, 16)).sum().backward()
+        >>> optimizer.step()
+        >>> rewiring.step()  # whether it moved edges
+        True
     """
 
     def __init__(

@@ -43,6 +43,12 @@ def sparse(
         TypeError: ``model`` is no module, or a named layer no ``nn.Linear``.
         ValueError: An option is out of range, a layer cannot be replaced, or with ``masked="first"`` the dense second
             layer takes all of the pair's weights.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> wide = fpe.sparse(model, width=2)
+        >>> wide[0].out_features, fpe.nonzeros(wide)
+        (16, 160)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"sparse: model must be an nn.Module, got {type(model).__name__}")

@@ -251,6 +251,15 @@ def test_the_main_commands_run_outside_a_checkout(installed: Path, tmp_path: Pat
     assert page.count("<svg") == 20 + numba_installed() and "nan" not in page  # what this CPU was measured to do
 
 
+def test_a_newcomers_commands_run_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    script = shutil.copy(ROOT / "tests/newcomer.py", tmp_path)
+    command = [str(installed / "bin/python"), script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 20
+
+
 def test_the_wheels_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = wheel.read(next(n for n in wheel.namelist() if n.endswith("METADATA"))).decode()
     assert "\nName: fixed-parameter-expansion\n" in metadata

@@ -63,6 +63,12 @@ class BlockLinear(ExpandedLinear):
         TypeError: ``kept`` is no bool tensor.
         ValueError: ``kept`` is no matrix or is on ``"meta"``, ``planes`` do not divide the sizes, or ``block`` is no
             pair of positive integers.
+
+    Example:
+        >>> kept = torch.eye(2, dtype=torch.bool).repeat_interleave(4, 0).repeat_interleave(4, 1)
+        >>> layer = fpe.BlockLinear(kept, block=(4, 4))
+        >>> layer(torch.ones(3, 8)).shape, layer.edge_weight.shape
+        (torch.Size([3, 8]), torch.Size([2, 4, 4]))
     """
 
     KIND = 3

@@ -267,6 +267,11 @@ class SplitLinear(_LabelledLinear):
     backend of :func:`fpe.kernels.semi_structured_matmul` serves: on a GPU ``"auto"`` takes sparse tensor cores. The
     values are compressed once a forward in training, and once for each version of the weight without gradients; codes
     are made of the labels when they are first needed.
+
+    Example:
+        >>> layer = fpe.SplitLinear(fpe.Partition.random(8, 16, alpha=2))
+        >>> layer(torch.ones(3, 16)).shape
+        torch.Size([3, 16])
     """
 
     KIND = 0
@@ -306,6 +311,11 @@ class MergeLinear(_LabelledLinear):
     Input ``[..., alpha * parents]`` in planes of children, output ``[..., outputs]``. The partition's labels are
     ``[outputs, parents]``: which child an edge reads; the arguments are those of :class:`_LabelledLinear`. With two or
     four children it can run as a 2:4 weight whatever the labels; ``"auto"`` does where that is predicted to be fastest.
+
+    Example:
+        >>> layer = fpe.MergeLinear(fpe.Partition.random(4, 8, alpha=2))
+        >>> layer(torch.ones(3, 16)).shape
+        torch.Size([3, 4])
     """
 
     KIND = 1

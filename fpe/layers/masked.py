@@ -26,6 +26,11 @@ class MaskedLinear(KeptLinear):
     Raises:
         TypeError: ``mask`` is no bool tensor.
         ValueError: ``mask`` is no matrix, or is on ``"meta"``.
+
+    Example:
+        >>> layer = fpe.MaskedLinear(torch.eye(8, dtype=torch.bool))
+        >>> layer(torch.ones(3, 8)).shape, layer.edge_weight.shape
+        (torch.Size([3, 8]), torch.Size([8]))
     """
 
     KIND = 2

@@ -64,6 +64,10 @@ def find_pairs(model: nn.Module, pairs: Iterable[Pair] | None = None, example_in
     Raises:
         TypeError: ``model`` is no module.
         ValueError: ``pairs`` are none.
+
+    Example:
+        >>> print(fpe.find_pairs(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))))
+        expands 0 -> 2
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"find_pairs: model must be an nn.Module, got {type(model).__name__}")
