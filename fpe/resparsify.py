@@ -26,6 +26,8 @@ Holes = Literal["magnitude", "seeded"]
 HOLES: tuple[Holes, ...] = ("magnitude", "seeded")
 
 
+GROUPS = 2
+"""Groups of ``alpha`` neurons that a seed needs at least to divide them well; measured in docs/studies.md."""
 AFFORDABLE = 0.6
 """Share of the expanded layer's weights up to which ``"auto"`` lets it pay alone; measured in docs/studies.md."""
 
@@ -212,9 +214,20 @@ def _number_units(shapes: list[torch.Size], units: list[tuple[int, int]]) -> tup
 
 
 def _one_child_each(c: int, h: int, partition: Partition, generator: Generator | None) -> Tensor:
-    """Deals each parent's output edges to its children equally, or by the next seed: bool ``[c, alpha, h]``."""
+    """Deals each parent's output edges to its children equally, or by the next seed: bool ``[c, alpha, h]``.
+
+    Raises:
+        ValueError: There are too few neurons for a seed.
+    """
     device = partition.labels.device
     if partition.seed is not None:
+        least = GROUPS * partition.alpha
+        if h < least:
+            raise ValueError(
+                f"resparsify='partition' with structure 'seeded' needs {least} neurons for {partition.alpha} children, "
+                f"got {h}: with fewer the outputs see too few combinations of children (docs/seeded.md); take "
+                "structure='random'"
+            )
         return Partition.seeded(c, h, partition.alpha, beside(partition.seed)).to(device).masks().transpose(0, 1)
     bn, bk = partition.block_shape or (1, 1)
     down, across = grid((c, h), (bn, bk))

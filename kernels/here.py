@@ -32,8 +32,9 @@ FEW = ROWS[:3]
 ALPHAS = (2, 4, 8)
 """Children at which the rates of the kernel on labels are measured."""
 LABELS = {alpha: f"labels {alpha}" for alpha in ALPHAS}
-KERNELS = ("compiled", "kept", *LABELS.values())
-"""What is measured of this package's kernels: with one child, the same on kept values, and with more children."""
+KERNELS = ("compiled", "kept", *LABELS.values(), "seeded")
+"""What is measured of this package's kernels: with one child, the same on kept values, and with more children, of which
+the fewest also on labels of a seed."""
 BITS_KEPT = 1.125
 """Bits of a bitmap a position."""
 DENSITY = 0.5
@@ -121,8 +122,9 @@ def predict(
     if density is not None:
         stored += weights * (4 * density + BITS_KEPT / 8 - 4)
     ours = roof.seconds("compiled", m, weights, stored) if alpha == 1 else roof.labels(alpha, m, weights, stored)
-    if density is not None:  # what it takes to place the values, beside what there is to do with all entries
-        ours += roof.seconds("kept", m, weights, stored) - roof.seconds("compiled", m, weights, stored)
+    for differs, name, plain in ((density is not None, "kept", "compiled"), (seeded, "seeded", LABELS[ALPHAS[0]])):
+        if differs:  # what it takes to place values, or to make labels, beside all else
+            ours += roof.seconds(name, m, weights, stored) - roof.seconds(plain, m, weights, stored)
     wide = roof.seconds("torch", m, alpha * weights, alpha * size)
     return {
         "parent": min(roof.seconds("torch", m, weights, size), roof.seconds("compiled", m, weights, size)),

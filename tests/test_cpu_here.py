@@ -18,7 +18,7 @@ from fpe.bench.cli import cli
 from fpe.bench.cli.doctor import _devices
 from fpe.bench.here import measure
 from fpe.bench.results import Results
-from fpe.kernels import cpu, here, split_matmul
+from fpe.kernels import HOLE, cpu, here, split_matmul
 from fpe.layers import MergeLinear, SplitLinear, dense_form
 
 FOLDER = here.folder
@@ -28,6 +28,7 @@ RATES = {
     "compiled": (1e-10, 3e-10, 1e-9, 2.4e-9, 1e-8),
     "torch": (6e-11, 2e-10, 5e-10, 1.2e-9, 4.8e-9),
     "kept": (1.4e-10, 4e-10, 1.1e-9, 2.5e-9, 1.1e-8),
+    "seeded": (2.4e-10, 5e-10, 1.8e-9, 7e-9, 2.8e-8),
     "labels 2": (2e-10, 4e-10, 1.6e-9, 6.4e-9, 2.6e-8),
     "labels 4": (3.2e-10, 8e-10, 3.2e-9, 1.3e-8, 5.2e-8),
     "labels 8": (6.4e-10, 2.4e-9, 9.6e-9, 3.8e-8, 1.5e-7),
@@ -152,7 +153,8 @@ def test_what_is_predicted_of_each_storage() -> None:
     labels = call + weights * rates["labels 2"][0] / 2
     placing = weights * (rates["kept"][0] - rates["compiled"][0]) / 2
     assert found["labels"]["ours"] == pytest.approx(labels + (4 + 1 / 8) * weights * byte)
-    assert found["seeded"]["ours"] == pytest.approx(labels + 4 * weights * byte)
+    making = weights * (rates["seeded"][0] - rates["labels 2"][0]) / 2
+    assert found["seeded"]["ours"] == pytest.approx(labels + making + 4 * weights * byte)
     assert found["kept"]["ours"] == pytest.approx(labels + placing + (1 + 1 / 8 + 1.125 / 8) * weights * byte)
     dense = ROOF.calls["torch"] + weights * rates["torch"][0] + 4 * weights * byte
     compiled = call + weights * rates["compiled"][0] / 2 + 4 * weights * byte
@@ -176,9 +178,11 @@ def test_auto_takes_it_where_it_is_predicted_to_win(monkeypatch: pytest.MonkeyPa
 
 @needs_numba
 @pytest.mark.parametrize("merge", [False, True], ids=["split", "merge"])
-def test_a_layer_takes_it_where_the_roof_says_so(merge: bool, fresh: Path) -> None:
+@pytest.mark.parametrize("holes", [False, True], ids=["labels", "kept"])
+def test_a_layer_takes_it_where_the_roof_says_so(holes: bool, merge: bool, fresh: Path) -> None:
     """It keeps no dense weight then; with gradients, in bfloat16 or where the roof says otherwise it is as ever."""
-    partition = fpe.Partition(torch.randint(2, (64, 48), generator=seeded(), dtype=torch.uint8), 2)
+    table = torch.randint(2 + holes, (64, 48), generator=seeded(), dtype=torch.uint8)
+    partition = fpe.Partition(table.masked_fill(table == 2, HOLE), 2)
     layer = (MergeLinear if merge else SplitLinear)(partition)
     x = torch.randn(3, layer.in_features, generator=seeded(1))
     with torch.no_grad():
@@ -187,7 +191,7 @@ def test_a_layer_takes_it_where_the_roof_says_so(merge: bool, fresh: Path) -> No
     free = replace(
         ROOF,
         calls=dict.fromkeys(ROOF.calls, 0.0),
-        rates={n: (0.0 if "labels" in n else 1.0,) * 5 for n in ROOF.rates},
+        rates={name: (float(name == "torch"),) * 5 for name in ROOF.rates},
     )
 
     def keeps_dense(x: Tensor = x, grad: bool = False) -> bool:
@@ -196,7 +200,7 @@ def test_a_layer_takes_it_where_the_roof_says_so(merge: bool, fresh: Path) -> No
             layer(x)
         return layer in dense_form._WEIGHTS
 
-    assert keeps_dense()
+    assert keeps_dense() and (layer.bitmap is not None) == holes
     here.write(free)
     with torch.no_grad():
         used = layer(x)
@@ -230,7 +234,7 @@ def test_here_measures_every_provider_and_keeps_nothing_of_a_quick_run(fresh: Pa
     results = Results.read(tmp_path / "out/here.jsonl")
     assert results.rows == [{k: v for k, v in row.items() if k != "study"} for row in rows]
     assert not list(fresh.glob("fixed*")) and here.roof_here() is None
-    assert measure.roof_of(results).rates.keys() == {"torch", "compiled", "kept", "labels 2"}
+    assert measure.roof_of(results).rates.keys() == {"torch", "compiled", "kept", "seeded", "labels 2"}
 
 
 @needs_numba

@@ -91,7 +91,7 @@ KEPT = (
     Case(m=5, turned=True),
     Case(alpha=2, m=2, dtype=torch.bfloat16, activation="gelu"),
     Case(alpha=3, merge=True, m=5, dtype=torch.float16, turned=True),
-    Case(alpha=8, merge=True),
+    Case(alpha=8, merge=True, m=2, k=1100),  # in tiles that begin within runs
     Case(n=3, k=7),
     Case(n=20, k=6500),  # more columns than go together
     Case(n=2, k=1100, m=5, turned=True),

@@ -60,7 +60,8 @@ def expansions(draw: st.DrawFn) -> Drawn:
     inputs = draw(st.integers((alpha - 1) * max(block[1], 3) + 1, 30))
     inputs += -inputs % 4 if structure == "2:4" else 0
     widest = (inputs - 1) // (alpha - 1) if policy == "input" else 9  # the input side can pay for no more outputs
-    sizes = (inputs, draw(st.integers(1, 9)), draw(st.integers(1, min(widest, 9))))
+    fewest = fpe.resparsify.GROUPS * alpha if (structure, policy) == ("seeded", "partition") else 1
+    sizes = (inputs, draw(st.integers(fewest, fewest + 8)), draw(st.integers(1, min(widest, 9))))
     return Drawn(Recipe(structure, policy, alpha, split, block), sizes, draw(st.booleans()), draw(st.integers(0, 99)))
 
 

@@ -300,6 +300,12 @@ BAD = (
     ),
     BadCall("expand-seed", lambda: fpe.expand(mlp(8, 6, 4), seed=1), ValueError, ("seeded", "random")),
     BadCall("expand-alpha", lambda: fpe.expand(mlp(8, 6, 4), 3, structure="seeded"), ValueError, ("(2, 4, 8)", "3")),
+    BadCall(
+        "few-neurons",
+        lambda: fpe.expand(mlp(8, 7, 4), 4, structure="seeded", resparsify="partition"),
+        ValueError,
+        ("8 neurons", "4 children", "got 7", "structure='random'"),
+    ),
     BadCall("restore", lambda: fpe.restore(mlp(8, 6, 4), {}, seed=1), ValueError, ("restore", "alpha", "None")),
 )
 
@@ -313,7 +319,7 @@ def test_bad_calls(case: BadCall) -> None:
 
 
 def _expanded(seed: int = 7, alpha: int = 2) -> tuple[nn.Sequential, nn.Sequential]:
-    dense = mlp(24, 13, 6)
+    dense = mlp(24, 17, 6)
     return dense, fpe.expand(dense, alpha, structure="seeded", resparsify="partition", seed=seed)
 
 
@@ -330,19 +336,19 @@ def test_a_layer_is_its_parents_tensor_and_a_header(alpha: int) -> None:
     assert sum(p.numel() for n, p in wide.named_parameters() if n.endswith("weight")) == fpe.nonzeros(dense)
     first, second = wide[0].partition, wide[2].partition
     assert (first.seed, second.seed) == (7, 8) and torch.equal(
-        first.labels, SeededLabels.of(7, (13, 24), alpha).unpack()
+        first.labels, SeededLabels.of(7, (17, 24), alpha).unpack()
     )
 
 
 def test_a_dense_checkpoint_and_a_seed_are_an_expanded_model() -> None:
     dense, wide = _expanded()
     x = torch.randn(5, 24, generator=seeded(4))
-    again = fpe.restore(mlp(24, 13, 6), dense.state_dict(), alpha=2, seed=7)
+    again = fpe.restore(mlp(24, 17, 6), dense.state_dict(), alpha=2, seed=7)
     assert torch.equal(again(x), wide(x))
     with torch.device("meta"):
-        empty = mlp(24, 13, 6)
+        empty = mlp(24, 17, 6)
     assert torch.equal(fpe.restore(empty, dense.state_dict(), alpha=2, seed=7)(x), wide(x))
-    other = fpe.restore(mlp(24, 13, 6), dense.state_dict(), alpha=2, seed=8)
+    other = fpe.restore(mlp(24, 17, 6), dense.state_dict(), alpha=2, seed=8)
     assert not torch.equal(other(x), wide(x))
 
 

@@ -1,5 +1,9 @@
 """Holes of a seed: the function as it is written down, its statistics, every operation and layers that have them."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,6 +157,38 @@ def test_opcheck() -> None:
     x, v = torch.randn(2, 40).requires_grad_(), torch.randn(9 * 22).requires_grad_()
     arguments = (x, v, None, None, None, [5, 0, 0, 22], None, None, 2, 9, False, "eager")
     torch.library.opcheck(torch.ops.fpe.kept_split.default, arguments)
+
+
+COMPILED = """
+import json
+import torch
+from fpe.bench.lab import sass
+from fpe.bench.lab.compile import catching, disassemble
+from fpe.kernels import Bitmap, SeededHoles, SeededLabels
+from fpe.kernels.partition import holes_triton
+from fpe.kernels.partition.triton import split_matmul_triton
+
+holes, found = SeededHoles.of(7, (64, 512), 412), []
+x, values, w = (torch.empty(size, dtype=torch.bfloat16, device="meta") for size in ((16, 512), holes.nnz, (64, 512)))
+kept, labels = Bitmap.pack(holes.unpack()).to("meta"), SeededLabels.of(7, (64, 512), 2)
+for arch in (80, 90):
+    with catching(arch, lambda kernel, key: False) as caught:
+        holes_triton.unpack_values_triton(values, holes)
+        holes_triton.pack_values_triton(w, holes)
+        split_matmul_triton(x, values, labels, 2, kept=kept)
+    for compiled, _ in caught:
+        facts = sass.analyse(*disassemble(compiled.asm["cubin"]), set(), False)
+        found.append((compiled.metadata.name, facts["spill_stores"] + facts["spill_loads"]))
+print(json.dumps(found))
+"""
+
+
+def test_kernels_compile_without_spills() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    each = [["_holes_move", 0], ["_holes_move", 0], ["_partition_multiply", 0], ["_reduce", 0]]
+    assert json.loads(done.stdout) == 2 * each
 
 
 # Layers.

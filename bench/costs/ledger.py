@@ -55,17 +55,20 @@ class Kept:
         alpha: Children.
         structure: As of :func:`fpe.expand`.
         policy: Likewise.
+        holes: Likewise.
     """
 
     sizes: tuple[int, int, int]
     alpha: int
     structure: str
     policy: str
+    holes: str = "magnitude"
 
     @property
     def name(self) -> str:
         """Masks and policy."""
-        return f"{'x'.join(map(str, BLOCKED)) if self.structure == BLOCK else self.structure} {self.policy}"
+        masks = "x".join(map(str, BLOCKED)) if self.structure == BLOCK else self.structure
+        return f"{masks} {self.policy}{', seeded holes' * (self.holes == 'seeded')}"
 
     def parent(self) -> nn.Sequential:
         """The pair before its expansion, its weights those of one seed."""
@@ -77,7 +80,7 @@ class Kept:
     def expanded(self) -> nn.Sequential:
         """The pair."""
         block = {"block": BLOCKED} if BLOCK in (self.structure, self.policy) else {}
-        how: dict[str, Any] = {"structure": self.structure, "resparsify": self.policy, **block}
+        how: dict[str, Any] = {"structure": self.structure, "resparsify": self.policy, "holes": self.holes, **block}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PaddingWarning)  # what padding costs is what is asked
             return fpe.expand(self.parent(), self.alpha, generator=torch.Generator().manual_seed(0), **how)
@@ -90,6 +93,8 @@ def kept_pairs() -> Iterator[Kept]:
         affordable = policy != "input" or choose(sizes[2], sizes[0], alpha) == policy
         if affordable and (structure != TWO_FOUR or alpha == 2):
             yield Kept(sizes, alpha, structure, policy)
+        if affordable and (structure, policy) == (SEEDED, "input"):
+            yield Kept(sizes, alpha, structure, policy, "seeded")
 
 
 def over_parent(kept: Kept) -> dict[str, float]:

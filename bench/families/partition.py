@@ -145,6 +145,10 @@ def checks() -> Iterator[Check]:
                 run = partial(_checked, op, operands, alpha, packed)
                 backends = SPARSE_BACKENDS if op == "merge_matmul" else ("triton",)
                 yield Check(f"{op} {case}", "partition", op, run, backends)
+    m, n, k = SHAPES[3]
+    for alpha in (2, 4, 8):
+        run = partial(_of_a_seed, _check_operands(m, n, k, alpha, False), alpha)
+        yield Check(f"labels of a seed {m}x{n}x{k} alpha {alpha}", "partition", "", run)
 
 
 def _check_operands(m: int, n: int, k: int, alpha: int, strided: bool) -> dict[str, Tensor]:
@@ -167,6 +171,21 @@ def _checked(op: str, operands: dict[str, Tensor], alpha: int, packed: bool, cas
     if op == "merge_matmul":
         return [public.merge_matmul(z, w, labels, backend=backend)]
     return [public.partition_grad(dy, x, labels, backend=backend)]
+
+
+def _of_a_seed(operands: dict[str, Tensor], alpha: int, cast: Cast, backend: str) -> list[Tensor]:
+    """The operations on a whole weight, on kept values in a bitmap, and on those that the seed keeps."""
+    x, w, dy, z = (cast(operands[name]) for name in ("x", "w", "dy", "z"))
+    n, k = operands["labels"].shape
+    labels, holes = public.SeededLabels.of(5, (n, k), alpha), public.SeededHoles.of(5, (n, k), k // 2)
+    bitmap = public.Bitmap.pack(operands["labels"] < alpha).to(x.device)
+    results = []
+    for kept in (None, bitmap, holes):
+        values = w if kept is None else kept.from_dense(w)
+        results.append(public.split_matmul(x, values, labels, alpha, kept=kept, backend=backend))
+        results.append(public.merge_matmul(z, values, labels, kept=kept, backend=backend))
+        results.append(public.partition_grad(dy, x, labels, kept=kept, backend=backend))
+    return results
 
 
 def candidates(problem: configs.Problem, device: Device) -> Iterator[configs.Config]:

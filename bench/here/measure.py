@@ -42,6 +42,12 @@ SHARE = 0.4
 """Seconds of a round after which a group's calls take no more turns. They have one in the first round at least; what is
 spent beyond is taken from the rounds that follow."""
 
+WARM = 8
+"""Untimed calls, one after the other, after which what a call reads is in a cache: a large cache keeps it at the second
+reading or later."""
+WARMING = 5e-3
+"""Seconds after which no more of them are begun: a longer call has more to do than to read."""
+
 
 class Case(NamedTuple):
     """A layer and the children that its parent's neurons have."""
@@ -75,7 +81,7 @@ class Plan(NamedTuple):
 BEYOND, INSIDE = (14336, 4096), (1024, 1024)
 FULL = Plan(
     (Case(*BEYOND, 2, ROWS), Case(*BEYOND, 4, FEW), Case(*INSIDE, 2, ROWS)),
-    *(256 << 20, 1024, (2048, 1024), (4096, 8192), ALPHAS),
+    *(256 << 20, 1024, (768, 1024), (16384, 4096), ALPHAS),
 )
 QUICK = Plan((Case(256, 384, 2, (1, 4)),), 1 << 20, 128, (128, 128), (256, 256), ALPHAS[:1])
 """Sizes on which to see that it runs; what they say of a machine is nothing."""
@@ -157,7 +163,7 @@ class Group(NamedTuple):
 
     Attributes:
         calls: By name.
-        warm: Whether each is made once untimed before it is timed, so that it finds what it reads in a cache.
+        warm: Whether each finds what it reads in a cache, by untimed calls before it is timed.
     """
 
     calls: Mapping[str, Callable[[], object]]
@@ -185,13 +191,21 @@ def in_rounds(groups: Mapping[Key, Group], rounds: int) -> dict[tuple[Key, str],
                 begun = time.perf_counter()
                 for name, call in group.calls.items():
                     if group.warm:
-                        call()
+                        _warm(call)
                     start = time.perf_counter()
                     call()
                     taken[key, name].append(time.perf_counter() - start)
                 spent[key] += time.perf_counter() - begun
                 turn += 1
     return {which: np.array(each) for which, each in taken.items()}
+
+
+def _warm(call: Callable[[], object]) -> None:
+    begun = time.perf_counter()
+    for _ in range(WARM):
+        call()
+        if time.perf_counter() - begun > WARMING:
+            return
 
 
 def why_not() -> str | None:
@@ -227,6 +241,7 @@ def _products(
     parent = torch.randn(sizes, generator=generator)
     only, (packed, kept) = _only(parent), _kept(parent, generator)
     labels = {alpha: PackedLabels.pack(SeededLabels.of(seed, sizes, alpha).unpack(), alpha) for alpha in alphas}
+    of_seed = SeededLabels.of(seed, sizes, ALPHAS[0])
 
     def products(x: Tensor) -> dict[str, Callable[[], Tensor]]:
         def on_labels(alpha: int) -> Callable[[], Tensor]:
@@ -236,6 +251,7 @@ def _products(
             "torch": lambda: linear(x, parent),
             "compiled": lambda: split_matmul(x, parent, only, 1, backend="cpu"),
             "kept": lambda: masked_matmul(x, packed, kept, backend="cpu"),
+            "seeded": lambda: split_matmul(x, parent, of_seed, of_seed.alpha, backend="cpu"),
             **{LABELS[alpha]: on_labels(alpha) for alpha in alphas},
         }
 
@@ -246,7 +262,7 @@ def roof_of_times(plan: Plan, seconds: Mapping[tuple[Hashable, str], np.ndarray]
     """The roof, from the times of :func:`roof_groups`."""
     least = {which: float(each.min()) for which, each in seconds.items()}
     threads = torch.get_num_threads()
-    names = ("torch", "compiled", "kept", *(LABELS[alpha] for alpha in plan.alphas))
+    names = ("torch", "compiled", "kept", "seeded", *(LABELS[alpha] for alpha in plan.alphas))
     calls = {"torch": least[("calls", 1), "torch"], "kernels": least[("calls", 1), LABELS[plan.alphas[0]]]}
     (small_n, small_k), (large_n, large_k) = plan.small, plan.large
     weights = small_n * small_k

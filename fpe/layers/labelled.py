@@ -128,9 +128,10 @@ class _LabelledLinear(KeptLinear):
         return torch.where(self._beside(weight, self.partition.masks()), weight, weight.new_zeros(()))
 
     def beats_wide(self, x: Tensor) -> bool:
-        """Whether ``fpe here`` measured it to be faster: labels alone have a kernel for CPUs, kept values have none."""
-        rows = x.numel() // max(self.in_features, 1)
-        return self.bitmap is None and kernel_wins(rows, *self.matrix_shape, self.alpha, x.dtype, "wide")
+        """Whether what ``fpe here`` measured says that the kernel on labels, or on kept values, is faster."""
+        (n, k), rows = self.matrix_shape, x.numel() // max(self.in_features, 1)
+        density = None if self.bitmap is None else self.bitmap.nnz / max(n * k, 1)
+        return kernel_wins(rows, n, k, self.alpha, x.dtype, "wide", density)
 
     def masked_copy(self) -> Tensor:
         """:meth:`wide_weight`, quicker."""

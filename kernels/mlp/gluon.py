@@ -103,7 +103,7 @@ def multiply_twice(
         if HAS_BIAS1:
             hidden += gl.load(bias1_ptr + (child * H + parent), mask=parent < H, other=0.0).to(gl.float32)
         hidden = activate(hidden, ACTIVATION)
-        if H < BLOCK_H:
+        if H < BLOCK_H:  # an overflow in the last parent, which padding repeats, would meet the zeros of w2
             hidden = gl.where(parent < H, hidden, 0.0)
         # Registers are two parents by two rows of x; a word is two parents of one row.
         even, odd = gl.split(hidden.reshape([TILES, TILES_M, 32, 2, 2]).permute([0, 1, 2, 4, 3]))

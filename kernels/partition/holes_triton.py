@@ -50,10 +50,9 @@ def hole_words(
     x = x ^ ((x >> 16) & 0xFFFF)
     bits = tl.where(kept == COLUMNS, -1, (1 << (kept & (COLUMNS - 1))) - 1)[None, :]
     for i in tl.static_range(5):
-        distance: tl.constexpr = 16 >> i
-        inside = ((1 << tl.maximum(size - distance, 0)) - 1)[None, :]
-        changed = (bits ^ (bits >> distance)) & x & LOWER[i] & inside
-        bits = bits ^ changed ^ (changed << distance)
+        inside = ((1 << tl.maximum(size - (16 >> i), 0)) - 1)[None, :]
+        changed = (bits ^ (bits >> (16 >> i))) & x & LOWER[i] & inside
+        bits = bits ^ changed ^ (changed << (16 >> i))
         x = (x ^ ((x >> 15) & 0x1FFFF)) * ROW
     return bits, before
 
