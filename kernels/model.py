@@ -44,7 +44,7 @@ Counted by ``fpe lab compile`` in the binaries for compute capability 9.0 (the o
 at the integer rate, or half of all where that is more. A test holds them equal to the committed counts."""
 KEPT_UNPACKING: Mapping[tuple[str, bool], Mapping[int, float]] = {
     ("split_matmul", False): {1: 8.53, 2: 13.94, 4: 23.06, 8: 32.0},
-    ("split_matmul", True): {1: 12.06, 2: 18.47, 4: 29.72, 8: 38.12},
+    ("split_matmul", True): {1: 12.06, 2: 18.47, 4: 29.62, 8: 44.5},
     ("merge_matmul", False): {1: 8.53, 2: 13.88, 4: 23.62, 8: 31.75},
     ("merge_matmul", True): {1: 12.06, 2: 18.41, 4: 30.0, 8: 39.25},
 }

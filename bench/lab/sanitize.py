@@ -34,10 +34,10 @@ class Finding:
     detail: str
 
 
-def _each(family: str, **fields: Any) -> tuple[Case, ...]:
+def _each(family: str, operations: tuple[str, ...] = (), **fields: Any) -> tuple[Case, ...]:
     """A case of each of a family's operations, in float16 if nothing else is said, bias and activation together."""
     defaults = {"dtype": "fp16", "activation": "relu" if fields.get("bias") else None, "integers": False}
-    return tuple(Case(family, op, **(defaults | fields)) for op in OPERATIONS[family])
+    return tuple(Case(family, op, **(defaults | fields)) for op in operations or OPERATIONS[family])
 
 
 OPERATIONS = {"block": BLOCK, "partition": PARTITION, "mlp": ("mlp",), "bitmap": BITMAP}

@@ -31,7 +31,7 @@ def unpack_values(values: Tensor, kept: Bitmap, *, backend: str = "auto") -> Ten
     check_bitmap(op, kept, values)
     check_tensor(op, "values", values, (kept.nnz,))
     chosen = choose_backend(op, backend, values, BACKENDS)
-    w = ops.unpack_values(values, *kept.index, kept.shape[1], chosen)
+    w = ops.unpack_values(values, *kept.tensors, kept.shape[1], chosen)
     return w.T if kept.transposed else w
 
 
@@ -57,4 +57,4 @@ def pack_values(w: Tensor, kept: Bitmap, *, backend: str = "auto") -> Tensor:
     check_bitmap(op, kept, w)
     check_tensor(op, "w", w, kept.sizes)
     chosen = choose_backend(op, backend, w, BACKENDS)
-    return ops.pack_values(w.T if kept.transposed else w, *kept.index, kept.nnz, chosen)
+    return ops.pack_values(w.T if kept.transposed else w, *kept.tensors, kept.nnz, chosen)

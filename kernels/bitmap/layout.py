@@ -75,8 +75,8 @@ class Bitmap(NamedTuple):
         return unpack_bits(self.bits, self.shape[1])
 
     @property
-    def index(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The tensors: bits, starts and bases."""
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Bits, starts and bases."""
         return self.bits, self.starts, self.bases
 
     @property
@@ -91,7 +91,7 @@ class Bitmap(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Bitmap":
         """The same bitmap on another device."""
-        bits, starts, bases = (t.to(device) for t in self.index)
+        bits, starts, bases = (t.to(device) for t in self.tensors)
         return self._replace(bits=bits, starts=starts, bases=bases)
 
     def to_dense(self, values: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class Bitmap(NamedTuple):
         """
         check_bitmap("Bitmap.validate", self)
         fresh = Bitmap.pack(self._mask())
-        if fresh.nnz != self.nnz or not all(map(torch.equal, fresh.index, self.index)):
+        if fresh.nnz != self.nnz or not all(map(torch.equal, fresh.tensors, self.tensors)):
             raise ValueError(
                 f"Bitmap.validate: bits, starts, bases and nnz = {self.nnz} do not describe one mask of "
                 f"{list(self.shape)}; its bits are {fresh.nnz} entries"
@@ -161,5 +161,5 @@ def check_bitmap(op: str, kept: object, on: Tensor | None = None, name: str = "k
         raise TypeError(f"{op}: {name} must be a Bitmap, got {type(kept).__name__}")
     (n, k), (runs, bases), on = kept.shape, index_sizes(kept.shape), kept.bits if on is None else on
     wanted = (((n, -(-k // WORD)), torch.int32), ((runs,), torch.int16), ((bases,), index_dtype(kept.nnz)))
-    for part, tensor, (shape, dtype) in zip(("bits", "starts", "bases"), kept.index, wanted, strict=True):
+    for part, tensor, (shape, dtype) in zip(("bits", "starts", "bases"), kept.tensors, wanted, strict=True):
         check_tensor(op, f"{name}.{part}", tensor, shape, dtype=dtype, on=on, is_index=True)

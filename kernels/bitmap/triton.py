@@ -128,7 +128,7 @@ def _launch(values: Tensor, dense: Tensor, kept: Bitmap, pack: bool) -> None:
         _bitmap_move[(triton.cdiv(n, BLOCK_N) * triton.cdiv(k, BLOCK_K),)](
             values.view(integers),
             dense.view(integers),
-            *(t.contiguous() for t in kept.index),
+            *(t.contiguous() for t in kept.tensors),
             N=n,
             K=k,
             WORDS=kept.bits.shape[1],

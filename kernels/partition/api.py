@@ -261,7 +261,7 @@ def masked_matmul(
 
 def _index(kept: Kept) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """What is loaded to know which entries exist."""
-    return kept.index if isinstance(kept, Bitmap) else (None, None, None)
+    return kept.tensors if isinstance(kept, Bitmap) else (None, None, None)
 
 
 def _check_kept(op: str, kept: object, on: Tensor | None = None) -> None:

@@ -205,7 +205,8 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     crowded = packed and (alpha > 4 or alpha * block_m > 64 or not narrow)
     warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 or crowded else 4
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
-    partial, weights = m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
+    partial = m * outputs * sums * 4
+    weights: float = problem.n * problem.k * problem.itemsize
     if problem.kept is not None:
         weights *= problem.kept
         half, whole = device.sms / 2, ceil(m / block_m) * ceil(outputs / outer)

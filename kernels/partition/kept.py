@@ -74,7 +74,9 @@ def _reader(
     return "triton" if fastest_of_kept(op, sizes, nnz / (n * k), operand, transposed) == KEPT_VALUES else None
 
 
-def _owners(labels: Tensor | None, seed: Sequence[int], alpha: int, kept: Bitmap) -> PackedLabels | SeededLabels | None:
+def _owners(
+    labels: Tensor | None, seed: Sequence[int], alpha: int, kept: Bitmap | SeededHoles
+) -> PackedLabels | SeededLabels | None:
     """Labels of kept values, packed as they are stored or of a seed; none of an only child."""
     if labels is None and not seed:
         return None

@@ -375,7 +375,7 @@ def _share(kept: Bitmap | None) -> float | None:
 
 def _index(kept: Bitmap | None) -> tuple[Tensor | None, ...]:
     """What says where kept values are."""
-    return (None, None, None) if kept is None else tuple(t.contiguous() for t in kept.index)
+    return (None, None, None) if kept is None else tuple(t.contiguous() for t in kept.tensors)
 
 
 def _shared_options(config: Config, alpha: int, operand: Tensor, kept: Bitmap | None) -> dict[str, Any]:
