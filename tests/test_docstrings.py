@@ -1,4 +1,4 @@
-"""Every function and class that `fpe` exports has an example in its docstring, and the examples run as they are written."""
+"""What `fpe` exports has an example in its docstring, and the examples run as they are written."""
 
 import doctest
 import inspect
