@@ -52,7 +52,9 @@ def _reader(
     return "triton" if device_of(operand).matrix != "tcgen05.mma" else None
 
 
-def _owners(labels: Tensor | None, seed: Sequence[int], alpha: int, kept: Bitmap) -> PackedLabels | SeededLabels | None:
+def _owners(
+    labels: Tensor | None, seed: Sequence[int], alpha: int, kept: Bitmap | SeededHoles
+) -> PackedLabels | SeededLabels | None:
     """Labels of kept values, packed as they are stored or of a seed; none of an only child."""
     if labels is None and not seed:
         return None
