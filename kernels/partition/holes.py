@@ -26,8 +26,8 @@ _CHUNK = 1 << 22  # entries made at a time: bounds the working memory of large l
 class SeededHoles(NamedTuple):
     """Which entries of a weight ``w[N, K]`` exist: ``per_row`` of every row, by a function of a seed.
 
-    The kept values are stored alone, row after row, ``values[N * per_row]``. It goes wherever :class:`Bitmap` goes beside
-    :class:`SeededLabels`, whose seed it shares.
+    The kept values are stored alone, row after row, ``values[N * per_row]``. It goes wherever :class:`Bitmap` goes
+    beside :class:`SeededLabels`, whose seed it shares.
 
     Attributes:
         seed: 0 to 2^32 - 1.
