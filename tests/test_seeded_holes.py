@@ -211,7 +211,7 @@ def test_a_pair_stores_its_nonzeros_and_64_bytes(alpha: int) -> None:
     assert torch.equal(first.labels != fpe.kernels.HOLE, exists.unpack())
     x = torch.randn(5, 48, generator=seeded(4))
     again = fpe.restore(mlp(48, 13, 6), wide.state_dict())
-    assert again[0].partition.kept == exists.count and torch.equal(again(x), wide(x))
+    assert again[0].partition.kept == exists.per_row and torch.equal(again(x), wide(x))
     torch.testing.assert_close(fpe.to_dense(wide)(x), wide(x))
 
 

@@ -21,6 +21,7 @@ from fpe.kernels import (
 )
 from fpe.kernels.here import kernel_wins
 from fpe.kernels.memo import once_per_version
+from fpe.kernels.partition.api import Kept
 from fpe.kernels.partition.eager import table
 from fpe.kernels.partition.interleaved import quad_codes
 from fpe.kernels.partition.labels import digits, row_bytes
@@ -111,10 +112,10 @@ class _LabelledLinear(KeptLinear):
     def partition(self) -> Partition:
         """Who owns each edge."""
         seed = self.packed.seed if isinstance(self.packed, SeededLabels) else None
-        kept = self.bitmap.count if isinstance(self.bitmap, SeededHoles) else None
+        kept = self.bitmap.per_row if isinstance(self.bitmap, SeededHoles) else None
         return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed, kept)
 
-    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Kept | None, bias: Tensor | None) -> Tensor:
         """The layer's function of an input, with the operands given: its own, or a part of them."""
         raise NotImplementedError
 
@@ -129,6 +130,8 @@ class _LabelledLinear(KeptLinear):
 
     def beats_wide(self, x: Tensor) -> bool:
         """Whether what ``fpe here`` measured says that the kernel on labels, or on kept values, is faster."""
+        if isinstance(self.bitmap, SeededHoles):  # no kernel reads through them
+            return False
         (n, k), rows = self.matrix_shape, x.numel() // max(self.in_features, 1)
         if not isinstance(self.bitmap, Bitmap | None):  # of a seed: no kernel reads through them
             return False
@@ -232,9 +235,9 @@ class _LabelledLinear(KeptLinear):
                 )
             if len(words) == 1:
                 return Partition.seeded(n, k, alpha, seed, kept or None)
-            mask, left = to_bits(words[1:], n, k)
-            if len(left):
-                raise ValueError(f"expected a seed and bits of {n} x {k} edges, got {len(left)} words more")
+            mask, more = to_bits(words[1:], n, k)
+            if len(more):
+                raise ValueError(f"expected a seed and bits of {n} x {k} edges, got {len(more)} words more")
             return Partition.seeded(n, k, alpha, seed).without(~mask)
         planes, left = divmod(8 * len(words), n * row_bytes(k))
         if left or planes not in (digits(alpha), digits(alpha) + 1):
@@ -292,7 +295,7 @@ class SplitLinear(_LabelledLinear):
         second = (holes.cumsum(-1) > short).to(labels.dtype)
         return torch.where(holes, second, quads).flatten(1)
 
-    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Kept | None, bias: Tensor | None) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias[a * parents + n]``."""
         bias = None if bias is None else bias.view(self.alpha, -1)
         if self.exchanges and (x.is_cuda or self.backend not in ("auto", "eager")):
@@ -324,7 +327,7 @@ class MergeLinear(_LabelledLinear):
     def _fan_in(self) -> int:
         return self.in_features // self.alpha
 
-    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Bitmap | None, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Kept | None, bias: Tensor | None) -> Tensor:
         """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias[n]``."""
         planes = x.unflatten(-1, (self.alpha, labels.shape[1]))
         return merge_matmul(planes, weight, labels, bias, kept=kept, backend=self.backend)

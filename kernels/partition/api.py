@@ -306,7 +306,7 @@ def _check_owners(op: str, labels: object, shape: tuple[int, int], alpha: int, o
             f"{kept.transposed}"
         )
     if isinstance(kept, SeededHoles):
-        return given._replace(seed=[*given.seed, kept.count])
+        return given._replace(seed=[*given.seed, kept.per_row])
     return given
 
 

@@ -24,21 +24,21 @@ _CHUNK = 1 << 22  # entries made at a time: bounds the working memory of large l
 
 
 class SeededHoles(NamedTuple):
-    """Which entries of a weight ``w[N, K]`` exist: ``count`` of every row, by a function of a seed.
+    """Which entries of a weight ``w[N, K]`` exist: ``per_row`` of every row, by a function of a seed.
 
-    The kept values are stored alone, row after row, ``values[N * count]``. It goes wherever :class:`Bitmap` goes beside
-    :class:`SeededLabels`, whose seed it shares.
+    The kept values are stored alone, row after row, ``values[N * per_row]``. It goes wherever :class:`Bitmap` goes
+    beside :class:`SeededLabels`, whose seed it shares.
 
     Attributes:
         seed: 0 to 2^32 - 1.
         shape: ``(N, K)`` as the values are stored.
-        count: Entries that each row keeps, 1 to ``K``.
+        per_row: Entries that each row keeps, 1 to ``K``.
         transposed: Whether these are the holes of the transposed weight.
     """
 
     seed: int
     shape: tuple[int, int]
-    count: int
+    per_row: int
     transposed: bool = False
 
     @classmethod
@@ -56,14 +56,14 @@ class SeededHoles(NamedTuple):
         """Returns the holes, or raises where a field is out of range."""
         check_seed(op, name, self.seed)
         check_pair(op, f"the shape of {name}", self.shape, 0)
-        if not isinstance(self.count, int) or not 1 <= self.count <= self.shape[1]:
-            raise ValueError(f"{op}: {name} must keep 1 to {self.shape[1]} entries of each row, got {self.count!r}")
+        if not isinstance(self.per_row, int) or not 1 <= self.per_row <= self.shape[1]:
+            raise ValueError(f"{op}: {name} must keep 1 to {self.shape[1]} entries of each row, got {self.per_row!r}")
         return self
 
     @property
     def nnz(self) -> int:
         """Number of kept values."""
-        return self.shape[0] * self.count
+        return self.shape[0] * self.per_row
 
     @property
     def T(self) -> "SeededHoles":  # noqa: N802 - as of a tensor
@@ -119,7 +119,7 @@ def _words(holes: SeededHoles, rows: Tensor) -> Tensor:
     k = holes.shape[1]
     first = torch.arange(0, k, COLUMNS, device=rows.device)
     size = (k - first).clamp(max=COLUMNS)
-    kept = (first + size) * holes.count // k - first * holes.count // k
+    kept = (first + size) * holes.per_row // k - first * holes.per_row // k
     ones = torch.ones_like(first)
     hashed = mixed(rows[:, None] * ROW + first // COLUMNS * COLUMN + key_of(holes.seed, BEGIN))
     words = ((ones << kept) - 1).expand_as(hashed)

@@ -100,7 +100,7 @@ def _launch(values: Tensor, dense: Tensor, kept: SeededHoles, pack: bool) -> Non
             dense.view(integers),
             N=n,
             K=k,
-            COUNT=kept.count,
+            COUNT=kept.per_row,
             KEY=kept.key,
             stride_dn=dense.stride(0),
             PACK=pack,
