@@ -1,4 +1,4 @@
-"""What `fpe` exports has an example in its docstring, and the examples run as they are written."""
+"""Everything that `fpe` exports has an example in its docstring, and the examples run as they are written."""
 
 import doctest
 import inspect
