@@ -131,7 +131,7 @@ UNITS = {
     "compile": 1,
     "latency": 18,
     "roof": 1,
-    "decode": 2,
+    "decode": 3,
     "training": 9,
     "energy": 2,
     "compile-gate": 4,
@@ -217,7 +217,8 @@ def check_each_step(found: dict[str, list[dict[str, Any]]]) -> None:
     (roof,) = found["roof"]
     assert set(roof["flops"]) == {"bf16", "fp16", "tf32", "fp32"} and min(roof["flops"].values()) > 0
     assert roof["bandwidth"] > 0 and roof["launch_seconds"] > 0
-    assert timed("decode", "structure", "provider") == {(s, w) for s in ("random", "block") for w in who}
+    seeds = {("seeded", "parent"), ("seeded", "fpe/triton")}
+    assert timed("decode", "structure", "provider") == {(s, w) for s in ("random", "block") for w in who} | seeds
     levels = ("layer", "mlp", "step")
     assert timed("training", "level", "structure", "provider") >= {
         (level, s, w) for level in levels for s in ("random", "block") for w in who

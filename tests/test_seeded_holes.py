@@ -155,7 +155,7 @@ def test_few_rows_are_multiplied_by_a_decompressed_weight(monkeypatch: pytest.Mo
 
 def test_opcheck() -> None:
     x, v = torch.randn(2, 40).requires_grad_(), torch.randn(9 * 22).requires_grad_()
-    arguments = (x, v, None, None, None, [5, 0, 0, 22], None, None, 2, 9, False, "eager")
+    arguments = (x, v, None, None, None, None, [5, 0, 0, 22], None, None, 2, 9, False, "eager")
     torch.library.opcheck(torch.ops.fpe.kept_split.default, arguments)
 
 

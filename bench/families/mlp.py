@@ -77,7 +77,7 @@ class Case(contract.Case):
 CASES = tuple(
     Case("mlp", t, m, alpha, "relu") for t, m, alpha in product(("bf16", "fp16"), (1, 16, 64, 1024), (2, 4, 8))
 )
-QUICK = (Case("mlp", "bf16", 1, 2, "relu"),)
+QUICK = (Case("mlp", "bf16", 1, 2, "relu"), Case("mlp", "bf16", 1024, 2, "relu"))
 
 
 def checks() -> Iterator[Check]:
