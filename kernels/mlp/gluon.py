@@ -9,9 +9,19 @@ from memory directly.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ..partition.fragments import add_rows, hash_of, masks_of_rows, share_of_row
+from ..partition.fragments import (
+    activate,
+    add_rows,
+    fetch,
+    hash_of,
+    layout_of,
+    layout_of_lanes,
+    masks_of_rows,
+    places,
+    share_of_row,
+    store,
+)
 from ..partition.gluon import sums_of_rows
-from ..partition.lanes import activate, fetch, layout_of, layout_of_lanes, places, store
 from ..partition.seeded import COLUMN, ROW, signed
 
 _ROW, _COLUMN = gl.constexpr(signed(ROW)), gl.constexpr(signed(COLUMN))

@@ -3,8 +3,21 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .fragments import constraints, halves_of_two, hash_of, masks_of_four, masks_of_seeds, masks_of_two, multiply, share
-from .lanes import fetch, layout_of, layout_of_lanes, places, store
+from .fragments import (
+    constraints,
+    fetch,
+    halves_of_two,
+    hash_of,
+    layout_of,
+    layout_of_lanes,
+    masks_of_four,
+    masks_of_seeds,
+    masks_of_two,
+    multiply,
+    places,
+    share,
+    store,
+)
 from .seeded import COLUMN, ROW, signed
 
 _ROW, _COLUMN = gl.constexpr(signed(ROW)), gl.constexpr(signed(COLUMN))
