@@ -1,13 +1,12 @@
 """The expanded MLP as one operation on 2-D activations; where a gradient is wanted it is two."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn.functional import linear
 
 from ..library import define, implementation
-from ..partition.ops import as_labels, merge_matmul, split_matmul
+from ..partition.ops import Seed, as_labels, merge_matmul, split_matmul
 from .backends import BACKENDS
 
 
@@ -17,11 +16,11 @@ class _Call(NamedTuple):
     x: Tensor
     w1: Tensor
     labels1: Tensor | None
-    seed1: Sequence[int]
+    seed1: Seed
     transposed1: bool
     w2: Tensor
     labels2: Tensor | None
-    seed2: Sequence[int]
+    seed2: Seed
     transposed2: bool
     alpha: int
     bias1: Tensor | None
@@ -32,7 +31,7 @@ class _Call(NamedTuple):
     @property
     def merges(self) -> bool:
         """Whether each edge of the second layer reads one child."""
-        return self.labels2 is not None or len(self.seed2) > 0
+        return self.labels2 is not None or bool(self.seed2)
 
 
 def _run(*args: Any) -> Tensor:
@@ -53,8 +52,8 @@ def _composed(*args: Any) -> Tensor:
 
 
 expanded_mlp = define(
-    "expanded_mlp(Tensor x, Tensor w1, Tensor? labels1, int[] seed1, bool transposed1, Tensor w2, Tensor? labels2, "
-    "int[] seed2, bool transposed2, SymInt alpha, Tensor? bias1, Tensor? bias2, str? activation, str backend) "
+    "expanded_mlp(Tensor x, Tensor w1, Tensor? labels1, int[]? seed1, bool transposed1, Tensor w2, Tensor? labels2, "
+    "int[]? seed2, bool transposed2, SymInt alpha, Tensor? bias1, Tensor? bias2, str? activation, str backend) "
     "-> Tensor",
     _run,
     lambda x, w1, labels1, seed1, transposed1, w2, *rest: x.new_empty(x.shape[0], w2.shape[0]),

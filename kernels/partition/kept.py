@@ -5,7 +5,6 @@ decompressed to memory and multiplied as any other. Between forward and backward
 what was decompressed is decompressed again.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -75,12 +74,12 @@ def _reader(
 
 
 def _owners(
-    labels: Tensor | None, seed: Sequence[int], alpha: int, kept: Bitmap | SeededHoles
+    labels: Tensor | None, seed: ops.Seed, alpha: int, kept: Bitmap | SeededHoles
 ) -> PackedLabels | SeededLabels | None:
     """Labels of kept values, packed as they are stored or of a seed; none of an only child."""
     if labels is None and not seed:
         return None
-    made = ops.as_labels(labels, seed[:3], kept.transposed, *kept.sizes, alpha)
+    made = ops.as_labels(labels, (seed or ())[:3], kept.transposed, *kept.sizes, alpha)
     assert not isinstance(made, Tensor)
     return made
 
@@ -89,11 +88,12 @@ Index = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of a bitmap; of nothing where holes are of a seed."""
 
 
-def _existing(nnz: int, index: Index, seed: Sequence[int], n: int, k: int, transposed: bool) -> Bitmap | SeededHoles:
+def _existing(nnz: int, index: Index, seed: ops.Seed, n: int, k: int, transposed: bool) -> Bitmap | SeededHoles:
     """Which entries of a weight ``[n, k]`` exist."""
     shape = (k, n) if transposed else (n, k)
     bits, starts, bases = index
     if bits is None:
+        assert seed is not None
         return SeededHoles(seed[0], shape, seed[3], transposed)
     assert starts is not None and bases is not None
     return Bitmap(bits, starts, bases, shape, nnz, transposed)
@@ -113,7 +113,7 @@ def _given(
     values: Tensor,
     index: Index,
     labels: Tensor | None,
-    seed: Sequence[int],
+    seed: ops.Seed,
     transposed: bool,
     backend: str,
 ) -> tuple[Bitmap | SeededHoles, str, Tensor | None]:
@@ -152,7 +152,7 @@ def _run_split(
     starts: Tensor | None,
     bases: Tensor | None,
     labels: Tensor | None,
-    seed: Sequence[int],
+    seed: ops.Seed,
     bias: Tensor | None,
     activation: str | None,
     alpha: int,
@@ -167,11 +167,11 @@ def _run_split(
         return implementation(SPLIT[reader].module, op)(x, values, owners, alpha, bias, activation, kept=kept)
     if labels is None and not seed:
         return finish(linear(x, w, None if bias is None else bias[0]).unsqueeze(1), activation)
-    return ops.run_split(x, w, labels, seed[:3], bias, activation, alpha, transposed, backend)
+    return ops.run_split(x, w, labels, (seed or ())[:3], bias, activation, alpha, transposed, backend)
 
 
 kept_split = define(
-    "kept_split(Tensor x, Tensor values, Tensor? bits, Tensor? starts, Tensor? bases, Tensor? labels, int[] seed, "
+    "kept_split(Tensor x, Tensor values, Tensor? bits, Tensor? starts, Tensor? bases, Tensor? labels, int[]? seed, "
     "Tensor? bias, str? activation, SymInt alpha, SymInt n, bool transposed, str backend) -> Tensor",
     _run_split,
     lambda x, values, *rest: x.new_empty(x.shape[0], rest[7], rest[8]),
@@ -205,7 +205,7 @@ def _run_merge(
     starts: Tensor | None,
     bases: Tensor | None,
     labels: Tensor | None,
-    seed: Sequence[int],
+    seed: ops.Seed,
     bias: Tensor | None,
     activation: str | None,
     n: int,
@@ -219,11 +219,11 @@ def _run_merge(
         return implementation(SPLIT[reader].module, op)(z, values, owners, bias, activation, kept=kept)
     if labels is None and not seed:
         return finish(linear(z[:, 0], w, bias), activation)
-    return ops.run_merge(z, w, labels, seed[:3], bias, activation, False, transposed, backend)
+    return ops.run_merge(z, w, labels, (seed or ())[:3], bias, activation, False, transposed, backend)
 
 
 kept_merge = define(
-    "kept_merge(Tensor z, Tensor values, Tensor? bits, Tensor? starts, Tensor? bases, Tensor? labels, int[] seed, "
+    "kept_merge(Tensor z, Tensor values, Tensor? bits, Tensor? starts, Tensor? bases, Tensor? labels, int[]? seed, "
     "Tensor? bias, str? activation, SymInt n, bool transposed, str backend) -> Tensor",
     _run_merge,
     lambda z, values, *rest: z.new_empty(z.shape[0], rest[7]),
@@ -254,7 +254,7 @@ def _run_grad(
     starts: Tensor | None,
     bases: Tensor | None,
     labels: Tensor | None,
-    seed: Sequence[int],
+    seed: ops.Seed,
     nnz: int,
     transposed: bool,
     backend: str,
@@ -267,13 +267,13 @@ def _run_grad(
     if labels is None and not seed:
         dw = x.mT @ dy[:, 0] if transposed else dy[:, 0].mT @ x  # in stored order
     else:
-        dw = ops.run_partition_grad(dy, x, labels, seed[:3], transposed, backend)
+        dw = ops.run_partition_grad(dy, x, labels, (seed or ())[:3], transposed, backend)
         dw = dw.T if transposed else dw
     return _moved("pack_values", dw, kept._replace(transposed=False), backend)
 
 
 kept_grad = define(
-    "kept_grad(Tensor dy, Tensor x, Tensor? bits, Tensor? starts, Tensor? bases, Tensor? labels, int[] seed, "
+    "kept_grad(Tensor dy, Tensor x, Tensor? bits, Tensor? starts, Tensor? bases, Tensor? labels, int[]? seed, "
     "SymInt nnz, bool transposed, str backend) -> Tensor",
     _run_grad,
     lambda dy, x, bits, starts, bases, labels, seed, nnz, transposed, backend: x.new_empty(nnz),

@@ -14,13 +14,17 @@ from .eager import Labels
 from .labels import PackedLabels
 from .seeded import SeededLabels
 
+Seed = Sequence[int] | None
+"""A seed, and the row and the column at which the weight begins; empty, or none as AOTInductor has it, without one."""
 
-def as_labels(labels: Tensor | None, seed: Sequence[int], transposed: bool, n: int, k: int, alpha: int) -> Labels:
+
+def as_labels(labels: Tensor | None, seed: Seed, transposed: bool, n: int, k: int, alpha: int) -> Labels:
     """Labels of a weight ``[n, k]`` as the implementations take them; a table of bits has a third dimension.
 
     Without a table they are of a seed, which stands beside the row and the column at which the weight begins.
     """
     if labels is None:
+        assert seed
         number, row, column = seed
         return SeededLabels(number, (k, n) if transposed else (n, k), alpha, (row, column), transposed)
     if labels.dim() == 2:
@@ -83,7 +87,7 @@ def run_split(
     x: Tensor,
     w: Tensor,
     labels: Tensor | None,
-    seed: Sequence[int],
+    seed: Seed,
     bias: Tensor | None,
     activation: str | None,
     alpha: int,
@@ -97,7 +101,7 @@ def run_split(
 
 
 split_matmul = define(
-    "split_matmul(Tensor x, Tensor w, Tensor? labels, int[] seed, Tensor? bias, str? activation, SymInt alpha, "
+    "split_matmul(Tensor x, Tensor w, Tensor? labels, int[]? seed, Tensor? bias, str? activation, SymInt alpha, "
     "bool transposed, str backend) -> Tensor",
     run_split,
     lambda x, w, labels, seed, bias, activation, alpha, *rest: x.new_empty(x.shape[0], alpha, w.shape[0]),
@@ -126,7 +130,7 @@ def run_merge(
     z: Tensor,
     w: Tensor,
     labels: Tensor | None,
-    seed: Sequence[int],
+    seed: Seed,
     bias: Tensor | None,
     activation: str | None,
     constant: bool,
@@ -141,7 +145,7 @@ def run_merge(
 
 
 merge_matmul = define(
-    "merge_matmul(Tensor z, Tensor w, Tensor? labels, int[] seed, Tensor? bias, str? activation, bool constant, "
+    "merge_matmul(Tensor z, Tensor w, Tensor? labels, int[]? seed, Tensor? bias, str? activation, bool constant, "
     "bool transposed, str backend) -> Tensor",
     run_merge,
     lambda z, w, *rest: z.new_empty(z.shape[0], w.shape[0]),
@@ -156,7 +160,7 @@ merge_matmul = define(
 
 
 def _partition_grad_fake(
-    dy: Tensor, x: Tensor, labels: Tensor | None, seed: Sequence[int], transposed: bool, backend: str
+    dy: Tensor, x: Tensor, labels: Tensor | None, seed: Seed, transposed: bool, backend: str
 ) -> Tensor:
     n, k = dy.shape[2], x.shape[1]
     return x.new_empty(k, n).T if transposed and (labels is None or labels.dim() == 3) else x.new_empty(n, k)
@@ -177,7 +181,7 @@ def _partition_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def run_partition_grad(
-    dy: Tensor, x: Tensor, labels: Tensor | None, seed: Sequence[int], transposed: bool, backend: str
+    dy: Tensor, x: Tensor, labels: Tensor | None, seed: Seed, transposed: bool, backend: str
 ) -> Tensor:
     """``partition_grad`` on plain tensors."""
     (m, alpha, n), k = dy.shape, x.shape[1]
@@ -186,7 +190,7 @@ def run_partition_grad(
 
 
 partition_grad = define(
-    "partition_grad(Tensor dy, Tensor x, Tensor? labels, int[] seed, bool transposed, str backend) -> Tensor",
+    "partition_grad(Tensor dy, Tensor x, Tensor? labels, int[]? seed, bool transposed, str backend) -> Tensor",
     run_partition_grad,
     _partition_grad_fake,
     _partition_grad_backward,
