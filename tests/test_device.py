@@ -308,6 +308,12 @@ def test_shares_are_fitted_to_what_was_measured() -> None:
     assert fitted == {"blocks": [round(assumed.bandwidth / 2, 4), round(assumed.arithmetic / 0.8, 4)]}
 
 
+def test_a_share_that_is_hardly_one_is_a_positive_number() -> None:
+    """As of a device that stood still: a roof's file with a share of zero could not be read again."""
+    ((bandwidth, _),) = roof.fit([latency_row("blocks", 16, 1e6)], PUBLISHED["h200"]).values()
+    assert bandwidth == pytest.approx(PUBLISHED["h200"].shares["blocks"].bandwidth / 1e6, rel=1e-3)
+
+
 def test_fitted_shares_join_the_roof_and_the_next_fit_begins_anew(tmp_path: Path) -> None:
     shared = context(tmp_path)
     shared.device = "cuda"

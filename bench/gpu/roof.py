@@ -104,5 +104,5 @@ def fit(rows: Iterable[Mapping[str, Any]], roof: Roof) -> dict[str, list[float]]
         factors = [found.get((name, limit)) for limit in ("memory", "arithmetic")]
         if any(factors):
             pairs = zip(roof.shares[name], factors, strict=True)
-            shares[name] = [round(share * median(factor), 4) if factor else share for share, factor in pairs]
+            shares[name] = [float(f"{share * median(factor):.4g}") if factor else share for share, factor in pairs]
     return shares
