@@ -33,21 +33,22 @@ from .layers.labelled import Labels
 
 
 class _Share:
-    """What a process computes of a layer: some rows of the parent's weight, or some columns.
+    """What a process computes of a layer ``OF`` a kind: some rows of the parent's weight (``AXIS`` 0), or some columns.
 
     Args:
         mesh: Of one dimension.
-        axis: Which of the weight's dimensions is divided, into chunks as ``DTensor`` makes them.
     """
 
-    def __init__(self, mesh: DeviceMesh, axis: int) -> None:
+    OF: type[SplitLinear] | type[MergeLinear]
+    AXIS: int
+
+    def __init__(self, mesh: DeviceMesh) -> None:
         self.mesh = mesh
-        self.axis = axis
         self._labels: tuple[Tensor | None, Labels | None] = (None, None)
 
     def span(self, size: int) -> tuple[int, int]:
         """The process's own range of so many rows or columns."""
-        chunk = -(-size // self.mesh.size())
+        chunk = _chunk(size, self.mesh)
         first = min(self.mesh.get_local_rank() * chunk, size)
         return first, min(first + chunk, size)
 
@@ -56,7 +57,7 @@ class _Share:
         known, own = self._labels
         if own is None or known is not layer._index:
             whole, spans = layer.packed, [(0, size) for size in layer.matrix_shape]
-            spans[self.axis] = self.span(layer.matrix_shape[self.axis])
+            spans[self.AXIS] = self.span(layer.matrix_shape[self.AXIS])
             (top, bottom), (left, right) = spans
             if isinstance(whole, SeededLabels):
                 own = SeededLabels.of(whole.seed, (bottom - top, right - left), layer.alpha, (top, left))
@@ -65,12 +66,15 @@ class _Share:
             self._labels = layer._index, own
         return own
 
+    def __call__(self, layer: Any, x: Tensor) -> Tensor:
+        """The process's part of the layer's function."""
+        raise NotImplementedError
+
 
 class _Parents(_Share):
     """Of a first layer: all children of some parents."""
 
-    def __init__(self, mesh: DeviceMesh) -> None:
-        super().__init__(mesh, 0)
+    OF, AXIS = SplitLinear, 0
 
     def __call__(self, layer: SplitLinear, x: Tensor) -> Tensor:
         """The children ``[..., alpha * own]`` of the process's own parents, in planes, of the whole input."""
@@ -86,8 +90,7 @@ class _Parents(_Share):
 class _Inputs(_Share):
     """Of a second layer: the children of some parents, whose products are summed over the processes."""
 
-    def __init__(self, mesh: DeviceMesh) -> None:
-        super().__init__(mesh, 1)
+    OF, AXIS = MergeLinear, 1
 
     def __call__(self, layer: MergeLinear, x: Tensor) -> Tensor:
         """The whole output ``[..., outputs]``, the same in every process, of the children of its own parents."""
@@ -104,6 +107,11 @@ class _Inputs(_Share):
         return y if layer.bias is None else y + _own(layer.bias)
 
 
+def _chunk(size: int, mesh: DeviceMesh) -> int:
+    """Rows or columns of a process, but for the last ones', as ``DTensor`` divides so many."""
+    return -(-size // mesh.size())
+
+
 def _own(parameter: Tensor) -> Any:
     """A process's own part of a ``DTensor``."""
     sharded: Any = parameter
@@ -111,18 +119,16 @@ def _own(parameter: Tensor) -> Any:
 
 
 class _Style(ParallelStyle):
-    """A way to share a layer; ``SHARED`` is the kind that it can share."""
+    """A way to share a layer; ``SHARE`` is what each process has of it."""
 
-    SHARED: type[SplitLinear] | type[MergeLinear]
-    AXIS: int
-    SHARE: type[_Parents] | type[_Inputs]
+    SHARE: type[_Share]
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         why = self._why_not(module, device_mesh)
         if why is not None:
             raise ValueError(f"{type(self).__name__}: {why}")
         assert isinstance(module, SplitLinear | MergeLinear)
-        self._distribute(module, "edge_weight", device_mesh, Shard(self.AXIS))
+        self._distribute(module, "edge_weight", device_mesh, Shard(self.SHARE.AXIS))
         if module.bias is not None:
             self._distribute(module, "bias", device_mesh, Replicate())
         module.share = self.SHARE(device_mesh)
@@ -131,8 +137,8 @@ class _Style(ParallelStyle):
     def _why_not(self, module: nn.Module, mesh: DeviceMesh) -> str | None:
         """Why processes cannot share a layer, in words; none where they can."""
         name = type(module).__name__
-        if not isinstance(module, self.SHARED):
-            return f"expected a {self.SHARED.__name__}, got {name}"
+        if not isinstance(module, self.SHARE.OF):
+            return f"expected a {self.SHARE.OF.__name__}, got {name}"
         if module.share is not None:
             return f"this {name} is shared already"
         if module.bitmap is not None:
@@ -140,8 +146,8 @@ class _Style(ParallelStyle):
                 f"this {name} stores the weights of its edges in one row, without those that were removed, and "
                 "such a row has no dimension of the layer; expand with resparsify='partition', or shard by FSDP2"
             )
-        size, processes = module.matrix_shape[self.AXIS], mesh.size()
-        chunk, unit = -(-size // processes), module.unit[self.AXIS]
+        size, unit = module.matrix_shape[self.SHARE.AXIS], module.unit[self.SHARE.AXIS]
+        chunk, processes = _chunk(size, mesh), mesh.size()
         if (processes - 1) * chunk >= size:
             return f"{size} parents do not divide among {processes} processes"
         if chunk % unit and processes > 1:
@@ -164,7 +170,7 @@ class ColwiseParallel(_Style):
         ValueError: By ``parallelize_module``, of a layer that cannot be shared; the message says why.
     """
 
-    SHARED, AXIS, SHARE = SplitLinear, 0, _Parents
+    SHARE = _Parents
 
 
 class RowwiseParallel(_Style):
@@ -176,7 +182,7 @@ class RowwiseParallel(_Style):
         ValueError: By ``parallelize_module``, of a layer that cannot be shared; the message says why.
     """
 
-    SHARED, AXIS, SHARE = MergeLinear, 1, _Inputs
+    SHARE = _Inputs
 
 
 def parallel_plan(model: nn.Module) -> dict[str, ParallelStyle]:

@@ -191,7 +191,7 @@ def test_styles_name_what_cannot_be_shared(style: ColwiseParallel | RowwiseParal
     words = "expected a (Split|Merge)Linear"
     if module is None:
         labels = fpe.Partition.random(8, 8, 2).without(torch.eye(8, dtype=torch.bool))
-        module, words = style.SHARED(labels), "without those that were removed"
+        module, words = style.SHARE.OF(labels), "without those that were removed"
     with pytest.raises(ValueError, match=words):
         style._apply(module, None)  # type: ignore[arg-type] # no mesh is asked
 
