@@ -188,7 +188,7 @@ def partition_grad(
         _check_kept(op, kept)
         n, k = kept.sizes
     elif isinstance(labels, (PackedLabels, SeededLabels)):
-        n, k = labels.shape[::-1] if labels.transposed else labels.shape
+        n, k = labels.sizes
     else:
         check_tensor(op, "labels", labels, (None, None), dtype=torch.uint8)
         assert labels is not None
@@ -324,8 +324,7 @@ def check_labels(
     meant = shape[::-1] if labels.transposed else shape
     if tuple(labels.shape) != tuple(meant):
         hint = f" (they fit the transposed weight: use {name}.T)" if tuple(labels.shape) == tuple(meant[::-1]) else ""
-        stored = labels.shape[::-1] if labels.transposed else labels.shape
-        raise ValueError(f"{op}: {name} must be {made} for a weight {list(shape)}, got {list(stored)}{hint}")
+        raise ValueError(f"{op}: {name} must be {made} for a weight {list(shape)}, got {list(labels.sizes)}{hint}")
     if isinstance(labels, SeededLabels):
         labels.check(op, name)
         return Given(None, [labels.seed, *labels.offsets], labels.transposed)

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..checks import check_pair
 from ..structures import SEEDED_CHILDREN as CHILDREN
 
-VERSION = 1
-"""Of the function. Another function has another number, and this one stays."""
+VERSION, TURNED = 1, 2
+"""Of the function, and of the one that has rows and columns changed. Another has another number, and these stay."""
 
 VERSIONS = 1 << 8
 """There are fewer: what a state dict has room for."""
@@ -94,6 +94,18 @@ class SeededLabels(NamedTuple):
     def T(self) -> "SeededLabels":  # noqa: N802 - as of a tensor
         """The labels of the transposed weight."""
         return self._replace(transposed=not self.transposed)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """``(N, K)`` of the weight that is meant: turned where transposed."""
+        return self.shape[::-1] if self.transposed else self.shape
+
+    def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> "SeededLabels":
+        """The labels of some rows and columns of the weight that is meant, from the first up to the last but one."""
+        spans = (columns, rows) if self.transposed else (rows, columns)
+        (top, bottom), (left, right) = spans
+        offsets = (self.offsets[0] + top, self.offsets[1] + left)
+        return self._replace(shape=(bottom - top, right - left), offsets=offsets)
 
     @property
     def key(self) -> int:
