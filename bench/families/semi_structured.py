@@ -171,7 +171,7 @@ class Case(contract.Case):
             cores; or what is packed and into which form, as ``"pack parent.T into rows"``.
         alpha: 1 or 2.
         shape: ``(N, K)`` of the parent.
-        seeded: Whether labels are of a seed, and there is no metadata to load: on sparse tensor cores, with two children.
+        seeded: Whether labels are of a seed, with no metadata to load: two children on sparse tensor cores.
     """
 
     alpha: int = 2

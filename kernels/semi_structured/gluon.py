@@ -67,7 +67,7 @@ def _rows_layout(block_m):
 
 @gluon.constexpr_function
 def _stage_layout(block_m):
-    """The same of both instructions of a stage ``[block_m, 32]`` of a seed: four pairs that lie together are a lane's."""
+    """The same of both instructions of a stage ``[block_m, 32]`` of a seed: a lane has four pairs that lie together."""
     registers = [[0, 1], [0, 2], [0, 4]] + [[8 << i, 0] for i in range(_log2(block_m) - 3)]
     lanes = [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]]
     return gl.DistributedLinearLayout(registers, lanes, [[0, 0], [0, 0]], [], [block_m, 32])
