@@ -21,8 +21,8 @@ from fpe.kernels import (
 )
 from fpe.kernels.here import kernel_wins
 from fpe.kernels.memo import once_per_version
-from fpe.kernels.partition.api import Kept
 from fpe.kernels.partition.eager import table
+from fpe.kernels.partition.existence import Kept
 from fpe.kernels.partition.interleaved import quad_codes
 from fpe.kernels.partition.labels import digits, row_bytes
 from fpe.kernels.partition.seeded import SEEDS, VERSION, VERSIONS
@@ -130,8 +130,6 @@ class _LabelledLinear(KeptLinear):
 
     def beats_wide(self, x: Tensor) -> bool:
         """Whether what ``fpe here`` measured says that the kernel on labels, or on kept values, is faster."""
-        if isinstance(self.bitmap, SeededHoles):  # no kernel reads through them
-            return False
         (n, k), rows = self.matrix_shape, x.numel() // max(self.in_features, 1)
         if not isinstance(self.bitmap, Bitmap | None):  # of a seed: no kernel reads through them
             return False
