@@ -20,8 +20,8 @@ from fpe.kernels import (
     unpack_values,
 )
 from fpe.kernels.memo import once_per_version
-from fpe.kernels.partition.api import Kept
 from fpe.kernels.partition.eager import table
+from fpe.kernels.partition.existence import Kept
 from fpe.kernels.partition.interleaved import quad_codes
 from fpe.kernels.partition.labels import digits, row_bytes
 from fpe.kernels.partition.seeded import SEEDS, TURNED, VERSION, VERSIONS

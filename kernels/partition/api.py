@@ -14,12 +14,10 @@ from . import kept as packed
 from . import ops
 from .backends import MERGE, SPLIT, SPLIT_OF_SEED
 from .eager import Labels
+from .existence import Kept, check_kept, index_of
 from .holes import SeededHoles
 from .labels import PackedLabels, check_alpha, digits, row_bytes
 from .seeded import SeededLabels
-
-Kept = Bitmap | SeededHoles
-"""Which entries of a weight exist: in bits, or of the seed that its labels are of."""
 
 
 def split_matmul(
@@ -96,7 +94,7 @@ def _split(
     chosen = choose_backend(op, asked, w, backends, alpha, transposed, by_cost=True)
     if kept is not None:
         y = packed.kept_split(
-            as_rows(x, 1), w, *_index(kept), table, seed, bias, activation, alpha, n, transposed, chosen
+            as_rows(x, 1), w, *index_of(kept), table, seed, bias, activation, alpha, n, transposed, chosen
         )
     else:
         y = ops.split_matmul(as_rows(x, 1), w, table, seed, bias, activation, alpha, transposed, chosen)
@@ -154,7 +152,7 @@ def merge_matmul(
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
     chosen = choose_backend(op, by_labels(op, backend, labels), w, MERGE, alpha, (n, k), by_cost=True)
     if kept is not None:
-        y = packed.kept_merge(as_rows(z, 2), w, *_index(kept), table, seed, bias, activation, n, transposed, chosen)
+        y = packed.kept_merge(as_rows(z, 2), w, *index_of(kept), table, seed, bias, activation, n, transposed, chosen)
     else:
         constant = stays(given, w)
         y = ops.merge_matmul(as_rows(z, 2), w, table, seed, bias, activation, constant, transposed, chosen)
@@ -190,7 +188,7 @@ def partition_grad(
     """
     op = "partition_grad"
     if kept is not None:
-        _check_kept(op, kept)
+        check_kept(op, kept)
         n, k = kept.sizes
     elif isinstance(labels, (PackedLabels, SeededLabels)):
         n, k = labels.sizes
@@ -207,7 +205,9 @@ def partition_grad(
     table, seed, transposed = _check_owners(op, labels, (n, k), alpha, x, kept)
     chosen = choose_backend(op, by_labels(op, backend, labels), x, SPLIT, alpha, by_cost=True)
     if kept is not None:
-        return packed.kept_grad(as_rows(dy, 2), as_rows(x, 1), *_index(kept), table, seed, kept.nnz, transposed, chosen)
+        return packed.kept_grad(
+            as_rows(dy, 2), as_rows(x, 1), *index_of(kept), table, seed, kept.nnz, transposed, chosen
+        )
     return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, seed, transposed, chosen)
 
 
@@ -264,24 +264,12 @@ def masked_matmul(
     return _split(op, "values", x, values, None, 1, bias, activation, kept, backend).squeeze(-2)
 
 
-def _index(kept: Kept) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """What is loaded to know which entries exist."""
-    return kept.tensors if isinstance(kept, Bitmap) else (None, None, None)
-
-
-def _check_kept(op: str, kept: object, on: Tensor | None = None) -> None:
-    if isinstance(kept, SeededHoles):
-        kept.check(op)
-    else:
-        check_bitmap(op, kept, on)
-
-
 def _check_weight(op: str, w: Tensor, kept: Kept | None, name: str = "w") -> tuple[int, int]:
     """The sizes of a weight, or of the one whose kept values ``w`` are."""
     if kept is None:
         check_tensor(op, name, w, (None, None))
         return w.shape[0], w.shape[1]
-    _check_kept(op, kept)
+    check_kept(op, kept)
     check_tensor(op, name, w, (kept.nnz,))
     return kept.sizes
 
@@ -290,7 +278,7 @@ def _check_owners(op: str, labels: object, shape: tuple[int, int], alpha: int, o
     """What :func:`check_labels` returns; beside ``kept`` both are of the orientation in which it is stored."""
     if kept is None:
         return check_labels(op, labels, shape, alpha, on)
-    _check_kept(op, kept, on)
+    check_kept(op, kept, on)
     if isinstance(kept, SeededHoles) and not (
         isinstance(labels, SeededLabels) and (labels.seed, labels.offsets) == (kept.seed, (0, 0))
     ):
