@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpe.kernels import Bitmap, unpack_values
+from fpe.kernels import SeededHoles, unpack_values
 from fpe.kernels.here import kernel_wins
 from fpe.kernels.partition.existence import Kept
 
