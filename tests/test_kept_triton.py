@@ -15,6 +15,7 @@ from torch.nn.functional import silu
 from fpe.kernels import (
     Bitmap,
     PackedLabels,
+    SeededHoles,
     SeededLabels,
     dispatch,
     masked_matmul,
@@ -45,19 +46,26 @@ class Case:
     alpha: int = 2
     density: float = 0.5
     of_a_seed: bool = False
+    per_row: int | None = None
+    """Of holes of the seed too: they are of the whole weight."""
 
     @property
     def id(self) -> str:
         labels = "-seed" if self.of_a_seed else ""
+        labels += f"-keeps{self.per_row}" if self.per_row else ""
         return f"{self.n}x{self.k}-m{self.m}-alpha{self.alpha}-density{self.density}{labels}"
 
     def mask(self) -> Tensor:
+        if self.per_row:
+            return self.kept().unpack()
         mask = torch.rand(self.n, self.k, generator=seeded()) < self.density
         if 0 < self.density < 1:
             mask[:1], mask[1:2], mask[:, -1:] = False, True, False  # an empty and a full row, an empty column
         return mask
 
-    def kept(self) -> Bitmap:
+    def kept(self) -> Bitmap | SeededHoles:
+        if self.per_row:
+            return SeededHoles.of(5, (self.n, self.k), self.per_row)
         return Bitmap.pack(self.mask())
 
     def table(self) -> Tensor:
@@ -67,7 +75,7 @@ class Case:
 
     def made(self) -> SeededLabels:
         """Those of a part of a weight that begins somewhere else."""
-        return SeededLabels.of(5, (self.n, self.k), self.alpha, (4, 256))
+        return SeededLabels.of(5, (self.n, self.k), self.alpha, (0, 0) if self.per_row else (4, 256))
 
     def labels(self) -> PackedLabels | SeededLabels | None:
         if self.of_a_seed:
@@ -84,6 +92,9 @@ CASES = (
     Case(5, 40, 3, density=0.0),
     Case(33, 131, 17, alpha=2, of_a_seed=True),
     Case(9, 300, 5, alpha=8, density=0.25, of_a_seed=True),
+    Case(33, 131, 17, alpha=2, of_a_seed=True, per_row=77),
+    Case(9, 300, 5, alpha=8, of_a_seed=True, per_row=300),
+    Case(7, 40, 3, alpha=4, of_a_seed=True, per_row=1),
     Case(1, 1, 1, alpha=1, density=1.0),
     Case(48, 48, 0),
     Case(0, 48, 3),

@@ -17,7 +17,9 @@ from ...kernels.gpus import reads_kept_values
 from ...kernels.partition import config as configs
 from ...kernels.partition import eager as partition_twins
 from ...kernels.partition import triton as partition_kernels
-from ...kernels.partition.labels import digits, row_bytes
+from ...kernels.partition.existence import Kept
+from ...kernels.partition.labels import PackedLabels, digits, row_bytes
+from ...kernels.partition.seeded import SeededLabels
 from . import contract, partition
 from .accesses import INDEX, Access, Launch, Program, reduce
 from .check import SHAPES, Cast, Check, drawn
@@ -41,9 +43,11 @@ def operands(case: "Case", draw: Draw) -> Problem:
     return Problem((operand,), lambda t: ours(t, kept), lambda t: twin(t, kept), 1)
 
 
-def _kept(case: "Case", draw: Draw) -> Bitmap:
-    """The bitmap of a case; where nothing has numbers only its sizes count."""
+def _kept(case: "Case", draw: Draw) -> Kept:
+    """The bitmap of a case, of which only the sizes count where nothing has numbers; or holes of a seed."""
     n, k = case.shape
+    if case.seeded:
+        return public.SeededHoles.of(5, (n, k), k // 2)
     if draw.device != "meta":
         return Bitmap.pack(draw.mask(n, k)).to(draw.device)
     (runs, bases), empty = index_sizes(case.shape), torch.empty
@@ -53,11 +57,15 @@ def _kept(case: "Case", draw: Draw) -> Bitmap:
     return Bitmap(bits, starts, before, (n, k), n * k // (case.alpha or 1))
 
 
-def _product(case: "Case", draw: Draw, kept: Bitmap) -> Problem:
+def _product(case: "Case", draw: Draw, kept: Kept) -> Problem:
     """A partition operation of ``case.alpha`` children; one needs no labels."""
     (n, k), alpha, m = case.shape, case.alpha or 1, case.m
     plain = draw.labels(n, k)
-    table, labels = (plain, draw.packed(plain)) if alpha > 1 else (torch.zeros_like(plain), None)
+    table: Tensor = plain if alpha > 1 else torch.zeros_like(plain)
+    labels: PackedLabels | SeededLabels | None = draw.packed(plain) if alpha > 1 else None
+    if case.seeded:
+        labels = public.SeededLabels.of(5, (n, k), alpha)
+        table = labels.unpack(plain.device)
     op = case.op.removeprefix("kept_").removesuffix("_t")
     if case.op.endswith("_t"):
         (n, k), kept, table, labels = (k, n), kept.T, table.T, None if labels is None else labels.T
@@ -87,6 +95,8 @@ class Case(contract.Case):
 
     m: int = 0
     alpha: int | None = 2
+    seeded: bool = False
+    """Whether existence and ownership are of a seed."""
     file: ClassVar[str] = "bitmap"
     operands = operands
 
@@ -99,6 +109,7 @@ CASES = (
     *(Case(op, t) for op, t in product(OPERATIONS, ("bf16", "fp32"))),
     *(Case(op, "bf16", 16, alpha) for op, alpha in product(PRODUCTS, (1, 2, 4, 8))),
     *(Case(op, "bf16", 64, 2) for op in PRODUCTS),
+    *(Case(op, "bf16", 16, alpha, seeded=True) for op, alpha in product(PRODUCTS, (2, 4, 8))),
     *(Case(op, "fp32", 16, 2) for op in ("kept_split", "kept_merge_t", "kept_grad")),
 )
 """Numbers of 16 bits are moved alike, of whatever type."""

@@ -42,7 +42,7 @@ def _reader(
 
     Those of CPUs do wherever they run. Those of Triton do for few rows, whose cost is the weight's bytes; ``"auto"``
     takes them where they are predicted to be faster than decompressing. A plain table of labels is packed in every
-    call, which reads more than a decompressed weight. No kernel reads through holes of a seed.
+    call, which reads more than a decompressed weight. Those of CPUs read no holes of a seed.
 
     Args:
         op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
@@ -55,12 +55,12 @@ def _reader(
         backend: As the operation was given it.
     """
     m, n, k, alpha = sizes
-    packed = bits is not None and (labels is None or labels.dim() == 3)
+    packed = labels is None or labels.dim() == 3
     if backend == AUTO_ON_CPU:
-        density = nnz / max(n * k, 1) if packed else None
+        density = nnz / max(n * k, 1) if packed and bits is not None else None
         backend = fastest_on_cpu(op, sizes, operand, SPLIT, alpha, density=density)
     if backend == "cpu":
-        return "cpu" if packed and op != "partition_grad" else None
+        return "cpu" if packed and bits is not None and op != "partition_grad" else None
     able = backend == "triton" or (backend == "auto" and operand.is_cuda)
     if not (able and packed and m <= FUSED_ROWS) or SPLIT["triton"].why_not(operand, alpha):
         return None

@@ -7,14 +7,16 @@ On a word the masks cost two neighbours the instructions of one.
 :func:`_partition_multiply` is ``split_matmul`` (one tile of x, an accumulator a child) and ``merge_matmul`` (a tile of
 z a child, one accumulator), on the weight as it is stored or on its transpose. :func:`_partition_outer` is
 ``partition_grad``: the product of every child, of which the labels pick one at each edge. With ``KEPT`` the weight is
-its kept values alone: a bitmap says where each entry of a tile lies among them, if it exists.
+its kept values alone: a bitmap, or with ``MADE`` holes of a seed, say where each entry of a tile lies among them, if it
+exists.
 """
 
 import triton
 import triton.language as tl
 
-from ..bitmap.triton import kept_tile, values_before
+from ..bitmap.triton import count_ones, kept_tile, values_before
 from ..epilogue import activate, in_groups, multiply, multiply_loaded
+from .holes_triton import hole_words
 from .seeded import COLUMN, MIX, ROW, signed
 
 _ROW, _COLUMN = signed(ROW), signed(COLUMN)
@@ -110,6 +112,20 @@ def bit_masks(
 
 
 @triton.jit
+def made_tile(
+    KEY, PER_ROW, K, rows, row_mask, word, BLOCK_K: tl.constexpr, WORD: tl.constexpr, INTERPRETED: tl.constexpr
+):
+    """What :func:`kept_tile` reads of a bitmap, made of a seed: where a row's values begin needs no counting."""
+    words, firsts = hole_words(KEY, PER_ROW, K, rows, word + tl.arange(0, BLOCK_K // WORD), WORD)
+    bit = tl.arange(0, WORD)[None, None, :]
+    firsts = rows.to(tl.int64)[:, None] * PER_ROW + firsts[None, :]  # [rows, BLOCK_K / WORD]
+    numbers = firsts[:, :, None] + count_ones(words[:, :, None] & ((1 << bit) - 1), INTERPRETED)
+    exists = (((words[:, :, None] >> bit) & 1) != 0) & row_mask[:, None, None]  # [rows, BLOCK_K / WORD, WORD]
+    ROWS: tl.constexpr = words.shape[0]
+    return exists.reshape(ROWS, BLOCK_K), numbers.reshape(ROWS, BLOCK_K)
+
+
+@triton.jit
 def child_share(words, masks, CHILD: tl.constexpr, DIGITS: tl.constexpr, PER_WORD: tl.constexpr, DTYPE: tl.constexpr):
     """A child's weights out of a tile of words, zero elsewhere: [rows, columns] of the weight."""
     for digit in tl.static_range(DIGITS):
@@ -123,7 +139,7 @@ def child_share(words, masks, CHILD: tl.constexpr, DIGITS: tl.constexpr, PER_WOR
     return share.to(DTYPE, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["M", "KEY"])
+@triton.jit(do_not_specialize=["M", "KEY", "KEPT_KEY"])
 def _partition_multiply(
     x_ptr,
     words_ptr,
@@ -138,6 +154,8 @@ def _partition_multiply(
     K,
     SIZE_WORDS,
     KEY,
+    KEPT_KEY,
+    PER_ROW,
     stride_xm,
     stride_xa,
     stride_wn,
@@ -151,6 +169,7 @@ def _partition_multiply(
     ALPHA: tl.constexpr,
     DIGITS: tl.constexpr,
     KEPT: tl.constexpr,
+    MADE: tl.constexpr,
     RUN: tl.constexpr,
     BASE: tl.constexpr,
     WORD: tl.constexpr,
@@ -189,7 +208,7 @@ def _partition_multiply(
     steps = tl.cdiv(SIZE_IN, IN)
     first_step = steps * pid_split // SPLIT
     WORDS = tl.cdiv(K, WORD)
-    if KEPT and not TRANSPOSED:  # rows stay: from tile to tile their values go on
+    if KEPT and not MADE and not TRANSPOSED:  # rows stay: from tile to tile their values go on
         offs_n = pid_out * BLOCK_N + tl.arange(0, BLOCK_N)
         before = values_before(
             bits_ptr, starts_ptr, bases_ptr, offs_n, offs_n < N, first_step * (BLOCK_K // WORD), WORDS, RUN, BASE, WORD,
@@ -208,11 +227,16 @@ def _partition_multiply(
         words_at = words_ptr + offs_n[:, None].to(tl.int64) * stride_wn + offs_w[None, :]
         if KEPT:
             word = first_k // WORD
-            if TRANSPOSED:
+            if TRANSPOSED and not MADE:
                 before = values_before(
                     bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, UPCAST
                 )  # fmt: skip
-            exists, numbers, before = kept_tile(bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, UPCAST)
+            if MADE:
+                exists, numbers = made_tile(KEPT_KEY, PER_ROW, K, offs_n, mask_n, word, BLOCK_K, WORD, UPCAST)
+            else:
+                exists, numbers, before = kept_tile(
+                    bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, UPCAST
+                )  # fmt: skip
             values_at = words_ptr + numbers
             words = tl.load(values_at, mask=exists, other=0)  # [BLOCK_N, BLOCK_K]
         elif EVEN:
@@ -263,7 +287,7 @@ def _partition_multiply(
         tl.store(out_at + child * stride_oa, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["M", "KEY"])
+@triton.jit(do_not_specialize=["M", "KEY", "KEPT_KEY"])
 def _partition_outer(
     left_ptr,
     right_ptr,
@@ -277,6 +301,8 @@ def _partition_outer(
     K,
     SIZE_WORDS,
     KEY,
+    KEPT_KEY,
+    PER_ROW,
     stride_lm,
     stride_la,
     stride_rm,
@@ -287,6 +313,7 @@ def _partition_outer(
     ALPHA: tl.constexpr,
     DIGITS: tl.constexpr,
     KEPT: tl.constexpr,
+    MADE: tl.constexpr,
     RUN: tl.constexpr,
     BASE: tl.constexpr,
     WORD: tl.constexpr,
@@ -362,8 +389,13 @@ def _partition_outer(
     out_at = out_ptr + pid_split.to(tl.int64) * stride_os
     if KEPT:
         word, WORDS = first_k // WORD, tl.cdiv(K, WORD)
-        before = values_before(bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, UPCAST)
-        exists, numbers, _ = kept_tile(bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, UPCAST)
+        if MADE:
+            exists, numbers = made_tile(KEPT_KEY, PER_ROW, K, offs_n, mask_n, word, BLOCK_K, WORD, UPCAST)
+        else:
+            before = values_before(
+                bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, UPCAST
+            )  # fmt: skip
+            exists, numbers, _ = kept_tile(bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, UPCAST)
         tl.store(out_at + numbers, out.to(out_ptr.dtype.element_ty), mask=exists)
     else:
         out_at += offs_n[:, None].to(tl.int64) * K + offs_k[None, :]

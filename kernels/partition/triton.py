@@ -20,6 +20,8 @@ from ..tables import choose
 from . import tiles
 from .config import Config, Problem, columns_of, warps_of
 from .eager import Labels, stored_like, table
+from .existence import Kept
+from .holes import SeededHoles
 from .labels import PackedLabels, digits, pack_planes, row_bytes
 from .seeded import SeededLabels
 
@@ -32,7 +34,7 @@ def split_matmul_triton(
     bias: Tensor | None = None,
     activation: str | None = None,
     config: Config | None = None,
-    kept: Bitmap | None = None,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.split_matmul`.
 
@@ -50,7 +52,7 @@ def merge_matmul_triton(
     bias: Tensor | None = None,
     activation: str | None = None,
     config: Config | None = None,
-    kept: Bitmap | None = None,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Forward on ``z[M, alpha, K]``; see :func:`fpe.kernels.merge_matmul`, and the split for what is not there."""
     z, alpha = rows_contiguous(z), z.shape[1]
@@ -59,7 +61,7 @@ def merge_matmul_triton(
 
 
 def partition_grad_triton(
-    dy: Tensor, x: Tensor, labels: Labels | None, config: Config | None = None, kept: Bitmap | None = None
+    dy: Tensor, x: Tensor, labels: Labels | None, config: Config | None = None, kept: Kept | None = None
 ) -> Tensor:
     """The gradient dW; see :func:`fpe.kernels.partition_grad`, and the split for what is not there."""
     dy, x = rows_contiguous(dy), rows_contiguous(x)
@@ -90,7 +92,7 @@ class StoredWeight(NamedTuple):
     key: int
     shape: tuple[int, int]
     transposed: bool
-    kept: Bitmap | None = None
+    kept: Kept | None = None
 
 
 def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = False) -> StoredWeight:
@@ -130,7 +132,7 @@ def planes_strides(planes: Tensor | None) -> tuple[int, int]:
     return (0, 0) if planes is None else (planes.stride(0), planes.stride(1))
 
 
-def kept_weight(values: Tensor, labels: PackedLabels | SeededLabels | None, kept: Bitmap) -> StoredWeight:
+def kept_weight(values: Tensor, labels: PackedLabels | SeededLabels | None, kept: Kept) -> StoredWeight:
     """Kept values, their bitmap and their labels as the kernels read them."""
     words = values.contiguous().view(AS_BITS[values.element_size()])
     planes, key = _planes_and_key(labels)
@@ -160,7 +162,7 @@ def _launch_multiply(
     bias: Tensor | None,
     activation: str | None,
     config: Config | None,
-    kept: Bitmap | None,
+    kept: Kept | None,
 ) -> Tensor:
     m, outputs = x.shape[0], w.shape[0] if kept is None else kept.sizes[0]
     shape = (m, outputs) if merge else (m, alpha, outputs)
@@ -319,7 +321,7 @@ def _launch_direct(
         )
 
 
-def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config | None, kept: Bitmap | None) -> Tensor:
+def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config | None, kept: Kept | None) -> Tensor:
     m, alpha = dy.shape[:2]
     packed = _packed(labels, alpha) if isinstance(labels, Tensor) else labels
     stored = packed if kept is None else kept
@@ -368,22 +370,25 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
     return result.T if transposed and kept is None else result
 
 
-def _share(kept: Bitmap | None) -> float | None:
+def _share(kept: Kept | None) -> float | None:
     """How many of the entries exist, in hundredths: configurations are chosen once for each."""
     return None if kept is None else round(kept.nnz / max(kept.shape[0] * kept.shape[1], 1), 2)
 
 
-def _index(kept: Bitmap | None) -> tuple[Tensor | None, ...]:
+def _index(kept: Kept | None) -> tuple[Tensor | None, ...]:
     """What says where kept values are."""
-    return (None, None, None) if kept is None else tuple(t.contiguous() for t in kept.tensors)
+    return tuple(t.contiguous() for t in kept.tensors) if isinstance(kept, Bitmap) else (None, None, None)
 
 
-def _shared_options(config: Config, alpha: int, operand: Tensor, kept: Bitmap | None) -> dict[str, Any]:
+def _shared_options(config: Config, alpha: int, operand: Tensor, kept: Kept | None) -> dict[str, Any]:
     """What both kernels are launched with."""
     return {
         "ALPHA": alpha,
         "DIGITS": 0 if kept is not None and alpha == 1 else digits(alpha),
         "KEPT": kept is not None,
+        "MADE": isinstance(kept, SeededHoles),
+        "KEPT_KEY": kept.key if isinstance(kept, SeededHoles) else 0,
+        "PER_ROW": kept.per_row if isinstance(kept, SeededHoles) else 0,
         "RUN": RUN,
         "BASE": BASE,
         "WORD": WORD,

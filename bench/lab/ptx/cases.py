@@ -259,6 +259,8 @@ def _bitmap_cases() -> tuple[Case, ...]:
         *each(alpha=1, m=3, shape=(1100, 20), density=0.75),
         *each(alpha=3, m=64, shape=(64, 128), density=1.0),
         *each(KEPT[:2], bias=True, activation="relu"),
+        *each(seeded=True),
+        *each(alpha=8, m=33, shape=(20, 1100), seeded=True),
     )
 
 
