@@ -33,7 +33,7 @@ def hole_words(
     FIRST: tl.constexpr = _FIRST,
     SECOND: tl.constexpr = _SECOND,
 ):
-    """The bits of words ``[rows, words]``, and how many values of a row come before each of them, ``[words]``.
+    """The bits of words of rows, and how many values of a row come before each word; shapes are broadcast.
 
     Its constants are defaults: globals of a helper would enter the key of Triton's cache by the order of compilation.
     """
@@ -41,13 +41,13 @@ def hole_words(
     size = tl.minimum(K - first, COLUMNS)
     before = first.to(tl.int64) * COUNT // K
     kept = ((first + size).to(tl.int64) * COUNT // K - before).to(tl.int32)
-    x = rows[:, None] * ROW + words[None, :] * COLUMN + KEY
+    x = rows * ROW + words * COLUMN + KEY
     x = (x ^ ((x >> 16) & 0xFFFF)) * FIRST
     x = (x ^ ((x >> 13) & 0x7FFFF)) * SECOND
     x = x ^ ((x >> 16) & 0xFFFF)
-    bits = tl.where(kept == COLUMNS, -1, (1 << (kept & (COLUMNS - 1))) - 1)[None, :]
+    bits = tl.where(kept == COLUMNS, -1, (1 << (kept & (COLUMNS - 1))) - 1)
     for i in tl.static_range(5):
-        inside = ((1 << tl.maximum(size - (16 >> i), 0)) - 1)[None, :]
+        inside = (1 << tl.maximum(size - (16 >> i), 0)) - 1
         changed = (bits ^ (bits >> (16 >> i))) & x & LOWER[i] & inside
         bits = bits ^ changed ^ (changed << (16 >> i))
         x = (x ^ ((x >> 15) & 0x1FFFF)) * ROW
@@ -71,9 +71,10 @@ def _holes_move(
     parts = tl.cdiv(K, WORDS * COLUMNS)
     pid_n, pid_k = tl.program_id(0) // parts, tl.program_id(0) % parts
     offs_n = pid_n * ROWS + tl.arange(0, ROWS)
-    words, before = hole_words(KEY, COUNT, K, offs_n, pid_k * WORDS + tl.arange(0, WORDS), COLUMNS)
+    offs_w = pid_k * WORDS + tl.arange(0, WORDS)
+    words, before = hole_words(KEY, COUNT, K, offs_n[:, None], offs_w[None, :], COLUMNS)
     bits = (words[:, :, None] >> tl.arange(0, COLUMNS)[None, None, :]) & 1  # [ROWS, WORDS, COLUMNS]
-    places = before[None, :, None] + (tl.cumsum(bits, 2) - bits)
+    places = before[:, :, None] + (tl.cumsum(bits, 2) - bits)
     exists = (bits != 0).reshape(ROWS, WORDS * COLUMNS) & (offs_n < N)[:, None]
     rows = offs_n.to(tl.int64)
     values_at = values_ptr + rows[:, None] * COUNT + places.reshape(ROWS, WORDS * COLUMNS)

@@ -42,7 +42,8 @@ def _reader(
 
     Those of CPUs do wherever they run. Those of Triton do for few rows, whose cost is the weight's bytes; ``"auto"``
     takes them where they are predicted to be faster than decompressing. A plain table of labels is packed in every
-    call, which reads more than a decompressed weight. Those of CPUs read no holes of a seed.
+    call, which reads more than a decompressed weight. Through holes of a seed those of CPUs do not read, and
+    ``"auto"`` decompresses: to make a word of bits takes twice the instructions that reading one takes.
 
     Args:
         op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
@@ -68,6 +69,8 @@ def _reader(
         return None
     if backend == "triton" or not nnz:
         return "triton"
+    if bits is None:
+        return None
     return "triton" if fastest_of_kept(op, sizes, nnz / (n * k), operand, transposed) == KEPT_VALUES else None
 
 

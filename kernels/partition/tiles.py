@@ -113,16 +113,32 @@ def bit_masks(
 
 @triton.jit
 def made_tile(
-    KEY, PER_ROW, K, rows, row_mask, word, BLOCK_K: tl.constexpr, WORD: tl.constexpr, INTERPRETED: tl.constexpr
+    KEY,
+    PER_ROW,
+    N,
+    K,
+    first_n,
+    word,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WORD: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
-    """What :func:`kept_tile` reads of a bitmap, made of a seed: where a row's values begin needs no counting."""
-    words, firsts = hole_words(KEY, PER_ROW, K, rows, word + tl.arange(0, BLOCK_K // WORD), WORD)
+    """What :func:`kept_tile` reads of a bitmap, made of a seed: where a row's values begin needs no counting.
+
+    The words are made once each, then handed to the lanes that want them: left to itself, the compiler would have every
+    lane make all of its own.
+    """
+    WORDS: tl.constexpr = BLOCK_K // WORD
+    each = tl.arange(0, BLOCK_N * WORDS)
+    rows = first_n + each // WORDS
+    words, before = hole_words(KEY, PER_ROW, K, rows, word + each % WORDS, WORD)
+    words = tl.gather(tl.where(rows < N, words, 0), each, 0).reshape(BLOCK_N, WORDS, 1)
+    firsts = (rows.to(tl.int64) * PER_ROW + before).reshape(BLOCK_N, WORDS, 1)
     bit = tl.arange(0, WORD)[None, None, :]
-    firsts = rows.to(tl.int64)[:, None] * PER_ROW + firsts[None, :]  # [rows, BLOCK_K / WORD]
-    numbers = firsts[:, :, None] + count_ones(words[:, :, None] & ((1 << bit) - 1), INTERPRETED)
-    exists = (((words[:, :, None] >> bit) & 1) != 0) & row_mask[:, None, None]  # [rows, BLOCK_K / WORD, WORD]
-    ROWS: tl.constexpr = words.shape[0]
-    return exists.reshape(ROWS, BLOCK_K), numbers.reshape(ROWS, BLOCK_K)
+    numbers = firsts + count_ones(words & ((1 << bit) - 1), INTERPRETED)
+    exists = ((words >> bit) & 1) != 0  # [BLOCK_N, WORDS, WORD]
+    return exists.reshape(BLOCK_N, BLOCK_K), numbers.reshape(BLOCK_N, BLOCK_K)
 
 
 @triton.jit
@@ -232,7 +248,7 @@ def _partition_multiply(
                     bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, UPCAST
                 )  # fmt: skip
             if MADE:
-                exists, numbers = made_tile(KEPT_KEY, PER_ROW, K, offs_n, mask_n, word, BLOCK_K, WORD, UPCAST)
+                exists, numbers = made_tile(KEPT_KEY, PER_ROW, N, K, first_n, word, BLOCK_N, BLOCK_K, WORD, UPCAST)
             else:
                 exists, numbers, before = kept_tile(
                     bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, UPCAST
@@ -390,7 +406,8 @@ def _partition_outer(
     if KEPT:
         word, WORDS = first_k // WORD, tl.cdiv(K, WORD)
         if MADE:
-            exists, numbers = made_tile(KEPT_KEY, PER_ROW, K, offs_n, mask_n, word, BLOCK_K, WORD, UPCAST)
+            first_n = pid_n * BLOCK_N
+            exists, numbers = made_tile(KEPT_KEY, PER_ROW, N, K, first_n, word, BLOCK_N, BLOCK_K, WORD, UPCAST)
         else:
             before = values_before(
                 bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, UPCAST
