@@ -43,7 +43,7 @@ def _reader(
     Those of CPUs do wherever they run. Those of Triton do for few rows, whose cost is the weight's bytes; ``"auto"``
     takes them where they are predicted to be faster than decompressing. A plain table of labels is packed in every
     call, which reads more than a decompressed weight. Through holes of a seed those of CPUs do not read, and
-    ``"auto"`` decompresses: to make a word of bits takes twice the instructions that reading one takes.
+    ``"auto"`` decompresses, because to make bits takes up to twice the instructions that loading them takes.
 
     Args:
         op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.

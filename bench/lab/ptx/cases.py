@@ -260,7 +260,7 @@ def _bitmap_cases() -> tuple[Case, ...]:
         *each(alpha=3, m=64, shape=(64, 128), density=1.0),
         *each(KEPT[:2], bias=True, activation="relu"),
         *each(seeded=True),
-        *each(alpha=8, m=33, shape=(20, 1100), seeded=True),
+        *each(KEPT[:2], alpha=8, m=33, shape=(20, 1100), seeded=True),
     )
 
 
