@@ -384,8 +384,9 @@ def _deal_seeded(
 
 def _check_seeded(partition: Partition) -> None:
     assert partition.seed is not None
-    own = partition.seed, partition.kept, partition.turned
-    made = Partition.seeded(*partition.shape, partition.alpha, *own).labels.to(partition.labels.device)
+    (n, k), kept = partition.shape, partition.kept
+    made = Partition.seeded(n, k, partition.alpha, partition.seed, kept, partition.turned).labels
+    made = made.to(partition.labels.device)
     other = (partition.labels != made) & (partition.labels != HOLE)
     if partition.kept is not None:
         other |= (partition.labels == HOLE) != (made == HOLE)

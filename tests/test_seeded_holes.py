@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from support import BadCall, integers, mlp, readable_id, seeded
+from support import BadCall, allow, integers, mlp, readable_id, seeded
 from torch import Tensor, nn
 
 import fpe
@@ -22,6 +24,7 @@ from fpe.kernels import (
     split_matmul,
     unpack_values,
 )
+from fpe.kernels.device import KNOWN
 from fpe.kernels.partition import holes, kept
 
 SPECIFICATION = Path(__file__).resolve().parents[1] / "docs/seeded.md"
@@ -164,15 +167,32 @@ def test_nothing_dense_is_held_between_forward_and_backward() -> None:
     assert sorted(held) == [x.numel(), v.numel()]
 
 
-def test_few_rows_are_multiplied_by_a_decompressed_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No kernel reads through holes of a seed: it is the one move before a product, and the twin is not asked."""
+@pytest.mark.parametrize(("rows", "before"), [(1, []), (65, ["unpack_values"])])
+def test_few_rows_are_multiplied_through_holes_and_many_by_a_decompressed_weight(
+    rows: int, before: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is decompressed is so by one kernel, and the twin is not asked."""
     labels, exists = SeededLabels.of(5, (9, 139), 2), SeededHoles.of(5, (9, 139), 80)
     moves: list[str] = []
     monkeypatch.setattr(kept, "_moved", lambda op, *rest, real=kept._moved: moves.append(op) or real(op, *rest))
-    x, v = torch.randn(1, 139, generator=seeded()), torch.randn(exists.nnz, generator=seeded(1))
+    x, v = torch.randn(rows, 139, generator=seeded()), torch.randn(exists.nnz, generator=seeded(1))
     y = split_matmul(x, v, labels, 2, kept=exists, backend="triton")
-    assert moves == ["unpack_values"]
+    assert moves == before
     torch.testing.assert_close(y, split_matmul(x, exists.to_dense(v), labels, 2))
+
+
+def test_auto_decompresses_what_has_holes_of_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a bitmap the cost model is asked; of a seed nothing has been measured yet."""
+    allow(monkeypatch, kept.SPLIT, "triton")
+    monkeypatch.setattr(kept, "device_of", lambda operand: KNOWN[80])
+    monkeypatch.setattr(kept, "fastest_of_kept", lambda *call: kept.KEPT_VALUES)
+
+    def reader(backend: str, bits: object) -> str | None:
+        on_gpu: Any = SimpleNamespace(is_cuda=True)
+        return kept._reader("split_matmul", (1, 9, 139, 2), 720, on_gpu, None, bits, False, backend)  # type: ignore[arg-type]
+
+    assert [reader(backend, None) for backend in ("auto", "triton")] == [None, "triton"]
+    assert reader("auto", torch.zeros(9, 5)) == "triton"
 
 
 def test_opcheck() -> None:

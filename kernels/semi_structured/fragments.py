@@ -80,7 +80,7 @@ def pack_seeded(w: Tensor, labels: SeededLabels) -> Tensor:
 
 
 def unpack(fragments: Fragments, n: int, k: int, dtype: torch.dtype) -> tuple[Tensor, SemiStructuredLayout]:
-    """The values and layout that :func:`pack` was given.
+    """The values and layout that :func:`pack` was given: of fragments with metadata.
 
     Args:
         fragments: The packed weight.
@@ -88,6 +88,7 @@ def unpack(fragments: Fragments, n: int, k: int, dtype: torch.dtype) -> tuple[Te
         k: Inputs.
         dtype: Type of the values.
     """
+    assert fragments.metadata is not None
     children, tiles, instructions = fragments.weights.shape[:3]
     quads = -(-k // 4)
     pairs = fragments.weights.view(children, tiles, instructions, 2, 8, 4, 2, 2).permute(0, 1, 3, 7, 4, 2, 6, 5)
