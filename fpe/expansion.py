@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fpe.kernels import HOLE
+from fpe.kernels.block.config import SUPPORTED_BLOCKS
 from fpe.kernels.partition.seeded import SEEDS, beside
 from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, Structure
 
@@ -285,11 +286,16 @@ def _say_what_padding_costs(blocks: BlockLinear) -> None:
     """Warns where a layer stores much more than it keeps, and names the smaller block that pads least."""
     stored, kept, thrifty = blocks.edge_weight.numel(), blocks.nonzeros, blocks.grid.thriftiest()
     if stored > PADDED * kept and thrifty.padding < blocks.grid.padding:
+        taken = blocks.grid.thriftiest(min(SUPPORTED_BLOCKS))
+        no_kernel = (
+            f"; the Triton kernels take sides from {min(SUPPORTED_BLOCKS)} on, of which {taken.block} pads least, a "
+            f"factor of {taken.padding:.2f}"
+        )
         warnings.warn(
             f"expand: blocks of {blocks.block_shape} store {stored} weights of a {blocks.out_features} x "
             f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many: a plane is no "
             f"multiple of them. With blocks of {thrifty.block} padding costs a factor of {thrifty.padding:.2f} instead "
-            f"of {blocks.grid.padding:.2f}",
+            f"of {blocks.grid.padding:.2f}{no_kernel * (min(thrifty.block) < min(SUPPORTED_BLOCKS))}",
             PaddingWarning,
             stacklevel=_callers_level(),
         )

@@ -2,7 +2,9 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +205,8 @@ CASES = (
     SmallPartition("labels-seeded", m=17, shape=(33, 43), alpha=4, seeded=True),
     SmallPartition("labels-float32", dtype=torch.float32, config=replace(TILES, split=2)),
     SmallKept("kept", shape=(17, 2048), alpha=3, config=replace(TILES, block_k=256, split=4)),
+    SmallKept("kept-float32", shape=(17, 1024), alpha=1, config=replace(TILES, block_k=512), dtype=torch.float32),
+    SmallKept("kept-last-rows", shape=(32, 1024), config=replace(TILES, block_k=512, split=2)),
     SmallSemiStructured("quads"),
     SmallSemiStructured("quads-one-row", m=1, children=1),
     SmallSemiStructured("quads-grouped", m=83, config=replace(QUADS, group=4)),
@@ -224,15 +228,18 @@ def traced(op: str, case: AnyCase, monkeypatch: pytest.MonkeyPatch) -> list[Trac
     return launched
 
 
+def together(touches: Iterable[tuple[str, bool, np.ndarray]]) -> list[tuple[str, bool, np.ndarray]]:
+    """With sorted bytes, and those of one tensor that follow each other as one: a pair of values takes two loads."""
+    groups = groupby(touches, key=lambda touch: touch[:2])
+    return [(*key, np.sort(np.concatenate([touched for *_, touched in group]))) for key, group in groups]
+
+
 def expected(launch: Launch) -> dict:
     """A replayed launch in the form of a trace: by program, (tensor, store, sorted bytes) in order."""
     return {
-        (x, y, 0): [
-            (a.tensor, a.store, np.sort(bytes_touched(a)))
-            for step in launch.program(x, y)
-            for a in step
-            if a.width and a.rows
-        ]
+        (x, y, 0): together(
+            (a.tensor, a.store, bytes_touched(a)) for step in launch.program(x, y) for a in step if a.width and a.rows
+        )
         for x in range(launch.grid[0])
         for y in range(launch.grid[1])
     }
@@ -241,15 +248,15 @@ def expected(launch: Launch) -> dict:
 def observed(trace: Trace, split: int) -> dict:
     scratch = "partial" if split > 1 and trace.kernel != "_reduce" else "out"
     return {
-        position: [
+        position: together(
             (
                 scratch if t.tensor == "out" else t.tensor,
                 t.store,
-                np.sort((t.offsets[:, None] + np.arange(t.itemsize)).reshape(-1)),
+                (t.offsets[:, None] + np.arange(t.itemsize)).reshape(-1),
             )
             for t in touches
             if t.offsets.size
-        ]
+        )
         for position, touches in trace.programs.items()
     }
 

@@ -119,19 +119,21 @@ def test_slots_of_few_rows_are_those_of_the_committed_binaries() -> None:
 
 def test_slots_of_kept_values_are_those_of_the_committed_binaries() -> None:
     rows = {
-        (row["op"], row["alpha"]): row
+        (row["op"], row["alpha"], int(row["case"].rpartition("-m")[2])): row
         for row in Results.read(COMMITTED / "lab/bitmap.jsonl").rows
-        if row["arch"] == 90 and row["dtype"] == "bf16" and row["matrix"] and row["case"].endswith("-m16")
+        if row["arch"] == 90 and row["dtype"] == "bf16" and row["matrix"]
         if "seeded" not in row["case"]
     }
     for (op, transposed), table in model.KEPT_UNPACKING.items():
         name = f"kept_{op.removesuffix('_matmul')}{'_t' * transposed}"
-        for alpha, slots in table.items():
-            row = rows[name, alpha]
-            counted = max(row["instructions_per_weight"] / 2, row["integer_per_weight"])
-            assert slots == pytest.approx(counted, rel=0.01), (name, alpha)
-    assert model.kept_unpacking("split_matmul", False, 2, 64) == model.KEPT_UNPACKING["split_matmul", False][2]
-    assert model.kept_unpacking("split_matmul", False, 8, 64) == 4 * model.KEPT_UNPACKING["split_matmul", False][8]
+        for alpha, (few, many) in table.items():
+            for m, slots in ((16, few), (64, many)):
+                row = rows[name, alpha, m if alpha <= 2 else 16]  # of more children 64 rows are tiles of fewer
+                counted = max(row["instructions_per_weight"] / 2, row["integer_per_weight"])
+                assert slots == pytest.approx(counted, rel=0.01), (name, alpha, m)
+    of_two, of_eight = (model.KEPT_UNPACKING["split_matmul", False][alpha] for alpha in (2, 8))
+    assert [model.kept_unpacking("split_matmul", False, 2, m) for m in (32, 33, 64)] == [of_two[0], *2 * of_two[1:]]
+    assert model.kept_unpacking("split_matmul", False, 8, 64) == 4 * of_eight[1]
 
 
 PLACES = N * K * (1 + 1 / 64) / 8

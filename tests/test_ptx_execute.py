@@ -152,6 +152,34 @@ def test_the_judge_sees_a_unit_in_the_last_place(case: Case) -> None:
     assert execute.judge(case, posed, right[1:]).startswith("wrong: torch.bfloat16 [")
 
 
+ENDS = """
+import torch
+from fpe.bench.lab.ptx.harness import executing
+from fpe.kernels import Bitmap
+from fpe.kernels.partition.triton import split_matmul_triton
+
+draw = torch.Generator().manual_seed(0)
+for last in ([38], [39], [38, 39], None):
+    mask = torch.rand(130, 40, generator=draw) < 0.5
+    mask[-1 if last else 20 :] = False
+    mask[-1, last or []] = True
+    kept = Bitmap.pack(mask)
+    values = torch.randint(-3, 4, (kept.nnz,), generator=draw).bfloat16()
+    w = kept.to_dense(values).float()
+    for there, weight in ((kept, w), (kept.T, w.T)):
+        x = torch.randint(-3, 4, (3, weight.shape[1]), generator=draw).bfloat16()
+        with executing(80, []):
+            y = split_matmul_triton(x, values, None, 1, kept=there)
+        assert torch.equal(y[:, 0].float(), x.float() @ weight.T), (last, there.transposed)
+"""
+
+
+def test_kept_values_are_read_up_to_the_last_and_not_beyond() -> None:
+    """Tiles are read without guards where two values follow: an access past the last value is a fault."""
+    done = _python("-c", ENDS)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("lying", ("plain", "strided", "padded", "broadcast", "columns", "offset"))
 def test_operands_lie_as_they_are_meant_to(lying: str) -> None:
     x, _ = problem(Case("partition", "split", lying=lying)).operands

@@ -110,6 +110,7 @@ CASES = (
     *(Case(op, "bf16", 16, alpha) for op, alpha in product(PRODUCTS, (1, 2, 4, 8))),
     *(Case(op, "bf16", 64, 2) for op in PRODUCTS),
     *(Case(op, "bf16", 16, alpha, seeded=True) for op, alpha in product(PRODUCTS, (2, 4, 8))),
+    *(Case(f"kept_{op}", "bf16", 64, 1) for op in partition.MULTIPLIES),
     *(Case(op, "fp32", 16, 2) for op in ("kept_split", "kept_merge_t", "kept_grad")),
 )
 """Numbers of 16 bits are moved alike, of whatever type."""
@@ -131,6 +132,7 @@ def launches(problem: configs.Problem, config: configs.Config, share: float) -> 
         raise ValueError(f"expected columns in multiples of {RUN} and a share in 32nds, got {k} and {share}")
     first, *rest = partition.launches(problem, config)
     transposed = problem.transposed
+    paired = configs.in_pairs(problem, config)
 
     def packed(access: Access, values: int) -> Access:
         """The kept part of a rectangle of the weight, whose elements have so many bytes."""
@@ -150,15 +152,27 @@ def launches(problem: configs.Problem, config: configs.Config, share: float) -> 
         earlier = Access("bits", False, tile.row, tile.rows, 4 * begin, 4 * (word - begin), k // 8)
         return *bases, starts, earlier
 
+    def following(row: int) -> tuple[Access, ...]:
+        """What says whether two values follow those before a row, which decides how a program loads."""
+        run = row * (k // RUN) + 1
+        if not paired or run >= n * (k // RUN):
+            return ()
+        bases = Access("bases", False, 0, 1, INDEX * (run // (BASE // RUN)), INDEX, 0)
+        return bases, Access("starts", False, 0, 1, 2 * run, 2, k // RUN * 2)
+
     def program(x: int, y: int) -> Program:
         """As of the whole weight: its tiles come with their bits, and with what precedes a row where it begins."""
         begins = True
+        if transposed:
+            yield following((n - 1) // config.block_n * config.block_n)
         for step in first.program(x, y):
             found: list[Access] = []
             for access in step:
                 if access.tensor == "words":
                     if begins or transposed:
                         found += lookup(access, size)
+                    if begins and not transposed:
+                        found += following(access.row + config.block_n)
                     found += [bits(access, size), packed(access, size)]
                 elif access.store and problem.op == "partition_grad":
                     values = size if access.tensor == "out" else 4

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import kernels as public
+from ...kernels.bitmap.triton import kept_pairs
 from ...kernels.device import Device
 from ...kernels.partition import config as configs
 from ...kernels.partition import eager as twins
@@ -68,8 +69,9 @@ def check_direct(row: Row) -> list[str]:
 
 ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
 _BY_COLUMNS = (gluon_transposed._rows, gluon_transposed._rows_narrow)
+_BY_TILES = (tiles._partition_multiply, kept_pairs)
 KERNELS = (
-    Kernel(tiles._partition_multiply, ("tl.load(words_at", "tl.load(values_at"), _step),
+    Kernel(tiles._partition_multiply, ("tl.load(words_at", "tl.load(values_at"), _step, loads=_BY_TILES),
     Kernel(gluon.multiply_rows, ROWS, _rows_step, check=check_direct, loads=(gluon._group,)),
     Kernel(gluon_transposed.multiply_columns, _COLUMNS, _columns_step, check=check_direct, loads=_BY_COLUMNS),
     Kernel(tiles._partition_outer, ("tl.load(left_at", "tl.load(right_at"), _outer_step),

@@ -87,11 +87,15 @@ class L2:
         self._free += lines
 
 
+CUT_ANEW = ("partial", "starts")
+"""Scratch, which two kernels cut differently, and the starts of runs, of a tile's rows or of the one behind it."""
+
+
 def units(access: Access, coarse: bool) -> tuple[Unit, ...]:
     """Splits a rectangle into units: its columns of lines, or one run where it has no gaps; single lines otherwise.
 
-    Coarse units are sound because a kernel cuts each of its tensors into the same tiles throughout. Scratch, which two
-    kernels cut differently, and tiles that are no whole lines fall back to single lines.
+    Coarse units are sound because a kernel cuts each of its tensors into the same tiles throughout. What is cut in
+    more ways than one (:data:`CUT_ANEW`), and tiles that are no whole lines, fall back to single lines.
     """
     name, _, row, rows, column, width, pitch = access
     if not width:
@@ -100,9 +104,9 @@ def units(access: Access, coarse: bool) -> tuple[Unit, ...]:
         rows = 1
     start, size = row * pitch + column, rows * width
     solid = rows == 1 or width == pitch
-    if coarse and solid and name != "partial" and start % LINE == 0 and size % LINE == 0:
+    if coarse and solid and name not in CUT_ANEW and start % LINE == 0 and size % LINE == 0:
         return (Unit((name, start), size // LINE, 15),)
-    if coarse and not solid and pitch % LINE == 0 and name != "partial":
+    if coarse and not solid and pitch % LINE == 0 and name not in CUT_ANEW:
         return tuple(Unit((name, row, line), rows, mask) for line, mask in _lines(column, width))
     masks: dict[int, int] = {}
     for first, length in [(start, size)] if solid else [(start + i * pitch, width) for i in range(rows)]:

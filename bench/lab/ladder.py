@@ -1,8 +1,11 @@
-"""The ladder to the partition kernel: plain ways to give each child its weights, compiled and counted.
+"""Ladders to the partition kernel: plain ways to give each child its weights, and to read kept values.
 
 Each rung is a matmul of two children (alpha = 2, 16 rows) that differs in how the labels' bits meet the weights. The
 tiled kernels ship the last rung before ``"no labels"``, which multiplies the whole tile twice: the floor of tiles. Up
 to 64 rows ``"direct"`` is shipped (``kernels/partition/gluon.py``).
+
+Each rung of kept values is a matmul of one child that differs in how values find their places. What is shipped are the
+helpers of ``kernels/bitmap/triton.py``, which the rungs call.
 """
 
 from typing import Any
@@ -12,6 +15,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ...kernels.bitmap.layout import WORD
+from ...kernels.bitmap.triton import kept_pairs, kept_tile
 from ...kernels.device import interpreting
 from ..families import partition
 from ..results import Results
@@ -32,6 +37,13 @@ SHIPPED = {
 """The rungs without tiles: the shipped kernel, compiled as it ships."""
 TILE = (64, 128, 16)
 """``BLOCK_N, BLOCK_K, BLOCK_M``."""
+KEPT_RUNGS = {
+    "scan": "the bits of a row are added up by `tl.cumsum`, and every position is gathered",
+    "count": "the ones below each bit are counted (shipped from five children or 33 rows on)",
+    "pairs": "one count and one address for two neighbours, placed by one `prmt` (shipped for fewer)",
+    "all exist": "the tile is loaded whole: what the matmul costs without a bitmap",
+}
+KEPT_TILE = (64, 64, 16)
 
 
 @triton.jit
@@ -87,20 +99,68 @@ def _rung(
     tl.store(out + N, acc_1.to(tl.bfloat16), mask=(offs_m < M)[None, :])
 
 
+@triton.jit
+def _kept_rung(
+    x_ptr,
+    values_ptr,  # 16-bit values, as bits
+    bits_ptr,
+    starts_ptr,  # values before each row
+    out_ptr,
+    M,
+    N,
+    K,
+    RUNG: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    WORD: tl.constexpr,
+):
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_m = tl.arange(0, BLOCK_M)
+    mask_n, WORDS = offs_n < N, K // WORD
+    before = tl.load(starts_ptr + offs_n)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for first_k in range(0, K, BLOCK_K):
+        offs_k, word = first_k + tl.arange(0, BLOCK_K), first_k // WORD
+        if RUNG == "scan":
+            words_at = bits_ptr + offs_n[:, None] * WORDS + (word + tl.arange(0, BLOCK_K // WORD))[None, :]
+            words = tl.load(words_at, mask=mask_n[:, None], other=0)
+            bits = ((words[:, :, None] >> tl.arange(0, WORD)[None, None, :]) & 1).reshape(BLOCK_N, BLOCK_K)
+            numbers = before[:, None] + tl.cumsum(bits, 1) - bits
+            w = tl.load(values_ptr + numbers, mask=bits != 0, other=0)  # [BLOCK_N, BLOCK_K]
+            before += tl.sum(bits, 1)
+        elif RUNG == "count":
+            exists, numbers, before = kept_tile(bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, False)
+            w = tl.load(values_ptr + numbers, mask=exists, other=0)  # [BLOCK_N, BLOCK_K]
+        elif RUNG == "pairs":
+            pairs, before = kept_pairs(
+                values_ptr, bits_ptr, offs_n, mask_n, word, WORDS, before, False, BLOCK_K, WORD, False
+            )  # fmt: skip
+            w = tl.join((pairs & 0xFFFF).to(tl.int16), (pairs >> 16).to(tl.int16)).reshape(BLOCK_N, BLOCK_K)
+        else:
+            w = tl.load(values_ptr + offs_n[:, None].to(tl.int64) * K + offs_k[None, :])  # [BLOCK_N, BLOCK_K]
+        x = tl.load(x_ptr + offs_m[None, :] * K + offs_k[:, None], mask=(offs_m < M)[None, :], other=0.0)
+        acc = tl.dot(w.to(tl.bfloat16, bitcast=True), x, acc)
+    tl.store(out_ptr + offs_m[None, :] * N + offs_n[:, None], acc.to(tl.bfloat16), mask=(offs_m < M)[None, :])
+
+
 def climb(rung: str, arch: int) -> dict[str, Any]:
     """Compiles a rung and counts its main loop.
 
     Args:
-        rung: A key of :data:`RUNGS`.
+        rung: A key of :data:`RUNGS` or :data:`KEPT_RUNGS`.
         arch: Compute capability, as 90.
     """
-    names = ("x_ptr", "w_ptr", "plane_ptr", "out_ptr", "M", "N", "K")
-    types = ("*bf16", "*bf16", "*u8", "*bf16", "i32", "i32", "i32")
-    meta = dict(zip(("BLOCK_N", "BLOCK_K", "BLOCK_M"), TILE, strict=True))
-    constants = {"RUNG": rung, **meta}
-    signature = {**dict(zip(names, types, strict=True)), **dict.fromkeys(constants, "constexpr")}
-    aligned = {(i,): [["tt.divisibility", 16]] for i in (0, 1, 2, 3, 5, 6)}
-    source = ASTSource(_rung, signature=signature, constexprs=constants, attrs=aligned)
+    if rung in RUNGS:
+        kernel, tile, how, children, more = _rung, TILE, RUNGS[rung], 2, {}
+        types = {"x_ptr": "*bf16", "w_ptr": "*bf16", "plane_ptr": "*u8", "out_ptr": "*bf16"}
+    else:
+        kernel, tile, how, children, more = _kept_rung, KEPT_TILE, KEPT_RUNGS[rung], 1, {"WORD": WORD}
+        types = {"x_ptr": "*bf16", "values_ptr": "*i16", "bits_ptr": "*i32", "starts_ptr": "*i32", "out_ptr": "*bf16"}
+    constants = {"RUNG": rung, **dict(zip(("BLOCK_N", "BLOCK_K", "BLOCK_M"), tile, strict=True)), **more}
+    signature = {**types, **dict.fromkeys("MNK", "i32"), **dict.fromkeys(constants, "constexpr")}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in types or name in "NK"}
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
     warps = 4
     options = {"num_warps": warps, "num_stages": 4}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -108,10 +168,10 @@ def climb(rung: str, arch: int) -> dict[str, Any]:
     facts = sass.analyse(code, resources, set(), True)
     instructions, labels = sass.read_sass(code)
     loop = [instructions[i] for i in sass.main_loop(instructions, labels)]
-    weights = TILE[0] * TILE[1]
+    weights = tile[0] * tile[1]
     shared = sum(i.named("LDS", "STS", "LDSM", "STSM") for i in loop)
     counts = [round(count * warps * 32 / weights, 2) for count in (len(loop), shared)]
-    return _row(rung, RUNGS[rung], arch, facts, *counts)
+    return _row(rung, how, arch, facts, *counts, children)
 
 
 def direct(arch: int, rung: str) -> dict[str, Any]:
@@ -123,9 +183,12 @@ def direct(arch: int, rung: str) -> dict[str, Any]:
     return _row(rung, SHIPPED[rung], arch, row, row["instructions_per_weight"], 0.0)
 
 
-def _row(rung: str, how: str, arch: int, facts: dict[str, Any], instructions: float, shared: float) -> dict[str, Any]:
-    """A row of the ladder; the counts are of a weight."""
+def _row(
+    rung: str, how: str, arch: int, facts: dict[str, Any], instructions: float, shared: float, children: int = 2
+) -> dict[str, Any]:
+    """A row of the ladder; the counts are of a weight, or of a position of kept values."""
     return {
+        "children": children,
         "rung": rung,
         "how": how,
         "arch": arch,
@@ -143,6 +206,11 @@ def run(architectures: tuple[int, ...] = (80, 90)) -> Results:
     rows = [
         row
         for arch in architectures
-        for row in (*(climb(rung, arch) for rung in RUNGS), *(direct(arch, rung) for rung in SHIPPED))
+        for row in (
+            *(climb(rung, arch) for rung in RUNGS),
+            *(direct(arch, rung) for rung in SHIPPED),
+            *(climb(rung, arch) for rung in KEPT_RUNGS),
+        )
     ]
-    return Results("lab-ladder", {"triton": triton.__version__, "tile": list(TILE)}, rows)
+    settings = {"triton": triton.__version__, "tile": list(TILE), "kept_tile": list(KEPT_TILE)}
+    return Results("lab-ladder", settings, rows)

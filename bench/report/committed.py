@@ -38,6 +38,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "shares": lambda: costs.shares_table(costs.roof_shown(costs.measured())),
     "memory": lambda: costs.memory_table(),
     "ladder": lambda: summary.ladder(_read("lab/ladder")),
+    "kept-ladder": lambda: summary.ladder(_read("lab/ladder"), kept=True),
     "hazards": lambda: survey.by_version(_read("lab/hazards")),
     "hazards-compared": lambda: survey.compared(_read("lab/hazards"), "3.7.1"),
     "unpacking": lambda: summary.unpacking(_read("lab/compile")),

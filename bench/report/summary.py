@@ -74,8 +74,8 @@ def compiled(results: Results) -> Table:
     return Table(f"Compiled by Triton {settings['triton']}, the worst of each kernel and architecture", columns, rows)
 
 
-def ladder(results: Results) -> Table:
-    """Instructions a weight, by rung and architecture."""
+def ladder(results: Results, kept: bool = False) -> Table:
+    """Instructions a weight, or a position of kept values, by rung and architecture."""
     body = [
         (
             row["rung"],
@@ -87,11 +87,13 @@ def ladder(results: Results) -> Table:
             row["how"],
         )
         for row in results.rows
+        if row["children"] == (1 if kept else 2)
     ]
-    n, k, m = results.settings["tile"]
+    n, k, m = results.settings["kept_tile" if kept else "tile"]
+    of, what = ("position", "one child") if kept else ("weight", "alpha = 2")
     version = results.settings["triton"]
-    title = f"Machine instructions a weight and lane, alpha = 2, tile {n} x {k} by {m} rows, Triton {version}"
-    return Table(title, ("rung", "arch", "instr./weight", "shared mem./weight", "registers", "spilt", "how"), body)
+    title = f"Machine instructions a {of} and lane, {what}, tile {n} x {k} by {m} rows, Triton {version}"
+    return Table(title, ("rung", "arch", f"instr./{of}", f"shared mem./{of}", "registers", "spilt", "how"), body)
 
 
 def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype: str = "bf16") -> Table:

@@ -71,8 +71,12 @@ class PlaneGrid(NamedTuple):
         area = self.outputs * self.inputs
         return rows * columns * self.block[0] * self.block[1] / area if area else 1.0
 
-    def thriftiest(self) -> "PlaneGrid":
-        """Of the blocks with sides halved any number of times the one that pads least, the largest of equals."""
-        sides = [[side >> i for i in range(side.bit_length())] for side in self.block]
+    def thriftiest(self, least: int = 1) -> "PlaneGrid":
+        """Of the blocks with sides halved any number of times the one that pads least, the largest of equals.
+
+        Args:
+            least: Sides are not halved below this.
+        """
+        sides = [[side, *(side >> i for i in range(1, side.bit_length()) if side >> i >= least)] for side in self.block]
         grids = [self._replace(block=(bn, bk)) for bn in sides[0] for bk in sides[1]]
         return min(grids, key=lambda grid: (grid.padding, -grid.block[0] * grid.block[1]))

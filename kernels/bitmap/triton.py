@@ -60,25 +60,102 @@ def values_before(
 
 
 @triton.jit
+def two_follow(starts_ptr, bases_ptr, row, N, WORDS, NNZ, RUN: tl.constexpr, BASE: tl.constexpr, WORD: tl.constexpr):
+    """Whether two values follow those of the rows before ``row`` for certain: if they follow the run that it is in."""
+    run = row.to(tl.int64) * WORDS // (RUN // WORD) + 1
+    inside = run < tl.cdiv(tl.cast(N, tl.int64) * WORDS, RUN // WORD)
+    base = tl.load(bases_ptr + run // (BASE // RUN), mask=inside, other=0)
+    start = tl.load(starts_ptr + run, mask=inside, other=0).to(tl.int32) & 0xFFFF
+    return inside & (base + start + 2 <= NNZ)
+
+
+@triton.jit
+def bits_of_tile(
+    bits_ptr, rows, row_mask, word, WORDS, before, BLOCK_K: tl.constexpr, WORD: tl.constexpr, INTERPRETED: tl.constexpr
+):
+    """A tile's words of bits, the values before each of them (``[rows, BLOCK_K / WORD]``), and those up to its end.
+
+    A value's number is that of the ones before the tile, which is given, in the words before its own, and below its
+    bit. The tile begins with a word, and ``BLOCK_K`` is a power of two from ``WORD`` on.
+    """
+    offs_w = word + tl.arange(0, BLOCK_K // WORD)
+    words_at = bits_ptr + rows.to(tl.int64)[:, None] * WORDS + offs_w[None, :]
+    words = tl.load(words_at, mask=row_mask[:, None] & (offs_w[None, :] < WORDS), other=0)
+    counts = count_ones(words, INTERPRETED)
+    return words, before[:, None] + (tl.cumsum(counts, 1) - counts), before + tl.sum(counts, 1)
+
+
+@triton.jit
 def kept_tile(
     bits_ptr, rows, row_mask, word, WORDS, before, BLOCK_K: tl.constexpr, WORD: tl.constexpr, INTERPRETED: tl.constexpr
 ):
     """Which entries of a tile exist and which value each is, both ``[rows, BLOCK_K]``, and the values up to its end.
 
-    A value's number is that of the ones before the tile, which is given, in the words before its own, and below its
-    bit. Lanes that are neighbours have neighbouring bits, so that they read neighbouring values. The tile begins with
-    a word, and ``BLOCK_K`` is a power of two from ``WORD`` on.
+    Lanes that are neighbours have neighbouring bits, so that they read neighbouring values.
     """
-    offs_w = word + tl.arange(0, BLOCK_K // WORD)
-    words_at = bits_ptr + rows.to(tl.int64)[:, None] * WORDS + offs_w[None, :]
-    words = tl.load(words_at, mask=row_mask[:, None] & (offs_w[None, :] < WORDS), other=0)
-    counts = count_ones(words, INTERPRETED)  # [rows, BLOCK_K / WORD]
-    firsts = before[:, None] + (tl.cumsum(counts, 1) - counts)
+    words, firsts, after = bits_of_tile(
+        bits_ptr, rows, row_mask, word, WORDS, before, BLOCK_K, WORD, INTERPRETED
+    )  # fmt: skip
     bit = tl.arange(0, WORD)[None, None, :]
     numbers = firsts[:, :, None] + count_ones(words[:, :, None] & ((1 << bit) - 1), INTERPRETED)
     exists = ((words[:, :, None] >> bit) & 1) != 0  # [rows, BLOCK_K / WORD, WORD]
     ROWS: tl.constexpr = words.shape[0]
-    return exists.reshape(ROWS, BLOCK_K), numbers.reshape(ROWS, BLOCK_K), before + tl.sum(counts, 1)
+    return exists.reshape(ROWS, BLOCK_K), numbers.reshape(ROWS, BLOCK_K), after
+
+
+@triton.jit
+def in_place(first, second, pairs, INTERPRETED: tl.constexpr):
+    """Words of two neighbours, from what exists of them in order: ``pairs`` is 1 for the lower, 2 for the upper."""
+    if INTERPRETED:
+        words = tl.where(pairs % 2 == 1, first, 0) | (
+            tl.where(pairs == 3, second, tl.where(pairs == 2, first, 0)) << 16
+        )
+    else:
+        # One permutation of bytes for every case; bytes 2 and 3 of the first are zero.
+        cases: tl.constexpr = 0x5410_1032_3210_3232
+        case = (cases >> (pairs << 4).to(tl.int64)).to(tl.int32)
+        operands = [first, second, case]
+        words = tl.inline_asm_elementwise(
+            "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", operands, dtype=tl.int32, is_pure=True, pack=1
+        )
+    return words
+
+
+@triton.jit
+def kept_pairs(
+    values_ptr,
+    bits_ptr,
+    rows,
+    row_mask,
+    word,
+    WORDS,
+    before,
+    GUARDED: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WORD: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """A tile of 16-bit values in their places, two to a word ``[rows, BLOCK_K / 2]``, and the values up to its end.
+
+    Two neighbours cost one count and one address: the first that exists lies there, the second, if both do, behind it.
+    Without ``GUARDED`` both places are read whatever exists, since a load that may be skipped costs more: then two
+    values must follow the tile's. The interpreter reads what exists in any case, so that its trace is exact.
+    """
+    words, firsts, after = bits_of_tile(
+        bits_ptr, rows, row_mask, word, WORDS, before, BLOCK_K, WORD, INTERPRETED
+    )  # fmt: skip
+    bit = 2 * tl.arange(0, WORD // 2)[None, None, :]
+    pairs = (words[:, :, None] >> bit) & 3  # [rows, BLOCK_K / WORD, WORD / 2]
+    values_at = values_ptr + (firsts[:, :, None] + count_ones(words[:, :, None] & ((1 << bit) - 1), INTERPRETED))
+    if GUARDED or INTERPRETED:
+        first = tl.load(values_at, mask=pairs != 0, other=0)
+        second = tl.load(values_at + 1, mask=pairs == 3, other=0)
+    else:
+        first = tl.load(values_at)
+        second = tl.load(values_at + 1)
+    first, second = first.to(tl.uint16, bitcast=True).to(tl.int32), second.to(tl.uint16, bitcast=True).to(tl.int32)
+    ROWS: tl.constexpr = words.shape[0]
+    return in_place(first, second, pairs, INTERPRETED).reshape(ROWS, BLOCK_K // 2), after
 
 
 @triton.jit

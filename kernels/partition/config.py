@@ -91,6 +91,12 @@ class Problem:
         return shared_bytes(self, config, device) <= device.shared
 
 
+def in_pairs(problem: Problem, config: Config) -> bool:
+    """Whether kept values are placed two at a time: more children or rows leave no registers for it."""
+    able = problem.kept is not None and problem.op != "partition_grad" and problem.itemsize == 2
+    return able and problem.alpha <= 4 and config.block_m <= 32
+
+
 def columns_of(block_m: int, sums: int) -> int:
     """Columns of the transpose that a warp of a direct kernel takes: half as many where their sums would not fit."""
     return COLUMNS if sums * block_m <= 64 else COLUMNS // 2

@@ -14,7 +14,7 @@ exists.
 import triton
 import triton.language as tl
 
-from ..bitmap.triton import count_ones, kept_tile, values_before
+from ..bitmap.triton import count_ones, kept_pairs, kept_tile, two_follow, values_before
 from ..epilogue import activate, in_groups, multiply, multiply_loaded
 from .holes_triton import hole_words
 from .seeded import COLUMN, MIX, ROW, signed
@@ -155,7 +155,7 @@ def child_share(words, masks, CHILD: tl.constexpr, DIGITS: tl.constexpr, PER_WOR
     return share.to(DTYPE, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["M", "KEY", "KEPT_KEY"])
+@triton.jit(do_not_specialize=["M", "KEY", "KEPT_KEY", "NNZ"])
 def _partition_multiply(
     x_ptr,
     words_ptr,
@@ -172,6 +172,7 @@ def _partition_multiply(
     KEY,
     KEPT_KEY,
     PER_ROW,
+    NNZ,
     stride_xm,
     stride_xa,
     stride_wn,
@@ -210,6 +211,7 @@ def _partition_multiply(
     SIZE_OUT = K if TRANSPOSED else N
     SIZE_IN = N if TRANSPOSED else K
     SUMS: tl.constexpr = 1 if MERGE else ALPHA
+    PAIRS: tl.constexpr = KEPT and PER_WORD == 2
     # The axis that offsets along M lack; those along the inputs or outputs lack the other.
     AXIS: tl.constexpr = 1 if TURNED else 0
 
@@ -234,59 +236,77 @@ def _partition_multiply(
     accs = ()
     for _ in tl.static_range(SUMS):
         accs += (tl.zeros([BLOCK_M, OUT] if TURNED else [OUT, BLOCK_M], dtype=tl.float32),)
-    for step in range(first_step, steps * (pid_split + 1) // SPLIT):
-        first_n = step * BLOCK_N if TRANSPOSED else pid_out * BLOCK_N
-        first_k = pid_out * BLOCK_K if TRANSPOSED else step * BLOCK_K
-        offs_n = first_n + tl.arange(0, BLOCK_N)
-        offs_w = first_k // PER_WORD + tl.arange(0, BLOCK_K // PER_WORD)
-        mask_n = offs_n < N
-        words_at = words_ptr + offs_n[:, None].to(tl.int64) * stride_wn + offs_w[None, :]
-        if KEPT:
-            word = first_k // WORD
-            if TRANSPOSED and not MADE:
-                before = values_before(
-                    bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, UPCAST
-                )  # fmt: skip
-            if MADE:
-                exists, numbers = made_tile(KEPT_KEY, PER_ROW, N, K, first_n, word, BLOCK_N, BLOCK_K, WORD, UPCAST)
+    last_step = steps * (pid_split + 1) // SPLIT
+    free_step = last_step
+    if PAIRS:  # of guards are free the tiles that two values follow: not those of the last rows
+        row = (steps - 1) * BLOCK_N if TRANSPOSED else (pid_out + 1) * BLOCK_N
+        free_step = tl.minimum(last_step, steps - 1) if TRANSPOSED else last_step
+        free = two_follow(starts_ptr, bases_ptr, row, N, WORDS, NNZ, RUN, BASE, WORD)
+        free_step = tl.where(free, tl.maximum(free_step, first_step), first_step)
+    for guarded in tl.static_range(2 if PAIRS else 1):
+        begin, end = first_step, free_step
+        if guarded == 1:
+            begin, end = free_step, last_step
+        for step in range(begin, end):
+            first_n = step * BLOCK_N if TRANSPOSED else pid_out * BLOCK_N
+            first_k = pid_out * BLOCK_K if TRANSPOSED else step * BLOCK_K
+            offs_n = first_n + tl.arange(0, BLOCK_N)
+            offs_w = first_k // PER_WORD + tl.arange(0, BLOCK_K // PER_WORD)
+            mask_n = offs_n < N
+            words_at = words_ptr + offs_n[:, None].to(tl.int64) * stride_wn + offs_w[None, :]
+            if KEPT:
+                word = first_k // WORD
+                if TRANSPOSED and not MADE:
+                    before = values_before(
+                        bits_ptr, starts_ptr, bases_ptr, offs_n, mask_n, word, WORDS, RUN, BASE, WORD, UPCAST
+                    )  # fmt: skip
+                if PAIRS:
+                    words, before = kept_pairs(
+                        words_ptr, bits_ptr, offs_n, mask_n, word, WORDS, before, guarded == 1, BLOCK_K, WORD, UPCAST
+                    )  # fmt: skip
+                else:
+                    if MADE:
+                        exists, numbers = made_tile(
+                            KEPT_KEY, PER_ROW, N, K, first_n, word, BLOCK_N, BLOCK_K, WORD, UPCAST
+                        )  # fmt: skip
+                    else:
+                        exists, numbers, before = kept_tile(
+                            bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, UPCAST
+                        )  # fmt: skip
+                    values_at = words_ptr + numbers
+                    words = tl.load(values_at, mask=exists, other=0)  # [BLOCK_N, BLOCK_K]
+            elif EVEN:
+                words = tl.load(words_at)  # [BLOCK_N, BLOCK_K / PER_WORD]
             else:
-                exists, numbers, before = kept_tile(
-                    bits_ptr, offs_n, mask_n, word, WORDS, before, BLOCK_K, WORD, UPCAST
+                words = tl.load(words_at, mask=mask_n[:, None] & (offs_w[None, :] < K // PER_WORD), other=0)
+            masks = ()
+            for digit in tl.static_range(DIGITS):
+                masks += (
+                    bit_masks(
+                        planes_ptr, stride_pp, stride_pn, offs_n, mask_n, first_k, SIZE_WORDS, KEY, digit, ALPHA,
+                        SEEDED, BLOCK_K, PER_WORD, not TRANSPOSED,
+                    ),
                 )  # fmt: skip
-            values_at = words_ptr + numbers
-            words = tl.load(values_at, mask=exists, other=0)  # [BLOCK_N, BLOCK_K]
-        elif EVEN:
-            words = tl.load(words_at)  # [BLOCK_N, BLOCK_K / PER_WORD]
-        else:
-            words = tl.load(words_at, mask=mask_n[:, None] & (offs_w[None, :] < K // PER_WORD), other=0)
-        masks = ()
-        for digit in tl.static_range(DIGITS):
-            masks += (
-                bit_masks(
-                    planes_ptr, stride_pp, stride_pn, offs_n, mask_n, first_k, SIZE_WORDS, KEY, digit, ALPHA, SEEDED,
-                    BLOCK_K, PER_WORD, not TRANSPOSED,
-                ),
-            )  # fmt: skip
 
-        offs_x = tl.expand_dims(step * IN + offs_in, 1 - AXIS)
-        mask_x = rows if EVEN else rows & (offs_x < SIZE_IN)
-        x = tl.load(x_rows + offs_x, mask=mask_x, other=0.0)  # [BLOCK_M, IN] if TURNED, else [IN, BLOCK_M]
-        sums = ()
-        for child in tl.static_range(ALPHA):
-            w = child_share(words, masks, child, DIGITS, PER_WORD, DTYPE)  # [BLOCK_N, BLOCK_K]
-            if TRANSPOSED:
-                w = tl.trans(w)
-            if MERGE and child > 0:
-                x = tl.load(x_rows + child * stride_xa + offs_x, mask=mask_x, other=0.0)
-            operand = x
-            if UPCAST:
-                w, operand = w.to(tl.float32), x.to(tl.float32)
-            if MERGE:
-                accs = (multiply(w, operand, accs[0], TURNED, PRECISION),)
-            else:
-                sums += (multiply(w, operand, accs[child], TURNED, PRECISION),)
-        if not MERGE:
-            accs = sums
+            offs_x = tl.expand_dims(step * IN + offs_in, 1 - AXIS)
+            mask_x = rows if EVEN else rows & (offs_x < SIZE_IN)
+            x = tl.load(x_rows + offs_x, mask=mask_x, other=0.0)  # [BLOCK_M, IN] if TURNED, else [IN, BLOCK_M]
+            sums = ()
+            for child in tl.static_range(ALPHA):
+                w = child_share(words, masks, child, DIGITS, PER_WORD, DTYPE)  # [BLOCK_N, BLOCK_K]
+                if TRANSPOSED:
+                    w = tl.trans(w)
+                if MERGE and child > 0:
+                    x = tl.load(x_rows + child * stride_xa + offs_x, mask=mask_x, other=0.0)
+                operand = x
+                if UPCAST:
+                    w, operand = w.to(tl.float32), x.to(tl.float32)
+                if MERGE:
+                    accs = (multiply(w, operand, accs[0], TURNED, PRECISION),)
+                else:
+                    sums += (multiply(w, operand, accs[child], TURNED, PRECISION),)
+            if not MERGE:
+                accs = sums
 
     offs_out = pid_out * OUT + tl.arange(0, OUT)
     mask_out = offs_out < SIZE_OUT

@@ -18,7 +18,7 @@ from ..device import device_of, interpreting, stored_dtype
 from ..epilogue import aligned_pairs, launch_options, launch_reduce, rows_contiguous
 from ..tables import choose
 from . import tiles
-from .config import Config, Problem, columns_of, warps_of
+from .config import Config, Problem, columns_of, in_pairs, warps_of
 from .eager import Labels, stored_like, table
 from .existence import Kept
 from .holes import SeededHoles
@@ -201,6 +201,7 @@ def _launch_multiply(
         K=k,
         SIZE_WORDS=row_bytes(k) // 4,
         KEY=weight.key,
+        NNZ=0 if kept is None else kept.nnz,
         stride_xm=stride_xm,
         stride_xa=stride_xa,
         stride_wn=weight.words.stride(0),
@@ -211,7 +212,7 @@ def _launch_multiply(
         stride_om=result.stride(0),
         stride_oa=outputs,
         DTYPE=TYPES[x.dtype],
-        PER_WORD=weight.per_word,
+        PER_WORD=2 if in_pairs(problem, config) and isinstance(kept, Bitmap) else weight.per_word,
         MERGE=merge,
         TRANSPOSED=weight.transposed,
         TURNED=device.computed_right,
