@@ -49,7 +49,21 @@ COMMANDS = {
 """Where each command is, and the line that the list of commands shows of it: the first of the command's own help."""
 
 
-class LazyGroup(click.Group):
+class ListingGroup(click.Group):
+    """A group whose list of commands shows the whole first sentence of each, however many lines it takes."""
+
+    def about(self, ctx: click.Context, name: str) -> str:
+        """What the list says of a command."""
+        command = self.get_command(ctx, name)
+        return f"{command.get_short_help_str(limit=1000).removesuffix('.')}." if command else ""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.about(ctx, name)) for name in self.list_commands(ctx)])
+
+
+class LazyGroup(ListingGroup):
     """A group that imports a command when it is called, and not to list it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -63,10 +77,9 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         return getattr(import_module(f"..{module}", __package__), attribute)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the list."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+    def about(self, ctx: click.Context, name: str) -> str:
+        """What the list says of a command, which is not imported for it."""
+        return COMMANDS[name][1]
 
 
 @click.group(

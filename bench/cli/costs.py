@@ -29,7 +29,14 @@ def sized(command: Callable) -> Callable:
     """The options that name a layer and a GPU."""
     for option in (
         click.option("--gpu", help="A name of `fpe gpus`, or a roof.json.  [default: the GPU at hand, or h200]"),
-        click.option("--block", type=BLOCK, default=(64, 64), show_default=True, help="Sides of structure block."),
+        click.option(
+            "--block",
+            type=BLOCK,
+            metavar="BN BK",
+            default=(64, 64),
+            show_default=True,
+            help="Sides of structure block.",
+        ),
         click.option("--dtype", type=click.Choice(list(ITEMSIZE)), default="bf16", show_default=True),
         click.option(
             "--kept",
@@ -151,7 +158,7 @@ def gpus_command(form: str | None) -> None:
     if form:
         print_rows([{"key": key, **gpu._asdict()} for key, gpu in GPUS.items()], form)
         return
-    columns = ("--gpu", "GPU", "capability", "GB/s", "16-bit TFLOP/s", "float32 TFLOP/s", "L2 MB", "multiprocessors")
+    columns = ("--gpu", "GPU", "capability", "GB/s", "16-bit TFLOP/s", "float32 TFLOP/s", "L2 MB", "SMs")
     rows = [
         (key, g.name, f"{g.arch / 10}", f"{g.bandwidth:g}", f"{g.tensor:g}", f"{g.fp32:g}", f"{g.l2:g}", f"{g.sms}")
         for key, g in GPUS.items()
@@ -196,7 +203,9 @@ COLUMNS = ("ms", "low", "high", "over parent", "over wide", "host_milliseconds",
 @click.option("--pass", "passes", multiple=True, help="Of the level's.  [default: all]")
 @alpha_option()
 @click.option("--dtype", type=click.Choice(list(ITEMSIZE)), help="[default: fp32; bf16 on CUDA]")
-@click.option("--block", type=BLOCK, default=(64, 64), show_default=True, help="Sides of structure block.")
+@click.option(
+    "--block", type=BLOCK, metavar="BN BK", default=(64, 64), show_default=True, help="Sides of structure block."
+)
 @click.option("--column", "columns", multiple=True, help=f"To print, of {', '.join(COLUMNS)}.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is one]")
 @click.option("--seconds", type=click.FloatRange(0), default=0.3, show_default=True, help="To spend on each pass.")

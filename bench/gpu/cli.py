@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None, worker: Sequence[str] = WORKER)
             if options.form:
                 print(raw(table.records(), options.form), end="")
             else:
-                print(table.fitted(get_terminal_size((80, 24)).columns))
+                print(table.fitted(_width()))
             return 0
         if options.form:
             raise ValueError("--json and --csv print a plan: give --plan too; a run writes its rows to files")
@@ -159,8 +160,14 @@ def _measure(options: argparse.Namespace, worker: Sequence[str]) -> list[str]:
 def summary(context: Context, problems: Sequence[str]) -> str:
     """What was measured, short: ours over the yardsticks, and what is red."""
     rows = context.rows("latency")
-    parts = [str(headline(rows, context.dry))] if rows else ["nothing was timed"]
-    return "\n\n".join([*parts, *(["Red:\n" + "\n".join(problems)] if problems else [])])
+    parts = [headline(rows, context.dry).fitted(_width())] if rows else ["nothing was timed"]
+    red = [textwrap.fill(problem, _width(), break_on_hyphens=False, break_long_words=False) for problem in problems]
+    return "\n\n".join([*parts, *(["\n".join(["Red:", *red])] if red else [])])
+
+
+def _width() -> int:
+    """Characters in a line of the terminal, or ``COLUMNS``; 80 where nobody says."""
+    return get_terminal_size((80, 24)).columns
 
 
 def headline(rows: Rows, dry: bool = False) -> Table:

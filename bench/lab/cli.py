@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ...kernels.structures import STRUCTURES, TWO_FOUR
+from ..cli import ListingGroup
 from ..cli.options import alpha_option, jobs_option, output_option, rows_options, shape_option
 
 OPERATIONS = (
@@ -25,7 +26,7 @@ operations_option = click.option(
 )
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=ListingGroup, invoke_without_command=True)
 @click.pass_context
 def lab(context: click.Context) -> None:
     """Prove the kernels without a GPU: compile them, trace their memory traffic."""
@@ -135,7 +136,7 @@ def headline_command(arch: int, jobs: int, form: str | None, output: Path) -> No
 @shape_option(None, "an LLM's MLP")
 @alpha_option(1, "Children per parent; 1: the parent.")
 @click.option("--structure", type=click.Choice(STRUCTURES), help="[default: all; block with --block]")
-@click.option("--block", type=(click.IntRange(1), click.IntRange(1)), help="Tile.  [default: 64 64]")
+@click.option("--block", type=(click.IntRange(1), click.IntRange(1)), metavar="BN BK", help="Tile.  [default: 64 64]")
 @click.option("--kept", multiple=True, type=click.FloatRange(0, 1), help="Packed values: share that exists, in 32nds. "
               "May be given several times.")  # fmt: skip
 @click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
