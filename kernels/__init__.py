@@ -24,8 +24,8 @@ Every operation has an eager twin in plain PyTorch (``<op>_eager``) with the sam
 floating dtype; the twin is the definition that tests and benchmarks compare with.
 
 Names in the device code follow one grammar: ``x_ptr`` is a tensor's pointer and ``stride_xm`` its stride along M;
-``pid_n`` is a program's coordinate; ``offs_k`` are offsets inside a dimension and ``mask_k`` their bounds; ``BLOCK_N`` is
-a tile's size and ``acc`` an accumulator. Shape names come before meta-parameters; launches pass keywords after the
+``pid_n`` is a program's coordinate; ``offs_k`` are offsets inside a dimension and ``mask_k`` their bounds; ``BLOCK_N``
+is a tile's size and ``acc`` an accumulator. Shape names come before meta-parameters; launches pass keywords after the
 pointers; a tile load carries its shape as a comment.
 """
 

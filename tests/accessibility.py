@@ -1,7 +1,7 @@
 """axe-core on every page of some folders, in light and in dark: ``make accessibility``.
 
-``python accessibility.py AXE FOLDER...``: the file axe.min.js, and folders of HTML. What axe calls serious or critical
-ends it with exit status 1. Pages are served on this machine, so that scripts and searches of a page work as for its reader.
+``python accessibility.py AXE FOLDER...``: the file axe.min.js, and folders of HTML. Its exit status is 1 where axe finds
+what it calls serious or critical. A local server sends the pages, so that their scripts run as they do for a reader.
 """
 
 import html
@@ -26,7 +26,8 @@ addEventListener('load', async () => {
   const found = await axe.run(document, {resultTypes: ['violations']});
   const out = document.createElement('pre');
   out.id = 'axe-found';
-  out.textContent = JSON.stringify({dark: matchMedia('(prefers-color-scheme: dark)').matches, passes: found.passes.length,
+  const dark = matchMedia('(prefers-color-scheme: dark)').matches;
+  out.textContent = JSON.stringify({dark, passes: found.passes.length,
     violations: found.violations.map(v => ({id: v.id, impact: v.impact, help: v.help,
       nodes: v.nodes.map(n => n.target.join(' ') + ': ' + n.html.slice(0, 120))}))});
   document.body.appendChild(out);

@@ -6,6 +6,7 @@ Run as ``python -m fpe.bench.gpu.compatible``, with another Triton or another Py
 import platform
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import walk_packages
 from tempfile import TemporaryDirectory
 
@@ -31,6 +32,16 @@ CASES = (
 SKIPPED = ("test_latency", "__main__", "compatible")
 """Modules that do more than define something as they are imported, or need a test runner."""
 
+NEEDS = {"fpe.models.hugging_face": "transformers", "fpe.models.lora": "peft"}
+"""Modules that import a package which may be absent."""
+
+
+def modules() -> list[str]:
+    """Every module that can be imported here; those of :data:`NEEDS` only where what they need is installed."""
+    found = {m.name for p in (fpe, kernels, bench) for m in walk_packages(p.__path__, f"{p.__name__}.")}
+    absent = {name for name, needed in NEEDS.items() if find_spec(needed) is None}
+    return sorted(name for name in found - absent if not name.endswith(SKIPPED))
+
 
 def trace() -> int:
     """Traces an expanded network of each structure whole, as ``torch.compile`` does; returns how many."""
@@ -45,8 +56,7 @@ def main() -> int:
     """Prints what was tried; returns the exit status."""
     versions = f"PyTorch {torch.__version__}, Triton {triton.__version__}, NumPy {numpy.__version__}"
     print(f"{versions}, Python {platform.python_version()}")
-    found = {m.name for p in (fpe, kernels, bench) for m in walk_packages(p.__path__, f"{p.__name__}.")}
-    names = sorted(name for name in found if not name.endswith(SKIPPED))
+    names = modules()
     for name in names:
         import_module(name)
     print(f"{len(names)} modules imported, networks of {trace()} structures traced")
