@@ -1,6 +1,6 @@
 """axe-core on every page of some folders, in light and in dark: ``make accessibility``.
 
-``python accessibility.py AXE FOLDER...``: the file axe.min.js, and folders of HTML. Its exit status is 1 where axe finds
+``python accessibility.py AXE FOLDER...``: the file axe.min.js, and folders of HTML. The exit status is 1 if axe finds
 what it calls serious or critical. A local server sends the pages, so that their scripts run as they do for a reader.
 """
 
