@@ -30,8 +30,8 @@ pointers; a tile load carries its shape as a comment.
 """
 
 if __name__ == "kernels":
-    # Who looks for Hugging Face's package of this name finds this folder where a checkout is the current directory.
-    # Theirs is let through; without it this is an empty namespace, which nobody takes for theirs.
+    # In a checkout, whoever imports Hugging Face's package `kernels` finds this folder first. If theirs is installed, it
+    # is imported instead; otherwise this is an empty namespace.
     import importlib.util
     import sys
     from importlib.machinery import PathFinder

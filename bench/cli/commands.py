@@ -117,7 +117,7 @@ def tune_command(budget: float, output: Path, dry_run: bool, form: str | None) -
         device, todo, target, limit, workers = device_of(torch.empty(0, device="cuda")), tune.jobs(), "cuda", None, None
         measure = tune.device_milliseconds
 
-    with stopping("The tables hold what has been tuned; the same command begins anew."):
+    with stopping("The tables hold what was tuned so far; the same command starts again."):
         entries = tune.run(todo, device, output, measure, budget, target, limit, partial(click.echo, err=True), workers)
     if form:
         print_rows(entries, form)

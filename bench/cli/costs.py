@@ -134,7 +134,7 @@ def _verdict_here(shape: tuple[int, int], alpha: int, tolerance: float, form: st
         asked = given.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if asked and given.params[name] not in allowed:
             raise click.UsageError(
-                "--gpu here is of labels in float32: it takes no other --dtype, --block, --kept or --measured"
+                "--gpu here predicts stored labels in float32: it takes no other --dtype, --block, --kept or --measured"
             )
     if not 2 <= alpha <= ALPHAS[-1]:
         raise click.UsageError(f"--gpu here knows 2 to {ALPHAS[-1]} children, got {alpha}")
@@ -167,7 +167,7 @@ def gpus_command(form: str | None) -> None:
 
 
 def _roof_beside(path: Path, results: Results) -> str:
-    """The roof measured with a results file, or the name of the device that it is of."""
+    """The roof measured with a results file, or the name of the device that was measured."""
     beside = path.with_name("roof.json")
     return str(beside) if beside.is_file() else results.provenance["device"]
 
@@ -229,8 +229,8 @@ def latency_command(
 ) -> None:
     """Time expanded layers beside the parent, the wide dense layer and peers, here and now.
 
-    With --level model whole models on a CPU, beside what fpe.to_dense makes of them; of the other options it takes
-    --m, --alpha, --seconds, --json and --output.
+    --level model times whole models on a CPU beside their fpe.to_dense form. It takes only the options --m, --alpha,
+    --seconds, --json and --output.
     """
     if level == "model":
         if names or structures or who or passes or dtype or columns or device == "cuda":

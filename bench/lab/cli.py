@@ -113,7 +113,7 @@ def ladder_command(form: str | None, output: Path) -> None:
 def headline_command(arch: int, jobs: int, form: str | None, output: Path) -> None:
     """Compile what the first steps of `fpe gpu` launch, and take the time of each binary.
 
-    The plan of `fpe gpu` expects what the committed rows say. They are of an empty cache: set TRITON_CACHE_DIR to an
+    The plan of `fpe gpu` uses the committed rows. They were measured with an empty cache: set TRITON_CACHE_DIR to an
     empty folder.
     """
     import triton

@@ -69,7 +69,16 @@ def compiled(results: Results) -> Table:
                 f"{sum(bool(c) for c in group['complaints'])}",
             )
         )
-    columns = ("kernel", "binaries", "registers", "spilt bytes", "shared bytes", "programs/SM", "matrix", "complaints")
+    columns = (
+        "kernel",
+        "binaries",
+        "registers",
+        "spilled bytes",
+        "shared bytes",
+        "programs/SM",
+        "matrix",
+        "complaints",
+    )
     settings = results.settings
     return Table(f"Compiled by Triton {settings['triton']}, the worst of each kernel and architecture", columns, rows)
 
@@ -91,7 +100,7 @@ def ladder(results: Results) -> Table:
     n, k, m = results.settings["tile"]
     version = results.settings["triton"]
     title = f"Machine instructions a weight and lane, alpha = 2, tile {n} x {k} by {m} rows, Triton {version}"
-    return Table(title, ("rung", "arch", "instr./weight", "shared mem./weight", "registers", "spilt", "how"), body)
+    return Table(title, ("rung", "arch", "instr./weight", "shared mem./weight", "registers", "spilled", "how"), body)
 
 
 def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype: str = "bf16") -> Table:
