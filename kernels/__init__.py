@@ -30,8 +30,8 @@ pointers; a tile load carries its shape as a comment.
 """
 
 if __name__ == "kernels":
-    # In a checkout, whoever imports Hugging Face's package `kernels` finds this folder first. If theirs is installed, it
-    # is imported instead; otherwise this is an empty namespace.
+    # In a checkout, whoever imports Hugging Face's package `kernels` finds this folder first. If theirs is installed,
+    # it is imported instead; otherwise this is an empty namespace.
     import importlib.util
     import sys
     from importlib.machinery import PathFinder

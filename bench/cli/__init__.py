@@ -8,7 +8,7 @@ COMMANDS = {
     "docs": ("cli.commands:docs", "Fill the tables and figures of README.md and docs/ from the committed results."),
     "doctor": (
         "cli.doctor:doctor",
-        "Say what of this package runs here, what does not and why, and which data are found.",
+        "Say what runs here and what does not, and why, and which data are found.",
     ),
     "explain": (
         "cli.costs:explain_command",
@@ -23,7 +23,10 @@ COMMANDS = {
         "here.cli:here",
         "Measure this CPU, and an expanded layer on it beside its dense parent and the wide layer (half a minute).",
     ),
-    "lab": ("lab.cli:lab", "Prove the kernels without a GPU: compile them, trace their memory traffic."),
+    "lab": (
+        "lab.cli:lab",
+        "Check the kernels without a GPU: compile them, execute them, count their memory traffic.",
+    ),
     "latency": (
         "cli.costs:latency_command",
         "Time expanded layers beside the parent, the wide dense layer and peers, here and now.",
@@ -43,7 +46,7 @@ COMMANDS = {
     ),
     "verdict": (
         "cli.costs:verdict_command",
-        "Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above.",
+        "Say up to which batch size an expanded layer costs as much as its dense parent, and what to use above it.",
     ),
 }
 """Where each command is, and the line that the list of commands shows of it: the first of the command's own help."""

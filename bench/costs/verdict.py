@@ -117,9 +117,8 @@ def assumptions(roof: Roof) -> str:
         for name, share in roof.shares.items()
     )
     return (
-        f"Assumed unless marked: {roof.reach.bandwidth:.0%} of the {roof.source} bandwidth and "
-        f"{roof.reach.arithmetic:.0%} of its arithmetic can be reached at all, and of that each implementation "
-        f"reaches: {shares}."
+        f"Assumed unless marked: at most {roof.reach.bandwidth:.0%} of the {roof.source} bandwidth and "
+        f"{roof.reach.arithmetic:.0%} of its arithmetic can be reached. Of that, each implementation reaches: {shares}."
     )
 
 
