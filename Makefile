@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TYPED := build/typecheck
 ECOSYSTEM := build/ecosystem
 
-.PHONY: help report test test-ecosystem test-triton test-torch lint newcomer docs docs-site accessibility figures clean
+.PHONY: help report test test-ecosystem test-triton test-torch test-python lint newcomer docs docs-site accessibility figures clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,11 +26,16 @@ test-ecosystem: $(ECOSYSTEM)/.ready  ## Run the tests beside transformers, peft,
 
 test-triton: $(READY)  ## Imports, compilations and the dry run with another Triton: make test-triton VERSION=3.6.0
 	$(BIN)/python -m pip install --quiet --no-deps --target build/triton-$(VERSION) triton==$(VERSION)
-	PYTHONPATH=build/triton-$(VERSION) $(BIN)/python -m fpe.bench.gpu.compatible
+	PYTHONPATH=build/triton-$(VERSION) $(BIN)/python -m fpe.bench.gpu.compatible out/versions.jsonl
 
 test-torch: $(READY)  ## The same with another PyTorch and its Triton, gigabytes: make test-torch VERSION=2.11.0
 	$(BIN)/python -m pip install --quiet --target build/torch-$(VERSION) torch==$(VERSION)
-	PYTHONPATH=build/torch-$(VERSION) $(BIN)/python -m fpe.bench.gpu.compatible
+	PYTHONPATH=build/torch-$(VERSION) $(BIN)/python -m fpe.bench.gpu.compatible out/versions.jsonl
+
+test-python:  ## The same with another Python: make test-python VERSION=3.12
+	python$(VERSION) -m venv build/python-$(VERSION)
+	build/python-$(VERSION)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,test]'
+	build/python-$(VERSION)/bin/python -m fpe.bench.gpu.compatible out/versions.jsonl
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

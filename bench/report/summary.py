@@ -51,6 +51,22 @@ def compile_times(results: Results) -> Table:
     return Table(title, ("kernel", "binaries", "failed", "median s", "all s"), rows)
 
 
+def versions(results: Results) -> Table:
+    """Which versions of Python, PyTorch and Triton were tried, and what came of it."""
+    body = [
+        (
+            *(row[name] for name in ("python", "torch", "triton", "numpy")),
+            str(row["modules"]),
+            *("{} of {}".format(*row[arch]) for arch in ("sm_80", "sm_90")),
+            "passes" if row["dry_run"] else "fails",
+            f"{row['processor_seconds']:.0f} s",
+        )
+        for row in results.rows
+    ]
+    columns = ("Python", "PyTorch", "Triton", "NumPy", "modules imported", "compiled for sm_80", "for sm_90")
+    return Table("Versions that were tried", (*columns, "dry run", "processor time"), body)
+
+
 def compiled(results: Results) -> Table:
     """What the offline compiler found, over all binaries of a kernel and architecture."""
     rows: list[tuple[str, ...]] = []
