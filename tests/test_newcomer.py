@@ -1,8 +1,10 @@
 """The newcomer's commands are those that README and the documents say to type, none left out."""
 
+import re
 from pathlib import Path
 
 import newcomer
+import pytest
 from support import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,3 +38,25 @@ def test_commands_are_read_from_shell_and_from_prose(tmp_path: Path) -> None:
         "make five",
         "pip install 'six[seven]'",
     }
+
+
+QUESTIONS = {
+    "how much memory?": r"How much memory\? \| [\d.]+ times the parent's",
+    "which GPU?": r"NVIDIA GPUs of compute capability 8\.0",
+    "my model?": r"find_pairs\(model\)` says w.*?\(docs/models\.md\)",
+    "how fast?": r"What does it cost on a GPU\? \| a \d+ x \d+ layer takes",
+    "why not just a wider layer?": r"a dense layer twice as wide.*?\+\d",
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_readme_answers(question: str) -> None:
+    text = (ROOT / "README.md").read_text()
+    assert re.search(QUESTIONS[question], text, re.DOTALL)
+    assert all((ROOT / path).is_file() for path in re.findall(r"\]\(((?:docs/)?\w+\.md)\)", text))
+
+
+def test_every_document_is_on_the_site() -> None:
+    nav = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert set(nav) == pages | {"index.md", "CONTRIBUTING.md", "CHANGELOG.md"} and len(nav) == len(set(nav))
