@@ -23,7 +23,7 @@ from ..table import Table
 from .options import rows_options
 from .output import print_rows, print_table, print_text
 
-TRIED = {"Python": "3.11", "torch": "2.11 and 2.13", "triton": "3.6 to 3.9", "numpy": "2.4"}
+TRIED = {"Python": "3.10 to 3.13", "torch": "2.11 and 2.13", "triton": "3.6 to 3.9", "numpy": "2.4"}
 """Versions that were tried; docs/installation.md says with what."""
 OPTIONAL = ("numba", "safetensors", "transformers", "peft", "torchvision", "open_clip_torch", "blksprs")
 
