@@ -171,7 +171,7 @@ def climb(rung: str, arch: int) -> dict[str, Any]:
     weights = tile[0] * tile[1]
     shared = sum(i.named("LDS", "STS", "LDSM", "STSM") for i in loop)
     counts = [round(count * warps * 32 / weights, 2) for count in (len(loop), shared)]
-    return _row(rung, how, arch, facts, *counts, children)
+    return _row(rung, how, arch, facts, counts[0], counts[1], children)
 
 
 def direct(arch: int, rung: str) -> dict[str, Any]:

@@ -33,9 +33,15 @@ def should_i() -> Table:
             "features, two children); not shown for a transformer's MLPs",
         ),
         (
-            "What is better, if I may choose?",
-            f"a dense layer twice as wide: {_points(WIDE, widths[:3])} at {_list(widths[:3])} neurons; the same sparse "
-            f"shape trained from the start is as good as a split: {_points(FRESH, widths[:3])}",
+            "Why not just a wider layer?",
+            f"a dense layer twice as wide gains more, with twice the weights: {_points(WIDE, widths[:3])} at "
+            f"{_list(widths[:3])} neurons. The same sparse shape, trained from the start, is as good as a split: "
+            f"{_points(FRESH, widths[:3])}",
+        ),
+        (
+            "Which GPU, which model?",
+            "NVIDIA GPUs of compute capability 8.0 or newer, and CPUs (`fpe doctor`, `fpe gpus`). "
+            "`fpe.find_pairs(model)` says which layers of your model can be expanded (docs/models.md)",
         ),
         ("What does it cost on a GPU?", _gpus()),
         ("How much memory?", _memory()),
@@ -65,8 +71,8 @@ def _gpus() -> str:
     )
     return (
         f"a {layer.n} x {layer.k} layer takes at most 10 % more time than its dense parent at up to {_list(held)} "
-        f"rows in a batch; with more rows up to {worst:.1f} times as long ({basis}; `fpe verdict` says it of your "
-        "layer and GPU)"
+        f"rows in a batch; with more rows up to {worst:.1f} times as long ({basis}; `fpe verdict` says it for "
+        "your layer and GPU)"
     )
 
 
@@ -93,5 +99,5 @@ def _cpu() -> str:
     return (
         f"measured: a {first['N']} x {first['K']} layer takes {of['parent']} times as long as its dense parent and "
         f"{of['wide']} times as long as the wide dense layer at {_list([row['M'] for row in large])} rows "
-        f"(`fpe here`). Small networks, against the same made dense: {', '.join(said)}"
+        f"(`fpe here`). Small networks, compared with their dense form: {', '.join(said)}"
     )
