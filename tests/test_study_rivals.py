@@ -158,13 +158,13 @@ def test_rotated_data_are_centred_and_keep_their_distances() -> None:
 
 
 def test_a_part_of_the_data_has_its_classes_and_its_principal_components() -> None:
-    part = scarce.part_of("digits", 5, 7, "cpu")
+    part = scarce.part_of("digits", 5, 7, 4000, "cpu")
     assert part.x.shape[1] == 7 and set(part.y.tolist()) == set(range(5)) == set(part.y_test.tolist())
     spread = torch.cov(part.x.T)
     torch.testing.assert_close(spread, spread.diagonal().diag(), atol=1e-3, rtol=0)
     assert bool((spread.diagonal().diff() <= 0).all())
     with pytest.raises(ValueError, match="expected 11 classes"):
-        scarce.part_of("digits", 11, 7, "cpu")
+        scarce.part_of("digits", 11, 7, 4000, "cpu")
 
 
 def test_decibels_are_those_of_the_mean_squared_error() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..results import Results
 from ..table import Table
 from . import conditions
-from .conditions import CONTINUED
+from .conditions import CONTINUED, WIDE
 from .drawing import figure
 from .intervals import interval, mean_and_half
 from .protocol import Data
@@ -24,17 +24,19 @@ from .study import committed
 from .sweep import ImpossibleError, Sweep
 from .trials import Settings, compact, generators, load_held_out, measured, train
 
-RANKING, PARTITION = "random magnitude", "random partition"
-"""The paper's policy, and the one for pairs whose output is wide; names as in :mod:`.conditions`."""
-
-SAMPLES = 4000
-"""Training samples of every cell."""
+RANKING, INPUT, PARTITION = "random magnitude", "random input", "random partition"
+"""The paper's policy, the default for classifiers, and one for wide outputs: see :mod:`.conditions`."""
 
 
 @dataclass(frozen=True)
 class ScarceSettings(Settings):
-    """Settings of this study: few samples, so smaller and larger steps."""
+    """Settings of this study: few samples, so smaller and larger steps.
 
+    Attributes:
+        samples: Training samples of every cell.
+    """
+
+    samples: int = 4000
     batch: int = 128
     lr: float = 3e-3
 
@@ -50,14 +52,15 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """A grid of every size."""
+    """A grid of sizes, and heads of a thousand classes; a data set leaves out what it lacks."""
     sizes = [(c, d, h) for d in (512, 32, 128) for c in (10, 100) for h in (4, 16)]
-    return [Cell(name, *size) for size in sizes for name in (CONTINUED, RANKING, PARTITION)]
+    sizes += [(100, 256, 4), (100, 256, 16), (1000, 384, 8), (1000, 384, 32)]
+    return [Cell(name, *size) for size in sizes for name in (CONTINUED, RANKING, PARTITION, INPUT, WIDE)]
 
 
 @lru_cache(maxsize=2)
-def part_of(name: str, classes: int, inputs: int, device: str) -> Data:
-    """A part of a data set's classes, its first principal components, and :data:`SAMPLES` of its training samples.
+def part_of(name: str, classes: int, inputs: int, samples: int, device: str) -> Data:
+    """A part of a data set's classes, its first principal components, and so many of its training samples.
 
     Raises:
         ImpossibleError: The data set is smaller.
@@ -75,7 +78,7 @@ def part_of(name: str, classes: int, inputs: int, device: str) -> Data:
 
     pairs = (data.x, data.y), (data.x_test, data.y_test), (data.x_validation, data.y_validation)
     (x, y), test, validation = (among(*pair) for pair in pairs)
-    x, y = x[:SAMPLES], y[:SAMPLES]
+    x, y = x[:samples], y[:samples]
     middle = x.mean(0)
     axes = torch.linalg.svd(x - middle, full_matrices=False).Vh[:inputs]
     scale = ((x - middle) @ axes.T).std(0).pow(2).mean().sqrt()
@@ -86,13 +89,22 @@ def part_of(name: str, classes: int, inputs: int, device: str) -> Data:
     return Data(projected(x), y, projected(test[0]), test[1], projected(validation[0]), validation[1])
 
 
-def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
-    """Trains all trials of a cell; a row for each."""
-    data = part_of(settings.data, cell.classes, cell.inputs, settings.device)
-    dense = compact(data, cell.neurons, settings.epochs, settings)
+def run_cell(cell: Cell, settings: ScarceSettings) -> list[dict[str, Any]]:
+    """Trains all trials of a cell; a row for each.
+
+    Raises:
+        ImpossibleError: The data set is smaller, or the policy cannot pay.
+    """
+    data = part_of(settings.data, cell.classes, cell.inputs, settings.samples, settings.device)
+    before = 0 if conditions.from_scratch(cell.condition) else settings.epochs
+    dense = compact(data, cell.neurons, before, settings)
+    torch.manual_seed(settings.seed)  # new weights are drawn from PyTorch's own generator
     each = zip(dense, generators(settings, 2), strict=True)
-    models = [conditions.build(cell.condition, model, 2, draw, conditions.pairs_of(model)) for model, draw in each]
-    stack = train(models, data, settings.epochs, settings, 1)
+    try:
+        models = [conditions.build(cell.condition, model, 2, draw, conditions.pairs_of(model)) for model, draw in each]
+    except ValueError as error:
+        raise ImpossibleError(str(error)) from error
+    stack = train(models, data, 2 * settings.epochs - before, settings, 1)
     return [{**asdict(cell), "trial": trial, **row} for trial, row in enumerate(measured(stack, data))]
 
 
@@ -115,14 +127,14 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
             own = group[group["neurons"] == neurons]
             by = dict(tuple(own.groupby("condition")))
             cells_of.append(interval(by[CONTINUED]["test_accuracy"]) if CONTINUED in by else "-")
-            for name in (RANKING, PARTITION):
+            for name in (RANKING, INPUT, PARTITION, WIDE):
                 cells_of.append(interval(by[name]["points"], 1, "+") if name in by else "-")
         rows.append(tuple(cells_of))
     s = results.settings
     columns = ["classes", "inputs", "classes/inputs"]
     for neurons in widths:
-        columns += [f"{neurons}: dense %", "ranking", "partition"]
-    title = f"Points over the dense network by size ({s['data']}, {SAMPLES} samples, {s['trials']} trials, test"
+        columns += [f"{neurons}: dense %", "ranking", "input", "partition", "wide dense"]
+    title = f"Points over the dense network by size ({s['data']}, {s['samples']} samples, {s['trials']} trials, test"
     return Table(f"{title}, nothing chosen on it; ± is a 95 % interval)", tuple(columns), rows)
 
 
@@ -148,7 +160,7 @@ def scarcity(results: Results) -> Figure:
 def better(results: Results) -> pd.DataFrame:
     """Of each size the rows of the policy whose mean validation accuracy is larger."""
     frame = gains(results)
-    split = frame[frame["condition"] != CONTINUED]
+    split = frame[frame["condition"].isin((RANKING, INPUT, PARTITION))]
     size = ["classes", "inputs", "neurons"]
     mean = split.groupby([*size, "condition"])["validation_accuracy"].mean().reset_index()
     best = mean.loc[mean.groupby(size)["validation_accuracy"].idxmax(), [*size, "condition"]]
