@@ -188,12 +188,14 @@ def pairs(depth: int, expanded: str) -> conditions.Pairs:
 def sequences(name: str, device: str = "cpu") -> Data:
     """Windows of characters with those that follow, or images as patches; validation samples set aside.
 
-    Of the text the last tenth is for testing and the one before it for validation, both by evenly spaced windows.
+    Of the text every paragraph is read once, for topics repeat one another; the last tenth is for testing and the one
+    before it for validation, both by evenly spaced windows.
     """
     if name == TEXT:
         from pydoc_data.topics import topics
 
-        whole = "\n".join(topics[key] for key in sorted(topics)).encode("ascii", "replace")
+        paragraphs = dict.fromkeys("\n\n".join(topics[key] for key in sorted(topics)).split("\n\n"))
+        whole = "\n\n".join(paragraphs).encode("ascii", "replace")
         values = torch.frombuffer(bytearray(whole), dtype=torch.uint8).long().to(device)
         parts = values.tensor_split([len(values) * 8 // 10, len(values) * 9 // 10])
         windows, validation, test = (part.unfold(0, CONTEXT + 1, 1) for part in parts)
