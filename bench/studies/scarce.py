@@ -54,7 +54,7 @@ class Cell:
 def cells() -> list[Cell]:
     """A grid of sizes, and heads of a thousand classes; a data set leaves out what it lacks."""
     sizes = [(c, d, h) for d in (512, 32, 128) for c in (10, 100) for h in (4, 16)]
-    sizes += [(100, 256, 4), (100, 256, 16), (1000, 384, 8), (1000, 384, 32)]
+    sizes += [(100, 256, 4), (100, 256, 16), (100, 100, 4), (100, 100, 16), (1000, 384, 8), (1000, 384, 32)]
     return [Cell(name, *size) for size in sizes for name in (CONTINUED, RANKING, PARTITION, INPUT, WIDE)]
 
 
