@@ -53,7 +53,7 @@ def test_groups_of_several_pairs_are_named() -> None:
 
 
 def test_nested_sequentials_are_unrolled() -> None:
-    flat = mlp(12, 8, 8, 5)
+    flat = mlp(12, 8, 12, 5)
     nested = nn.Sequential(nn.Sequential(flat[0], nn.Sequential(flat[1])), flat[2], nn.Sequential(flat[3], flat[4]))
     wide, nested_wide = (fpe.expand(m, 2, generator=seeded()) for m in (flat, nested))
     x = torch.randn(3, 12, generator=seeded())

@@ -38,7 +38,7 @@ HIDDEN = 128
 DIRECTIONS = 64
 """Inputs and outputs of the autoencoder: first principal components."""
 
-SPARSITY = 0.3
+SPARSITY = 1.0
 """Strength of the penalty on the code."""
 
 SHOWN = {
