@@ -54,7 +54,6 @@ SHOWN = {
 class BottleneckSettings(Settings):
     """Settings of this study."""
 
-    trials: int = 10
     batch: int = 128
     lr: float = 3e-3
 
@@ -70,7 +69,7 @@ class Cell:
 
 def cells() -> list[Cell]:
     """Adapters of few neurons, and an autoencoder with fewer neurons than directions and one with more."""
-    sizes = [(ADAPTER, n) for n in (4, 8, 16, 64)] + [(AUTOENCODER, n) for n in (16, 64, 256)]
+    sizes = [(ADAPTER, 8), (ADAPTER, 64), (AUTOENCODER, 32), (AUTOENCODER, 256)]
     return [Cell(name, *size) for size in sizes for name in (CONTINUED, PARTITION, RANKING, FRESH, WIDE)]
 
 
