@@ -11,8 +11,16 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
+import fpe
+from fpe.kernels.model import INFERENCE, Candidate, layer_candidates, seconds_of
+from fpe.kernels.roofs import roof_named
+from fpe.kernels.structures import RANDOM
+
+from ..costs import memory
+from ..costs.ledger import Kept
+from ..costs.verdict import Layer
 from ..results import Results
 from ..table import Table
 from . import conditions
@@ -167,7 +175,113 @@ def better(results: Results) -> pd.DataFrame:
     return split.merge(best, on=[*size, "condition"])
 
 
+PRICED_ON, BATCHES = "a100", (64, 1024)
+"""For which GPU and how many rows the cost model is asked."""
+
+
+@lru_cache
+def price(classes: int, inputs: int, neurons: int, condition: str, batch: int) -> tuple[int, float]:
+    """What a pair costs more than the dense one: bytes with its index, in 16 bits; and predicted nanoseconds.
+
+    The time is that of inference as ``fpe verdict`` predicts it, both layers together.
+
+    Args:
+        classes: Outputs.
+        inputs: Of the first layer.
+        neurons: Before the split.
+        condition: :data:`INPUT`, or wide and dense.
+        batch: Rows of activations.
+    """
+    pair = Kept((inputs, neurons, classes), 2, RANDOM, "input")
+    parent, ours = pair.parent(), pair.expanded()
+
+    def size(model: nn.Module) -> int:
+        kept = memory.columns(model)
+        return kept["parameter_bytes"] + kept["index_bytes"]
+
+    def dense(outputs: int, inputs: int) -> float:
+        return seconds_of(_passes(outputs, inputs, None, batch), "parent")
+
+    before = dense(neurons, inputs) + dense(classes, neurons)
+    second = dense(classes, 2 * neurons)
+    if condition == WIDE:
+        return size(fpe.to_dense(ours)) - size(parent), 1e9 * (dense(2 * neurons, inputs) + second - before)
+    first = seconds_of(_passes(neurons, inputs, 1 - classes / inputs, batch))
+    return size(ours) - size(parent), 1e9 * (first + second - before)
+
+
+def _passes(outputs: int, inputs: int, kept: float | None, batch: int) -> list[list[Candidate]]:
+    sizes = Layer(outputs, inputs, 2, kept=kept).sizes(RANDOM, batch)
+    return layer_candidates(INFERENCE, sizes, roof_named(PRICED_ON))
+
+
+def priced(results: Results) -> pd.DataFrame:
+    """Rows where the input side paid and those of wide dense networks beside them, with what each costs more.
+
+    Columns added: ``kib``; ``ns`` and the larger batch's ``ns_large``; points for one of the first two, ``per_kib`` and
+    ``per_ns``.
+    """
+    frame = gains(results)
+    size = ["classes", "inputs", "neurons"]
+    sizes = frame[frame["condition"] == INPUT][size].drop_duplicates()
+    frame = frame[frame["condition"].isin((INPUT, WIDE))].merge(sizes, on=size)
+    few, many = (
+        [price(*row, batch) for row in frame[[*size, "condition"]].itertuples(index=False)] for batch in BATCHES
+    )
+    frame = frame.assign(kib=[b / 1024 for b, _ in few], ns=[ns for _, ns in few], ns_large=[ns for _, ns in many])
+    return frame.assign(per_kib=frame["points"] / frame["kib"], per_ns=frame["points"] / frame["ns"])
+
+
+def price_table(results: Results) -> Table:
+    """A row for each size: what a point costs in bytes and in time, expanded and wide dense."""
+    rows = []
+    for (classes, inputs, neurons), group in priced(results).groupby(["classes", "inputs", "neurons"]):
+        row = [f"{classes / neurons:g}", f"{classes / inputs:.2g}", f"{neurons}"]
+        for condition in (INPUT, WIDE):
+            own = group[group["condition"] == condition]
+            row += [interval(own["points"], 1, "+"), f"{own['kib'].iloc[0]:.2f}", interval(own["per_kib"], 1)]
+            row += [f"{own['ns'].iloc[0]:.1f}, {own['ns_large'].iloc[0]:.0f}"]
+        rows.append(tuple(row))
+    s, roof = results.settings, roof_named(PRICED_ON)
+    each = ("points", "KiB more", "points per KiB", f"ns more, {BATCHES[0]}, {BATCHES[1]} rows")
+    columns = ("classes/neurons", "classes/inputs", "neurons", *each, *(f"wide: {name}" for name in each))
+    title = f"What a point costs ({s['data']}, {s['trials']} trials, test; ± is a 95 % interval; 16 bits; "
+    return Table(f"{title}times {roof.basis})", columns, rows)
+
+
+def price_figure(results: Results) -> Figure:
+    """Points, points per KiB and points per nanosecond over classes to a neuron and to an input."""
+    made, axes = figure(9.6, 3.8, 3)
+    frame = priced(results)
+    shown = (
+        ("points", "points", ".1f"),
+        ("per_kib", "points per KiB more", ".2g"),
+        ("per_ns", f"points per ns more, {BATCHES[0]} rows", ".2g"),
+    )
+    for axis, (column, title, form) in zip(axes, shown, strict=True):
+        for (classes, inputs, neurons), group in frame.groupby(["classes", "inputs", "neurons"]):
+            for condition, colour, above in ((INPUT, "#2a7de1", 4), (WIDE, "#8a8f98", -10)):
+                mean = group[group["condition"] == condition][column].mean()
+                at = (classes / neurons, classes / inputs)
+                axis.annotate(
+                    f"{mean:{form}}", at, (0, above), textcoords="offset points", ha="center", color=colour, fontsize=8
+                )
+            axis.plot(*at, "o", color="#212529", markersize=3)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log", base=2)
+        for one in (axis.xaxis, axis.yaxis):
+            one.set_major_formatter("{x:g}")
+        axis.margins(0.16)
+        axis.set(xlabel="classes to a neuron", title=title)
+    axes[0].set_ylabel("classes to an input")
+    axes[0].plot([], [], "o", color="#2a7de1", label="expanded")
+    axes[0].plot([], [], "o", color="#8a8f98", label="wide dense")
+    axes[0].legend(frameon=False, fontsize=8)
+    return made
+
+
 CIFAR100 = "scarce-cifar100_lite2_512"
+WORDNET = "scarce-wordnet1000_minilm_384"
 """Committed rows."""
 
 SWEEP: Sweep = Sweep(
@@ -180,7 +294,14 @@ SWEEP: Sweep = Sweep(
     table,
     [Cell(name, 10, 32, 4) for name in (CONTINUED, RANKING, PARTITION)],
     {"trials": 2, "epochs": 1, "data": "digits"},
-    tables={"scarce": lambda: SWEEP.shown(CIFAR100)},
-    figures={"scarce": lambda: scarcity(committed(CIFAR100))},
+    tables={
+        "scarce": lambda: SWEEP.shown(CIFAR100),
+        "scarce-heads": lambda: SWEEP.shown(WORDNET),
+        "scarce-price": lambda: price_table(committed(CIFAR100)),
+    },
+    figures={
+        "scarce": lambda: scarcity(committed(CIFAR100)),
+        "scarce-price": lambda: price_figure(committed(CIFAR100)),
+    },
 )
 STUDIES = (SWEEP,)
