@@ -68,7 +68,7 @@ PARTITION, RANKING, FRESH = "random partition", "random magnitude", "fresh rando
 
 @dataclass(frozen=True)
 class Settings(sweep.Settings):
-    """Settings of this study, whose epochs are hundreds of steps.
+    """Settings of this study, whose epochs are hundreds of steps; those that are 0 are chosen by the data.
 
     Attributes:
         data: ``"text"``, or images by the name of a data set.
@@ -80,11 +80,17 @@ class Settings(sweep.Settings):
     """
 
     data: str = TEXT
-    epochs: int = 20
+    epochs: int = 0
     tokens: int = 512
-    lr: float = 1e-2
+    lr: float = 0.0
     width: int = 32
     depth: int = 2
+
+    def __post_init__(self) -> None:
+        epochs, lr = (20, 1e-2) if self.data == TEXT else (40, 3e-3)
+        for name, value in (("epochs", epochs), ("lr", lr)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
