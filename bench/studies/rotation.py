@@ -191,7 +191,7 @@ def angles(several: Sequence[Results]) -> Figure:
     return made
 
 
-FILES = ("rotation-boolean", "rotation-digits", "rotation-breast-cancer")
+FILES = ("rotation-boolean", "rotation-digits", "rotation-breast-cancer", "rotation-wordnet100_minilm_384")
 """Committed rows."""
 
 COLOURS_OF = ("#e8590c", "#2a7de1", "#2f9e44", "#9c36b5")
