@@ -19,7 +19,7 @@ from fpe.bench.cli.doctor import _devices
 from fpe.bench.here import measure
 from fpe.bench.results import Results
 from fpe.kernels import HOLE, cpu, here, split_matmul
-from fpe.layers import MergeLinear, SplitLinear, dense_form
+from fpe.layers import MaskedLinear, MergeLinear, SplitLinear, dense_form
 
 FOLDER = here.folder
 """The function itself: while tests run, another stands in its place."""
@@ -177,13 +177,15 @@ def test_auto_takes_it_where_it_is_predicted_to_win(monkeypatch: pytest.MonkeyPa
 
 
 @needs_numba
-@pytest.mark.parametrize("merge", [False, True], ids=["split", "merge"])
+@pytest.mark.parametrize("kind", [SplitLinear, MergeLinear, MaskedLinear])
 @pytest.mark.parametrize("holes", [False, True], ids=["labels", "kept"])
-def test_a_layer_takes_it_where_the_roof_says_so(holes: bool, merge: bool, fresh: Path) -> None:
+def test_a_layer_takes_it_where_the_roof_says_so(holes: bool, kind: type, fresh: Path) -> None:
     """It keeps no dense weight then; with gradients, in bfloat16 or where the roof says otherwise it is as ever."""
     table = torch.randint(2 + holes, (64, 48), generator=seeded(), dtype=torch.uint8)
-    partition = fpe.Partition(table.masked_fill(table == 2, HOLE), 2)
-    layer = (MergeLinear if merge else SplitLinear)(partition)
+    if kind is MaskedLinear:
+        layer, holes = MaskedLinear(table == 0), True
+    else:
+        layer = kind(fpe.Partition(table.masked_fill(table == 2, HOLE), 2))
     x = torch.randn(3, layer.in_features, generator=seeded(1))
     with torch.no_grad():
         expected = fpe.to_dense(layer)(x)

@@ -1,12 +1,16 @@
 """Whether somebody should use this package: short answers, each drawn from committed rows or from the cost model."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from fpe.kernels.here import FEW
 from fpe.kernels.model import INFERENCE, crossover
 from fpe.kernels.roofs import PUBLISHED
 
 from ..costs import verdict
 from ..costs.verdict import rows_in_words
+from ..here import measure
 from ..results import COMMITTED, Results
 from ..studies.catalogue import CIFAR100
 from ..studies.conditions import FRESH, WIDE
@@ -40,7 +44,7 @@ def should_i() -> Table:
     return Table("Should I use it?", ("question", "answer"), rows)
 
 
-def _list(numbers: tuple[int, ...]) -> str:
+def _list(numbers: Sequence[object]) -> str:
     return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
@@ -54,16 +58,14 @@ def _points(condition: str, widths: tuple[int, ...]) -> str:
 def _gpus() -> str:
     layer = costs.LAYER
     roofs = [PUBLISHED[key] for key in SHOWN_GPUS]
-    held = [
-        f"{rows_in_words(crossover(INFERENCE, layer.sizes('random'), roof, 0.10))} on an {roof.name}" for roof in roofs
-    ]
+    held = [f"{rows_in_words(crossover(INFERENCE, layer.sizes('random'), roof, 0.10))} ({roof.name})" for roof in roofs]
     worst = max(max(row["ratio"].values()) for roof in roofs for row in verdict.predict(layer, roof))
     basis = (
         "predicted; measured rows are in docs/benchmarks.md" if costs.measured() else "predicted, nothing is measured"
     )
     return (
-        f"a {layer.n} x {layer.k} layer takes at most 10 % more time than its dense parent up to {', '.join(held)} "
-        f"(rows in a batch); with more rows up to {worst:.1f} times as long ({basis}; `fpe verdict` says it of your "
+        f"a {layer.n} x {layer.k} layer takes at most 10 % more time than its dense parent at up to {_list(held)} "
+        f"rows in a batch; with more rows up to {worst:.1f} times as long ({basis}; `fpe verdict` says it of your "
         "layer and GPU)"
     )
 
@@ -77,11 +79,19 @@ def _memory() -> str:
 
 
 def _cpu() -> str:
-    results = Results.read(COMMITTED / "cpu/latency-models.jsonl")
+    """Of one layer that no cache holds, where the claim is about memory; and of networks that are small."""
+    large = [row for row in measure.compared(Results.read(COMMITTED / "cpu/here.jsonl")) if row["M"] in FEW]
+    first = large[0]
+    large = [row for row in large if (row["N"], row["K"], row["alpha"]) == (first["N"], first["K"], first["alpha"])]
+    of = {name: _list([f"{row[f'over {name}']:.2f}" for row in large]) for name in ("parent", "wide")}
     said = []
-    for what, rows in results.frame.groupby("pass", sort=False):
+    for what, rows in Results.read(COMMITTED / "cpu/latency-models.jsonl").frame.groupby("pass", sort=False):
         ratios = rows["ratio"].astype(float)
         said.append(
             f"{what} {float(np.exp(np.log(ratios).mean())):.2f} times ({ratios.min():.2f} to {ratios.max():.2f})"
         )
-    return f"of the time of the same network made dense: {', '.join(said)}, over the {len(results.rows)} cases measured"
+    return (
+        f"measured: a {first['N']} x {first['K']} layer takes {of['parent']} times as long as its dense parent and "
+        f"{of['wide']} times as long as the wide dense layer at {_list([row['M'] for row in large])} rows "
+        f"(`fpe here`). Small networks, against the same made dense: {', '.join(said)}"
+    )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fpe.kernels import Bitmap, SeededHoles, unpack_values
+from fpe.kernels.here import kernel_wins
 
 from .base import ExpandedLinear, Topology
 from .dense_form import placed_copy
@@ -46,6 +47,14 @@ class KeptLinear(ExpandedLinear):
     def set_matrix(self, weight: Tensor) -> None:
         """Takes the weights of the edges from a matrix ``[N, K]``."""
         self.set_edge_weight(self._stored(weight))
+
+    def beats_wide(self, x: Tensor) -> bool:
+        """Whether what ``fpe here`` measured says that the kernel on labels, or on kept values, is faster."""
+        if isinstance(self.bitmap, SeededHoles):  # no kernel reads through them
+            return False
+        (n, k), rows = self.matrix_shape, x.numel() // max(self.in_features, 1)
+        density = None if self.bitmap is None else self.bitmap.nnz / max(n * k, 1)
+        return kernel_wins(rows, n, k, max(self.planes), x.dtype, "wide", density)
 
     def masked_copy(self) -> Tensor:
         """:meth:`wide_weight`, quicker."""

@@ -19,7 +19,6 @@ from fpe.kernels import (
     split_matmul,
     unpack_values,
 )
-from fpe.kernels.here import kernel_wins
 from fpe.kernels.memo import once_per_version
 from fpe.kernels.partition.api import Kept
 from fpe.kernels.partition.eager import table
@@ -127,16 +126,6 @@ class _LabelledLinear(KeptLinear):
         """The weight of each child, ``[alpha, *partition.shape]``, zero at the edges of others."""
         weight = self.matrix()
         return torch.where(self._beside(weight, self.partition.masks()), weight, weight.new_zeros(()))
-
-    def beats_wide(self, x: Tensor) -> bool:
-        """Whether what ``fpe here`` measured says that the kernel on labels, or on kept values, is faster."""
-        if isinstance(self.bitmap, SeededHoles):  # no kernel reads through them
-            return False
-        (n, k), rows = self.matrix_shape, x.numel() // max(self.in_features, 1)
-        if not isinstance(self.bitmap, Bitmap | None):  # of a seed: no kernel reads through them
-            return False
-        density = None if self.bitmap is None else self.bitmap.nnz / max(n * k, 1)
-        return kernel_wins(rows, n, k, self.alpha, x.dtype, "wide", density)
 
     def masked_copy(self) -> Tensor:
         """:meth:`wide_weight`, quicker."""

@@ -25,12 +25,12 @@ from ..activations import finish
 from ..bitmap.layout import BASE, RUN, WORD, Bitmap
 from ..cpu import compiled, numbers, padded, shared_out, threads_for
 from ..vectors import F32, FLOATS, I64, LANES, Emit
-from .cpu_storage import GROUP, Stored
+from .cpu_storage import GROUP, Stored, make_labels
 from .eager import Labels, partition_grad_eager
 from .labels import PackedLabels, pack_planes
 from .seeded import SEEDS, SeededLabels
 
-STAMP = "1b33d79b"
+STAMP = "17dc6821"
 """Of the other files that these kernels are compiled from: see :mod:`fpe.kernels.vectors`."""
 NEAR = 24 << 10
 """Bytes of activations that stay in the innermost cache."""
@@ -42,7 +42,7 @@ ACROSS = 4
 
 @intrinsic
 def _dots(
-    typing: Any, sums, w, w_at, ahead, exists, bits, row, word, row_words, digit, x, x_at, x_row, x_child, groups,
+    typing: Any, sums, w, w_at, ahead, exists, exists_at, bits, bits_at, digit, x, x_at, x_row, x_child, groups,
     children, rows, merge,
 ) -> Any:  # fmt: skip
     """Adds to ``sums`` the products of whole groups of a row of weights with rows of activations.
@@ -50,8 +50,8 @@ def _dots(
     ``sums[a, m] += sum_k w_a[k] * x[m, k]``, or of a merge ``sums[m] += sum_a sum_k w_a[k] * x[m, a, k]``.
     """
     signature = types.void(
-        sums, w, w_at, ahead, exists, bits, row, word, row_words, digit, x, x_at, x_row, x_child, groups, children,
-        rows, merge,
+        sums, w, w_at, ahead, exists, exists_at, bits, bits_at, digit, x, x_at, x_row, x_child, groups, children, rows,
+        merge,
     )  # fmt: skip
     alpha, count, merges = children.count, rows.count, bool(merge.count)
     own = 1 if merges else alpha
@@ -59,20 +59,20 @@ def _dots(
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         emit = Emit(context, b, signature, args)
-        _, _, w_at, ahead, _, _, row, word, row_words, digit, _, x_at, x_row, x_child, groups, *_ = args
-        stored = Stored(emit, 1, 4, 5, word, row_words, digit, alpha)
+        _, _, w_at, ahead, _, exists_at, _, bits_at, digit, _, x_at, x_row, x_child, groups, *_ = args
+        stored = Stored(emit, 1, 4, 6, digit, alpha)
         acc = {(a, m): emit.sums(apart) for a in range(own) for m in range(count)}
         place = stored.begin(w_at)
         with cgutils.for_range(b, groups) as loop:
             first = b.mul(loop.index, I64(GROUP))
-            words = stored.words(row, loop.index)
+            words = stored.words(bits_at, loop.index)
             for edge in range(0, GROUP, LANES):
-                weights = stored.weights(place, row, loop.index, edge, ahead)
+                weights = stored.weights(place, exists_at, loop.index, edge, ahead)
                 shares = emit.shares(weights, stored.owners(words, edge))
                 planes = range(alpha if merges else 1)
                 start = b.add(x_at, b.add(first, I64(edge)))
                 loaded = {
-                    (a, m): emit.load(10, emit.plus(start, (x_row, m), (x_child, a)))
+                    (a, m): emit.load(9, emit.plus(start, (x_row, m), (x_child, a)))
                     for a in planes
                     for m in range(count)
                 }
@@ -89,8 +89,8 @@ def _dots(
 
 @intrinsic
 def _spread(
-    typing: Any, out, out_at, out_row, out_child, w, places, ahead, exists, bits, row, word, row_words, digit, x, x_at,
-    groups, children, rows, merge, across,
+    typing: Any, out, out_at, out_row, out_child, w, places, ahead, exists, exists_at, exists_row, bits, bits_at,
+    bits_row, digit, x, x_at, groups, children, rows, merge, across,
 ) -> Any:  # fmt: skip
     """Adds to ``out`` the products of rows of weights, each with one activation of every row.
 
@@ -98,32 +98,34 @@ def _spread(
     Row ``n`` of the weights begins at ``places[n]``.
     """
     signature = types.void(
-        out, out_at, out_row, out_child, w, places, ahead, exists, bits, row, word, row_words, digit, x, x_at, groups,
-        children, rows, merge, across,
+        out, out_at, out_row, out_child, w, places, ahead, exists, exists_at, exists_row, bits, bits_at, bits_row,
+        digit, x, x_at, groups, children, rows, merge, across,
     )  # fmt: skip
     alpha, count, merges, depth = children.count, rows.count, bool(merge.count), across.count
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         emit = Emit(context, b, signature, args)
-        _, out_at, out_row, out_child, _, _, ahead, _, _, row, word, row_words, digit, _, x_at, groups, *_ = args
-        stored = Stored(emit, 4, 7, 8, word, row_words, digit, alpha)
+        _, out_at, out_row, out_child, _, _, ahead, _, exists_at, exists_row, *others = args
+        _, bits_at, bits_row, digit, _, x_at, groups, *_ = others
+        stored = Stored(emit, 4, 7, 10, digit, alpha)
         planes = alpha if merges else 1
         factors = {}
         for n in range(depth):
             for a in range(planes):
                 for m in range(count):
                     place = b.add(x_at, I64((n * planes + a) * count + m))
-                    factors[n, a, m] = emit.splat(b.load(emit.at(13, place, F32)))
-        below = [b.add(row, I64(n)) for n in range(depth)]
+                    factors[n, a, m] = emit.splat(b.load(emit.at(14, place, F32)))
+        exist = [emit.plus(exists_at, (exists_row, n)) for n in range(depth)]
+        own = [emit.plus(bits_at, (bits_row, n)) for n in range(depth)]
         starts = [stored.begin(b.load(emit.at(5, I64(n), I64))) for n in range(depth)]
         with cgutils.for_range(b, groups) as loop:
             first = b.mul(loop.index, I64(GROUP))
-            words = [stored.words(each, loop.index) for each in below]
+            words = [stored.words(each, loop.index) for each in own]
             for edge in range(0, GROUP, LANES):
                 k = b.add(first, I64(edge))
                 shares = []
                 for n in range(depth):
-                    weights = stored.weights(starts[n], below[n], loop.index, edge, ahead)
+                    weights = stored.weights(starts[n], exist[n], loop.index, edge, ahead)
                     shares.append(emit.shares(weights, stored.owners(words[n], edge)))
                 for m in range(count):
                     for plane in range(1 if merges else alpha):
@@ -137,6 +139,12 @@ def _spread(
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@compiled
+def _digits(children):
+    """Binary digits of a label, of which there are 2, 4 or 8 different ones here."""
+    return len(children) // 2 - (len(children) == 8)
 
 
 @intrinsic
@@ -161,7 +169,7 @@ def _place(starts, exists, row_words, row, k0, k):
 
 
 @compiled
-def _along_rows(x, w, starts, exists, bits, k, row_words, digit, children, rows, merge, out, start, stop):
+def _along_rows(x, w, starts, exists, bits, seed, k, row_words, digit, children, rows, merge, out, start, stop):
     """Multiplies rows ``start .. stop`` of the stored weight, the reduction along them.
 
     Args:
@@ -169,7 +177,8 @@ def _along_rows(x, w, starts, exists, bits, k, row_words, digit, children, rows,
         w: The values of the stored weight, flat.
         starts: Those of a bitmap, and its bases; none where all entries exist.
         exists: uint32, the words of bits of the entries that exist, flat, whole groups; none where all do.
-        bits: uint32, the planes of labels, flat; or the key of a seed, or none for an only child.
+        bits: uint32, the planes of labels, flat, of which a seed has none; none for an only child.
+        seed: uint32, its key; none where there is none.
         k: Columns of the weight.
         row_words: Words of a row of labels.
         digit: Words of a plane of labels.
@@ -183,9 +192,14 @@ def _along_rows(x, w, starts, exists, bits, k, row_words, digit, children, rows,
     m, planes, width = x.shape
     count, own = len(rows), out.shape[1]
     flat = x.reshape(-1)
-    step = max(NEAR // (4 * count * planes) // GROUP * GROUP, GROUP)
+    step = min(max(NEAR // (4 * count * planes) // GROUP * GROUP, GROUP), -(-k // GROUP) * GROUP)
     sums = np.empty((TOGETHER, m // count, own * count), np.float32)
     last = np.zeros(2 * GROUP, w.dtype)
+    table, across, plane = bits, row_words, digit
+    if seed is not None:  # a tile's, made as it is begun
+        plane = step // WORD
+        made = np.empty((TOGETHER, _digits(children), plane), np.uint32)
+        table, across = made.reshape(-1), _digits(children) * plane
     for n0 in range(start, stop, TOGETHER):
         together = min(TOGETHER, stop - n0)
         sums[:] = 0
@@ -203,8 +217,13 @@ def _along_rows(x, w, starts, exists, bits, k, row_words, digit, children, rows,
                     if i == together - 1:
                         after, column = n0, k0 + step if b == m // count - 1 and k0 + step < k else k0
                     ahead = _place(starts, exists, row_words, min(after, stop - 1), column, k) - w_at
+                    exists_at = bits_at = n * row_words + k0 // WORD
+                    if seed is not None:
+                        bits_at = i * across
+                        if b == 0:
+                            make_labels(made[i], seed, n, k0 // WORD, children)
                     _dots(
-                        sums[i, b], w, w_at, ahead, exists, bits, n, k0 // WORD, row_words, digit, flat, x_at,
+                        sums[i, b], w, w_at, ahead, exists, exists_at, table, bits_at, plane, flat, x_at,
                         planes * width, width, groups, children, rows, merge,
                     )  # fmt: skip
                     if exists is None and rest:
@@ -212,7 +231,7 @@ def _along_rows(x, w, starts, exists, bits, k, row_words, digit, children, rows,
                         for j in range(rest):
                             last[j] = w[w_at + done + j]
                         _dots(
-                            sums[i, b], last, 0, 0, exists, bits, n, (k0 + done) // WORD, row_words, digit, flat,
+                            sums[i, b], last, 0, 0, exists, exists_at, table, bits_at + done // WORD, plane, flat,
                             x_at + done, planes * width, width, 1, children, rows, merge,
                         )  # fmt: skip
         for b in range(m // count):
@@ -223,7 +242,9 @@ def _along_rows(x, w, starts, exists, bits, k, row_words, digit, children, rows,
 
 
 @compiled
-def _across_rows(x, w, starts, exists, bits, n, k, row_words, digit, children, rows, merge, across, out, start, stop):
+def _across_rows(
+    x, w, starts, exists, bits, seed, n, k, row_words, digit, children, rows, merge, across, out, start, stop
+):
     """Multiplies columns ``start .. stop`` of the stored weight, the reduction across its rows.
 
     Args:
@@ -232,6 +253,7 @@ def _across_rows(x, w, starts, exists, bits, n, k, row_words, digit, children, r
         starts: As of :func:`_along_rows`.
         exists: As there.
         bits: As there.
+        seed: As there.
         n: Rows of the weight.
         k: Its columns.
         row_words: Words of a row of labels.
@@ -248,40 +270,55 @@ def _across_rows(x, w, starts, exists, bits, n, k, row_words, digit, children, r
     _, own, width = out.shape
     flat, to = x.reshape(-1), out.reshape(-1)
     depth = len(across)
-    step = max(NEAR // (4 * depth) // GROUP * GROUP, GROUP)
+    step = min(max(NEAR // (4 * depth) // GROUP * GROUP, GROUP), -(-(stop - start) // GROUP) * GROUP)
     places, first = np.empty(depth, np.int64), np.zeros(1, np.int64)
     last = np.zeros(2 * GROUP, w.dtype)
     one = (0,)
+    table, bits_row, plane = bits, row_words, digit
+    if seed is not None:  # of the rows that are multiplied together
+        plane = step // WORD
+        made = np.empty((depth, _digits(children), plane), np.uint32)
+        table, bits_row = made.reshape(-1), _digits(children) * plane
     for k0 in range(start, stop, step):
         groups, rest = min(step, stop - k0) // GROUP, min(step, stop - k0) % GROUP
         if exists is not None:
             groups, rest = -(-min(step, stop - k0) // GROUP), 0
         whole = n // depth * depth
+        done = groups * GROUP
         for b in range(blocks):
             out_at = b * count * own * width + k0
-            done = groups * GROUP
-            for i in range(0, whole, depth):
-                for j in range(depth):
-                    places[j] = _place(starts, exists, row_words, i + j, k0, k)
-                ahead = _place(starts, exists, row_words, min(i + depth, n - 1), k0, k) - places[0]
-                _spread(
-                    to, out_at, own * width, width, w, places, ahead, exists, bits, i, k0 // WORD, row_words, digit,
-                    flat, (b * n + i) * planes * count, groups, children, rows, merge, across,
-                )  # fmt: skip
             for i in range(n):
-                x_at = (b * n + i) * planes * count
-                if i >= whole:
-                    places[0] = _place(starts, exists, row_words, i, k0, k)
-                    _spread(
-                        to, out_at, own * width, width, w, places, 0, exists, bits, i, k0 // WORD, row_words, digit,
-                        flat, x_at, groups, children, rows, merge, one,
-                    )  # fmt: skip
+                # Several rows at once; those that are left, and what is left of a row, one by one.
+                if groups and (i >= whole or i % depth == 0):
+                    exists_at = bits_at = i * row_words + k0 // WORD
+                    if seed is not None:
+                        bits_at = 0
+                        for j in range(1 if i >= whole else depth):
+                            make_labels(made[j], seed, i + j, k0 // WORD, children)
+                    for j in range(1 if i >= whole else depth):
+                        places[j] = _place(starts, exists, row_words, i + j, k0, k)
+                    x_at = (b * n + i) * planes * count
+                    if i >= whole:
+                        _spread(
+                            to, out_at, own * width, width, w, places, 0, exists, exists_at, row_words, table, bits_at,
+                            bits_row, plane, flat, x_at, groups, children, rows, merge, one,
+                        )  # fmt: skip
+                    else:
+                        ahead = _place(starts, exists, row_words, min(i + depth, n - 1), k0, k) - places[0]
+                        _spread(
+                            to, out_at, own * width, width, w, places, ahead, exists, exists_at, row_words, table,
+                            bits_at, bits_row, plane, flat, x_at, groups, children, rows, merge, across,
+                        )  # fmt: skip
                 if exists is None and rest:
+                    bits_at = i * row_words + (k0 + done) // WORD
+                    if seed is not None:
+                        bits_at = 0
+                        make_labels(made[0], seed, i, (k0 + done) // WORD, children)
                     for j in range(rest):
                         last[j] = w[i * k + k0 + done + j]
                     _spread(
-                        to, out_at + done, own * width, width, last, first, 0, exists, bits, i,
-                        (k0 + done) // WORD, row_words, digit, flat, x_at, 1, children, rows, merge, one,
+                        to, out_at + done, own * width, width, last, first, 0, exists, 0, row_words, table, bits_at,
+                        bits_row, plane, flat, (b * n + i) * planes * count, 1, children, rows, merge, one,
                     )  # fmt: skip
 
 
@@ -298,15 +335,16 @@ class _Weight(NamedTuple):
     values: np.ndarray
     starts: tuple[np.ndarray, np.ndarray] | None
     exists: np.ndarray | None
-    bits: np.ndarray | np.uint32 | None
+    bits: np.ndarray | None
+    seed: np.uint32 | None
 
     @classmethod
     def of(cls, w: Tensor, labels: Labels | None, alpha: int, kept: Bitmap | None) -> "_Weight":
         """From what an operation is given; a plain table is packed, and the edges that nobody owns become zeros."""
-        bits: np.ndarray | np.uint32 | None = None
-        transposed = False
+        bits: np.ndarray | None = None
+        seed, transposed = None, False
         if isinstance(labels, SeededLabels):
-            bits, transposed = np.uint32(labels.key % SEEDS), labels.transposed
+            bits, seed, transposed = np.empty(0, np.uint32), np.uint32(labels.key % SEEDS), labels.transposed
         elif isinstance(labels, PackedLabels):
             bits, transposed = _words(labels.planes), labels.transposed
         elif labels is not None:
@@ -314,13 +352,13 @@ class _Weight(NamedTuple):
         if kept is not None:
             exists = pad(kept.bits, (0, -kept.bits.shape[1] % (GROUP // WORD)))
             starts = kept.starts.contiguous().numpy().view(np.uint16), kept.bases.contiguous().numpy()
-            return cls(kept.shape, kept.transposed, numbers(w), starts, _words(exists), bits)
+            return cls(kept.shape, kept.transposed, numbers(w), starts, _words(exists), bits, seed)
         stored = (w.T if transposed else w).contiguous()
-        return cls((stored.shape[0], stored.shape[1]), transposed, numbers(stored), None, None, bits)
+        return cls((stored.shape[0], stored.shape[1]), transposed, numbers(stored), None, None, bits, seed)
 
     def arguments(self) -> tuple[Any, ...]:
         """What both kernels take of it, sizes left out."""
-        return self.values, self.starts, self.exists, self.bits
+        return self.values, self.starts, self.exists, self.bits, self.seed
 
 
 def _words(bits: Tensor) -> np.ndarray:

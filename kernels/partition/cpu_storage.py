@@ -1,16 +1,18 @@
 """How the CPU kernels read a weight as it is stored, and who owns its edges: vectors written by hand.
 
-A weight is all of its entries, or the kept ones with a bit for each position; labels are a table of bits, or made of a
-seed. Which it is, the type of an argument says: none or an array of bits for the entries that exist, an array or a
-number for labels. Numba then compiles a kernel for each.
+A weight is all of its entries, or the kept ones with a bit for each position. Which it is, the type of an argument
+says: none, or an array of bits for the entries that exist. Numba then compiles a kernel for each. Labels are words of
+bits; those of a seed are made a tile at a time, as words of the same kind.
 """
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from ..cpu import compiled
 from ..vectors import I32, I64, LANES, WORDS, Emit
 from .labels import digits
 from .seeded import COLUMN, MIX, ROW
@@ -21,15 +23,53 @@ FOUR = ir.VectorType(I32, 4)
 """The words of a group's labels."""
 
 
-def _bit_packed(edge: int, digit: int, children: int) -> int:
-    """The bit of its word in which a digit of the label of an edge of a group stands; each digit has its own words."""
+EVEN, BYTE, FOUR_BYTES = np.uint32(0x55555555), np.uint32(0xFF), np.uint32(0x01010101)
+TURNED = (np.uint32(0xFFFF0000), np.uint32(0xFF00FF00), np.uint32(0xAAAAAAAA))
+"""Where the edges of a word have a one in their column's own digits."""
+FACTORS = tuple(np.uint32(factor) for _, factor in MIX)
+
+
+@compiled
+def make_labels(out, key, row, word, children):
+    """Writes words of a row of labels of a seed, as :class:`PackedLabels` has them.
+
+    A bit of the hash serves each child's edge of a group of consecutive ones, in the order of the bytes that
+    ``docs/seeded.md`` gives; here it goes to each of them, turned over by the digits of the edge's own column.
+
+    Args:
+        out: uint32 ``[binary digits of a label, words]``.
+        key: Of the labels.
+        row: Of the weight.
+        word: The first column's number, in words of 32.
+        children: A tuple as long as there are children.
+    """
+    first = np.uint32(np.uint32(row // 2) * np.uint32(ROW) + key + np.uint32(word) * np.uint32(COLUMN))
+    odd = np.uint32(row % 2)
+    one, two, three = out[0], out[min(1, len(out) - 1)], out[len(out) - 1]
+    for i in range(len(one)):
+        mixed = np.uint32(first + np.uint32(i) * np.uint32(COLUMN))
+        mixed = np.uint32((mixed ^ (mixed >> np.uint32(MIX[0][0]))) * FACTORS[0])
+        mixed = np.uint32((mixed ^ (mixed >> np.uint32(MIX[1][0]))) * FACTORS[1])
+        bits = np.uint32(((mixed ^ (mixed >> np.uint32(16))) >> odd) & EVEN)
+        if len(children) < 8:
+            bits |= bits >> np.uint32(15)
+        if len(children) == 2:
+            half = np.uint32(bits & np.uint32(0xFFFF))
+            one[i] = np.uint32(half | half << np.uint32(16)) ^ TURNED[0]
+        elif len(children) == 4:
+            one[i] = np.uint32((bits & BYTE) * FOUR_BYTES) ^ TURNED[0]
+            two[i] = np.uint32((bits >> np.uint32(8) & BYTE) * FOUR_BYTES) ^ TURNED[1]
+        else:
+            bits |= bits << np.uint32(1)
+            one[i] = np.uint32((bits & BYTE) * FOUR_BYTES) ^ TURNED[0]
+            two[i] = np.uint32((bits >> np.uint32(8) & BYTE) * FOUR_BYTES) ^ TURNED[1]
+            three[i] = np.uint32((bits >> np.uint32(16) & BYTE) * FOUR_BYTES) ^ TURNED[2]
+
+
+def _bit(edge: int) -> int:
+    """The bit of its word in which the label of an edge of a group stands."""
     pair = edge % 8
     return pair // 4 + 8 * (2 * (pair % 2) + pair // 2 % 2) + 2 * (edge // 32)
-
-
-def _bit_seeded(edge: int, digit: int, children: int) -> int:
-    """The same in an even row of labels of a seed, where one word has all digits."""
-    return 8 * (digits(children) * (edge % 8 // children) + digit) + 2 * (edge // 32)
 
 
 class Stored:
@@ -38,54 +78,29 @@ class Stored:
     Args:
         emit: Writes the instructions.
         w: The number of the argument that holds the values, flat.
-        exists: Of the one with the words of bits of the entries that exist, none for all; a row has as many words as
-            one of labels.
-        bits: Of the one with the words of labels, or the key of a seed, or none for an only child.
-        word: The column's number, in words of 32.
-        row_words: Words of a row.
+        exists: Of the one with the words of bits of the entries that exist, none for all.
+        bits: Of the one with the words of labels, none for an only child.
         digit: Words of a plane of labels.
         children: How many there are.
     """
 
-    def __init__(
-        self, emit: Emit, w: int, exists: int, bits: int, word: Any, row_words: Any, digit: Any, children: int
-    ) -> None:
+    def __init__(self, emit: Emit, w: int, exists: int, bits: int, digit: Any, children: int) -> None:
         self.emit, self.b, self.children = emit, emit.b, children
-        self.w, self.exists, self.bits = w, exists, bits
-        self.word, self.row_words, self.digit = word, row_words, digit
+        self.w, self.exists, self.bits, self.digit = w, exists, bits, digit
         self.packs = not isinstance(emit.signature.args[exists], types.NoneType)
-        self.seeded = isinstance(emit.signature.args[bits], types.Integer)
 
-    def _at(self, row: Any, group: Any) -> Any:
-        """The place of the first word of a group of a row."""
-        return self.emit.plus(self.b.add(self.b.mul(row, self.row_words), self.word), (group, 4))
+    def words(self, at: Any, group: Any) -> list[Any]:
+        """The four words of a group of labels, for each binary digit; none for an only child.
 
-    def words(self, row: Any, group: Any) -> list[Any]:
-        """The four words of a group of labels, for each binary digit; none for an only child."""
+        Args:
+            at: Place of the first word of the row's.
+            group: Number of the group in the row.
+        """
         if self.children == 1:
             return []
-        if self.seeded:
-            return [self._hashed(row, group)] * digits(self.children)
-        start = self._at(row, group)
+        start = self.emit.plus(at, (group, 4))
         places = [self.emit.plus(start, (self.digit, digit)) for digit in range(digits(self.children))]
         return [self.b.load(self.emit.at(self.bits, place, FOUR), align=4) for place in places]
-
-    def _hashed(self, row: Any, group: Any) -> Any:
-        """The words of a group that a seed makes; bits of an odd row are moved to where an even one has its own."""
-        b = self.b
-
-        def four(scalar: Any) -> Any:
-            return self.emit.splat(scalar, FOUR)
-
-        word = b.trunc(self.emit.plus(self.word, (group, 4)), I32)
-        first = b.add(b.mul(b.trunc(b.lshr(row, I64(1)), I32), I32(ROW)), b.mul(word, I32(COLUMN)))
-        hashed = four(b.add(first, self.emit.args[self.bits]))
-        hashed = b.add(hashed, ir.Constant(FOUR, [t * COLUMN % 2**32 for t in range(4)]))
-        for shift, factor in MIX:
-            mixed = b.xor(hashed, b.lshr(hashed, ir.Constant(FOUR, [shift] * 4)))
-            hashed = b.mul(mixed, ir.Constant(FOUR, [factor] * 4))
-        hashed = b.xor(hashed, b.lshr(hashed, ir.Constant(FOUR, [16] * 4)))
-        return b.lshr(hashed, four(b.and_(b.trunc(row, I32), I32(1))))
 
     def owners(self, words: list[Any], edge: int) -> list[Any]:
         """Masks of the weights of each child, for the vector that begins at an edge of the group."""
@@ -94,14 +109,8 @@ class Stored:
         b, edges = self.b, range(edge, edge + LANES)
         which = ir.Constant(WORDS, [e % 32 // 8 for e in edges])
         zero = ir.Constant(WORDS, [0] * LANES)
-        bit, ones = _bit_seeded if self.seeded else _bit_packed, []
-        for digit, word in enumerate(words):
-            bits = ir.Constant(WORDS, [1 << bit(e, digit, self.children) for e in edges])
-            mine = b.shuffle_vector(word, word, which)
-            if self.seeded:  # the label is the column's own digit, turned over where the bit is set
-                mine = b.xor(mine, ir.Constant(WORDS, [-(e >> digit & 1) for e in edges]))
-            one = b.icmp_unsigned("!=", b.and_(mine, bits), zero)
-            ones.append(one)
+        bits = ir.Constant(WORDS, [1 << _bit(e) for e in edges])
+        ones = [b.icmp_unsigned("!=", b.and_(b.shuffle_vector(word, word, which), bits), zero) for word in words]
         masks = []
         for child in range(self.children):
             mask = None
@@ -117,17 +126,18 @@ class Stored:
         self.b.store(start, place)
         return place
 
-    def weights(self, place: Any, row: Any, group: Any, edge: int, ahead: Any) -> Any:
+    def weights(self, place: Any, exists_at: Any, group: Any, edge: int, ahead: Any) -> Any:
         """The vector of weights at an edge of a group, as float32; what lies ``ahead`` of them is called from memory.
 
-        Vectors are taken in order, so that ``place`` moves on by the values that were read.
+        Vectors are taken in order, so that ``place`` moves on by the values that were read. The bits of the entries
+        that exist begin at ``exists_at`` in the row's.
         """
         b, at = self.b, self.b.load(place)
         if not self.packs:
             b.store(b.add(at, I64(LANES)), place)
             return self.emit.weights(self.w, at, ahead)
         lanes = ir.IntType(LANES)
-        first = b.bitcast(self.emit.at(self.exists, self._at(row, group), I32), lanes.as_pointer())
+        first = b.bitcast(self.emit.at(self.exists, self.emit.plus(exists_at, (group, 4)), I32), lanes.as_pointer())
         some = b.load(b.gep(first, [I64(edge // LANES)]), align=LANES // 8)
         b.store(b.add(at, b.zext(b.ctpop(some), I64)), place)
         return self.emit.weights(self.w, at, ahead, some)
