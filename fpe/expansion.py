@@ -67,7 +67,9 @@ def expand(
             pair's sizes, see :func:`fpe.resparsify.choose`.
         pairs: Names of the layers of each pair, as in ``[("fc1", "fc2")]``; patterns, as in ``[("*.fc1", "*.fc2")]``;
             and gated triples, see :data:`fpe.groups.Pair`. Without them the pairs are found. Whatever your module
-            computes between them must be element-wise.
+            computes between them must be element-wise, or at least treat every channel alike and on its own: the
+            values and the output projection of attention are a pair if the module reads ``alpha`` times the channels
+            as ``[alpha, heads, channels]``, as in ``bench/studies/transformer.py``.
         groups: For ``split="groups"``, the group of each input; a mapping from the name of a pair's first
             layer where there are several pairs.
         generator: Source of randomness (CPU); the same seed gives the same model.
