@@ -338,6 +338,9 @@ SWEEP: Sweep = Sweep(
         "rivals-text": lambda: by_size(committed(TEXT)),
         "rivals-text-epochs": lambda: by_epochs(committed(TEXT)),
     },
-    figures={"rivals-epochs": lambda: epochs_figure(committed(TEXT))},
+    figures={
+        "rivals-epochs": lambda: epochs_figure(committed(TEXT)),
+        "rivals-epochs-cifar100": lambda: epochs_figure(committed(CIFAR100)),
+    },
 )
 STUDIES = (SWEEP,)
