@@ -64,7 +64,7 @@ SHOWING = (
     ("results",),
     ("results", "boolean"),
     ("results", "lab/traffic"),
-    ("results", "transformer"),
+    ("results", "transformer-text"),
     (*LATENCY, "--provider", "fpe/auto", "--provider", "fpe/eager", "--provider", "parent", "--structure", "random"),
 )
 """Commands that print a table within seconds."""

@@ -407,7 +407,8 @@ def curves(several: Sequence[Results]) -> Figure:
 
 
 FILES = ("transformer-text", "transformer-fashion-mnist")
-"""Committed rows."""
+LONG = "transformer-text-6000-steps"
+"""Committed rows; the last ones with ``--epochs 60``."""
 
 SWEEP: Sweep = Sweep(
     "transformer",
@@ -419,7 +420,7 @@ SWEEP: Sweep = Sweep(
     table,
     [Cell(condition, BOTH) for condition in (CONTINUED, PARTITION, WIDE)],
     {"trials": 2, "epochs": 1, "tokens": 64},
-    tables={name: lambda name=name: SWEEP.shown(name) for name in FILES},  # type: ignore[misc]
+    tables={name: lambda name=name: SWEEP.shown(name) for name in (*FILES, LONG)},  # type: ignore[misc]
     figures={"transformer": lambda: curves([committed(name) for name in FILES])},
 )
 STUDIES = (SWEEP,)
