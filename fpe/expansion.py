@@ -19,7 +19,7 @@ from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, Spli
 from .models.discovery import LAST, candidates, find_pairs
 from .partition import Partition, check_block, check_generator
 from .probe import check_pairs
-from .resparsify import HOLES, POLICIES, Holes, Policy, choose, plan
+from .resparsify import HOLES, POLICIES, Holes, Policy, choose, plan, successor_of_seed
 from .surgery import is_chain, replace_modules, widened_between
 
 Split = Literal["random", "groups", "gram"]
@@ -264,8 +264,7 @@ def _successor(
         return masked
     if policy == "partition" and not partition.block_shape:
         owner = second.to(torch.uint8).argmax(1).to(torch.uint8)
-        seed = partition.seed
-        read = Partition(owner, alpha) if seed is None else Partition.seeded(c, h, alpha, beside(seed))
+        read = Partition(owner, alpha) if partition.seed is None else successor_of_seed(c, h, partition)
         merge = MergeLinear(read, bias, **like(fc2))
         merge.set_matrix(fc2.weight)
         return merge

@@ -58,10 +58,10 @@ class _Share:
         if own is None or known is not layer._index:
             whole, spans = layer.packed, [(0, size) for size in layer.matrix_shape]
             spans[self.AXIS] = self.span(layer.matrix_shape[self.AXIS])
-            (top, bottom), (left, right) = spans
             if isinstance(whole, SeededLabels):
-                own = SeededLabels.of(whole.seed, (bottom - top, right - left), layer.alpha, (top, left))
+                own = whole.part(*spans)
             else:
+                (top, bottom), (left, right) = spans
                 own = PackedLabels.pack(layer.labels[top:bottom, left:right].contiguous(), layer.alpha)
             self._labels = layer._index, own
         return own

@@ -30,6 +30,7 @@ class Partition:
         block_shape: ``(bn, bk)`` of structure ``"block"``, else ``None``.
         seed: Of structure ``"seeded"``, else ``None``. It says who owns an edge; whether there is one, ``HOLE`` says.
         kept: Of structure ``"seeded"`` where the seed says that too: edges of each parent; else ``None``.
+        turned: Of structure ``"seeded"``: whether the outputs of an input are divided, not the inputs of an output.
 
     Example:
         >>> partition = fpe.Partition.random(2, 8, 2, generator=torch.Generator().manual_seed(0))
@@ -46,6 +47,7 @@ class Partition:
     block_shape: tuple[int, int] | None = None
     seed: int | None = None
     kept: int | None = None
+    turned: bool = False
 
     def __post_init__(self) -> None:
         """Checks what can be checked without reading the labels."""
@@ -68,6 +70,11 @@ class Partition:
             )
         if self.kept is not None and self.seed is None:
             raise ValueError(f"Partition: holes of a seed need one, got kept = {self.kept} without")
+        if self.turned and (self.seed is None or self.kept is not None):
+            raise ValueError(
+                f"Partition: labels of a seed alone can be turned, without its holes, got seed = {self.seed} and "
+                f"kept = {self.kept}"
+            )
 
     @classmethod
     def random(
@@ -211,29 +218,39 @@ class Partition:
         return cls(labels[:out_features, :in_features].contiguous(), alpha, BLOCK, (bn, bk))
 
     @classmethod
-    def seeded(cls, out_features: int, in_features: int, alpha: int, seed: int, kept: int | None = None) -> "Partition":
+    def seeded(
+        cls,
+        out_features: int,
+        in_features: int,
+        alpha: int,
+        seed: int,
+        kept: int | None = None,
+        turned: bool = False,
+    ) -> "Partition":
         """Divides by a function of a seed (:class:`fpe.kernels.SeededLabels`), so that no label need be kept.
 
         Of every ``alpha`` consecutive inputs each child gets one, whichever the hash says.
 
         Args:
             out_features: Parents ``N``.
-            in_features: Inputs ``K``, at least ``alpha``.
+            in_features: Inputs ``K``, at least ``alpha`` unless they are turned.
             alpha: Children per parent: 2, 4 or 8.
             seed: 0 to 2^32 - 1. The same seed gives the same labels for ever, on every device.
             kept: Edges that each parent keeps, which the seed chooses too (:class:`fpe.kernels.SeededHoles`); all
                 where there is no number.
+            turned: Whether each child gets one of every ``alpha`` consecutive outputs of an input instead: the labels
+                of the transposed weight.
 
         Raises:
             TypeError: ``seed`` is no integer.
             ValueError: A number is out of range.
         """
-        _check_sizes(out_features, in_features, alpha)
+        _check_sizes(out_features, in_features, alpha, turned)
         shape = out_features, in_features
-        labels = SeededLabels.of(seed, shape, alpha).unpack("cpu")
+        labels = seeded_labels(seed, shape, alpha, turned).unpack("cpu")
         if kept is not None:
             labels.masked_fill_(~SeededHoles.of(seed, shape, kept).unpack("cpu"), HOLE)
-        return cls(labels, alpha, SEEDED, seed=seed, kept=kept)
+        return cls(labels, alpha, SEEDED, seed=seed, kept=kept, turned=turned)
 
     @classmethod
     def of(
@@ -303,6 +320,7 @@ class Partition:
         out_features, in_features = self.shape
         seed = "" if self.seed is None else f", seed={self.seed}"
         seed += "" if self.kept is None else f", kept={self.kept}"
+        seed += ", turned" if self.turned else ""
         return f"Partition({out_features}x{in_features}, alpha={self.alpha}, {self.structure}{block}{seed})"
 
 
@@ -366,8 +384,8 @@ def _deal_seeded(
 
 def _check_seeded(partition: Partition) -> None:
     assert partition.seed is not None
-    n, k = partition.shape
-    made = Partition.seeded(n, k, partition.alpha, partition.seed, partition.kept).labels.to(partition.labels.device)
+    own = partition.seed, partition.kept, partition.turned
+    made = Partition.seeded(*partition.shape, partition.alpha, *own).labels.to(partition.labels.device)
     other = (partition.labels != made) & (partition.labels != HOLE)
     if partition.kept is not None:
         other |= (partition.labels == HOLE) != (made == HOLE)
@@ -418,11 +436,16 @@ def _check_alpha(alpha: object) -> None:
         raise ValueError(f"Partition: alpha must be an integer from 2 to {HOLE - 1}, got {alpha!r}")
 
 
-def _check_sizes(out_features: int, in_features: int, alpha: int) -> None:
+def seeded_labels(seed: int, shape: tuple[int, int], alpha: int, turned: bool) -> SeededLabels:
+    """The labels of a seed for a weight ``[N, K]``; turned ones are those of its transpose, turned back."""
+    return SeededLabels.of(seed, shape[::-1], alpha).T if turned else SeededLabels.of(seed, shape, alpha)
+
+
+def _check_sizes(out_features: int, in_features: int, alpha: int, turned: bool = False) -> None:
     _check_alpha(alpha)
     if out_features < 1:
         raise ValueError(f"Partition: out_features must be at least 1, got {out_features}")
-    if in_features < alpha:
+    if in_features < (1 if turned else alpha):
         raise ValueError(f"Partition: alpha = {alpha} children need as many inputs, got {in_features}")
 
 

@@ -27,7 +27,7 @@ HOLES: tuple[Holes, ...] = ("magnitude", "seeded")
 
 
 GROUPS = 2
-"""Groups of ``alpha`` neurons that a seed needs at least to divide them well; measured in docs/studies.md."""
+"""Groups of ``alpha`` neurons from which on a seed divides them well; measured in docs/studies.md."""
 AFFORDABLE = 0.8
 """Share of the expanded layer's weights up to which ``"auto"`` lets it pay alone; measured in docs/studies.md."""
 ALIKE = 0.8
@@ -221,22 +221,22 @@ def _number_units(shapes: list[torch.Size], units: list[tuple[int, int]]) -> tup
     return torch.cat(ids), count
 
 
-def _one_child_each(c: int, h: int, partition: Partition, generator: Generator | None) -> Tensor:
-    """Deals each parent's output edges to its children equally, or by the next seed: bool ``[c, alpha, h]``.
+def successor_of_seed(c: int, h: int, partition: Partition) -> Partition:
+    """Which child of each of ``h`` neurons has its edge to each of ``c`` outputs, by the next seed.
 
-    Raises:
-        ValueError: There are too few neurons for a seed.
+    One group of neurons has but ``alpha`` ways to be dealt to the children. Where there are no two, the outputs of a
+    neuron are dealt instead.
     """
+    assert partition.seed is not None
+    alpha = partition.alpha
+    return Partition.seeded(c, h, alpha, beside(partition.seed), turned=h < GROUPS * alpha)
+
+
+def _one_child_each(c: int, h: int, partition: Partition, generator: Generator | None) -> Tensor:
+    """Deals each parent's output edges to its children equally, or by the next seed: bool ``[c, alpha, h]``."""
     device = partition.labels.device
     if partition.seed is not None:
-        least = GROUPS * partition.alpha
-        if h < least:
-            raise ValueError(
-                f"resparsify='partition' with structure 'seeded' needs {least} neurons for {partition.alpha} children, "
-                f"got {h}: with fewer the outputs see too few combinations of children (docs/seeded.md); take "
-                "structure='random'"
-            )
-        return Partition.seeded(c, h, partition.alpha, beside(partition.seed)).to(device).masks().transpose(0, 1)
+        return successor_of_seed(c, h, partition).to(device).masks().transpose(0, 1)
     bn, bk = partition.block_shape or (1, 1)
     down, across = grid((c, h), (bn, bk))
     owner = deal(across, down, partition.alpha, generator).T

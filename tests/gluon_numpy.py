@@ -162,6 +162,7 @@ def _instead(machine: Machine) -> Iterator[None]:
         minimum=np.minimum,
         full=lambda shape, value, dtype, layout: tile(np.full(shape, value, dtype)),
         join=lambda a, b: tile(np.stack((a, b), -1)),
+        split=lambda a: (a[..., 0], a[..., 1]),
         convert_layout=lambda value, layout, assert_trivial=False: value,
         allocate_shared_memory=lambda dtype, shape, layout: Shared(np.full(shape, SPOILT, dtype)),
         store=machine.store,
@@ -171,8 +172,10 @@ def _instead(machine: Machine) -> Iterator[None]:
     copies = SimpleNamespace(commit_group=machine.commit, wait_group=machine.wait)
 
     names = {"gl": language, "async_copy": copies, "_copy": machine.copy, "_barrier": lambda: None, "WARPS": 4}
-    names |= {name: lambda *args: None for name in ("_rows_layout", "_only")}
-    names |= {name: getattr(gluon, name).fn for name in ("_instruction", "_mma", "_part", "_complement", "_epilogue")}
+    names |= {name: getattr(gluon, name).value for name in ("_ROW", "_COLUMN")}
+    names |= {name: lambda *args: None for name in ("_rows_layout", "_stage_layout", "_only")}
+    functions = ("_instruction", "_mma", "_part", "_complement", "_metadata", "hash_of", "_epilogue")
+    names |= {name: getattr(gluon, name).fn for name in functions}
     with ExitStack() as stack:
         for name, value in names.items():
             stack.enter_context(patch.object(gluon, name, value))

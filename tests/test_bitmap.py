@@ -108,8 +108,8 @@ class Given:
         )  # fmt: skip
         on = (*kept.tensors, labels, [])
         return {
-            "unpack_values": (values, *kept.tensors, 37, "eager"),
-            "pack_values": (w, *kept.tensors, kept.nnz, "eager"),
+            "unpack_values": (values, *kept.tensors, [], 6, 37, "eager"),
+            "pack_values": (w, *kept.tensors, [], kept.nnz, "eager"),
             "kept_split": (x, values, *on, wide, None, alpha, n, self.transposed, "eager"),
             "kept_merge": (z, values, *on, bias, None, n, self.transposed, "eager"),
             "kept_grad": (dy, x, *on, kept.nnz, self.transposed, "eager"),

@@ -64,14 +64,15 @@ def in_numpy(seed: int, rows: int, columns: int, alpha: int) -> np.ndarray:
     return ((k ^ rank) % alpha).astype(np.uint8)
 
 
-def vectors() -> list[tuple[int, int, int, int, str]]:
-    """Seed, alpha, row, first column and labels of the test vectors in the document."""
-    rows = [line.split("|")[1:-1] for line in SPECIFICATION.read_text().splitlines() if line.startswith("| vector")]
+def vectors(kind: str = "vector") -> list[tuple[int, int, int, int, str]]:
+    """Seed, alpha, row, first column and labels of the test vectors of a kind in the document."""
+    rows = [line.split("|")[1:-1] for line in SPECIFICATION.read_text().splitlines() if line.startswith(f"| {kind}")]
     return [(int(s), int(a), int(n), int(k), labels.strip()) for _, s, a, n, k, labels in rows]
 
 
 def test_the_document_has_vectors() -> None:
     assert len(vectors()) >= 9 and {alpha for _, alpha, *_ in vectors()} == set(ALPHAS)
+    assert len(vectors("turned")) >= 3 and {alpha for _, alpha, *_ in vectors("turned")} == set(ALPHAS)
 
 
 @pytest.mark.parametrize(("seed", "alpha", "n", "k", "meant"), vectors())
@@ -79,6 +80,13 @@ def test_vectors_of_the_document(seed: int, alpha: int, n: int, k: int, meant: s
     labels = SeededLabels.of(seed, (1, len(meant)), alpha, (n, k)).unpack()
     assert "".join(map(str, labels[0].tolist())) == meant
     assert [by_the_book(seed, n, k + i, alpha) for i in range(len(meant))] == labels[0].tolist()
+
+
+@pytest.mark.parametrize(("seed", "alpha", "n", "k", "meant"), vectors("turned"))
+def test_vectors_of_the_second_version(seed: int, alpha: int, n: int, k: int, meant: str) -> None:
+    labels = fpe.Partition.seeded(n + 1, k + len(meant), alpha, seed, turned=True).validate().labels[n, k:]
+    assert "".join(map(str, labels.tolist())) == meant
+    assert [by_the_book(seed, k + i, n, alpha) for i in range(len(meant))] == labels.tolist()
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -254,6 +262,17 @@ def test_shards_know_their_labels(alpha: int) -> None:
     assert torch.equal(got, meant)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_part_of_either_orientation(turned: bool) -> None:
+    """And a part of a part: where each begins adds up."""
+    whole = SeededLabels.of(9, (10, 300), 4)
+    whole = whole.T if turned else whole
+    (n, k), table = whole.sizes, whole.unpack()
+    part = whole.part((2, n), (1, k - 1))
+    assert torch.equal(part.unpack(), table[2:, 1 : k - 1]) and part.sizes == (n - 2, k - 2)
+    assert torch.equal(part.part((3, 5), (2, 7)).unpack(), table[5:7, 3:8])
+
+
 def test_the_key_holds_where_a_part_begins() -> None:
     """What a kernel adds to what it hashes: seed and offsets in one signed word."""
     labels = SeededLabels.of(9, (4, 4), 2, (6, 384))
@@ -301,10 +320,28 @@ BAD = (
     BadCall("expand-seed", lambda: fpe.expand(mlp(8, 6, 4), seed=1), ValueError, ("seeded", "random")),
     BadCall("expand-alpha", lambda: fpe.expand(mlp(8, 6, 4), 3, structure="seeded"), ValueError, ("(2, 4, 8)", "3")),
     BadCall(
-        "few-neurons",
-        lambda: fpe.expand(mlp(8, 7, 4), 4, structure="seeded", resparsify="partition"),
+        "turned-random",
+        lambda: fpe.Partition(FITS.unpack(), 2, turned=True),
         ValueError,
-        ("8 neurons", "4 children", "got 7", "structure='random'"),
+        ("turned", "seed = None"),
+    ),
+    BadCall(
+        "turned-kept",
+        lambda: fpe.Partition.seeded(4, 6, 2, 1, kept=3, turned=True),
+        ValueError,
+        ("turned", "kept = 3"),
+    ),
+    BadCall(
+        "turned-holes",
+        lambda: fpe.MergeLinear(fpe.Partition.seeded(4, 6, 2, 1, turned=True).without(FITS.unpack() == 0)),
+        ValueError,
+        ("MergeLinear", "turned", "every position"),
+    ),
+    BadCall(
+        "turned-labels",
+        lambda: fpe.Partition(FITS.unpack(), 2, "seeded", seed=1, turned=True).validate(),
+        ValueError,
+        ("labels[", "seed 1"),
     ),
     BadCall("restore", lambda: fpe.restore(mlp(8, 6, 4), {}, seed=1), ValueError, ("restore", "alpha", "None")),
 )
@@ -340,6 +377,57 @@ def test_a_layer_is_its_parents_tensor_and_a_header(alpha: int) -> None:
     )
 
 
+@pytest.mark.parametrize(("alpha", "neurons"), [(2, 2), (2, 3), (4, 3), (4, 4), (4, 7), (8, 9)])
+def test_a_second_layer_of_one_group_deals_its_outputs(alpha: int, neurons: int) -> None:
+    """Where the neurons were dealt, an output would see one of ``alpha`` sets of children that share none."""
+    dense = mlp(24, neurons, 64)
+    wide = fpe.expand(dense, alpha, structure="seeded", resparsify="partition", seed=7)
+    second = wide[2].partition
+    assert second.turned and second.seed == 8 and not wide[0].partition.turned
+    assert torch.equal(second.labels, SeededLabels.of(8, (neurons, 64), alpha).unpack().T)
+    groups = second.labels.T.reshape(neurons, -1, alpha).sort(-1).values
+    assert torch.equal(groups, torch.arange(alpha, dtype=torch.uint8).expand_as(groups))
+    assert len(second.labels.unique(dim=0)) > (alpha if neurons > 2 else 2)
+    state = wide.state_dict()
+    assert torch.equal(state["2.edge_weight"], dense[2].weight) and state["2._extra_state"].nbytes <= 64
+    x = torch.randn(5, 24, generator=seeded(4))
+    for again in (
+        fpe.restore(mlp(24, neurons, 64), state),
+        fpe.restore(mlp(24, neurons, 64), dense.state_dict(), alpha=alpha, seed=7),
+    ):
+        assert torch.equal(again(x), wide(x)) and again[2].partition.turned
+    enough = fpe.expand(mlp(24, 2 * alpha, 64), alpha, structure="seeded", resparsify="partition", seed=7)
+    assert not enough[2].partition.turned
+
+
+def test_a_layer_of_the_first_version_stays_one() -> None:
+    """A state says which version it means, whatever an expansion would choose now; one may follow the other."""
+    old = fpe.MergeLinear(fpe.Partition.seeded(6, 4, 4, 3))
+    new = fpe.MergeLinear(fpe.Partition.seeded(6, 4, 4, 3, turned=True))
+    assert not torch.equal(old.labels, new.labels)
+    x, meant = torch.randn(5, 16, generator=seeded(4)), new.labels.clone()
+    old.load_state_dict(new.state_dict())
+    assert torch.equal(old(x), new(x)) and torch.equal(old.partition.labels, meant) and old.partition.turned
+    first = fpe.MergeLinear(fpe.Partition.seeded(6, 4, 4, 3))
+    new.load_state_dict(first.state_dict())
+    assert torch.equal(new(x), first(x)) and not new.partition.turned
+
+
+@pytest.mark.parametrize("backend", ["triton", "eager"])
+def test_a_turned_layer_learns_as_its_table_does(backend: str) -> None:
+    """Output and every gradient, in integers, where sums are exact."""
+    partition = fpe.Partition.seeded(70, 5, 4, 3, turned=True)
+    results = []
+    for labels in (partition, fpe.Partition(partition.labels, 4)):
+        layer = fpe.MergeLinear(labels, backend=backend)
+        layer.set_matrix(integers(70, 5, seed=3).float())
+        torch.nn.init.ones_(layer.bias)
+        x = integers(6, 20).float().requires_grad_()
+        y = layer(x)
+        results.append([y, *torch.autograd.grad((y * y).sum(), [x, *layer.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_a_dense_checkpoint_and_a_seed_are_an_expanded_model() -> None:
     dense, wide = _expanded()
     x = torch.randn(5, 24, generator=seeded(4))
@@ -363,7 +451,7 @@ def test_a_state_brings_its_seed_and_a_damaged_one_is_refused() -> None:
     with pytest.raises(ValueError, match="damaged"):
         other.load_state_dict(mean)
     later = {name: value.clone() for name, value in wide.state_dict().items()}
-    later["0._extra_state"][-2:] += 1 << 32
+    later["0._extra_state"][-2:] += 2 << 32
     with pytest.raises(ValueError, match="version"):
         other.load_state_dict(later)
 

@@ -12,8 +12,17 @@ from support import BadCall, integers, mlp, readable_id, seeded
 from torch import Tensor, nn
 
 import fpe
-from fpe.kernels import PackedLabels, SeededHoles, SeededLabels, merge_matmul, partition_grad, split_matmul
-from fpe.kernels.partition import holes, holes_triton, kept
+from fpe.kernels import (
+    PackedLabels,
+    SeededHoles,
+    SeededLabels,
+    merge_matmul,
+    pack_values,
+    partition_grad,
+    split_matmul,
+    unpack_values,
+)
+from fpe.kernels.partition import holes, kept
 
 SPECIFICATION = Path(__file__).resolve().parents[1] / "docs/seeded.md"
 SHAPES = [(64, 512, 412), (9, 139, 57), (17, 784, 10), (5, 33, 33), (3, 20, 1), (40, 300, 299)]
@@ -100,10 +109,23 @@ def test_large_layers_are_unpacked_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_kernel_moves_as_the_twin(n: int, k: int, count: int, dtype: torch.dtype) -> None:
     kept = SeededHoles.of(7, (n, k), count)
     values, w = torch.randn(kept.nnz, generator=seeded()).to(dtype), torch.randn(n, k, generator=seeded(1)).to(dtype)
-    assert torch.equal(holes_triton.unpack_values_triton(values, kept), kept.to_dense(values))
-    assert torch.equal(holes_triton.pack_values_triton(w, kept), kept.from_dense(w))
     turned = torch.randn(k, n, generator=seeded(2)).to(dtype).T
-    assert torch.equal(holes_triton.pack_values_triton(turned, kept), kept.from_dense(turned))
+    for there, weights in ((kept, (w, turned)), (kept.T, (w.T, turned.T))):
+        assert torch.equal(unpack_values(values, there, backend="triton"), there.to_dense(values))
+        for weight in weights:
+            assert torch.equal(pack_values(weight, there, backend="triton"), there.from_dense(weight))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_moves_are_each_others_gradients_and_compile_whole(transposed: bool) -> None:
+    kept = SeededHoles.of(5, (9, 139), 80)
+    kept = kept.T if transposed else kept
+    v, w = integers(kept.nnz).requires_grad_(), integers(*kept.sizes, seed=1).requires_grad_()
+    torch._dynamo.reset()
+    for move in (lambda f: f, lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)):
+        dv = torch.autograd.grad(move(unpack_values)(v, kept), v, w.detach())[0]
+        dw = torch.autograd.grad(move(pack_values)(w, kept), w, v.detach())[0]
+        assert torch.equal(dv, kept.from_dense(w)) and torch.equal(dw, kept.to_dense(v))
 
 
 @pytest.mark.parametrize("backend", ["eager", "triton"])
@@ -157,6 +179,9 @@ def test_opcheck() -> None:
     x, v = torch.randn(2, 40).requires_grad_(), torch.randn(9 * 22).requires_grad_()
     arguments = (x, v, None, None, None, None, [5, 0, 0, 22], None, None, 2, 9, False, "eager")
     torch.library.opcheck(torch.ops.fpe.kept_split.default, arguments)
+    values, w, none = torch.randn(9 * 22).requires_grad_(), torch.randn(9, 40).requires_grad_(), (None, None, None)
+    torch.library.opcheck(torch.ops.fpe.unpack_values.default, (values, *none, [5, 22], 9, 40, "eager"))
+    torch.library.opcheck(torch.ops.fpe.pack_values.default, (w, *none, [5, 22], len(values), "eager"))
 
 
 COMPILED = """
@@ -165,7 +190,7 @@ import torch
 from fpe.bench.lab import sass
 from fpe.bench.lab.compile import catching, disassemble
 from fpe.kernels import Bitmap, SeededHoles, SeededLabels
-from fpe.kernels.partition import holes_triton
+from fpe.kernels.bitmap.triton import pack_values_triton, unpack_values_triton
 from fpe.kernels.partition.triton import split_matmul_triton
 
 holes, found = SeededHoles.of(7, (64, 512), 412), []
@@ -173,8 +198,8 @@ x, values, w = (torch.empty(size, dtype=torch.bfloat16, device="meta") for size 
 kept, labels = Bitmap.pack(holes.unpack()).to("meta"), SeededLabels.of(7, (64, 512), 2)
 for arch in (80, 90):
     with catching(arch, lambda kernel, key: False) as caught:
-        holes_triton.unpack_values_triton(values, holes)
-        holes_triton.pack_values_triton(w, holes)
+        unpack_values_triton(values, holes)
+        pack_values_triton(w, holes)
         split_matmul_triton(x, values, labels, 2, kept=kept)
     for compiled, _ in caught:
         facts = sass.analyse(*disassemble(compiled.asm["cubin"]), set(), False)
@@ -248,6 +273,14 @@ BAD = (
         lambda: split_matmul(torch.ones(1, 6), torch.ones(13), SeededLabels.of(1, (4, 6), 2), 2, kept=FITS),
         ValueError,
         ("split_matmul", "12", "13"),
+    ),
+    BadCall("move-values", lambda: unpack_values(torch.ones(13), FITS), ValueError, ("unpack_values", "12", "13")),
+    BadCall("move-shape", lambda: pack_values(torch.ones(4, 6), FITS.T), ValueError, ("pack_values", "[6, 4]")),
+    BadCall(
+        "move-seed",
+        lambda: unpack_values(torch.ones(12), FITS._replace(seed=-1)),
+        ValueError,
+        ("unpack_values", "seed", "-1"),
     ),
     BadCall(
         "policy",

@@ -17,22 +17,32 @@ import torch
 from click.testing import CliRunner
 from gluon_numpy import Machine, Pointer, Shared, on_numpy
 from mma_sp import ORDERED, a_place, b_place, c_place, dense_a, metadata_place, mma_sp
-from support import ROOT, bytes_touched, readable_id, seeded
+from support import ROOT, BadCall, allow, bytes_touched, readable_id, seeded
 from torch import Tensor
 
 pytest.importorskip("triton")
 
-from fpe import Partition
+from fpe import Partition, SplitLinear
 from fpe.bench.families.semi_structured import sparse_launches
 from fpe.bench.lab.cli import lab
 from fpe.bench.lab.compile import check
 from fpe.bench.report.summary import sparse_rates
-from fpe.kernels import HOLE, SemiStructuredLayout, semi_structured_matmul, semi_structured_matmul_t
+from fpe.kernels import (
+    HOLE,
+    SeededLabels,
+    SemiStructuredLayout,
+    UnsupportedError,
+    semi_structured_matmul,
+    semi_structured_matmul_t,
+    split_matmul,
+)
 from fpe.kernels.device import KNOWN
 from fpe.kernels.epilogue import aligned_pairs
-from fpe.kernels.semi_structured import sparse_tensor_core
+from fpe.kernels.partition import seeded as function
+from fpe.kernels.partition.backends import SPLIT_OF_SEED
+from fpe.kernels.semi_structured import gluon, sparse_tensor_core
 from fpe.kernels.semi_structured.config import SparseConfig, SparseProblem, stage_bytes
-from fpe.kernels.semi_structured.fragments import Fragments, pack, unpack
+from fpe.kernels.semi_structured.fragments import Fragments, pack, pack_seeded, unpack
 from fpe.kernels.semi_structured.layout import CODES, complement
 from fpe.kernels.tables import choose
 
@@ -250,6 +260,97 @@ def test_the_traffic_lab_replays_the_kernels_accesses(case: Case, children: int)
         assert touched == replayed
 
 
+# Two children of a seed.
+
+
+@each_dtype
+@pytest.mark.parametrize(("n", "k"), [(1, 2), (7, 24), (40, 67), (136, 300)])
+def test_metadata_of_a_hash_puts_the_packed_values_in_their_places(n: int, k: int, dtype: torch.dtype) -> None:
+    """As the instruction reads the fragments with words of half a hash, they are the children's shares exactly."""
+    labels, w = SeededLabels.of(5, (n, k), 2, (6, 256)), integers(n, k, seed=3, dtype=dtype)
+    fragments = pack_seeded(w, labels)
+    tiles, instructions = fragments.shape[1:3]
+    assert 4 * fragments[0].numel() == tiles * 32 * instructions * 32  # bytes: half of 16-bit weights a child
+    lane = np.arange(32)
+    rows = (np.arange(tiles)[:, None, None] * 16 + lane % 4 // 2 * 8 + lane // 4).astype(np.int64)
+    words = np.arange(instructions)[:, None]
+    hashed = function.mixed(torch.from_numpy(labels.key + rows * function.ROW + words * function.COLUMN))
+    metadata = gluon._metadata.fn(hashed.numpy().astype(np.uint32).view(np.int32) >> lane % 2 * 16)
+    # Rows 2 g and 2 g + 1 of 16 are g and g + 8; an instruction's inputs are those of one word of 128 columns.
+    row = np.arange(32).reshape(2, 8, 2).transpose(0, 2, 1).reshape(2, 16)
+    quad, pair, column = np.ix_(range(8), range(2), range(2))
+    places = (32 * (quad % 2 * 2 + pair) + quad // 2 * 2 + column).reshape(-1)
+    for child, words_of in enumerate((metadata, metadata ^ 0x55555555)):
+        dense = np.zeros((tiles, 32, instructions // 4, 128))
+        for half in (0, 1):
+            tile = dense_a(fragments[child, :, :, half].numpy(), words_of, 32, half, KINDS[dtype])
+            for t in range(4):
+                at = np.ix_(range(tiles), row[half], range(instructions // 4), 8 * t + places)
+                dense[at] = tile[:, t::4].transpose(0, 2, 1, 3)
+        dense = dense.reshape(tiles * 32, -1)
+        meant = torch.where(labels.unpack() == child, w, 0).double().numpy()
+        assert np.array_equal(dense[:n, :k], meant) and not dense[n:].any() and not dense[:, k:].any()
+
+
+@each_dtype
+@pytest.mark.parametrize("case", CASES, ids=readable_id)
+def test_the_kernel_makes_the_metadata_of_a_seed(case: Case, dtype: torch.dtype) -> None:
+    labels, w = SeededLabels.of(5, (case.n, case.k), 2, (6, 256)), integers(case.n, case.k, seed=3, dtype=dtype)
+    x = integers(case.m, case.k, seed=4, dtype=dtype)
+    for rows, bias in ((x, None), (33 * x, 5 * integers(2, case.n, seed=5, dtype=dtype))):
+        with on_numpy():
+            y = sparse_tensor_core.split_matmul_seeded(rows, w, labels, 2, bias, "relu", case.config)
+        exact = None if bias is None else bias.double()
+        want = split_matmul(rows.double(), w.double(), labels, 2, exact, "relu")
+        assert y.dtype == dtype and torch.equal(y, want.to(dtype))
+
+
+def test_a_layer_of_a_seed_on_sparse_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but its weight is kept, packed once for each version of it; gradients are those of other backends."""
+    allow(monkeypatch, SPLIT_OF_SEED, "sparse_tensor_core")
+    partition = Partition.seeded(24, 40, 2, 9)
+    x, results = integers(5, 40, seed=1), []
+    for backend in ("sparse_tensor_core", "eager"):
+        layer = SplitLinear(partition, backend=backend).bfloat16()
+        layer.set_matrix(integers(24, 40, seed=2))
+        torch.nn.init.zeros_(layer.bias)
+        leaf = x.clone().requires_grad_()
+        with on_numpy(), patch.object(sparse_tensor_core, "pack_seeded", wraps=pack_seeded) as packer:
+            y = layer(leaf)
+            assert torch.equal(layer(x), y) and packer.call_count == (backend == "sparse_tensor_core")
+        results.append([y, *torch.autograd.grad(y.sum(), [leaf, *layer.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def _of_seed(alpha: int = 2, transposed: bool = False, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    labels = SeededLabels.of(1, (8, 16), alpha)
+    x, w = integers(3, 16, dtype=dtype), integers(8, 16, dtype=dtype)
+    if transposed:
+        x, w, labels = integers(3, 8, dtype=dtype), w.T, labels.T
+    return split_matmul(x, w, labels, alpha, backend="sparse_tensor_core")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        BadCall("cpu", _of_seed, UnsupportedError, ("'sparse_tensor_core'", "CUDA", "cpu")),
+        BadCall("children", lambda: _of_seed(4), UnsupportedError, ("two children", "4")),
+        BadCall("transposed", lambda: _of_seed(transposed=True), UnsupportedError, ("2:4 along", "transpose")),
+        BadCall(
+            "table",
+            lambda: split_matmul(
+                integers(3, 16), integers(8, 16), torch.zeros(8, 16).byte(), 2, backend="sparse_tensor_core"
+            ),
+            ValueError,
+            ("triton, cpu, eager", "'sparse_tensor_core'"),
+        ),
+    ],
+    ids=readable_id,
+)
+def test_what_a_seed_on_sparse_tensor_cores_refuses(case: BadCall) -> None:
+    case.check()
+
+
 @each_dtype
 @pytest.mark.parametrize("children", [1, 2])
 @pytest.mark.parametrize("case", [Case(5, 7, 24), Case(11, 67, 72)], ids=readable_id)
@@ -308,6 +409,15 @@ def test_the_self_check_passes_the_kernel(dtype: torch.dtype) -> None:
     run = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core
     with on_numpy():
         assert sparse_tensor_core.self_check(run, torch.device("cpu"), dtype) is None
+
+
+def test_the_self_check_tries_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sparse_tensor_core.split_matmul_seeded
+    run = sparse_tensor_core.semi_structured_matmul_sparse_tensor_core
+    monkeypatch.setattr(sparse_tensor_core, "split_matmul_seeded", lambda *args: real(*args).roll(1, -1))
+    with on_numpy():
+        complaint = sparse_tensor_core.self_check(run, torch.device("cpu"), torch.float16)
+    assert str(complaint).endswith("differ from the eager twin's, with labels of a seed")
 
 
 def test_the_self_check_says_what_is_wrong() -> None:
@@ -396,6 +506,7 @@ from fpe.bench.families.semi_structured import Case
 from fpe.bench.lab.compile import run
 pairs = [
     (Case("sparse", "bf16", 64), 80), (Case("sparse", "fp16", 1, 1), 90), (Case("sparse", "bf16", 1024, 1), 120),
+    (Case("sparse", "bf16", 64, seeded=True), 80),
     (Case("forward", "bf16", 64), 90), (Case("dx", "fp16", 64), 80), (Case("dw", "bf16", 64, 1), 100),
     (Case("compress", "bf16", 1), 90), (Case("pack parent.T into fragments", "bf16", 1), 90),
     (Case("pack transposed values into dense", "bf16", 1), 80),
@@ -411,9 +522,10 @@ def test_what_ships_compiles_as_meant() -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    assert [row["complaints"] for row in rows] == [[]] * 9
+    assert [row["complaints"] for row in rows] == [[]] * 10
     assert rows[0]["matrix"] == ["HMMA.SP.16832.F32.BF16"] and rows[1]["matrix"] == ["HMMA.SP.16832.F32"]
     assert rows[0]["loop_instructions"] < 4 * 64  # 64 instructions multiply; what else the loop does is no burden
+    assert rows[3]["matrix"] == rows[0]["matrix"] and rows[3]["loop_instructions"] < rows[0]["loop_instructions"] + 32
 
 
 ROW = {

@@ -149,6 +149,10 @@ def checks() -> Iterator[Check]:
     for alpha in (2, 4, 8):
         run = partial(_of_a_seed, _check_operands(m, n, k, alpha, False), alpha)
         yield Check(f"labels of a seed {m}x{n}x{k} alpha {alpha}", "partition", "", run)
+    for m, n, k in SHAPES:
+        run = partial(_split_of_seed, _check_operands(m, n, k, 2, False))
+        name = f"labels of a seed {m}x{n}x{k} on sparse tensor cores"
+        yield Check(name, "partition", "", run, ("sparse_tensor_core",))
 
 
 def _check_operands(m: int, n: int, k: int, alpha: int, strided: bool) -> dict[str, Tensor]:
@@ -171,6 +175,12 @@ def _checked(op: str, operands: dict[str, Tensor], alpha: int, packed: bool, cas
     if op == "merge_matmul":
         return [public.merge_matmul(z, w, labels, backend=backend)]
     return [public.partition_grad(dy, x, labels, backend=backend)]
+
+
+def _split_of_seed(operands: dict[str, Tensor], cast: Cast, backend: str) -> list[Tensor]:
+    x, w = cast(operands["x"]), cast(operands["w"])
+    labels = public.SeededLabels.of(5, (w.shape[0], w.shape[1]), 2)
+    return [public.split_matmul(x, w, labels, 2, backend=backend)]
 
 
 def _of_a_seed(operands: dict[str, Tensor], alpha: int, cast: Cast, backend: str) -> list[Tensor]:

@@ -13,6 +13,7 @@ from ... import Partition
 from ... import kernels as public
 from ...kernels.device import Device
 from ...kernels.gpus import runs_mma_sp
+from ...kernels.partition.eager import split_matmul_eager
 from ...kernels.semi_structured import config as configs
 from ...kernels.semi_structured import eager as twins
 from ...kernels.semi_structured import gluon as on_sparse
@@ -93,6 +94,8 @@ def operands(case: Any, draw: Draw) -> Problem:
     """See :class:`.contract.Family`."""
     if case.family == "pack":
         return _packing(case, draw)
+    if case.seeded:
+        return _of_seed(case, draw)
     (n, k), m, layout = case.shape, case.m, _quads(case, draw)
     w = draw(n, k)
     values = draw.stored(layout, w)
@@ -109,6 +112,21 @@ def operands(case: Any, draw: Draw) -> Problem:
     ours, twin = pair(name, sparse_tensor_core if case.family == "sparse" else kernels, twins)
     rest = (layout, bias) if name == "semi_structured_matmul" else (layout,)
     return Problem(given, lambda *o: ours(*o, *rest), lambda *o: twin(*o, layout), length, ending(case, bias))
+
+
+def _of_seed(case: Any, draw: Draw) -> Problem:
+    """The forward of two children of a seed on sparse tensor cores."""
+    (n, k), m = case.shape, case.m
+    labels, w = draw.seeded(n, k), draw(n, k)
+    x = draw(m, k, lying=case.lying, most=draw.rest)
+    bias = draw(2, n) if case.bias else None
+    return Problem(
+        (x, w),
+        lambda x, w: sparse_tensor_core.split_matmul_seeded(x, w, labels, 2, bias),
+        lambda x, w: split_matmul_eager(x, w, labels, 2),
+        k,
+        ending(case, bias),
+    )
 
 
 def _packing(case: Any, draw: Draw) -> Problem:
@@ -153,16 +171,18 @@ class Case(contract.Case):
             cores; or what is packed and into which form, as ``"pack parent.T into rows"``.
         alpha: 1 or 2.
         shape: ``(N, K)`` of the parent.
+        seeded: Whether labels are of a seed, with no metadata to load: two children on sparse tensor cores.
     """
 
     alpha: int = 2
+    seeded: bool = False
     file: ClassVar[str] = "semi-structured"
     each: ClassVar[bool] = True
 
     @property
     def id(self) -> str:
         """As ``sparse-bf16-2-m16``."""
-        return f"{self.op}-{self.dtype}-{self.alpha}-m{self.m}"
+        return f"{self.op}{'-seeded' * self.seeded}-{self.dtype}-{self.alpha}-m{self.m}"
 
     @property
     def children(self) -> int:
@@ -225,6 +245,7 @@ class Case(contract.Case):
 
 CASES = (
     *(Case("sparse", t, m, a) for t, a, m in product(("bf16", "fp16"), (1, 2), (1, 16, 32, 64, 1024))),
+    *(Case("sparse", t, m, seeded=True) for t, m in product(("bf16", "fp16"), (1, 16, 32, 64, 1024))),
     *(
         Case(op, t, m, a)
         for op, t, a, m in product(("forward", "dx", "dw"), ("bf16", "fp16", "fp32"), (1, 2), (1, 64, 1024))

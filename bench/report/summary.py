@@ -132,8 +132,8 @@ def fused(results: Results, architectures: tuple[int, ...] = (80, 90), dtype: st
 
 
 def seeded_traffic(results: Results) -> Table:
-    """DRAM bytes of labels of a seed over the dense parent's, of the worse of two layers; and of weights alone."""
-    found: dict[tuple[str, int], dict[int, list[tuple[float, float]]]] = {}
+    """DRAM bytes of labels of a seed over the dense parent's: of weights, with activations, and with split sums."""
+    found: dict[tuple[str, int], dict[int, list[tuple[float, float, float]]]] = {}
     for row in results.rows:
         if not row["op"].endswith("dW"):
             merged = row["op"].startswith("merged")
@@ -142,13 +142,15 @@ def seeded_traffic(results: Results) -> Table:
             size = 2 * row["N"] * row["K"]  # of the parent's weights, bfloat16
             weights = (row["read"] - 2 * row["M"] * inputs) / size
             cells = found.setdefault((row["op"], row["alpha"]), {})
-            cells.setdefault(row["M"], []).append((row["dram"] / row["parent"], weights))
+            ratios = (weights, row["compulsory"] / row["parent"], row["dram"] / row["parent"])
+            cells.setdefault(row["M"], []).append(ratios)
     batches = sorted({row["M"] for row in results.rows})
     body = [
         (op, str(alpha), *(f"{value:.3f}" for m in batches for value in map(max, zip(*cells[m], strict=True))))
         for (op, alpha), cells in found.items()
     ]
-    columns = (f"{m} row{'s' * (m > 1)}, {what}" for m in batches for what in ("all bytes", "weights and index"))
+    kinds = ("weights and index", "and activations", "and split sums")
+    columns = (f"{m} row{'s' * (m > 1)}: {kind}" for m in batches for kind in kinds)
     shapes = " and ".join(dict.fromkeys(f"{row['N']}x{row['K']}" for row in results.rows))
     return Table(
         f"Simulated DRAM bytes over the dense parent's, bfloat16, the worse of {shapes}",

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpe.kernels import Bitmap, SeededHoles, unpack_values
+from fpe.kernels import Bitmap, unpack_values
 from fpe.kernels.here import kernel_wins
+from fpe.kernels.partition.existence import Kept
 
 from .base import ExpandedLinear, Topology
 from .dense_form import placed_copy
@@ -22,7 +23,7 @@ class KeptLinear(ExpandedLinear):
     position. Their gradients and an optimizer's moments are as many. Where all hold one, it is the matrix itself.
     """
 
-    bitmap: Bitmap | SeededHoles | None
+    bitmap: Kept | None
     """Which positions hold an edge; none where all do."""
 
     @property
@@ -38,10 +39,7 @@ class KeptLinear(ExpandedLinear):
     def matrix(self) -> Tensor:
         """The weights of the edges at their positions ``[N, K]``, zero elsewhere; differentiable."""
         weight = whole(self.edge_weight)
-        if self.bitmap is None:
-            return weight
-        kept = self._beside(weight, self.bitmap)
-        return unpack_values(weight, kept) if isinstance(kept, Bitmap) else kept.to_dense(weight)
+        return weight if self.bitmap is None else unpack_values(weight, self._beside(weight, self.bitmap))
 
     @torch.no_grad()
     def set_matrix(self, weight: Tensor) -> None:

@@ -20,14 +20,14 @@ from fpe.kernels import (
     unpack_values,
 )
 from fpe.kernels.memo import once_per_version
-from fpe.kernels.partition.api import Kept
 from fpe.kernels.partition.eager import table
+from fpe.kernels.partition.existence import Kept
 from fpe.kernels.partition.interleaved import quad_codes
 from fpe.kernels.partition.labels import digits, row_bytes
-from fpe.kernels.partition.seeded import SEEDS, VERSION, VERSIONS
+from fpe.kernels.partition.seeded import SEEDS, TURNED, VERSION, VERSIONS
 from fpe.kernels.structures import SEEDED, STRUCTURES, TWO_FOUR
 
-from ..partition import RULES, Partition
+from ..partition import RULES, Partition, seeded_labels
 from .base import check_known
 from .dense_form import masked_copy
 from .kept import KeptLinear, stored_shape
@@ -83,7 +83,7 @@ class _LabelledLinear(KeptLinear):
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """The parent's."""
-        return self.packed.shape
+        return self.packed.sizes
 
     @property
     def planes(self) -> tuple[int, int]:
@@ -112,7 +112,8 @@ class _LabelledLinear(KeptLinear):
         """Who owns each edge."""
         seed = self.packed.seed if isinstance(self.packed, SeededLabels) else None
         kept = self.bitmap.per_row if isinstance(self.bitmap, SeededHoles) else None
-        return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed, kept)
+        turned = seed is not None and self.packed.transposed
+        return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed, kept, turned)
 
     def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Kept | None, bias: Tensor | None) -> Tensor:
         """The layer's function of an input, with the operands given: its own, or a part of them."""
@@ -179,12 +180,16 @@ class _LabelledLinear(KeptLinear):
     def _set_topology(self, topology: Partition) -> None:
         self.bitmap = None
         if topology.seed is not None:
-            self.packed = SeededLabels.of(topology.seed, topology.shape, self.alpha)
-            number = topology.seed + (VERSION + (topology.kept or 0) * VERSIONS) * SEEDS
+            self.packed = seeded_labels(topology.seed, topology.shape, self.alpha, topology.turned)
+            version = TURNED if topology.turned else VERSION
+            number = topology.seed + (version + (topology.kept or 0) * VERSIONS) * SEEDS
             words, mask = torch.tensor([number], dtype=torch.int64, device="cpu"), self._mask_of(topology)
             if topology.kept is not None:
                 self.bitmap = SeededHoles.of(topology.seed, topology.shape, topology.kept)
             elif not bool(mask.all()):
+                if topology.turned:
+                    name = type(self).__name__
+                    raise ValueError(f"{name}: of a seed's labels that are turned every position must hold an edge")
                 self.bitmap = Bitmap.pack(mask)
                 words = torch.cat([words, to_words(mask)])
             self._topology_is(words)
@@ -218,16 +223,17 @@ class _LabelledLinear(KeptLinear):
         if STRUCTURES[structure] == SEEDED:
             number, seed = divmod(int(words[0]), SEEDS) if len(words) else (0, 0)
             kept, version = divmod(number, VERSIONS)
-            if version != VERSION:
+            if version not in (VERSION, TURNED):
                 raise ValueError(
-                    f"expected a seed of version {VERSION} of the labels' function, got {words[:1].tolist()}"
+                    f"expected a seed of version {VERSION} or {TURNED} of the labels' function, got "
+                    f"{words[:1].tolist()}"
                 )
             if len(words) == 1:
-                return Partition.seeded(n, k, alpha, seed, kept or None)
+                return Partition.seeded(n, k, alpha, seed, kept or None, version == TURNED)
             mask, more = to_bits(words[1:], n, k)
             if len(more):
                 raise ValueError(f"expected a seed and bits of {n} x {k} edges, got {len(more)} words more")
-            return Partition.seeded(n, k, alpha, seed).without(~mask)
+            return Partition.seeded(n, k, alpha, seed, turned=version == TURNED).without(~mask)
         planes, left = divmod(8 * len(words), n * row_bytes(k))
         if left or planes not in (digits(alpha), digits(alpha) + 1):
             raise ValueError(f"expected {digits(alpha)} planes of labels, or one more, of {n} x {k} edges")
@@ -318,5 +324,5 @@ class MergeLinear(_LabelledLinear):
 
     def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Kept | None, bias: Tensor | None) -> Tensor:
         """``y[..., n] = sum_k z[..., labels[n, k] * parents + k] * w[n, k] + bias[n]``."""
-        planes = x.unflatten(-1, (self.alpha, labels.shape[1]))
+        planes = x.unflatten(-1, (self.alpha, labels.sizes[1]))
         return merge_matmul(planes, weight, labels, bias, kept=kept, backend=self.backend)

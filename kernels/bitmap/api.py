@@ -4,19 +4,19 @@ from torch import Tensor
 
 from ..checks import check_tensor
 from ..dispatch import choose_backend
+from ..partition.existence import Kept, check_kept, index_of, seed_of
 from . import ops
 from .backends import BACKENDS
-from .layout import Bitmap, check_bitmap
 
 
-def unpack_values(values: Tensor, kept: Bitmap, *, backend: str = "auto") -> Tensor:
+def unpack_values(values: Tensor, kept: Kept, *, backend: str = "auto") -> Tensor:
     """Writes packed values to their places: the weight that they are, zero where no entry exists.
 
     Gradient: ``dvalues = pack_values(dw, kept)``.
 
     Args:
         values: ``[nnz]``, float16, bfloat16, float32 or float64.
-        kept: Which entries exist.
+        kept: Which entries exist: :class:`Bitmap` or :class:`SeededHoles`.
         backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
@@ -28,21 +28,21 @@ def unpack_values(values: Tensor, kept: Bitmap, *, backend: str = "auto") -> Ten
     """
     op = "unpack_values"
     check_tensor(op, "values", values, (None,))
-    check_bitmap(op, kept, values)
+    check_kept(op, kept, values)
     check_tensor(op, "values", values, (kept.nnz,))
     chosen = choose_backend(op, backend, values, BACKENDS)
-    w = ops.unpack_values(values, *kept.tensors, kept.shape[1], chosen)
+    w = ops.unpack_values(values, *index_of(kept), seed_of(kept), *kept.shape, chosen)
     return w.T if kept.transposed else w
 
 
-def pack_values(w: Tensor, kept: Bitmap, *, backend: str = "auto") -> Tensor:
+def pack_values(w: Tensor, kept: Kept, *, backend: str = "auto") -> Tensor:
     """Takes the values at the kept places of a weight, in order.
 
     Gradient: ``dw = unpack_values(dvalues, kept)``.
 
     Args:
         w: ``[N, K]``, float16, bfloat16, float32 or float64. What stands where no entry exists is left behind.
-        kept: Which entries exist.
+        kept: Which entries exist: :class:`Bitmap` or :class:`SeededHoles`.
         backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
@@ -54,7 +54,8 @@ def pack_values(w: Tensor, kept: Bitmap, *, backend: str = "auto") -> Tensor:
     """
     op = "pack_values"
     check_tensor(op, "w", w, (None, None))
-    check_bitmap(op, kept, w)
+    check_kept(op, kept, w)
     check_tensor(op, "w", w, kept.sizes)
     chosen = choose_backend(op, backend, w, BACKENDS)
-    return ops.pack_values(w.T if kept.transposed else w, *kept.tensors, kept.nnz, chosen)
+    stored = w.T if kept.transposed else w
+    return ops.pack_values(stored, *index_of(kept), seed_of(kept), kept.nnz, chosen)

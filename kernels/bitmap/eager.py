@@ -2,15 +2,15 @@
 
 from torch import Tensor
 
-from .layout import Bitmap
+from ..partition.existence import Kept
 
 
-def unpack_values_eager(values: Tensor, kept: Bitmap) -> Tensor:
+def unpack_values_eager(values: Tensor, kept: Kept) -> Tensor:
     """Eager twin of :func:`fpe.kernels.unpack_values`: ``values[nnz]`` to ``w[N, K]``."""
     return kept.to_dense(values)
 
 
-def pack_values_eager(w: Tensor, kept: Bitmap) -> Tensor:
+def pack_values_eager(w: Tensor, kept: Kept) -> Tensor:
     """Eager twin of :func:`fpe.kernels.pack_values`: ``w[N, K]`` to ``values[nnz]``."""
     return kept.from_dense(w)
 

@@ -1,4 +1,6 @@
-"""The bitmap operations on the GPU: one kernel moves values to their places or back; others read tiles through it.
+"""The bitmap operations on the GPU: a kernel moves values to their places or back; others read tiles through bits.
+
+Holes of a seed have a kernel of their own for it (:mod:`fpe.kernels.partition.holes_triton`).
 
 A program takes a tile. How many values stand before each of its rows is stored for runs of words
 (:func:`values_before`), and the ones before a bit are counted: no program waits for another, nothing is added
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from ..device import interpreting
 from ..epilogue import rows_contiguous
+from ..partition.existence import Kept
+from ..partition.holes_triton import move_by_seed
 from .layout import BASE, RUN, WORD, Bitmap
 
 BLOCK_N, BLOCK_K = 8, 256
@@ -115,46 +119,56 @@ def _bitmap_move(
         tl.store(dense_at, values, mask=mask_n[:, None] & (offs_k[None, :] < K))
 
 
+def move_by_bits(values: Tensor, dense: Tensor, kept: Bitmap, pack: bool) -> None:
+    """Takes kept values from a weight's rows or writes them there, both as integers."""
+    n, k = dense.shape
+    _bitmap_move[(triton.cdiv(n, BLOCK_N) * triton.cdiv(k, BLOCK_K),)](
+        values,
+        dense,
+        *(t.contiguous() for t in kept.tensors),
+        N=n,
+        K=k,
+        WORDS=kept.bits.shape[1],
+        stride_dn=dense.stride(0),
+        PACK=pack,
+        BLOCK_N=BLOCK_N,
+        BLOCK_K=BLOCK_K,
+        RUN=RUN,
+        BASE=BASE,
+        WORD=WORD,
+        INTERPRETED=interpreting(),
+        num_warps=4,
+    )
+
+
 AS_BITS = {2: torch.int16, 4: torch.int32}
 """By size in bytes: what numbers are moved as."""
 
 
-def _launch(values: Tensor, dense: Tensor, kept: Bitmap, pack: bool) -> None:
-    n, k = dense.shape
-    if not n * k:
+def _move(values: Tensor, dense: Tensor, kept: Kept, pack: bool) -> None:
+    """Launches the kernel that knows such a ``kept``, where there is anything to move."""
+    if not dense.numel():
         return
     integers = AS_BITS[values.element_size()]
     with torch.cuda.device_of(values):
-        _bitmap_move[(triton.cdiv(n, BLOCK_N) * triton.cdiv(k, BLOCK_K),)](
-            values.view(integers),
-            dense.view(integers),
-            *(t.contiguous() for t in kept.tensors),
-            N=n,
-            K=k,
-            WORDS=kept.bits.shape[1],
-            stride_dn=dense.stride(0),
-            PACK=pack,
-            BLOCK_N=BLOCK_N,
-            BLOCK_K=BLOCK_K,
-            RUN=RUN,
-            BASE=BASE,
-            WORD=WORD,
-            INTERPRETED=interpreting(),
-            num_warps=4,
-        )
+        operands = values.view(integers), dense.view(integers)
+        if isinstance(kept, Bitmap):
+            move_by_bits(*operands, kept, pack)
+        else:
+            move_by_seed(*operands, kept, pack)
 
 
-def unpack_values_triton(values: Tensor, kept: Bitmap) -> Tensor:
+def unpack_values_triton(values: Tensor, kept: Kept) -> Tensor:
     """See :func:`fpe.kernels.unpack_values`; in stored order."""
     dense = values.new_empty(kept.shape)
-    _launch(values.contiguous(), dense, kept, pack=False)
+    _move(values.contiguous(), dense, kept, pack=False)
     return dense
 
 
-def pack_values_triton(w: Tensor, kept: Bitmap) -> Tensor:
+def pack_values_triton(w: Tensor, kept: Kept) -> Tensor:
     """See :func:`fpe.kernels.pack_values`; in stored order."""
     values = w.new_empty(kept.nnz)
-    _launch(values, rows_contiguous(w), kept, pack=True)
+    _move(values, rows_contiguous(w), kept, pack=True)
     return values
 
 

@@ -1,5 +1,6 @@
 """Public partition operations: checks, leading batch dimensions, autocast, choice of backend."""
 
+from collections.abc import Container
 from typing import NamedTuple
 
 import torch
@@ -11,14 +12,12 @@ from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import UnsupportedError, choose_backend, stays
 from . import kept as packed
 from . import ops
-from .backends import MERGE, SPLIT
+from .backends import MERGE, SPLIT, SPLIT_OF_SEED
 from .eager import Labels
+from .existence import Kept, check_kept, index_of
 from .holes import SeededHoles
 from .labels import PackedLabels, check_alpha, digits, row_bytes
 from .seeded import SeededLabels
-
-Kept = Bitmap | SeededHoles
-"""Which entries of a weight exist: in bits, or of the seed that its labels are of."""
 
 
 def split_matmul(
@@ -55,7 +54,9 @@ def split_matmul(
             orientation in which the labels are packed, which then have no holes: existence is the bitmap's to say. With
             :class:`SeededLabels` it may be :class:`SeededHoles` of the same seed. The gradient has the values' shape
             too.
-        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"eager"``; or, with two children of a seed and 16-bit floats,
+            ``"sparse_tensor_core"``, which multiplies by a 2:4 weight whose metadata it makes of the seed. Gradients
+            run as with ``"auto"`` then.
 
     Returns:
         ``y[..., alpha, N]`` in the dtype of ``x``.
@@ -88,10 +89,12 @@ def _split(
     bias = _check_epilogue(op, bias, (alpha, n), activation, w)
     x, w = autocast(x, w)
     check_tensor(op, "x", x, (k,), batched=True, like=w)
-    chosen = choose_backend(op, by_labels(op, backend, labels), w, SPLIT, alpha, by_cost=True)
+    backends = SPLIT_OF_SEED if isinstance(labels, SeededLabels) and kept is None else SPLIT
+    asked = by_labels(op, backend, labels, backends=backends)
+    chosen = choose_backend(op, asked, w, backends, alpha, transposed, by_cost=True)
     if kept is not None:
         y = packed.kept_split(
-            as_rows(x, 1), w, *_index(kept), table, seed, bias, activation, alpha, n, transposed, chosen
+            as_rows(x, 1), w, *index_of(kept), table, seed, bias, activation, alpha, n, transposed, chosen
         )
     else:
         y = ops.split_matmul(as_rows(x, 1), w, table, seed, bias, activation, alpha, transposed, chosen)
@@ -149,7 +152,7 @@ def merge_matmul(
     check_tensor(op, "z", z, (None, k), batched=True, like=w)
     chosen = choose_backend(op, by_labels(op, backend, labels), w, MERGE, alpha, (n, k), by_cost=True)
     if kept is not None:
-        y = packed.kept_merge(as_rows(z, 2), w, *_index(kept), table, seed, bias, activation, n, transposed, chosen)
+        y = packed.kept_merge(as_rows(z, 2), w, *index_of(kept), table, seed, bias, activation, n, transposed, chosen)
     else:
         constant = stays(given, w)
         y = ops.merge_matmul(as_rows(z, 2), w, table, seed, bias, activation, constant, transposed, chosen)
@@ -185,10 +188,10 @@ def partition_grad(
     """
     op = "partition_grad"
     if kept is not None:
-        _check_kept(op, kept)
+        check_kept(op, kept)
         n, k = kept.sizes
     elif isinstance(labels, (PackedLabels, SeededLabels)):
-        n, k = labels.shape[::-1] if labels.transposed else labels.shape
+        n, k = labels.sizes
     else:
         check_tensor(op, "labels", labels, (None, None), dtype=torch.uint8)
         assert labels is not None
@@ -202,7 +205,9 @@ def partition_grad(
     table, seed, transposed = _check_owners(op, labels, (n, k), alpha, x, kept)
     chosen = choose_backend(op, by_labels(op, backend, labels), x, SPLIT, alpha, by_cost=True)
     if kept is not None:
-        return packed.kept_grad(as_rows(dy, 2), as_rows(x, 1), *_index(kept), table, seed, kept.nnz, transposed, chosen)
+        return packed.kept_grad(
+            as_rows(dy, 2), as_rows(x, 1), *index_of(kept), table, seed, kept.nnz, transposed, chosen
+        )
     return ops.partition_grad(as_rows(dy, 2), as_rows(x, 1), table, seed, transposed, chosen)
 
 
@@ -259,24 +264,12 @@ def masked_matmul(
     return _split(op, "values", x, values, None, 1, bias, activation, kept, backend).squeeze(-2)
 
 
-def _index(kept: Kept) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """What is loaded to know which entries exist."""
-    return kept.tensors if isinstance(kept, Bitmap) else (None, None, None)
-
-
-def _check_kept(op: str, kept: object, on: Tensor | None = None) -> None:
-    if isinstance(kept, SeededHoles):
-        kept.check(op)
-    else:
-        check_bitmap(op, kept, on)
-
-
 def _check_weight(op: str, w: Tensor, kept: Kept | None, name: str = "w") -> tuple[int, int]:
     """The sizes of a weight, or of the one whose kept values ``w`` are."""
     if kept is None:
         check_tensor(op, name, w, (None, None))
         return w.shape[0], w.shape[1]
-    _check_kept(op, kept)
+    check_kept(op, kept)
     check_tensor(op, name, w, (kept.nnz,))
     return kept.sizes
 
@@ -285,7 +278,7 @@ def _check_owners(op: str, labels: object, shape: tuple[int, int], alpha: int, o
     """What :func:`check_labels` returns; beside ``kept`` both are of the orientation in which it is stored."""
     if kept is None:
         return check_labels(op, labels, shape, alpha, on)
-    _check_kept(op, kept, on)
+    check_kept(op, kept, on)
     if isinstance(kept, SeededHoles) and not (
         isinstance(labels, SeededLabels) and (labels.seed, labels.offsets) == (kept.seed, (0, 0))
     ):
@@ -324,8 +317,7 @@ def check_labels(
     meant = shape[::-1] if labels.transposed else shape
     if tuple(labels.shape) != tuple(meant):
         hint = f" (they fit the transposed weight: use {name}.T)" if tuple(labels.shape) == tuple(meant[::-1]) else ""
-        stored = labels.shape[::-1] if labels.transposed else labels.shape
-        raise ValueError(f"{op}: {name} must be {made} for a weight {list(shape)}, got {list(stored)}{hint}")
+        raise ValueError(f"{op}: {name} must be {made} for a weight {list(shape)}, got {list(labels.sizes)}{hint}")
     if isinstance(labels, SeededLabels):
         labels.check(op, name)
         return Given(None, [labels.seed, *labels.offsets], labels.transposed)
@@ -334,15 +326,18 @@ def check_labels(
     return Given(labels.planes, [], labels.transposed)
 
 
-def by_labels(op: str, backend: str, *several: Labels | None) -> str:
+def by_labels(op: str, backend: str, *several: Labels | None, backends: Container[str] = SPLIT) -> str:
     """The backend that is asked for, ``"eager"`` for ``"auto"`` where labels leave no other.
+
+    Of ``backends`` all take labels of a seed.
 
     Raises:
         UnsupportedError: The one insisted on cannot run with such labels.
     """
     for labels in several:
         if isinstance(labels, SeededLabels) and backend != "eager":
-            reason = labels.why_no_kernel if backend in ("auto", *SPLIT) else "it takes labels in a table, not a seed"
+            able = backend == "auto" or backend in backends
+            reason = labels.why_no_kernel if able else "it takes labels in a table, not a seed"
             if reason and backend in MERGE:
                 raise UnsupportedError(f"{op}: backend {backend!r} cannot run here: {reason}")
             backend = "eager" if reason and backend == "auto" else backend

@@ -9,12 +9,20 @@ from .config import limit
 from .interleaved import CHILDREN
 
 
-def _why_not_triton(operand: Tensor, alpha: int, shape: tuple[int, int] | None = None) -> str | None:
+def _why_not_triton(operand: Tensor, alpha: int, *more: object) -> str | None:
     return why_not_triton(operand, limit(alpha))
 
 
-def _why_not_cpu(operand: Tensor, alpha: int, shape: tuple[int, int] | None = None) -> str | None:
+def _why_not_cpu(operand: Tensor, alpha: int, *more: object) -> str | None:
     return why_not_cpu(operand, limit(alpha))
+
+
+def _why_not_sparse(w: Tensor, alpha: int, transposed: bool) -> str | None:
+    if alpha != 2:
+        return f"of labels of a seed it takes two children, got {alpha}"
+    if transposed:
+        return "labels of a seed are 2:4 along the columns of the weight, and these are of its transpose"
+    return SEMI_STRUCTURED["sparse_tensor_core"].why_not(w, alpha * w.shape[0], w.shape[1])
 
 
 def _interleaved(name: str) -> Backend:
@@ -34,7 +42,12 @@ SPLIT = {
     "cpu": Backend("partition.cpu", CPU, _why_not_cpu),
     "eager": Backend("partition.eager", EAGER),
 }
-"""Those of ``split_matmul``, ``partition_grad`` and labels of a seed; ``why_not`` takes an operand and ``alpha``."""
+"""Those of ``split_matmul`` and ``partition_grad``; ``why_not`` takes an operand and ``alpha``."""
+
+_SPARSE = SEMI_STRUCTURED["sparse_tensor_core"]
+SPLIT_OF_SEED = {**SPLIT, "sparse_tensor_core": Backend(_SPARSE.module, _SPARSE.in_model, _why_not_sparse)}
+"""Those of ``split_matmul`` with labels of a seed; ``why_not`` also takes whether they are of the transpose. ``"auto"``
+does not take the last one."""
 
 MERGE = {**SPLIT, **{name: _interleaved(name) for name in ("sparse_tensor_core", "torch")}}
 """Those of ``merge_matmul``; ``why_not`` takes the weight, ``alpha``, and its shape where only values are stored."""

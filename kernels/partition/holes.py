@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..checks import check_pair, check_tensor
-from ..dispatch import Backend, why_not_triton
 from .seeded import COLUMN, ROW, WORD, check_seed, key_of, mixed
 
 BEGIN = 0x3C6EF372
@@ -129,22 +128,3 @@ def _words(holes: SeededHoles, rows: Tensor) -> Tensor:
         words = words ^ changed ^ (changed << distance)
         hashed = ((hashed ^ (hashed >> 15)) * ROW) & WORD
     return words
-
-
-def unpack_values_eager(values: Tensor, kept: SeededHoles) -> Tensor:
-    """Writes packed values to their places, in stored order."""
-    return kept.to_dense(values)
-
-
-def pack_values_eager(w: Tensor, kept: SeededHoles) -> Tensor:
-    """Takes the values at the kept places, in stored order."""
-    return kept.from_dense(w)
-
-
-OPERATIONS = {"unpack_values": unpack_values_eager, "pack_values": pack_values_eager}
-
-BACKENDS = {
-    "triton": Backend("partition.holes_triton", "", why_not_triton),
-    "eager": Backend("partition.holes", ""),
-}
-"""What moves kept values to their places or back; ``why_not`` takes an operand."""

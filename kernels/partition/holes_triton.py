@@ -4,13 +4,10 @@ A program takes 256 columns of some rows. It makes their words of bits as :mod:`
 row's begin, the values of the words before, and the ones below its bit. No program waits for another.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..bitmap.triton import AS_BITS
-from ..epilogue import rows_contiguous
 from .holes import COLUMNS, SWAPS, SeededHoles
 from .seeded import COLUMN, MIX, ROW, signed
 
@@ -89,40 +86,20 @@ def _holes_move(
         tl.store(dense_at, values, mask=(offs_n < N)[:, None] & (offs_k < K)[None, :])
 
 
-def _launch(values: Tensor, dense: Tensor, kept: SeededHoles, pack: bool) -> None:
+def move_by_seed(values: Tensor, dense: Tensor, kept: SeededHoles, pack: bool) -> None:
+    """Takes kept values from a weight's rows or writes them there, both as integers."""
     n, k = dense.shape
-    if not n * k:
-        return
-    integers = AS_BITS[values.element_size()]
-    with torch.cuda.device_of(values):
-        _holes_move[(triton.cdiv(n, ROWS) * triton.cdiv(k, WORDS * COLUMNS),)](
-            values.view(integers),
-            dense.view(integers),
-            N=n,
-            K=k,
-            COUNT=kept.per_row,
-            KEY=kept.key,
-            stride_dn=dense.stride(0),
-            PACK=pack,
-            ROWS=ROWS,
-            WORDS=WORDS,
-            COLUMNS=COLUMNS,
-            num_warps=4,
-        )
-
-
-def unpack_values_triton(values: Tensor, kept: SeededHoles) -> Tensor:
-    """The weight of kept values, in stored order."""
-    dense = values.new_empty(kept.shape)
-    _launch(values.contiguous(), dense, kept, pack=False)
-    return dense
-
-
-def pack_values_triton(w: Tensor, kept: SeededHoles) -> Tensor:
-    """The kept values of a weight, in stored order."""
-    values = w.new_empty(kept.nnz)
-    _launch(values, rows_contiguous(w), kept, pack=True)
-    return values
-
-
-OPERATIONS = {"unpack_values": unpack_values_triton, "pack_values": pack_values_triton}
+    _holes_move[(triton.cdiv(n, ROWS) * triton.cdiv(k, WORDS * COLUMNS),)](
+        values,
+        dense,
+        N=n,
+        K=k,
+        COUNT=kept.per_row,
+        KEY=kept.key,
+        stride_dn=dense.stride(0),
+        PACK=pack,
+        ROWS=ROWS,
+        WORDS=WORDS,
+        COLUMNS=COLUMNS,
+        num_warps=4,
+    )

@@ -12,7 +12,6 @@ from torch.nn.functional import linear
 
 from ..activations import finish
 from ..bitmap.backends import BACKENDS
-from ..bitmap.layout import Bitmap
 from ..device import device_of
 from ..dispatch import AUTO_ON_CPU, fastest_of_kept, fastest_on_cpu
 from ..gpus import reads_kept_values
@@ -21,8 +20,7 @@ from ..model import KEPT_VALUES
 from . import ops
 from .backends import SPLIT
 from .config import DIRECT_ROWS
-from .holes import BACKENDS as OF_A_SEED
-from .holes import SeededHoles
+from .existence import Index, Kept, existing
 from .labels import PackedLabels
 from .seeded import SeededLabels
 
@@ -73,9 +71,7 @@ def _reader(
     return "triton" if fastest_of_kept(op, sizes, nnz / (n * k), operand, transposed) == KEPT_VALUES else None
 
 
-def _owners(
-    labels: Tensor | None, seed: ops.Seed, alpha: int, kept: Bitmap | SeededHoles
-) -> PackedLabels | SeededLabels | None:
+def _owners(labels: Tensor | None, seed: ops.Seed, alpha: int, kept: Kept) -> PackedLabels | SeededLabels | None:
     """Labels of kept values, packed as they are stored or of a seed; none of an only child."""
     if labels is None and not seed:
         return None
@@ -84,27 +80,16 @@ def _owners(
     return made
 
 
-Index = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""Of a bitmap; of nothing where holes are of a seed."""
+def _existing(nnz: int, index: Index, seed: ops.Seed, n: int, k: int, transposed: bool) -> Kept:
+    """Which entries of a weight ``[n, k]`` exist; holes share the labels' seed, beside which it says how many."""
+    return existing(index, (seed or ())[::3], (k, n) if transposed else (n, k), nnz, transposed)
 
 
-def _existing(nnz: int, index: Index, seed: ops.Seed, n: int, k: int, transposed: bool) -> Bitmap | SeededHoles:
-    """Which entries of a weight ``[n, k]`` exist."""
-    shape = (k, n) if transposed else (n, k)
-    bits, starts, bases = index
-    if bits is None:
-        assert seed is not None
-        return SeededHoles(seed[0], shape, seed[3], transposed)
-    assert starts is not None and bases is not None
-    return Bitmap(bits, starts, bases, shape, nnz, transposed)
-
-
-def _moved(op: str, operand: Tensor, kept: Bitmap | SeededHoles, backend: str) -> Tensor:
-    """What a bitmap operation makes of values or of a weight, in stored order."""
-    backends = BACKENDS if isinstance(kept, Bitmap) else OF_A_SEED
+def _moved(op: str, operand: Tensor, kept: Kept, backend: str) -> Tensor:
+    """What ``unpack_values`` or ``pack_values`` makes of values or of a weight, in stored order."""
     wanted = backend == "triton" or (operand.is_cuda and backend != "eager")
-    moves = "triton" if wanted and not backends["triton"].why_not(operand) else "eager"
-    return implementation(backends[moves].module, op)(operand, kept)
+    moves = "triton" if wanted and not BACKENDS["triton"].why_not(operand) else "eager"
+    return implementation(BACKENDS[moves].module, op)(operand, kept)
 
 
 def _given(
@@ -116,14 +101,14 @@ def _given(
     seed: ops.Seed,
     transposed: bool,
     backend: str,
-) -> tuple[Bitmap | SeededHoles, str, Tensor | None]:
+) -> tuple[Kept, str, Tensor | None]:
     """Which entries of a weight exist, who reads the kept ones as they are, and where nobody does the weight."""
     kept = _existing(values.shape[0], index, seed, sizes[1], sizes[2], transposed)
     reader = _reader(op, sizes, kept.nnz, values, labels, index[0], transposed, backend)
     return kept, reader or "", None if reader else _decompressed(values, kept, backend)
 
 
-def _decompressed(values: Tensor, kept: Bitmap | SeededHoles, backend: str) -> Tensor:
+def _decompressed(values: Tensor, kept: Kept, backend: str) -> Tensor:
     """The weight that is meant."""
     w = _moved("unpack_values", values, kept._replace(transposed=False), backend)
     return w.T if kept.transposed else w

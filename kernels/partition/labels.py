@@ -72,6 +72,11 @@ class PackedLabels(NamedTuple):
         return self._replace(transposed=not self.transposed)
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """``(N, K)`` of the weight that is meant: turned where transposed."""
+        return self.shape[::-1] if self.transposed else self.shape
+
+    @property
     def words(self) -> Tensor:
         """The planes as the kernels read them: int32 ``[P, N, bytes / 4]``, the same memory."""
         return self.planes.view(torch.int32) if self.shape[1] else self.planes.int()

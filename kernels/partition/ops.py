@@ -9,7 +9,7 @@ from torch import Tensor
 from ..dispatch import AUTO_ON_CPU, Backend, fastest, fastest_on_cpu
 from ..library import define, implementation, save_operands
 from ..structures import RANDOM, SEEDED
-from .backends import MERGE, SPLIT
+from .backends import MERGE, SPLIT, SPLIT_OF_SEED
 from .eager import Labels
 from .labels import PackedLabels
 from .seeded import SeededLabels
@@ -73,13 +73,11 @@ def _implementation(
 
 
 def _split_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    w, x, labels = ctx.saved_tensors
-    dx = (
-        None
-        if w is None
-        else merge_matmul(dy, w.T, labels, ctx.seed, None, None, False, not ctx.transposed, ctx.backend)
-    )
-    dw = None if x is None else partition_grad(dy, x, labels, ctx.seed, ctx.transposed, ctx.backend)
+    (w, x, labels), backend = ctx.saved_tensors, ctx.backend
+    if backend in SPLIT_OF_SEED and backend not in SPLIT:
+        backend = "auto" if dy.is_cuda else "eager"
+    dx = None if w is None else merge_matmul(dy, w.T, labels, ctx.seed, None, None, False, not ctx.transposed, backend)
+    dw = None if x is None else partition_grad(dy, x, labels, ctx.seed, ctx.transposed, backend)
     return dx, dw, None, None, dy.sum(0) if ctx.needs_input_grad[4] else None, None, None, None, None
 
 
@@ -96,7 +94,8 @@ def run_split(
 ) -> Tensor:
     """``split_matmul`` on plain tensors."""
     (n, k), seeded = w.shape, labels is None
-    run = _implementation("split_matmul", SPLIT, backend, (x.shape[0], n, k, alpha), w, True, transposed, seeded)
+    backends, sizes = SPLIT_OF_SEED if seeded else SPLIT, (x.shape[0], n, k, alpha)
+    run = _implementation("split_matmul", backends, backend, sizes, w, True, transposed, seeded)
     return run(x, w, as_labels(labels, seed, transposed, n, k, alpha), alpha, bias, activation)
 
 

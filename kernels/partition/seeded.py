@@ -4,7 +4,7 @@
 ``triton.py`` and ``gluon.py`` gives the same labels for ever: a checkpoint holds the seed alone.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from ..checks import check_pair
 from ..structures import SEEDED_CHILDREN as CHILDREN
 
-VERSION = 1
-"""Of the function. Another function has another number, and this one stays."""
+VERSION, TURNED = 1, 2
+"""Of the function, and of the one that has rows and columns changed. Another has another number, and these stay."""
 
 VERSIONS = 1 << 8
 """There are fewer: what a state dict has room for."""
@@ -81,19 +81,29 @@ class SeededLabels(NamedTuple):
         """The labels, uint8: ``[N, K]``, or ``[K, N]`` where transposed."""
         (n, k), (first_n, first_k) = self.shape, self.offsets
         labels = torch.empty(n, k, dtype=torch.uint8, device=device)
-        columns = torch.arange(first_k, first_k + k, dtype=torch.int64, device=device)
         step = max(1, _CHUNK // max(k, 1))
         for first in range(0, n, step):
             part = labels[first : first + step]
-            begin = first_n + first
-            rows = torch.arange(begin, begin + len(part), dtype=torch.int64, device=device)
-            part.copy_(_labels(key_of(self.seed), rows, columns, self.alpha))
+            sizes = (len(part), k)
+            part.copy_(_labels(key_of(self.seed), first_n + first, first_k, sizes, self.alpha, device))
         return labels.T if self.transposed else labels
 
     @property
     def T(self) -> "SeededLabels":  # noqa: N802 - as of a tensor
         """The labels of the transposed weight."""
         return self._replace(transposed=not self.transposed)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """``(N, K)`` of the weight that is meant: turned where transposed."""
+        return self.shape[::-1] if self.transposed else self.shape
+
+    def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> "SeededLabels":
+        """The labels of some rows and columns of the weight that is meant, from the first up to the last but one."""
+        spans = (columns, rows) if self.transposed else (rows, columns)
+        (top, bottom), (left, right) = spans
+        offsets = (self.offsets[0] + top, self.offsets[1] + left)
+        return self._replace(shape=(bottom - top, right - left), offsets=offsets)
 
     @property
     def key(self) -> int:
@@ -123,15 +133,18 @@ class SeededLabels(NamedTuple):
         return self
 
 
-def _labels(key: int, rows: Tensor, columns: Tensor, alpha: int) -> Tensor:
-    """Labels at rows and columns of the whole weight, int64: the definition."""
+def _labels(key: int, row: int, column: int, shape: tuple[int, int], alpha: int, device: Any) -> Tensor:
+    """Labels of ``shape`` from a row and a column of the whole weight on: the definition."""
     digits = alpha.bit_length() - 1
-    eight = columns // 8
-    words = eight // 16 * 4 + eight % 4
-    pairs, row = torch.unique_consecutive(rows // 2, return_inverse=True)
-    known, column = words.unique(return_inverse=True)
+    rows = torch.arange(row, row + shape[0], dtype=torch.int64, device=device)
+    columns = torch.arange(column, column + shape[1], dtype=torch.int64, device=device)
+    pairs = torch.arange(row // 2, (row + shape[0]) // 2 + 1, dtype=torch.int64, device=device)
+    first_word, last_word = column // 128 * 4, (column + shape[1]) // 128 * 4 + 4  # four to 128 columns
+    known = torch.arange(first_word, last_word, dtype=torch.int64, device=device)
     hashed = mixed(pairs[:, None] * ROW + known * COLUMN + key).to(torch.int32)  # of whose bits none is lost
-    bits = hashed[row][:, column] >> (rows[:, None] % 2).to(torch.int32)
+    eight = columns // 8
+    bits = hashed[rows // 2 - row // 2][:, eight // 16 * 4 + eight % 4 - first_word]
+    bits = bits >> (rows[:, None] % 2).to(torch.int32)
     first = (8 * digits * (columns % 8 // alpha) + 2 * (eight // 4 % 4)).to(torch.int32)
     labels = columns.to(torch.int32) & (alpha - 1)
     for digit in range(digits):

@@ -6,6 +6,11 @@ A lane ``4 * g + t`` holds of a 16 x 32 tile the quads ``t`` and ``t + 4`` of th
 each. Metadata comes from two of every four lanes, chosen by a selector: with selector 0 lane ``4 * g + c`` holds the
 codes of quads ``4 * c .. 4 * c + 3`` of row ``g`` in its low half and of row ``g + 8`` in its high half; selector 1
 takes the same from lane ``4 * g + 2 + c``. One register a lane so serves a tile of 32 rows.
+
+Of labels of a seed the metadata is made, and the order of rows and inputs follows the bits of a hash, which serves two
+neighbouring rows and of 128 inputs the pairs ``16 s + 4 t + i`` of one ``t``: bit ``8 i + 2 s`` and, for the odd row,
+the next one. Rows ``2 g`` and ``2 g + 1`` of 16 become ``g`` and ``g + 8``. An instruction takes the pairs of one
+``t``: their quad is ``2 i + s // 2``, and ``s % 2`` says which of its two they are.
 """
 
 from typing import NamedTuple
@@ -14,12 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..partition.seeded import SeededLabels
 from .layout import CODES, SemiStructuredLayout
 
 TILE_ROWS = 128
 """Outputs that a program of the kernel takes: weights are padded to a multiple."""
 TILE_QUADS = 16
 """Quads of a step of the kernel: weights are padded to a multiple."""
+OF_A_HASH = 128
+"""Inputs of a neuron that the same four hashes serve: with labels of a seed, weights are padded to a multiple."""
 
 
 class Fragments(NamedTuple):
@@ -28,11 +36,11 @@ class Fragments(NamedTuple):
     Attributes:
         weights: int32 ``[children, tiles, instructions, 2, 32, 4]``: tiles of 32 rows, instructions of 32 inputs,
             halves of a tile, lanes, registers.
-        metadata: int32 ``[tiles, instructions, 32]``, the first child's.
+        metadata: int32 ``[tiles, instructions, 32]``, the first child's; none of labels of a seed.
     """
 
     weights: Tensor
-    metadata: Tensor
+    metadata: Tensor | None
 
 
 def pack(values: Tensor, codes: Tensor) -> Fragments:
@@ -56,6 +64,19 @@ def pack_metadata(codes: Tensor, quads: int) -> Tensor:
     chunks = codes.contiguous().view(torch.int16).view(-1, 2, 2, 8, width // 8, 2)
     metadata = chunks.permute(0, 4, 3, 1, 5, 2).contiguous().view(torch.int32)  # tile, instruction, g, half, chunk
     return metadata.reshape(*metadata.shape[:2], 32)
+
+
+def pack_seeded(w: Tensor, labels: SeededLabels) -> Tensor:
+    """The shares of two children of a seed in a parent's weight ``[N, K]``, 16-bit, in fragment order."""
+    n, k = w.shape
+    rows, columns = n + -n % TILE_ROWS, k + -k % OF_A_HASH
+    halves = pad(w, (0, columns - k, 0, rows - n)).view(torch.int16).unflatten(1, (-1, 2))
+    turned = labels._replace(shape=(rows, columns)).unpack(w.device)[:, ::2, None] != 0
+    first = torch.where(turned, halves.flip(-1), halves)  # of each pair the first child's value, then the second's
+    tiles = first.view(-1, 2, 8, 2, columns // OF_A_HASH, 2, 2, 4, 2, 2, 2)
+    # tile, half, g, row + 8, group, s // 2, s % 2, t, i // 2, i % 2, child
+    ordered = tiles.permute(10, 0, 4, 7, 1, 2, 9, 5, 8, 3, 6).contiguous()
+    return ordered.view(torch.int32).reshape(2, rows // 32, columns // 32, 2, 32, 4)
 
 
 def unpack(fragments: Fragments, n: int, k: int, dtype: torch.dtype) -> tuple[Tensor, SemiStructuredLayout]:

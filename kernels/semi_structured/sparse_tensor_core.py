@@ -8,14 +8,17 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from ..activations import finish
 from ..device import device_of
 from ..memo import constant_to_compile, once_per_version
+from ..partition.eager import split_matmul_eager
 from ..partition.interleaved import as_merge
+from ..partition.seeded import SeededLabels
 from ..tables import choose
 from .config import STEP, SparseConfig, SparseProblem
 from .derived import metadata, transposed_layout
 from .eager import semi_structured_matmul_eager
-from .fragments import TILE_ROWS, Fragments, pack_weights
+from .fragments import TILE_ROWS, Fragments, pack_seeded, pack_weights
 from .layout import SemiStructuredLayout
 from .pack import pack_parent, pack_transposed, pack_values
 from .triton import semi_structured_grad_triton, semi_structured_matmul_t_triton
@@ -58,6 +61,25 @@ def multiply_interleaved(
     return _multiply(x, fragments, w.shape[0], bias, None)[:, 0]
 
 
+def split_matmul_seeded(
+    x: Tensor,
+    w: Tensor,
+    labels: SeededLabels,
+    alpha: int = 2,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    config: SparseConfig | None = None,
+) -> Tensor:
+    """``split_matmul`` on ``x[M, K]`` with two children of a seed, whose metadata the kernel makes."""
+    fragments = Fragments(_packed_seeded(w, labels), None)
+    return finish(_multiply(x, fragments, w.shape[0], bias, config, labels.key), activation)
+
+
+@once_per_version
+def _packed_seeded(w: Tensor, labels: SeededLabels) -> Tensor:
+    return pack_seeded(w, labels)
+
+
 @once_per_version
 def _packed(values: Tensor, codes: Tensor) -> Fragments:
     return Fragments(pack_values(values, "fragments"), metadata(codes, values.shape[2] // 2))
@@ -74,7 +96,10 @@ def _packed_parent(w: Tensor, alpha: int, codes: Tensor, kept: Tensor | None, qu
     return Fragments(pack_parent(w, alpha, kept, "fragments"), metadata(codes, quads))
 
 
-def _multiply(x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, config: SparseConfig | None) -> Tensor:
+def _multiply(
+    x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, config: SparseConfig | None, key: int = 0
+) -> Tensor:
+    """The product with fragments; without their metadata they are of the seed whose ``key`` is given."""
     from ..epilogue import aligned_pairs, summed
     from .gluon import multiply
 
@@ -95,6 +120,7 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, conf
                 M=m,
                 N=n,
                 STEPS=steps,
+                KEY=key,
                 stride_xm=pairs.stride(0),
                 stride_os=out.stride(0),
                 plane=fragments.weights.stride(0),
@@ -104,6 +130,7 @@ def _multiply(x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, conf
                 GROUP=config.group,
                 STAGES=config.num_stages,
                 DTYPE="bf16" if x.dtype == torch.bfloat16 else "f16",
+                SEEDED=fragments.metadata is None,
                 num_warps=config.num_warps,
                 maxnreg=255,  # left to itself the assembler stops at 64 and spills a few bytes
             )
@@ -168,7 +195,19 @@ def self_check(run: Run, device: torch.device, dtype: torch.dtype) -> str | None
             return f"{wrong} of {want.numel()} results differ from the eager twin's, {layout.children} children"
         if misplaced:
             return f"{misplaced} are packed otherwise than by the eager packing"
-    return None
+    return _wrong_of_seed(x, weight.to(device, dtype))
+
+
+def _wrong_of_seed(x: Tensor, w: Tensor) -> str | None:
+    """What is wrong with the product of a weight that two children of a seed share."""
+    labels = SeededLabels(7, (w.shape[0], w.shape[1]), 2)
+    try:
+        got = split_matmul_seeded(x, w, labels)
+    except Exception as error:  # as above
+        return f"{type(error).__name__}: {error}, with labels of a seed"
+    want = split_matmul_eager(x.double(), w.double(), labels, 2)
+    wrong = int((got.double() != want).sum())
+    return f"{wrong} of {want.numel()} results differ from the eager twin's, with labels of a seed" if wrong else None
 
 
 def _misplaced(values: Tensor, layout: SemiStructuredLayout) -> str | None:
@@ -190,4 +229,5 @@ OPERATIONS = {
     "semi_structured_matmul_t": semi_structured_matmul_t_sparse_tensor_core,
     "semi_structured_grad": semi_structured_grad_sparse_tensor_core,
     "merge_matmul": as_merge(multiply_interleaved),
+    "split_matmul": split_matmul_seeded,
 }

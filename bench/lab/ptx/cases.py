@@ -237,6 +237,9 @@ def _other_cases() -> tuple[Case, ...]:
         Case("sparse", "forward", m=5, shape=(136, 200), alpha=2),
         Case("sparse", "forward", m=70, shape=(128, 1100), alpha=1),
         Case("sparse", "forward", alpha=2, integers=False),
+        *(Case("sparse", "forward", t, seeded=True) for t in ("bf16", "fp16")),
+        Case("sparse", "forward", m=5, shape=(136, 200), bias=True, seeded=True),
+        Case("sparse", "forward", m=70, shape=(128, 1100), seeded=True),
     )
 
 
