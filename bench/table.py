@@ -5,7 +5,7 @@ import io
 import json
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,7 @@ class Table:
         if _total(_natural(self)) <= width:
             return "\n".join([*_wrapped(self.title, width), *_lines(self, _natural(self))])
         table, common = _shared(self)
-        above = [*_wrapped(self.title, width), *(_wrapped(f"All rows: {', '.join(common)}", width) if common else [])]
+        above = [*_wrapped(self.title, width), *(_wrapped(f"All rows: {'; '.join(common)}", width) if common else [])]
         bands = ["\n".join(_lines(band, _shrunk(band, width))) for band in _bands(table, width)]
         return "\n".join([*above, "\n\n".join(bands)])
 
@@ -72,17 +72,30 @@ def _natural(table: Table) -> list[int]:
     return [max(len(line[i]) for line in (table.columns, *table.rows)) for i in range(len(table.columns))]
 
 
-def _least(table: Table) -> list[int]:
-    """The widths of columns in which every word stands on a line of its own."""
+Pieces = Callable[[str], list[str]]
+"""What of a cell stands on one line."""
+
+
+def _least(table: Table, heading: Pieces, cell: Pieces) -> list[int]:
+    """The widths of columns in which every piece of a heading, and of a cell, stands on a line of its own."""
+    columns = zip(table.columns, *table.rows, strict=True)
     return [
-        max(len(word) for line in (table.columns, *table.rows) for word in _words(line[i]) or [""])
-        for i in range(len(table.columns))
+        max(len(piece) for pieces in (heading(first), *map(cell, rest)) for piece in pieces) for first, *rest in columns
     ]
 
 
+def _whole(cell: str) -> list[str]:
+    return [cell]
+
+
 def _words(cell: str) -> list[str]:
-    """What of a cell must stay together: numbers with their intervals do."""
-    return re.findall(r"[^\s/_+]*[/_+]+|[^\s/_+]+", cell) if _is_text(cell) else [cell]
+    """Words; an equation stays together, and so does a number with its interval."""
+    return re.split(r"(?<!=)\s+(?!=)", cell) if _is_text(cell) else [cell]
+
+
+def _parts(cell: str) -> list[str]:
+    """Words, broken after ``/ _ +`` where more than a unit's letter follows."""
+    return [part for word in _words(cell) for part in re.split(r"(?<=[/_+])(?=[^\s/_+]{2})", word)]
 
 
 def _is_text(cell: str) -> bool:
@@ -90,8 +103,8 @@ def _is_text(cell: str) -> bool:
 
 
 def _numbers(cells: Sequence[str]) -> bool:
-    """Whether a column is one of numbers, most of them at least."""
-    return 2 * sum(bool(re.match(r"[-+±≥]?\s?[\d.]|-$", cell)) for cell in cells) >= len(cells)
+    """Whether a column is one of numbers, most of them at least; versions are none."""
+    return 2 * sum(bool(re.match(r"(?!\d+\.\d+\.)[-+±≥]?\s?[\d.]|-$", cell)) for cell in cells) >= len(cells)
 
 
 def _total(widths: Sequence[int]) -> int:
@@ -117,7 +130,7 @@ def _chosen(table: Table, places: Sequence[int]) -> Table:
 
 def _bands(table: Table, width: int) -> list[Table]:
     """The table in parts that fit, each beginning with the columns that tell its rows apart."""
-    least, count = _least(table), len(table.columns)
+    least, count = _least(table, _parts, _parts), len(table.columns)
     if _total(least) <= width:
         return [table]
     keys = next((i for i in range(1, count) if len({row[:i] for row in table.rows}) == len(table.rows)), 1)
@@ -132,14 +145,16 @@ def _bands(table: Table, width: int) -> list[Table]:
 
 
 def _shrunk(table: Table, width: int) -> list[int]:
-    """Widths that fit: the widest column that can give a character gives one, until they do."""
-    widths, least = _natural(table), _least(table)
-    while _total(widths) > width:
-        able = [i for i in range(len(widths)) if widths[i] > least[i]]
-        widest = max(able or range(len(widths)), key=lambda i: widths[i])
-        if widths[widest] == 1:
-            break
-        widths[widest] -= 1
+    """Widths that fit: the widest column that can give a character gives one, until they do.
+
+    Headings are broken before cells are, and names at their underscores only where no space is left to break at.
+    """
+    widths = _natural(table)
+    for least in (_least(table, _words, _whole), _least(table, _words, _words), _least(table, _parts, _parts)):
+        while _total(widths) > width and (able := [i for i in range(len(widths)) if widths[i] > least[i]]):
+            widths[max(able, key=lambda i: widths[i])] -= 1
+    while _total(widths) > width and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
     return widths
 
 
@@ -157,20 +172,18 @@ def _lines(table: Table, widths: Sequence[int]) -> list[str]:
 
 
 def _broken(cell: str, width: int) -> list[str]:
-    """A cell in lines of at most ``width`` characters."""
+    """A cell in lines of at most ``width`` characters; what does not fit a line is broken ever smaller."""
     if len(cell) <= width:
         return [cell]
-    marked = re.sub(r"([/_+])(?=\S)", "\\1\0", cell) if _is_text(cell) else cell
-    lines, line = [], ""
-    for word in re.findall(r"\s+|[^\s\0]+", marked):
-        if len(line) + len(word.rstrip()) > width and line.strip():
-            lines.append(line.rstrip())
-            line = ""
-        line = (line + word).lstrip()
-        while len(line.rstrip()) > width:
-            lines.append(line[:width])
-            line = line[width:]
-    return [*lines, line.rstrip()] if line.strip() else lines or [""]
+    lines = [""]
+    for word in _words(cell) if _is_text(cell) else cell.split():
+        for i, part in enumerate([word] if len(word) <= width else _parts(word)):
+            joined = f"{lines[-1]}{'' if i or not lines[-1] else ' '}{part}"
+            if len(joined) <= width:
+                lines[-1] = joined
+                continue
+            lines += [part[at : at + width] for at in range(0, len(part), width)]
+    return lines if lines[0] or len(lines) == 1 else lines[1:]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -5,7 +5,7 @@ The method of *Expand Neurons, Not Parameters* (arXiv 2510.04500) as drop-in PyT
     wide = fpe.expand(trained, alpha=2)
     assert fpe.nonzeros(wide) == fpe.nonzeros(trained)
 
-A name is imported when it is first used, so that ``fpe --help`` need not wait for PyTorch. The operations stand under
+A name is imported when it is first used, so that ``fpe --help`` does not wait for PyTorch. The operations are in
 ``torch.ops.fpe`` from then on; where PyTorch was imported before this package, at once.
 """
 

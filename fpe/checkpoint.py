@@ -52,29 +52,29 @@ def restore(
 ) -> Model:
     """Rebuilds an expanded model from the dense architecture it came from and a saved state.
 
-    Which layers are expanded, and how, stands in the state; the dense model only says what lies around them,
-    and its weights do not matter: it may be on ``"meta"``, and then its tensors come to be where the state's are::
+    The state says which layers are expanded, and how. The dense model only says what is around them, and its
+    weights do not matter. It may be on ``"meta"``: then its tensors are created where the state's are::
 
         torch.save(wide.state_dict(), path)
         wide = fpe.restore(make_model(), torch.load(path, weights_only=True))
 
-    With a seed the state is the *dense* model's. Labels of a seed are known without being stored: a checkpoint of the
-    parent, ``alpha`` and the seed are an expanded model, that of ``fpe.expand(dense, alpha, structure="seeded",
-    resparsify="partition", seed=seed)``.
+    If ``seed`` is given, the state is the *dense* model's. Labels of a seed need not be stored: a checkpoint of the
+    parent, ``alpha`` and the seed define the model that ``fpe.expand(dense, alpha, structure="seeded",
+    resparsify="partition", seed=seed)`` makes.
 
     Args:
-        model: The dense model; left as it is.
-        state: ``state_dict()`` of the expanded model, or the file that :func:`fpe.save` wrote of it. Of tensors that
-            the dense model shares, one name is enough, as in files of safetensors.
-        alpha: Children per neuron, of a dense state.
-        seed: As :func:`fpe.expand` takes it, of a dense state.
-        pairs: As :func:`fpe.expand` takes them, of a dense state.
+        model: The dense model; it is not changed.
+        state: ``state_dict()`` of the expanded model, or the file that :func:`fpe.save` wrote. A tensor that the
+            dense model shares needs only one of its names, as in files of safetensors.
+        alpha: Children per neuron; only for a dense state.
+        seed: As in :func:`fpe.expand`; only for a dense state.
+        pairs: As in :func:`fpe.expand`; only for a dense state.
 
     Returns:
         A new model with the state loaded.
 
     Raises:
-        TypeError: ``model`` is no module, or ``state`` no mapping.
+        TypeError: ``model`` is not a module, or ``state`` is not a mapping.
         ValueError: The state is damaged, or belongs to another architecture.
 
     Example:

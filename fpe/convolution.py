@@ -1,6 +1,6 @@
 """Expanded convolutions: output channels are the neurons, an edge is a tap of an input channel.
 
-A convolution is a linear layer over patches, so that an expanded one stores an FPE layer and shares everything
+A convolution is a linear layer over patches. So an expanded one stores an FPE layer and shares everything
 that goes with it: labels, checked state dicts, rewiring, the count of non-zeros.
 """
 
@@ -75,14 +75,14 @@ def expand_conv_pair(
         conv1: The convolution whose output channels are split, ``[h, c0, kh, kw]``.
         conv2: The one that reads them, ``[c, h, kh, kw]``.
         partition: Who owns the taps of ``conv1``, over ``[h, c0 * kh * kw]``.
-        resparsify: Which weights pay, as in :func:`fpe.expand`.
+        resparsify: Which weights are removed, as in :func:`fpe.expand`.
         generator: Source of randomness (CPU).
 
     Returns:
         The expanded convolution, its channels in planes of children, and its widened successor.
 
     Raises:
-        TypeError: A layer is no ``nn.Conv2d``.
+        TypeError: A layer is not an ``nn.Conv2d``.
         ValueError: Channels do not chain, a convolution has groups, pads with other than zeros or holds what would be
             lost, or as in :func:`fpe.expand_pair`.
     """

@@ -45,8 +45,8 @@ def expand(
     """Expands every pair of linear layers: more neurons, disjoint inputs, the same number of non-zeros.
 
     The first layer of a pair gets ``alpha`` children per neuron that divide its weights (biases are copied to
-    every child); the second is widened to match and both are pruned back to the pair's dense count. Of a gated block,
-    ``down(act(gate(x)) * up(x))``, the first two are split by the same partition, child by child.
+    every child); the second is widened to match and both are pruned back to the pair's dense count. In a gated block,
+    ``down(act(gate(x)) * up(x))``, the same partition splits the first two layers.
 
     :func:`fpe.find_pairs` says which layers those are: it knows the blocks of common models, and in an
     ``nn.Sequential`` pairs the linear layers from the front, ``(1, 2), (3, 4), ...``: the paper's alternating
@@ -55,7 +55,7 @@ def expand(
     Train the returned model with a new optimizer: its parameters are new.
 
     Args:
-        model: A trained model; left as it is.
+        model: A trained model; it is not changed.
         alpha: Children per neuron, at least 2.
         split: How inputs are divided: ``"random"``, ``"groups"`` (inputs that belong together stay together) or
             ``"gram"`` (groups found from the trained weight).
@@ -74,10 +74,10 @@ def expand(
             layer where there are several pairs.
         generator: Source of randomness (CPU); the same seed gives the same model.
         example_inputs: Positional arguments of one forward pass, a mapping of keyword arguments, or a single argument.
-            With them it is found out whether the layers of each pair run in their order, and whether what the model
-            computes between them treats every neuron alike and on its own; and pairs are found in unknown models.
-        seed: For ``structure="seeded"``: of the first pair's first layer; every layer further on has the next one.
-            Without it seeds are drawn.
+            With them :func:`expand` tests that the layers of each pair run in their order and that the model treats
+            every neuron alike between them. They also let it find pairs in unknown models.
+        seed: For ``structure="seeded"``: the seed of the first pair's first layer. Every later layer has the next
+            seed. Default: seeds are drawn.
         holes: What chooses the weights that policy ``"input"`` removes: their ``"magnitude"``, or with
             ``structure="seeded"`` the seed (``"seeded"``), as many of every neuron. Then no bitmap is stored either.
 
@@ -86,10 +86,10 @@ def expand(
         changes anything.
 
     Raises:
-        TypeError: ``model`` is no module, a named layer no dense layer, or a weight is not floating point.
+        TypeError: ``model`` is not a module, a named layer is not a dense layer, or a weight is not floating point.
         ValueError: An option is unknown or does not fit the model, a layer holds what its replacement would drop
-            (hooks, a forward of its own, a parametrization, shared parameters), or ``example_inputs`` show that a pair
-            is none; the message names the layer and says what was expected.
+            (hooks, a forward of its own, a parametrization, shared parameters), or ``example_inputs`` show that two
+            layers are not a pair. The message names the layer and says what was expected.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -139,7 +139,7 @@ def expand_pair(
     block: tuple[int, int] | None = None,
     generator: Generator | None = None,
 ) -> tuple[nn.Module, nn.Module]:
-    """Expands one pair of layers with a partition of your own; what :func:`expand` does to each pair.
+    """Expands one pair of layers with your own partition, as :func:`expand` does with each pair.
 
     Args:
         fc1: The layer whose neurons are split, ``[h, d]``.
@@ -167,14 +167,14 @@ def expand_pair(
     dense_layers(nn.ModuleDict({"fc1": fc1, "fc2": fc2}), Group(("fc1",), "fc2"))
     check_generator("expand_pair", generator)
     if not isinstance(partition, Partition):
-        raise TypeError(f"expand_pair: partition must be a fpe.Partition, got {type(partition).__name__}")
+        raise TypeError(f"expand_pair: partition must be an fpe.Partition, got {type(partition).__name__}")
     if partition.shape != tuple(fc1.weight.shape):
         raise ValueError(
             f"expand_pair: partition is over {list(partition.shape)}, fc1's weight {list(fc1.weight.shape)}"
         )
     holes = int((partition.validate().labels == HOLE).sum())
     if holes:
-        raise ValueError(f"expand_pair: the partition must own every edge, {holes} are owned by nobody")
+        raise ValueError(f"expand_pair: every edge of the partition must have an owner, {holes} have none")
     (first,), second = _expand_together([fc1], fc2, partition, resparsify, block=block, generator=generator)
     return first, second
 
@@ -280,7 +280,7 @@ PADDED = 1.05
 
 
 class PaddingWarning(UserWarning):
-    """Blocks store many more weights than they keep, because a plane of children is no multiple of them."""
+    """Blocks store many more weights than they keep, because their size does not divide a plane of children."""
 
 
 def _say_what_padding_costs(blocks: BlockLinear) -> None:
@@ -298,7 +298,7 @@ def _say_what_padding_costs(blocks: BlockLinear) -> None:
 
 
 def _callers_level() -> int:
-    """How far up the stack, for :func:`warnings.warn`, stands the code that called the package.
+    """Returns how far up the stack the code that called the package is, for :func:`warnings.warn`.
 
     Python shows a warning once for each such line and text: once for each size of layer and tile.
     """
@@ -411,10 +411,10 @@ def nonzeros(model: nn.Module) -> int:
 
 
 def to_dense(model: Model) -> Model:
-    """An equivalent model of plain ``nn.Linear`` layers at the wide size; the model is left as it is.
+    """Returns an equivalent model of plain ``nn.Linear`` layers at the wide size; the model itself does not change.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))

@@ -24,7 +24,7 @@ def save(model: nn.Module, path: Place) -> None:
 
     Raises:
         ImportError: safetensors is not installed.
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
         ValueError: It has no expanded layer, or holds tensors that are on ``"meta"`` or sharded.
 
     Example:

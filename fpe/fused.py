@@ -12,8 +12,8 @@ ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu"}
 class ExpandedMLP(nn.Module):
     """An expanded layer, its activation and its successor: :func:`fpe.kernels.expanded_mlp` on their parameters.
 
-    It owns the two layers and trains like them; only without gradients does it run in one launch, and only where the
-    hidden layer is small enough.
+    It owns the two layers and trains like them. It runs in one launch only without gradients, and only if the hidden
+    layer is small enough.
 
     Args:
         first: The expanded layer.
@@ -71,15 +71,15 @@ def fuse(model: nn.Sequential, backend: str = "auto") -> nn.Sequential:
     """Joins every expanded layer of a chain with its activation and its successor; shares their parameters.
 
     Args:
-        model: A chain of modules; what is no ``SplitLinear``, activation (ReLU, exact GELU, SiLU) and dense, masked or
-            merged layer in a row is left as it is, and so are layers that processes share (:mod:`fpe.parallel`).
-        backend: Of the joined layers.
+        model: A chain of modules. It joins a ``SplitLinear``, an activation (ReLU, exact GELU, SiLU) and a dense,
+            masked or merged layer in a row; other modules, and layers that processes share (:mod:`fpe.parallel`), stay.
+        backend: The backend of the joined layers.
 
     Returns:
         A new chain of the old modules; the model itself is not changed.
 
     Raises:
-        TypeError: ``model`` is no ``nn.Sequential``.
+        TypeError: ``model`` is not an ``nn.Sequential``.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))

@@ -72,7 +72,7 @@ def dense_layers(model: nn.Module, group: Group) -> tuple[list[nn.Linear], nn.Li
     """The layers of a group, parts apart: those that are split, and the one that reads them.
 
     Raises:
-        TypeError: One is no dense layer.
+        TypeError: One is not a dense layer.
         ValueError: One does not exist, is expanded already, holds what its replacement would not, or sizes differ.
     """
     firsts, second = [dense_layer(model, name) for name in group.firsts], dense_layer(model, group.second)
@@ -97,7 +97,7 @@ def dense_layer(model: nn.Module, name: str) -> nn.Linear:
     """The layer of a name, if it can be expanded.
 
     Raises:
-        TypeError: It is no dense layer.
+        TypeError: It is not a dense layer.
         ValueError: It does not exist, is expanded already, or holds what its replacement would not.
     """
     try:
@@ -153,7 +153,7 @@ def named_groups(model: nn.Module, pairs: Iterable[Pair]) -> list[Group]:
     everything = [name for group in groups for name in group.names]
     for name in everything:
         if everything.count(name) > 1:
-            raise ValueError(f"expand: '{name}' stands in pairs twice; a layer is split or widened, once")
+            raise ValueError(f"expand: pairs name '{name}' twice; a layer is split or widened only once")
     if is_chain(model):
         _check_order(model, groups)
     return groups
@@ -192,7 +192,7 @@ def _check_order(model: nn.Module, groups: list[Group]) -> None:
     for group in groups:
         for first in group.firsts:
             if order and first == order[-1]:
-                raise ValueError(f"expand: '{first}' is the head, its outputs are the model's and cannot be split")
+                raise ValueError(f"expand: '{first}' is the head: its outputs are the model's and cannot be split")
             if {first, group.second} <= set(order) and order.index(group.second) != order.index(first) + 1:
                 raise ValueError(
                     f"expand: '{group.second}' does not read '{first}'; the linear layers run in order {order}"

@@ -1,7 +1,7 @@
 """How much features collide in a layer's weights: capacity, cosine similarity, Gram matrix.
 
-Weights are ``[neurons, features]`` as ``nn.Linear`` stores them; a feature is a column, a neuron a row. Of an
-FPE layer pass ``layer.wide_weight()``.
+Weights are ``[neurons, features]`` as ``nn.Linear`` stores them; a feature is a column, a neuron a row. For an FPE
+layer, pass ``layer.wide_weight()``.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def feature_capacity(weight: Tensor, groups: Sequence[int] | Tensor | None = Non
         ``[features]``, or with ``groups`` the sums over each group, ``[G]``.
 
     Raises:
-        TypeError: ``weight`` is not floating point, or ``groups`` no integers.
+        TypeError: ``weight`` is not floating point, or ``groups`` are not integers.
         ValueError: ``weight`` is not a matrix, or ``groups`` has another length or a negative entry.
     """
     _check(weight)

@@ -135,7 +135,7 @@ class _Style(ParallelStyle):
         return module
 
     def _why_not(self, module: nn.Module, mesh: DeviceMesh) -> str | None:
-        """Why processes cannot share a layer, in words; none where they can."""
+        """Returns why processes cannot share a layer, or ``None`` if they can."""
         name = type(module).__name__
         if not isinstance(module, self.SHARE.OF):
             return f"expected a {self.SHARE.OF.__name__}, got {name}"
@@ -164,10 +164,10 @@ class _Style(ParallelStyle):
 class ColwiseParallel(_Style):
     """Divides the first layer of a pair, a :class:`fpe.SplitLinear`, by its parents.
 
-    The input is the same in every process; the output, the children of a process's own parents in planes.
+    The input is the same in every process. The output of a process is the children of its own parents, in planes.
 
     Raises:
-        ValueError: By ``parallelize_module``, of a layer that cannot be shared; the message says why.
+        ValueError: ``parallelize_module`` raises it for a layer that cannot be shared; the message says why.
     """
 
     SHARE = _Parents
@@ -179,16 +179,16 @@ class RowwiseParallel(_Style):
     The input is what :class:`ColwiseParallel` gives; the output is the same in every process.
 
     Raises:
-        ValueError: By ``parallelize_module``, of a layer that cannot be shared; the message says why.
+        ValueError: ``parallelize_module`` raises it for a layer that cannot be shared; the message says why.
     """
 
     SHARE = _Inputs
 
 
 def parallel_plan(model: nn.Module) -> dict[str, ParallelStyle]:
-    """A plan for ``torch.distributed.tensor.parallel.parallelize_module``: every expanded pair of a model.
+    """Returns a plan for ``torch.distributed.tensor.parallel.parallelize_module`` with every expanded pair of a model.
 
-    Other layers are in none of its entries and stay whole in every process; add entries for them.
+    The plan has no entry for other layers. They stay whole in every process unless you add entries for them.
 
     Args:
         model: What :func:`fpe.expand` returned.

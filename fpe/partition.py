@@ -16,7 +16,7 @@ _CHUNK = 1 << 24  # keys drawn at a time: bounds the working memory of large lay
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """A division of a parent layer's edges among ``alpha`` children per neuron (paper, section 2.3).
+    """Divides a parent layer's edges among ``alpha`` children per neuron (paper, section 2.3).
 
     Build one with :meth:`random`, :meth:`from_groups`, :meth:`from_gram`, :meth:`semi_structured`,
     :meth:`block` or :meth:`seeded`; labels of your own go through the constructor and :meth:`validate`.
@@ -28,9 +28,10 @@ class Partition:
         structure: ``"random"`` (any label anywhere), ``"2:4"`` (two of every four consecutive inputs to each
             of two children), ``"block"`` (one label to a tile) or ``"seeded"`` (a function of a seed).
         block_shape: ``(bn, bk)`` of structure ``"block"``, else ``None``.
-        seed: Of structure ``"seeded"``, else ``None``. It says who owns an edge; whether there is one, ``HOLE`` says.
-        kept: Of structure ``"seeded"`` where the seed says that too: edges of each parent; else ``None``.
-        turned: Of structure ``"seeded"``: whether the outputs of an input are divided, not the inputs of an output.
+        seed: The seed of structure ``"seeded"``, else ``None``. It says who owns an edge; ``HOLE`` says that there is
+            none.
+        kept: Edges of each parent, if the seed of structure ``"seeded"`` also says which exist; else ``None``.
+        turned: Whether structure ``"seeded"`` divides the outputs of an input, not the inputs of an output.
 
     Example:
         >>> partition = fpe.Partition.random(2, 8, 2, generator=torch.Generator().manual_seed(0))
@@ -69,7 +70,7 @@ class Partition:
                 f"Partition: a seed belongs to structure 'seeded' alone, got {self.seed} with {self.structure!r}"
             )
         if self.kept is not None and self.seed is None:
-            raise ValueError(f"Partition: holes of a seed need one, got kept = {self.kept} without")
+            raise ValueError(f"Partition: kept needs a seed, got kept = {self.kept} without one")
         if self.turned and (self.seed is None or self.kept is not None):
             raise ValueError(
                 f"Partition: labels of a seed alone can be turned, without its holes, got seed = {self.seed} and "
@@ -113,7 +114,7 @@ class Partition:
             generator: Source of randomness (CPU).
 
         Raises:
-            TypeError: ``groups`` are no integers.
+            TypeError: ``groups`` are not integers.
             ValueError: ``groups`` is not one-dimensional, or has fewer groups than ``alpha``.
         """
         groups = groups.cpu() if isinstance(groups, Tensor) else torch.as_tensor(groups, device="cpu")
@@ -203,7 +204,7 @@ class Partition:
             generator: Source of randomness (CPU).
 
         Raises:
-            ValueError: ``block`` is no pair of positive integers, or a row has fewer tiles than ``alpha``.
+            ValueError: ``block`` is not a pair of positive integers, or a row has fewer tiles than ``alpha``.
         """
         _check_sizes(out_features, in_features, alpha)
         bn, bk = check_block("Partition.block", block)
@@ -227,22 +228,22 @@ class Partition:
         kept: int | None = None,
         turned: bool = False,
     ) -> "Partition":
-        """Divides by a function of a seed (:class:`fpe.kernels.SeededLabels`), so that no label need be kept.
+        """Divides by a function of a seed (:class:`fpe.kernels.SeededLabels`), so that no label is stored.
 
-        Of every ``alpha`` consecutive inputs each child gets one, whichever the hash says.
+        Each child gets one of every ``alpha`` consecutive inputs; a hash says which one.
 
         Args:
             out_features: Parents ``N``.
             in_features: Inputs ``K``, at least ``alpha`` unless they are turned.
             alpha: Children per parent: 2, 4 or 8.
-            seed: 0 to 2^32 - 1. The same seed gives the same labels for ever, on every device.
-            kept: Edges that each parent keeps, which the seed chooses too (:class:`fpe.kernels.SeededHoles`); all
-                where there is no number.
+            seed: 0 to 2^32 - 1. The same seed always gives the same labels, on every device.
+            kept: Number of edges that each parent keeps, chosen by the seed too
+                (:class:`fpe.kernels.SeededHoles`); ``None`` keeps all.
             turned: Whether each child gets one of every ``alpha`` consecutive outputs of an input instead: the labels
                 of the transposed weight.
 
         Raises:
-            TypeError: ``seed`` is no integer.
+            TypeError: ``seed`` is not an integer.
             ValueError: A number is out of range.
         """
         _check_sizes(out_features, in_features, alpha, turned)
@@ -273,7 +274,7 @@ class Partition:
 
     @property
     def unit(self) -> tuple[int, int]:
-        """What policy ``"input"`` removes whole: a tile, a quad, or a single edge."""
+        """The unit that policy ``"input"`` removes: a tile, a quad, or a single edge."""
         return self.block_shape or RULES[self.structure].unit
 
     @property
@@ -287,7 +288,7 @@ class Partition:
         return self.labels == children[:, None, None]
 
     def without(self, removed: Tensor) -> "Partition":
-        """The same division with some edges owned by nobody.
+        """Returns the same division in which no child owns the removed edges.
 
         Args:
             removed: bool ``[out_features, in_features]``.
@@ -452,7 +453,7 @@ def _check_sizes(out_features: int, in_features: int, alpha: int, turned: bool =
 def deal(rows: int, cards: int, alpha: int, generator: Generator | None) -> Tensor:
     """Deals ``cards`` to ``alpha`` hands in every row at random: uint8 labels ``[rows, cards]``.
 
-    Hands differ by at most one card; the hands that get one more are drawn anew in every row.
+    Hands differ by at most one card. Each row draws again which hands get one more.
     """
     check_generator("Partition", generator)
     labels = torch.empty(rows, cards, dtype=torch.uint8, device="cpu")

@@ -23,7 +23,7 @@ def check_pairs(
     is compared with the model's own, in eval mode, with all pairs at once; if they differ, pair by pair for the name.
 
     Args:
-        model: The dense model; left as it is.
+        model: The dense model; it is not changed.
         groups: For each group of layers, what else is replaced with it: widened norms.
         alpha: Copies.
         example_inputs: Positional arguments of a forward, a mapping of keyword arguments, or a single argument.
@@ -54,7 +54,7 @@ def check_pairs(
                     f"expand: between '{group.firsts[0]}' and '{group.second}' the model does not treat every neuron "
                     f"alike and on its own; with each neuron copied it {reason}"
                 )
-        raise ValueError("expand: the pairs cannot be widened together: the model computes something else then")
+        raise ValueError("expand: the pairs cannot be widened together: the model would compute something else")
 
 
 def _note(calls: list[str], name: str, *hooked: object) -> None:
@@ -68,7 +68,7 @@ def _why_not(
     inputs: Any,
     wanted: list[Tensor],
 ) -> str | None:
-    """What goes wrong with copied neurons, in words; ``None`` where nothing does."""
+    """Returns what goes wrong with copied neurons, or ``None`` if nothing does."""
     replaced: dict[str, nn.Module] = {}
     for group, besides in groups.items():
         replaced.update(besides)

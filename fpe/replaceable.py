@@ -38,7 +38,7 @@ def check_replaceable(op: str, name: str, module: nn.Module, base: type[nn.Modul
     """Raises unless a module is what its base class is, and nothing besides: a weight and maybe a bias.
 
     Raises:
-        TypeError: It is no ``base``, or its weight is of a type that no layer has.
+        TypeError: It is not a ``base``, or its weight is of a type that no layer has.
         ValueError: It holds what its replacement would not: hooks, a forward of its own, other parameters.
     """
     if not isinstance(module, base):
@@ -75,7 +75,7 @@ def check_replaceable(op: str, name: str, module: nn.Module, base: type[nn.Modul
 
 
 def check_settled(op: str, name: str, module: nn.Module) -> None:
-    """Raises where a module's parameters are not made yet, or are made anew in every forward."""
+    """Raises if a module's parameters do not exist yet, or are computed in every forward pass."""
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         raise ValueError(f"{op}: '{name}' is a {type(module).__name__} without sizes; run one forward first")
     if is_parametrized(module):
@@ -87,7 +87,7 @@ def check_settled(op: str, name: str, module: nn.Module) -> None:
 
 
 def check_unshared(op: str, model: nn.Module, name: str, module: nn.Module) -> None:
-    """Raises where a parameter of the module belongs to another one too, or the module stands at two places."""
+    """Raises if another module has one of the module's parameters too, or the model uses the module twice."""
     for what, parameter in module.named_parameters():
         users = [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]
         if len(users) > 1:

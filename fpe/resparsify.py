@@ -1,7 +1,7 @@
-"""Which weights pay for the wider output matrix: the policies that keep the non-zero count.
+"""Which weights are removed because the output matrix is wider: the policies that keep the non-zero count.
 
 Splitting ``W1[h, d]`` moves no weight, but its successor ``W2[c, h]`` is copied to ``alpha`` children per input
-and so has ``(alpha - 1) * c * h`` weights too many (paper, section 2.3). A policy removes exactly as many.
+and so has ``(alpha - 1) * c * h`` more weights than before (paper, section 2.3). A policy removes exactly as many.
 
 Rankings are by magnitude, smallest first. Siblings' output weights tie at the moment of the split: ties are
 broken by an order drawn from the generator, so the same seed prunes the same weights.
@@ -29,7 +29,7 @@ HOLES: tuple[Holes, ...] = ("magnitude", "seeded")
 GROUPS = 2
 """Groups of ``alpha`` neurons from which on a seed divides them well; measured in docs/studies.md."""
 AFFORDABLE = 0.8
-"""Share of the expanded layer's weights up to which ``"auto"`` lets it pay alone; measured in docs/studies.md."""
+"""Largest share of its weights that ``"auto"`` lets the expanded layer lose alone; measured in docs/studies.md."""
 ALIKE = 0.8
 """Share from which on outputs and inputs are as many for ``"auto"``."""
 
@@ -95,7 +95,7 @@ def plan(
     policy                  what is removed
     ======================  ====================================================================================
     ``"magnitude"``         the smallest of both layers in one ranking (the paper's)
-    ``"input"``             the expanded layer pays alone and the output stays dense: the smallest weights, in
+    ``"input"``             only the expanded layer loses weights and the output stays dense: the smallest ones, in
                             whole tiles or quads where the structure has them, by mean magnitude
     ``"block"``             the smallest tiles of both layers in one ranking by mean magnitude
     ``"partition"``         every output edge stays at exactly one child, dealt at random, in whole tiles where
@@ -111,8 +111,8 @@ def plan(
         partition: Who owns the edges of ``w1``.
         policy: One of the above.
         block: Tile ``(bn, bk)`` of policy ``"block"`` and of the successor under structure ``"block"``.
-        holes: Of policy ``"input"`` with a partition of a seed: what chooses the weights that go. With ``"seeded"`` the
-            seed does, as many of every neuron, so that which are left need not be stored.
+        holes: For policy ``"input"`` with a seeded partition: what chooses the weights that are removed. With
+            ``"seeded"`` the seed does, as many of every neuron, so the places of the others need not be stored.
         generator: Source of randomness (CPU).
 
     Raises:

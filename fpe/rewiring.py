@@ -38,7 +38,7 @@ REGROW: tuple[Regrow, ...] = ("random", "gradient")
 
 
 class Rewiring:
-    """Moves the edges of a model's FPE layers every so many steps of its optimizer.
+    """Moves the edges of a model's FPE layers every few steps of its optimizer.
 
     Call :meth:`step` after ``optimizer.step()``::
 
@@ -54,7 +54,7 @@ class Rewiring:
 
     **Several processes.** Where ``torch.distributed`` is initialised, the processes of ``group`` move the same edges:
     gradients are summed over them, and the first one's masks are sent to all. Call :meth:`step` in each, after the same
-    steps. An average of models (EMA, SWA) is none while masks move: begin it after the last move.
+    steps. Averages of models (EMA, SWA) are meaningless while masks move: begin them after the last move.
 
     Args:
         model: A model with FPE layers.
@@ -66,11 +66,10 @@ class Rewiring:
             reads the inputs and gradients of the layers before the steps that move. It sums all backward passes since
             the last :meth:`step`, as the optimizer does where several make one step.
         generator: Source of randomness (CPU).
-        group: The processes that train replicas of the model; without it all, where ``torch.distributed`` is
-            initialised.
+        group: The processes that train replicas of the model. Default: all, if ``torch.distributed`` is initialised.
 
     Raises:
-        TypeError: ``generator`` is none.
+        TypeError: ``generator`` is not a ``torch.Generator``.
         ValueError: The model has no FPE layer, the optimizer lacks one's weight, or a number is out of range.
 
     Example:
@@ -134,7 +133,7 @@ class Rewiring:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Counts a step of the optimizer, and moves edges if it is time to; whether it was.
+        """Counts a step of the optimizer and moves edges if it is time; returns whether it moved any.
 
         Raises:
             RuntimeError: Regrowth by gradient is due and no backward pass has run.
@@ -152,7 +151,7 @@ class Rewiring:
         return due
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs, besides the model's and the optimizer's own."""
+        """Returns what is needed to resume, besides the states of the model and the optimizer."""
         return {"taken": self.taken, "generator": self.generator and self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -23,24 +23,24 @@ def sparse(
     pairs: Iterable[Pair] | None = None,
     generator: Generator | None = None,
 ) -> Model:
-    """A wider sparse model at the number of non-zeros of an untrained one: for training from the start.
+    """Makes a wider sparse model with the same number of non-zeros, to be trained from the start.
 
     Each pair of linear layers gets ``width`` times the hidden neurons, random masks, and new weights at the scale of
-    the inputs that a neuron keeps. Train it with :class:`fpe.Rewiring`: its ``regrow="gradient"`` is RigL, its
-    ``"random"`` SET. With masks that stay it gains less (docs/when.md). The weights of these layers are not used; to
-    widen a model that is trained, take :func:`expand`.
+    the inputs that a neuron keeps. Train it with :class:`fpe.Rewiring`: ``regrow="gradient"`` is RigL and
+    ``"random"`` is SET. With fixed masks it gains less (docs/when.md). The old weights of these layers are not used;
+    to widen a trained model, use :func:`expand`.
 
     Args:
-        model: A dense model; left as it is.
-        width: Times as many hidden neurons, at least 2.
-        masked: ``"first"``: the second layer of a pair stays dense, an ``nn.Linear``, and the first has what is left;
-            ``"both"``: both keep the same share of their weights.
+        model: A dense model; it is not changed.
+        width: How many times as many hidden neurons, at least 2.
+        masked: ``"first"``: the second layer of a pair stays a dense ``nn.Linear``, and the first gets the weights
+            that are left. ``"both"``: both keep the same share of their weights.
         pairs: As in :func:`expand`.
         generator: Source of the masks (CPU). New weights are drawn from PyTorch's own generator, as an ``nn.Linear``
             draws them.
 
     Raises:
-        TypeError: ``model`` is no module, or a named layer no ``nn.Linear``.
+        TypeError: ``model`` is not a module, or a named layer is not an ``nn.Linear``.
         ValueError: An option is out of range, a layer cannot be replaced, or with ``masked="first"`` the dense second
             layer takes all of the pair's weights.
 
@@ -59,7 +59,7 @@ def sparse(
     for group in found_groups("sparse", model) if pairs is None else named_groups(model, pairs):
         firsts, fc2 = dense_layers(model, group)
         if len(firsts) > 1:
-            raise ValueError(f"sparse: expected pairs of layers, and {group.names} are three, one of them a gate's")
+            raise ValueError(f"sparse: expected pairs of two layers, got the gated triple {group.names}")
         (first,) = group.firsts
         replaced[first], replaced[group.second] = _sparse_pair(firsts[0], fc2, width, masked, generator)
         replaced.update(widened_between(model, first, group.second, width, group.between))

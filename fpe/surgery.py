@@ -1,4 +1,4 @@
-"""Replacing modules inside a model, and widening what stands between the layers of a pair."""
+"""Replaces modules inside a model, and widens what is between the layers of a pair."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
@@ -107,7 +107,7 @@ def sequential_leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.
 
 
 def chains(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The chains of a model that stand in no other chain, each with what its layers' names begin with."""
+    """The chains of a model that are inside no other chain, each with the prefix of its layers' names."""
     if is_chain(model):
         yield prefix, model
     inner = (

@@ -1,4 +1,4 @@
-"""What the paper's appendix A.5 predicts of random splits, exactly and by its bounds.
+"""What the paper's appendix A.5 predicts for random splits, exactly and by its bounds.
 
 A parent with ``inputs`` inputs deals them at random to ``alpha`` children, equally. A child *covers* a clause
 of ``literals`` inputs if it owns all of them; two clauses *collide* in a neuron that covers both. Dense

@@ -3,39 +3,35 @@
 Symbols follow the GEMM convention: ``M`` rows of activations, ``K`` input features, ``N`` output
 features of the **parent** layer, ``alpha`` children for each parent neuron.
 
-============================================  ==========================================================
-operation                                     definition
-============================================  ==========================================================
-``split_matmul(x[M,K], w[N,K], labels)``      ``y[m,a,n] = sum_k x[m,k] * w[n,k] * (labels[n,k] == a)``
-``merge_matmul(z[M,alpha,K], w[N,K], labels)``  ``y[m,n] = sum_k z[m,labels[n,k],k] * w[n,k]``
-``partition_grad(dy[M,alpha,N], x[M,K], labels)``  ``dw[n,k] = sum_m dy[m,labels[n,k],n] * x[m,k]``
-``masked_matmul(x[M,K], values, kept)``       ``y = x @ W.T`` for any mask; ``values[nnz]``, a bit a position
-``unpack_values(values[nnz], kept)``          ``w[N,K]``, zero where no entry exists; its gradient is
-``pack_values(w[N,K], kept)``                 ``values[nnz]``
-``block_matmul(x[M,K], values, layout)``      ``y = x @ W.T`` for a block-masked ``W[N,K]``
-``block_matmul_t(dy[M,N], values, layout)``   ``dx = dy @ W``
-``block_grad(dy[M,N], x[M,K], layout)``       ``dW = dy.T @ x`` on the kept blocks only
-``expanded_mlp(x, w1, labels1, w2)``          split, activation and the next layer in one launch
-``semi_structured_matmul(x, values, layout)``  ``y[m,c] = x[m] @ W[c].T`` for a 2:4 ``W[children,N,K]``
-``semi_structured_matmul_t(dy, values, layout)``  ``dx[m] = sum_c dy[m,c] @ W[c]``
-``semi_structured_grad(dy, x, layout)``       ``dW[c] = dy[:,c].T @ x`` at the stored places only
-============================================  ==========================================================
+The operations and what they compute:
 
-Each family is closed under differentiation: the backward of an operation is made of the others.
+    split_matmul(x[M,K], w[N,K], labels)           y[m,a,n] = sum_k x[m,k] * w[n,k] * (labels[n,k] == a)
+    merge_matmul(z[M,alpha,K], w[N,K], labels)     y[m,n] = sum_k z[m,labels[n,k],k] * w[n,k]
+    partition_grad(dy[M,alpha,N], x[M,K], labels)  dw[n,k] = sum_m dy[m,labels[n,k],n] * x[m,k]
+    masked_matmul(x[M,K], values, kept)            y = x @ W.T for any mask; values[nnz], a bit a position
+    unpack_values(values[nnz], kept)               w[N,K], zero where no entry exists
+    pack_values(w[N,K], kept)                      values[nnz], the gradient of unpack_values
+    block_matmul(x[M,K], values, layout)           y = x @ W.T for a block-masked W[N,K]
+    block_matmul_t(dy[M,N], values, layout)        dx = dy @ W
+    block_grad(dy[M,N], x[M,K], layout)            dW = dy.T @ x on the kept blocks only
+    expanded_mlp(x, w1, labels1, w2)               split, activation and the next layer in one launch
+    semi_structured_matmul(x, values, layout)      y[m,c] = x[m] @ W[c].T for a 2:4 W[children,N,K]
+    semi_structured_matmul_t(dy, values, layout)   dx[m] = sum_c dy[m,c] @ W[c]
+    semi_structured_grad(dy, x, layout)            dW[c] = dy[:,c].T @ x at the stored places only
+
+Each family is closed under differentiation: the backward pass of an operation is made of the others.
 Every operation has an eager twin in plain PyTorch (``<op>_eager``) with the same signature, right in any
 floating dtype; the twin is the definition that tests and benchmarks compare with.
 
-Naming grammar of the device code
----------------------------------
-``x_ptr`` a tensor's pointer, ``stride_xm`` its stride along M, ``pid_n`` a program's coordinate,
-``offs_k`` offsets inside a dimension, ``mask_k`` their bounds, ``BLOCK_N`` a tile's size, ``acc`` an
-accumulator. Shape names come before meta-parameters; launches pass keywords after the pointers; a tile
-load carries its shape as a comment.
+Names in the device code follow one grammar: ``x_ptr`` is a tensor's pointer and ``stride_xm`` its stride along M;
+``pid_n`` is a program's coordinate; ``offs_k`` are offsets inside a dimension and ``mask_k`` their bounds; ``BLOCK_N``
+is a tile's size and ``acc`` an accumulator. Shape names come before meta-parameters; launches pass keywords after the
+pointers; a tile load carries its shape as a comment.
 """
 
 if __name__ == "kernels":
-    # Who looks for Hugging Face's package of this name finds this folder where a checkout is the current directory.
-    # Theirs is let through; without it this is an empty namespace, which nobody takes for theirs.
+    # In a checkout, whoever imports Hugging Face's package `kernels` finds this folder first. If theirs is installed,
+    # it is imported instead; otherwise this is an empty namespace.
     import importlib.util
     import sys
     from importlib.machinery import PathFinder

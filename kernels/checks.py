@@ -37,7 +37,7 @@ def check_tensor(
         any_dtype: Whether the dtype is of no matter.
 
     Raises:
-        TypeError: ``value`` is no dense tensor, or has the wrong dtype.
+        TypeError: ``value`` is not a dense tensor, or has the wrong dtype.
         ValueError: Its shape or device is wrong.
     """
     if not isinstance(value, Tensor):

@@ -42,7 +42,7 @@ def _found(module: str) -> bool:
 
 
 def why_not_cpu(operand: Tensor, limit: str | None = None) -> str | None:
-    """What keeps the CPU kernels from a call, in words; ``None`` where they can run."""
+    """Returns why the CPU kernels cannot run a call, or ``None`` if they can."""
     if not numba_installed():
         return "Numba is not installed; pip install 'fixed-parameter-expansion[cpu]' brings it"
     if operand.is_cuda or not operand.is_cpu:

@@ -27,11 +27,11 @@ TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class UnsupportedError(ValueError):
-    """A backend that was insisted on does not take this call: its device, dtype, sizes or structure; it says why."""
+    """A backend that was requested by name cannot run this call. The message says why."""
 
 
 def never(*call: object) -> None:
-    """Nothing keeps a backend from any call."""
+    """Returns ``None``: the backend can run every call."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Backend:
     Attributes:
         module: Where they are (:func:`fpe.kernels.library.implementation`).
         in_model: What the cost model calls it.
-        why_not: What keeps it from a call, in words, or none: from the tensor whose device and dtype decide, and what
-            else of a call matters in the family.
+        why_not: Returns why it cannot run a call, or ``None``. It takes the tensor whose device and dtype decide, and
+            whatever else matters for the calls of the family.
     """
 
     module: str
@@ -229,7 +229,7 @@ def triton_installed() -> bool:
 
 
 def why_not_triton(operand: Tensor, limit: str | None = None) -> str | None:
-    """What keeps Triton from running a call, in words; ``None`` where it can."""
+    """Returns why Triton cannot run a call, or ``None`` if it can."""
     if not triton_installed():
         return "Triton is not installed"
     if not operand.is_cuda and not interpreting():
@@ -240,7 +240,7 @@ def why_not_triton(operand: Tensor, limit: str | None = None) -> str | None:
 
 
 def _unfenced(device: torch.device) -> str | None:
-    """Why the installed Triton's kernels may read stale shared memory on a device, in words; ``None`` where not.
+    """Returns why the installed Triton's kernels may read stale shared memory on a device, or ``None``.
 
     On 9.0 the kernels set the fence that is missing (:attr:`Device.sets_fence`). Further on Triton cannot pipeline one.
     """
@@ -251,6 +251,6 @@ def _unfenced(device: torch.device) -> str | None:
 
 
 def too_old(device: torch.device) -> str | None:
-    """What keeps the kernels from a CUDA device, in words; ``None`` where nothing does."""
+    """Returns why the kernels cannot run on a CUDA device, or ``None`` if they can."""
     arch = arch_of(device)
     return f"it needs compute capability {OLDEST / 10} or newer, got {arch / 10}" if arch < OLDEST else None

@@ -118,7 +118,7 @@ SOURCES: Mapping[str, str] = {
     "gb100": "NVIDIA's data sheet of the HGX B200",
     "gb202": "NVIDIA RTX Blackwell GPU Architecture, white paper; GeForce RTX 50 specifications",
 }
-"""Where figures are published. Data sheets print many rates with sparsity: twice those that stand here."""
+"""Where figures are published. Data sheets print many rates with sparsity, which are twice those given here."""
 
 
 def _geforce(

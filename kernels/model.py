@@ -381,7 +381,7 @@ def _too_old(roof: Roof) -> str:
 
 
 def _why_not_gathered(m: int, roof: Roof) -> str:
-    """What keeps the kernels from reading kept values as they multiply, in words."""
+    """Returns why the kernels cannot read kept values while they multiply, or ``None``."""
     if m > DECODE_ROWS:
         return f"it takes up to {DECODE_ROWS} rows, got {m}"
     fenced = reads_kept_values(roof.arch)
@@ -389,7 +389,7 @@ def _why_not_gathered(m: int, roof: Roof) -> str:
 
 
 def _why_not_sparse(op: str, sizes: Sizes) -> str:
-    """What keeps sparse tensor cores from an operation, in words."""
+    """Returns why sparse tensor cores cannot run an operation, or ``None``."""
     if op == "partition_grad":
         return "no operand of dW is sparse"
     if sizes.dtype not in ("bf16", "fp16"):

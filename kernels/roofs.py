@@ -75,7 +75,7 @@ class Roof:
 
     @property
     def basis(self) -> str:
-        """What predictions for this device rest on, in words for captions."""
+        """What predictions for this device are based on, for captions."""
         assumed = [name for name in ASSUMED if self.shares[name] == ASSUMED[name]]
         shares = "assumed" if len(assumed) == len(ASSUMED) else "partly assumed" if assumed else "measured"
         return f"predicted, not measured: {self.source} roofs of the {self.name}, {shares} shares of them"

@@ -99,7 +99,7 @@ def parse(table: Mapping[str, Any], config: type) -> tuple[Entry, ...]:
 
 
 def file_name(kind: str, device: str) -> str:
-    """What was measured on a device and is shipped lies under its name, as ``"partition_nvidia_h200.json"``."""
+    """The file name of what was measured on a device, as ``"partition_nvidia_h200.json"``."""
     return f"{kind}_{device.lower().replace(' ', '_')}.json"
 
 

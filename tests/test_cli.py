@@ -280,12 +280,12 @@ def interrupted(*args: Any, **kwargs: Any) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "breaks", "says"),
     [
-        (("study", "boolean"), "fpe.bench.studies.boolean.run_trials", "begins anew"),
-        (("study", "vision", "--data", "digits"), "fpe.bench.studies.vision.run_trials", "begins anew"),
-        (("report", "--quick"), "fpe.bench.studies.boolean.run_trials", "begins anew"),
-        (("tune", "--dry-run"), "fpe.bench.gpu.tune.run", "begins anew"),
-        (("latency",), "fpe.bench.latency.suite.measure", "begins anew"),
-        (("latency", "--level", "model"), "fpe.bench.latency.whole.measure", "begins anew"),
+        (("study", "boolean"), "fpe.bench.studies.boolean.run_trials", "starts again"),
+        (("study", "vision", "--data", "digits"), "fpe.bench.studies.vision.run_trials", "starts again"),
+        (("report", "--quick"), "fpe.bench.studies.boolean.run_trials", "starts again"),
+        (("tune", "--dry-run"), "fpe.bench.gpu.tune.run", "starts again"),
+        (("latency",), "fpe.bench.latency.suite.measure", "starts again"),
+        (("latency", "--level", "model"), "fpe.bench.latency.whole.measure", "starts again"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -420,6 +420,22 @@ def test_verdict_says_where_the_claim_holds() -> None:
     assert all("predicted" in row["basis"] and math.isfinite(row["ratio"]["8192"]) for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("shape", "wins"), [("4096x14336", ("random at 256 rows", "seeded at 256 rows")), ("32x784", ())]
+)
+def test_verdict_says_to_dense_where_that_wins(shape: str, wins: tuple[str, ...]) -> None:
+    arguments = ["verdict", "--gpu", "rtx4090", "--shape", shape]
+    text = " ".join(CliRunner().invoke(cli, arguments, env={"COLUMNS": "80"}).output.split())
+    rows = [json.loads(line) for line in CliRunner().invoke(cli, [*arguments, "--json"]).output.splitlines()]
+    slower = {f"{r['structure']} at {m} rows" for r in rows if r["workload"] == "inference"
+              for m, ratio in r["wide"].items() if round(ratio, 2) > 1}  # fmt: skip
+    assert set(wins) == slower
+    said = "Use the wide dense layer, fpe.to_dense(model), where it is faster: than structure"
+    assert all(f"{case} (0." in text for case in wins) and (said in text) == bool(wins)
+    assert wins or "is faster at none of the batch sizes shown" in text
+    assert ("holds at every batch size tried: take any structure" in text) == (shape == "32x784")
+
+
 def times(structure: str, m: int, **milliseconds: float) -> list[dict]:
     case = {"N": 64, "K": 32, "alpha": 2, "dtype": "bf16", "structure": structure, "M": m, "level": "op"}
     block = "64x64" if structure == "block" else ""

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from fpe.bench.gpu import compatible
+from fpe.bench.report import summary
 from fpe.bench.results import Results
 
 
@@ -65,3 +67,13 @@ def test_results_refuse_what_they_cannot_read(tmp_path: Path, text: str, message
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         Results.read(path)
+
+
+def test_a_row_of_versions_takes_the_place_of_the_same_versions(tmp_path: Path) -> None:
+    path, row = tmp_path / "versions.jsonl", {"modules": 9, "sm_80": [1, 1], "sm_90": [1, 2], "processor_seconds": 4.0}
+    base = {"python": "3.12.1", "torch": "2.13.0+cpu", "triton": "3.7.1", "numpy": "2.4.6"}
+    for versions, dry_run in ((base, False), ({**base, "python": "3.10.13"}, True), (base, True)):
+        compatible.keep(path, versions, {**row, "dry_run": dry_run})
+    drawn = summary.versions(Results.read(path)).rows
+    assert [cells[0] for cells in drawn] == ["3.10.13", "3.12.1"]
+    assert drawn[1][4:] == ("9", "1 of 1", "1 of 2", "passes", "4 s")

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,8 +14,19 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fpe.bench import table as layout
 from fpe.bench.cli import COMMANDS, cli
+from fpe.bench.costs import verdict
+from fpe.bench.gpu.cli import headline
 from fpe.bench.gpu.cli import main as gpu
+from fpe.bench.here import draw
+from fpe.bench.lab import compile as compiler
+from fpe.bench.lab import survey, traffic
+from fpe.bench.lab.ptx import execute, mutate
+from fpe.bench.latency import whole
+from fpe.bench.report import summary
+from fpe.bench.results import COMMITTED, Results
+from fpe.bench.studies import every, vision
 from fpe.bench.table import Table
 
 WIDTH = 80
@@ -40,10 +53,14 @@ def every_command(command: click.Command, words: tuple[str, ...] = ()) -> Iterat
             yield from every_command(found, (*words, name))
 
 
-@pytest.mark.parametrize("words", [w for w in every_command(cli) if w != ("gpu",)], ids=" ".join)
-def test_help_fits(words: tuple[str, ...]) -> None:
+ALL = tuple(every_command(cli))
+
+
+@pytest.mark.parametrize("words", [w for w in ALL if w != ("gpu",)], ids=" ".join)
+def test_help_fits_and_nothing_is_cut(words: tuple[str, ...]) -> None:
     text = run(*words, "--help")
     assert not [line for line in text.splitlines() if len(line) > WIDTH]
+    assert not [line for line in text.splitlines() if line.rstrip().endswith("...") and "[OPTIONS]" not in line]
 
 
 def test_help_of_gpu_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,6 +71,7 @@ def test_help_of_gpu_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 LATENCY = ("latency", "--m", "1", "--shape", "32x64", "--seconds", "0")
+NAMES = [str(path.relative_to(COMMITTED).with_suffix("")) for path in sorted(COMMITTED.rglob("*.jsonl"))]
 SHOWING = (
     ("doctor",),
     ("gpus",),
@@ -62,9 +80,7 @@ SHOWING = (
     ("explain",),
     ("explain", "--pass", "dX", "--structure", "2:4"),
     ("results",),
-    ("results", "boolean"),
-    ("results", "lab/traffic"),
-    ("results", "transformer-text"),
+    *(("results", name) for name in NAMES),
     (*LATENCY, "--provider", "fpe/auto", "--provider", "fpe/eager", "--provider", "parent", "--structure", "random"),
 )
 """Commands that print a table within seconds."""
@@ -78,6 +94,89 @@ def test_tables_fit_and_nothing_is_cut(arguments: tuple[str, ...], tmp_path: Pat
     rows = [json.loads(line) for line in run(*arguments, *output, "--json").splitlines()]
     read = list(csv.DictReader(io.StringIO(run(*arguments, *output, "--csv"))))
     assert rows and len(read) == len(rows) and set(read[0]) == {name for row in rows for name in row}
+
+
+def vision_table() -> Table:
+    row = {"test_accuracy": 0.5, "cosine_similarity": 0.1, "neurons": 64, "nonzeros": 26432}
+    conditions = ("dense", *vision.CONDITIONS)
+    rows = [{"trial": t, "condition": name, **row} for t in range(3) for name in conditions]
+    settings = {"data": "fashion-mnist", "neurons": 32, "alpha": 2, "epochs": 25, "trials": 3}
+    return vision.table(Results("vision", settings, rows))
+
+
+def measured_table() -> Table:
+    """What ``fpe verdict --measured`` prints of a file of ``fpe gpu``."""
+    times = {"parent": 1.0, "wide": 2.0, "fpe/sparse_tensor_core": 1.07}
+    case = {"N": 4096, "K": 14336, "alpha": 2, "dtype": "bf16", "level": "op", "block": ""}
+    rows = [
+        {**case, "structure": kind, "pass": name, "M": m, "provider": who, "milliseconds": time}
+        for kind in ("random", "2:4")
+        for name in ("forward", "forward+backward")
+        for m in (1, 16, 64)
+        for who, time in times.items()
+    ]
+    results = Results("latency", {}, rows, {"device": "NVIDIA H200", "commit": "0123456", "date": "2026-11-20"})
+    layer = verdict.Layer()
+    roof = verdict.find_roof("h200")
+    return verdict.compared_table(layer, verdict.measured(layer, results), results, roof, 0.1)
+
+
+def headline_table() -> Table:
+    case = {"N": 14336, "K": 4096, "alpha": 2, "structure": "random", "M": 1, "pass": "forward", "level": "merge"}
+    times = {"parent": 1.0, "wide": 2.0, "fpe/sparse_tensor_core": 1.07}
+    return headline([{**case, "provider": who, "milliseconds": time} for who, time in times.items()], dry=True)
+
+
+def of(name: str, drawn: Callable[[Results], Table], **default: object) -> Callable[[], Table]:
+    """A table of committed rows, each with what rows of an older commit lack."""
+
+    def made() -> Table:
+        results = Results.read(COMMITTED / f"{name}.jsonl")
+        results.rows[:] = [{**default, **row} for row in results.rows]
+        return drawn(results)
+
+    return made
+
+
+PRINTED: dict[tuple[str, ...], tuple[Callable[[], Table], ...]] = {
+    ("here",): tuple(of("cpu/here", drawn) for drawn in (draw.table, draw.model_table, draw.crossover_table)),
+    ("latency",): (of("cpu/latency-models", whole.table),),
+    ("verdict",): (measured_table,),
+    ("gpu",): (headline_table,),
+    ("report",): (vision_table, every()["boolean"].tables["boolean"]),
+    ("lab", "compile"): (
+        of("lab/compile", partial(compiler.table, show_all=False), in_flight_l2=None),
+        of("lab/semi-structured", summary.compiled),
+    ),
+    ("lab", "execute"): (of("lab/execute", execute.table), of("lab/execute", execute.complaints)),
+    ("lab", "hazards"): (of("lab/hazards", survey.table),),
+    ("lab", "headline"): (of("lab/headline-compile", summary.compile_times),),
+    ("lab", "ladder"): (of("lab/ladder", summary.ladder),),
+    ("lab", "mutate"): (of("lab/mutation", mutate.table),),
+    ("lab", "traffic"): (of("lab/traffic", traffic.table), of("lab/traffic-seeded", traffic.table)),
+    ("lab", "wavefronts"): (of("lab/wavefronts", summary.wavefronts),),
+    ("study", "vision"): (vision_table,),
+    **{("study", name): tuple(study.tables.values()) for name, study in every().items() if study.tables},
+}
+"""The tables of commands that take minutes, from committed rows or from rows made up."""
+NO_TABLE = (("docs",), ("study", "features"), ("tune",))
+"""Commands that print paths alone."""
+
+
+@pytest.mark.parametrize("words", PRINTED, ids=" ".join)
+def test_tables_of_long_commands_fit_and_nothing_is_cut(words: tuple[str, ...]) -> None:
+    for drawn in PRINTED[words]:
+        table = drawn()
+        lines = table.fitted(WIDTH).splitlines()
+        assert not [line for line in lines if len(line) > WIDTH], words
+        shown = "\n".join(lines)
+        assert table.columns and all(part in shown for name in table.columns for part in layout._parts(name))
+
+
+def test_every_command_is_shown_above() -> None:
+    groups = {words[:-1] for words in ALL if words}
+    shown = {*((words[0],) for words in SHOWING), *PRINTED, *NO_TABLE}
+    assert shown == {words for words in ALL if words not in groups}
 
 
 def test_the_plan_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +244,14 @@ def test_what_every_row_says_is_said_once() -> None:
     text = Table("Times", ("condition", "dtype of operands", "n" * 30), rows).fitted(50)
     assert "All rows: dtype of operands bf16" in text and text.count("bf16") == 1
     assert str(Table("Times", ("a", "b"), [("x", "1")])) == "Times\na  b\nx  1"
+
+
+def test_names_and_units_stay_whole_while_there_is_a_space_to_break_at() -> None:
+    rows = [("rivals-cifar100quarter_lite2_512", f"a CPU of {i} cores, a GPU of none, and 24 GiB") for i in (1, 2)]
+    text = Table("Files", ("name of the file", "TFLOP/s or why there are none of them at all"), rows).fitted(60)
+    assert text.count("rivals-cifar100quarter_lite2_512") == 2 and "TFLOP/s" in text
+    assert "alpha = 2" in Table("Masks", ("which",), [("random magnitude, alpha = 2",)]).fitted(26)
+    assert re.search(r"^3\.11\.7$", Table("T", ("version",), [("3.11.7",)]).fitted(60), re.MULTILINE)
 
 
 def test_columns_that_do_not_fit_are_continued_below_with_their_rows() -> None:

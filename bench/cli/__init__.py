@@ -8,7 +8,7 @@ COMMANDS = {
     "docs": ("cli.commands:docs", "Fill the tables and figures of README.md and docs/ from the committed results."),
     "doctor": (
         "cli.doctor:doctor",
-        "Say what of this package runs here, what does not and why, and which data are found.",
+        "Say what runs here and what does not, and why, and which data are found.",
     ),
     "explain": (
         "cli.costs:explain_command",
@@ -23,7 +23,10 @@ COMMANDS = {
         "here.cli:here",
         "Measure this CPU, and an expanded layer on it beside its dense parent and the wide layer (half a minute).",
     ),
-    "lab": ("lab.cli:lab", "Prove the kernels without a GPU: compile them, trace their memory traffic."),
+    "lab": (
+        "lab.cli:lab",
+        "Check the kernels without a GPU: compile them, execute them, count their memory traffic.",
+    ),
     "latency": (
         "cli.costs:latency_command",
         "Time expanded layers beside the parent, the wide dense layer and peers, here and now.",
@@ -43,13 +46,27 @@ COMMANDS = {
     ),
     "verdict": (
         "cli.costs:verdict_command",
-        "Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above.",
+        "Say up to which batch size an expanded layer costs as much as its dense parent, and what to use above it.",
     ),
 }
 """Where each command is, and the line that the list of commands shows of it: the first of the command's own help."""
 
 
-class LazyGroup(click.Group):
+class ListingGroup(click.Group):
+    """A group whose list of commands shows the whole first sentence of each, however many lines it takes."""
+
+    def about(self, ctx: click.Context, name: str) -> str:
+        """What the list says of a command."""
+        command = self.get_command(ctx, name)
+        return f"{command.get_short_help_str(limit=1000).removesuffix('.')}." if command else ""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.about(ctx, name)) for name in self.list_commands(ctx)])
+
+
+class LazyGroup(ListingGroup):
     """A group that imports a command when it is called, and not to list it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -63,10 +80,9 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         return getattr(import_module(f"..{module}", __package__), attribute)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the list."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+    def about(self, ctx: click.Context, name: str) -> str:
+        """What the list says of a command, which is not imported for it."""
+        return COMMANDS[name][1]
 
 
 @click.group(

@@ -66,7 +66,7 @@ def results_command(name: str | None, every: bool, form: str | None) -> None:
     body = [tuple(_cell(row.get(column)) for column in columns) for row in shown]
     print_table(Table(f"{results.study}, {results.origin}", tuple(columns), body))
     if len(shown) < len(results.rows):
-        print_text(f"{len(results.rows) - len(shown)} more rows: --all prints them, --csv and --json too.")
+        print_text(f"{len(results.rows) - len(shown)} more rows: --all prints them, and so do --csv and --json.")
 
 
 def _name_of(path: Path) -> str:
@@ -93,7 +93,7 @@ def _cell(value: Any) -> str:
 @click.command("tune")
 @click.option("--budget", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds.")
 @output_option()
-@click.option("--dry-run", is_flag=True, help="Walk the plan at small sizes under TRITON_INTERPRET=1, timing nothing.")
+@click.option("--dry-run", is_flag=True, help="Run the plan at small sizes under TRITON_INTERPRET=1, without timing.")
 @rows_options
 def tune_command(budget: float, output: Path, dry_run: bool, form: str | None) -> None:
     """Find the fastest tiles of the block and partition kernels on the GPU at hand.
@@ -113,11 +113,13 @@ def tune_command(budget: float, output: Path, dry_run: bool, form: str | None) -
             return 0.0
     else:
         if not torch.cuda.is_available():
-            raise click.ClickException("tuning needs a CUDA device, and PyTorch sees none; --dry-run walks the plan")
+            raise click.ClickException(
+                "tuning needs a CUDA device, and PyTorch sees none; --dry-run runs the plan, small"
+            )
         device, todo, target, limit, workers = device_of(torch.empty(0, device="cuda")), tune.jobs(), "cuda", None, None
         measure = tune.device_milliseconds
 
-    with stopping("The tables hold what has been tuned; the same command begins anew."):
+    with stopping("The tables hold what was tuned so far; the same command starts again."):
         entries = tune.run(todo, device, output, measure, budget, target, limit, partial(click.echo, err=True), workers)
     if form:
         print_rows(entries, form)
@@ -132,6 +134,6 @@ def docs() -> None:
     from ..report.documents import ROOT, in_checkout, refresh
 
     if not in_checkout():
-        raise click.ClickException(f"the documents are in a checkout of the repository alone, and {ROOT} is none")
+        raise click.ClickException(f"only a checkout of the repository has the documents, and {ROOT} is not one")
     for path in refresh():
         click.echo(path)

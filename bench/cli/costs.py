@@ -28,8 +28,17 @@ BLOCK = (click.IntRange(1), click.IntRange(1))
 def sized(command: Callable) -> Callable:
     """The options that name a layer and a GPU."""
     for option in (
-        click.option("--gpu", help="A name of `fpe gpus`, or a roof.json.  [default: the GPU at hand, or h200]"),
-        click.option("--block", type=BLOCK, default=(64, 64), show_default=True, help="Sides of structure block."),
+        click.option(
+            "--gpu", help="A name from `fpe gpus`, or a roof in a JSON file.  [default: the GPU at hand, or h200]"
+        ),
+        click.option(
+            "--block",
+            type=BLOCK,
+            metavar="BN BK",
+            default=(64, 64),
+            show_default=True,
+            help="Tile of structure block.",
+        ),
         click.option("--dtype", type=click.Choice(list(ITEMSIZE)), default="bf16", show_default=True),
         click.option(
             "--kept",
@@ -56,7 +65,7 @@ def _roof(gpu: str | None) -> Roof:
 @click.option("--m", type=click.IntRange(1), default=1, show_default=True, help="Rows of activations.")
 @click.option("--structure", type=click.Choice(STRUCTURES), default="random", show_default=True)
 @click.option("--pass", "name", type=click.Choice(list(PASSES), case_sensitive=False), default="forward",
-              show_default=True, help="Of the layer.")  # fmt: skip
+              show_default=True, help="The pass of the layer.")  # fmt: skip
 @rows_options
 @sized
 def explain_command(
@@ -76,10 +85,19 @@ def explain_command(
 
 
 @click.command("verdict")
-@click.option("--tolerance", type=click.FloatRange(0), default=0.10, show_default=True, help="What counts as equal.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=0.10,
+    show_default=True,
+    help="Share of extra time that still counts as equal.",
+)
 @rows_options
 @click.option(
-    "--measured", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="latency.jsonl of fpe gpu."
+    "--measured",
+    "path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file latency.jsonl of fpe gpu.",
 )
 @sized
 def verdict_command(
@@ -90,9 +108,9 @@ def verdict_command(
     shape: tuple[int, int],
     **layer: Any,
 ) -> None:
-    """Say up to which batch size an expanded layer costs what its dense parent costs, and what to use above.
+    """Say up to which batch size an expanded layer costs as much as its dense parent, and what to use above it.
 
-    `--gpu here` is this machine's CPU, in float32, once `fpe here` has measured it.
+    `--gpu here` means this machine's CPU, in float32. Run `fpe here` first, which measures it.
     """
     if gpu == "here":
         _verdict_here(shape, layer["alpha"], tolerance, form)
@@ -127,7 +145,7 @@ def _verdict_here(shape: tuple[int, int], alpha: int, tolerance: float, form: st
         asked = given.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if asked and given.params[name] not in allowed:
             raise click.UsageError(
-                "--gpu here is of labels in float32: it takes no other --dtype, --block, --kept or --measured"
+                "--gpu here predicts stored labels in float32: it takes no other --dtype, --block, --kept or --measured"
             )
     if not 2 <= alpha <= ALPHAS[-1]:
         raise click.UsageError(f"--gpu here knows 2 to {ALPHAS[-1]} children, got {alpha}")
@@ -151,7 +169,7 @@ def gpus_command(form: str | None) -> None:
     if form:
         print_rows([{"key": key, **gpu._asdict()} for key, gpu in GPUS.items()], form)
         return
-    columns = ("--gpu", "GPU", "capability", "GB/s", "16-bit TFLOP/s", "float32 TFLOP/s", "L2 MB", "multiprocessors")
+    columns = ("--gpu", "GPU", "capability", "GB/s", "16-bit TFLOP/s", "float32 TFLOP/s", "L2 MB", "SMs")
     rows = [
         (key, g.name, f"{g.arch / 10}", f"{g.bandwidth:g}", f"{g.tensor:g}", f"{g.fp32:g}", f"{g.l2:g}", f"{g.sms}")
         for key, g in GPUS.items()
@@ -160,7 +178,7 @@ def gpus_command(form: str | None) -> None:
 
 
 def _roof_beside(path: Path, results: Results) -> str:
-    """The roof measured with a results file, or the name of the device that it is of."""
+    """The roof measured with a results file, or the name of the device that was measured."""
     beside = path.with_name("roof.json")
     return str(beside) if beside.is_file() else results.provenance["device"]
 
@@ -189,17 +207,19 @@ COLUMNS = ("ms", "low", "high", "over parent", "over wide", "host_milliseconds",
 )
 @click.option("--m", "rows", type=click.IntRange(1), multiple=True, help="Rows of activations.  [default: 1, 64]")
 @click.option("--structure", "structures", type=click.Choice(STRUCTURES), multiple=True, help="[default: all]")
-@click.option("--provider", "who", multiple=True, help=f"Of {', '.join(PROVIDERS)}.  [default: all]")
+@click.option("--provider", "who", multiple=True, help=f"Any of {', '.join(PROVIDERS)}.  [default: all]")
 @click.option(
     "--level", type=click.Choice((*suite.LEVELS, "model")), default="op", show_default=True, help="What is timed."
 )
-@click.option("--pass", "passes", multiple=True, help="Of the level's.  [default: all]")
+@click.option("--pass", "passes", multiple=True, help="A pass of the level.  [default: all]")
 @alpha_option()
 @click.option("--dtype", type=click.Choice(list(ITEMSIZE)), help="[default: fp32; bf16 on CUDA]")
-@click.option("--block", type=BLOCK, default=(64, 64), show_default=True, help="Sides of structure block.")
-@click.option("--column", "columns", multiple=True, help=f"To print, of {', '.join(COLUMNS)}.")
+@click.option(
+    "--block", type=BLOCK, metavar="BN BK", default=(64, 64), show_default=True, help="Tile of structure block."
+)
+@click.option("--column", "columns", multiple=True, help=f"Columns to print: {', '.join(COLUMNS)}.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is one]")
-@click.option("--seconds", type=click.FloatRange(0), default=0.3, show_default=True, help="To spend on each pass.")
+@click.option("--seconds", type=click.FloatRange(0), default=0.3, show_default=True, help="Seconds for each pass.")
 @rows_options
 @output_option()
 def latency_command(
@@ -220,8 +240,8 @@ def latency_command(
 ) -> None:
     """Time expanded layers beside the parent, the wide dense layer and peers, here and now.
 
-    With --level model whole models on a CPU, beside what fpe.to_dense makes of them; of the other options it takes
-    --m, --alpha, --seconds, --json and --output.
+    --level model times whole models on a CPU beside their fpe.to_dense form. It takes only the options --m, --alpha,
+    --seconds, --json and --output.
     """
     if level == "model":
         if names or structures or who or passes or dtype or columns or device == "cuda":

@@ -23,7 +23,7 @@ from ..table import Table
 from .options import rows_options
 from .output import print_rows, print_table, print_text
 
-TRIED = {"Python": "3.11", "torch": "2.11 and 2.13", "triton": "3.6 to 3.9", "numpy": "2.4"}
+TRIED = {"Python": "3.10 to 3.13", "torch": "2.11 and 2.13", "triton": "3.6 to 3.9", "numpy": "2.4"}
 """Versions that were tried; docs/installation.md says with what."""
 OPTIONAL = ("numba", "safetensors", "transformers", "peft", "torchvision", "open_clip_torch", "blksprs")
 
@@ -47,10 +47,10 @@ class Finding(NamedTuple):
 @click.command()
 @rows_options
 def doctor(form: str | None) -> None:
-    """Say what of this package runs here, what does not and why, and which data are found.
+    """Say what runs here and what does not, and why, and which data are found.
 
-    The exit status is 0 where the package works, with or without a GPU, and 1 where something is broken: a small
-    network does not compute what its dense form computes, or PyTorch sees a GPU that no kernel can use.
+    The exit status is 0 if the package works, with or without a GPU, and 1 if something is broken: a small network
+    does not compute what its dense form computes, or PyTorch sees a GPU that no kernel can use.
     """
     found = list(findings())
     if form:
@@ -100,7 +100,7 @@ def _version(name: str) -> str | None:
 def _devices() -> Iterator[Finding]:
     yield Finding("device", "CPU", "yes", f"{platform.machine()}, {torch.get_num_threads()} threads")
     roof = roof_here()
-    says = 'not measured, so that backend="auto" takes the eager twin on it: fpe here measures it in half a minute'
+    says = 'not measured, so backend="auto" takes the eager twin; `fpe here` measures it in half a minute'
     if roof:
         says = f"measured: reads weights at {roof.read / 1e9:.1f} GB/s"
     yield Finding("device", "the CPU's roof", "yes" if roof else "no", says)

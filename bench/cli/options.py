@@ -55,11 +55,15 @@ class Shape(click.ParamType):
 def shape_option(default: tuple[int, int] | None, says: str) -> Callable:
     """``--shape NxK``."""
     return click.option(
-        "--shape", type=Shape(), default=default, help=f"Output x input features of the parent.  [default: {says}]"
+        "--shape",
+        type=Shape(),
+        metavar="NxK",
+        default=default,
+        help=f"Output x input features of the parent.  [default: {says}]",
     )
 
 
-jobs_option = click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
+jobs_option = click.option("--jobs", type=click.IntRange(1), help="Number of processes.  [default: one for each core]")
 device_option = click.option("--device", default="cpu", show_default=True, callback=_device, help="A PyTorch device.")
 
 
@@ -100,5 +104,10 @@ def output_option(default: str = "out") -> Callable:
 
     kind = click.Path(file_okay=False, path_type=Path)
     return click.option(
-        "--output", type=kind, default=Path(default), show_default=True, callback=checked, help="Folder."
+        "--output",
+        type=kind,
+        default=Path(default),
+        show_default=True,
+        callback=checked,
+        help="Folder for the results.",
     )

@@ -65,5 +65,5 @@ def stopping(says: str) -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-NOTHING_WRITTEN = "Nothing was written; the same command begins anew."
+NOTHING_WRITTEN = "Nothing was written; the same command starts again."
 GOES_ON = "What is done is kept; the same command goes on from there."

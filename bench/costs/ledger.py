@@ -53,7 +53,7 @@ class Kept:
     Attributes:
         sizes: ``(d, h, c)``.
         alpha: Children.
-        structure: As of :func:`fpe.expand`.
+        structure: As in :func:`fpe.expand`.
         policy: Likewise.
         holes: Likewise.
     """

@@ -117,9 +117,8 @@ def assumptions(roof: Roof) -> str:
         for name, share in roof.shares.items()
     )
     return (
-        f"Assumed unless marked: {roof.reach.bandwidth:.0%} of the {roof.source} bandwidth and "
-        f"{roof.reach.arithmetic:.0%} of its arithmetic can be reached at all, and of that each implementation "
-        f"reaches: {shares}."
+        f"Assumed unless marked: at most {roof.reach.bandwidth:.0%} of the {roof.source} bandwidth and "
+        f"{roof.reach.arithmetic:.0%} of its arithmetic can be reached. Of that, each implementation reaches: {shares}."
     )
 
 
@@ -270,8 +269,8 @@ def sentences(layer: Layer, rows: Sequence[dict[str, Any]], name: str, basis: st
         tolerance: What counts as equal.
     """
     lines = [
-        f"On the {name} ({basis}) a {layer}, costs at most {tolerance:.0%} more time than its dense parent up to so "
-        "many rows in a batch:"
+        f"On the {name} ({basis}) a {layer}, costs at most {tolerance:.0%} more time than its dense parent up to "
+        "this many rows in a batch:"
     ]
     for workload in WORKLOADS:
         held = ", ".join(
@@ -282,7 +281,7 @@ def sentences(layer: Layer, rows: Sequence[dict[str, Any]], name: str, basis: st
     large = min(max(row["ratio"]) for row in serving)
     ordered = sorted(serving, key=lambda row: row["ratio"][large])
     if all(row["holds_to"] >= MAX_ROWS for row in serving):
-        lines.append("That is every batch size that was tried: take any structure.")
+        lines.append("That holds at every batch size tried: take any structure.")
     else:
         above = "; ".join(
             f"{row['structure']} {row['ratio'][large]:.2f} ({' + '.join(row['runs_as'][large])})" for row in ordered
@@ -295,7 +294,7 @@ def sentences(layer: Layer, rows: Sequence[dict[str, Any]], name: str, basis: st
 
 
 def _to_dense(rows: Sequence[dict[str, Any]]) -> str:
-    """Where the wide dense layer is faster than the expanded layer: a sentence."""
+    """Where the wide dense layer is faster than the expanded layer for inference: a sentence."""
     slower = [
         f"{row['structure']} at {m} rows ({1 / wide:.2f} of its time)"
         for row in rows
@@ -303,7 +302,7 @@ def _to_dense(rows: Sequence[dict[str, Any]]) -> str:
         if round(wide, 2) > 1
     ]
     if slower:
-        return f"The wide dense layer, fpe.to_dense(model), is faster than structure {', '.join(slower)}."
+        return f"Use the wide dense layer, fpe.to_dense(model), where it is faster: than structure {', '.join(slower)}."
     if any(row["wide"] for row in rows):
         return "The wide dense layer, fpe.to_dense(model), is faster at none of the batch sizes shown."
     return "The wide dense layer was not measured."

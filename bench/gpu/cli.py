@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,25 +36,27 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(
         prog="fpe gpu",
-        description="Measure everything that a GPU is needed for. Every result is checked before it is timed; what is "
-        "red gets no time and holds up nothing else. Rows are written as they come, so that a cut run leaves results "
-        "and the same command goes on with it.",
+        description="Measure everything that needs a GPU. Every result is checked before it is timed. A wrong result "
+        "is red: it gets no time, and everything else goes on. Rows are written as they come, so an interrupted run "
+        "leaves results, and the same command continues it.",
         epilog="steps, in order: " + "; ".join(f"{step.name} ({step.help})" for step in STEPS),
     )
-    made.add_argument("--minutes", type=_minutes, default=9.0, metavar="N", help="begin nothing that ends later [9]")
+    made.add_argument("--minutes", type=_minutes, default=9.0, metavar="N", help="start nothing that ends later [9]")
     made.add_argument("--plan", action="store_true", help="print what is measured when, without a GPU")
     made.add_argument("--json", dest="form", action="store_const", const="json", help="print the plan's rows as JSON")
     made.add_argument("--csv", dest="form", action="store_const", const="csv", help="print the plan's rows as CSV")
     made.add_argument("--merge", type=Path, metavar="ARCHIVE", help="put an archive into bench/results/<device>/")
-    made.add_argument("--only", nargs="+", choices=NAMES, metavar="STEP", help="these steps alone")
-    made.add_argument("--providers", nargs="+", metavar="NAME", help=f"of {', '.join(PROVIDERS)} [all]")
+    made.add_argument("--only", nargs="+", choices=NAMES, metavar="STEP", help="run only these steps")
+    made.add_argument("--providers", nargs="+", metavar="NAME", help=f"any of {', '.join(PROVIDERS)} [all]")
     made.add_argument("--output", type=Path, default=Path("out/gpu"), metavar="FOLDER",
-                      help=f"of {archive.NAME} and summary.txt [out/gpu]")  # fmt: skip
-    made.add_argument("--rows", type=Path, metavar="FOLDER", help="of the rows while it runs [out/gpu/<device>]")
-    made.add_argument("--resume", type=Path, metavar="ARCHIVE", help="go on with another machine's rows")
-    made.add_argument("--commit", metavar="HASH", help="of the code, where it is no git checkout")
+                      help=f"folder for {archive.NAME} and summary.txt [out/gpu]")  # fmt: skip
+    made.add_argument(
+        "--rows", type=Path, metavar="FOLDER", help="folder for the rows while it runs [out/gpu/<device>]"
+    )
+    made.add_argument("--resume", type=Path, metavar="ARCHIVE", help="continue with another machine's rows")
+    made.add_argument("--commit", metavar="HASH", help="commit of the code, if it is not a git checkout")
     made.add_argument("--jobs", type=int, metavar="N", help=f"processes that compile [all cores; {CORES} in a plan]")
-    made.add_argument("--dry-run", action="store_true", help="walk the plan on the CPU, small and eager")
+    made.add_argument("--dry-run", action="store_true", help="run the plan on the CPU, small and eager")
     return made
 
 
@@ -86,12 +89,12 @@ def main(arguments: Sequence[str] | None = None, worker: Sequence[str] = WORKER)
             if options.form:
                 print(raw(table.records(), options.form), end="")
             else:
-                print(table.fitted(get_terminal_size((80, 24)).columns))
+                print(table.fitted(_width()))
             return 0
         if options.form:
             raise ValueError("--json and --csv print a plan: give --plan too; a run writes its rows to files")
         if not options.dry_run and not torch.cuda.is_available():
-            raise ValueError("it needs a CUDA device, and PyTorch sees none; --dry-run walks the plan on the CPU")
+            raise ValueError("it needs a CUDA device, and PyTorch sees none; --dry-run runs the plan on the CPU, small")
         problems = _measure(options, worker)
     except (ValueError, OSError, LostError) as error:
         return _fail(str(error))
@@ -159,8 +162,14 @@ def _measure(options: argparse.Namespace, worker: Sequence[str]) -> list[str]:
 def summary(context: Context, problems: Sequence[str]) -> str:
     """What was measured, short: ours over the yardsticks, and what is red."""
     rows = context.rows("latency")
-    parts = [str(headline(rows, context.dry))] if rows else ["nothing was timed"]
-    return "\n\n".join([*parts, *(["Red:\n" + "\n".join(problems)] if problems else [])])
+    parts = [headline(rows, context.dry).fitted(_width())] if rows else ["nothing was timed"]
+    red = [textwrap.fill(problem, _width(), break_on_hyphens=False, break_long_words=False) for problem in problems]
+    return "\n\n".join([*parts, *(["\n".join(["Red:", *red])] if red else [])])
+
+
+def _width() -> int:
+    """Characters in a line of the terminal, or ``COLUMNS``; 80 where nobody says."""
+    return get_terminal_size((80, 24)).columns
 
 
 def headline(rows: Rows, dry: bool = False) -> Table:

@@ -11,9 +11,11 @@ from . import draw, measure
 
 
 @click.command("here")
-@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True, help="In which everything is measured.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=2, show_default=True, help="Rounds in which everything is measured."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights and labels.")
-@click.option("--quick", is_flag=True, help="Small layers: to see that it runs. Nothing is kept for 'auto'.")
+@click.option("--quick", is_flag=True, help="Small layers, to see that it runs. Nothing is kept for 'auto'.")
 @rows_options
 @output_option()
 def here(rounds: int, seed: int, quick: bool, form: str | None, output: Path) -> None:

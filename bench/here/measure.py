@@ -209,7 +209,7 @@ def _warm(call: Callable[[], object]) -> None:
 
 
 def why_not() -> str | None:
-    """What keeps this machine from being measured, in words."""
+    """Returns why this machine cannot be measured, or ``None`` if it can."""
     return why_not_cpu(torch.empty(0))
 
 

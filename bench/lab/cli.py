@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ...kernels.structures import STRUCTURES, TWO_FOUR
+from ..cli import ListingGroup
 from ..cli.options import alpha_option, jobs_option, output_option, rows_options, shape_option
 
 OPERATIONS = (
@@ -21,14 +22,14 @@ operations_option = click.option(
     type=click.Choice(OPERATIONS, case_sensitive=False),
     multiple=True,
     metavar="OPERATION",
-    help=f"Of {', '.join(OPERATIONS)}.  [default: all]",
+    help=f"Any of {', '.join(OPERATIONS)}.  [default: all]",
 )
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=ListingGroup, invoke_without_command=True)
 @click.pass_context
 def lab(context: click.Context) -> None:
-    """Prove the kernels without a GPU: compile them, trace their memory traffic."""
+    """Check the kernels without a GPU: compile them, execute them, count their memory traffic."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -106,13 +107,13 @@ def ladder_command(form: str | None, output: Path) -> None:
 
 @lab.command("headline")
 @click.option("--arch", type=int, default=90, show_default=True, help="Compute capability.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of processes.")
 @rows_options
 @output_option("out/lab")
 def headline_command(arch: int, jobs: int, form: str | None, output: Path) -> None:
     """Compile what the first steps of `fpe gpu` launch, and take the time of each binary.
 
-    The plan of `fpe gpu` expects what the committed rows say. They are of an empty cache: set TRITON_CACHE_DIR to an
+    The plan of `fpe gpu` uses the committed rows. They were measured with an empty cache: set TRITON_CACHE_DIR to an
     empty folder.
     """
     import triton
@@ -135,14 +136,18 @@ def headline_command(arch: int, jobs: int, form: str | None, output: Path) -> No
 @shape_option(None, "an LLM's MLP")
 @alpha_option(1, "Children per parent; 1: the parent.")
 @click.option("--structure", type=click.Choice(STRUCTURES), help="[default: all; block with --block]")
-@click.option("--block", type=(click.IntRange(1), click.IntRange(1)), help="Tile.  [default: 64 64]")
-@click.option("--kept", multiple=True, type=click.FloatRange(0, 1), help="Packed values: share that exists, in 32nds. "
-              "May be given several times.")  # fmt: skip
+@click.option("--block", type=(click.IntRange(1), click.IntRange(1)), metavar="BN BK", help="Tile.  [default: 64 64]")
+@click.option(
+    "--kept",
+    multiple=True,
+    type=click.FloatRange(0, 1),
+    help="Share of the entries that exist, stored as packed values; in 32nds. May be given several times.",
+)
 @click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
 @click.option("--l2", type=click.FloatRange(0), default=50.0, show_default=True, help="Megabytes of L2.")
 @click.option("--group", type=click.IntRange(1), help="Try another grouping of the programs.")
-@click.option("--quick", is_flag=True, help="Small layers: to see that it runs.")
+@click.option("--quick", is_flag=True, help="Small layers, to see that it runs.")
 @rows_options
 @output_option("out/lab")
 def traffic_command(
@@ -168,7 +173,13 @@ def traffic_command(
 @click.option("--kernels", default="shipped", show_default=True, help="A name for the kernels, written to every row.")
 @jobs_option
 @rows_options
-@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("out/lab"),
+    show_default=True,
+    help="Folder for the results.",
+)
 def hazards_command(
     architectures: tuple[int, ...],
     operations: tuple[str, ...],
@@ -209,7 +220,13 @@ EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse", "
 @click.option("--quick", is_flag=True, help="A case of each kind.")
 @jobs_option
 @rows_options
-@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("out/lab"),
+    show_default=True,
+    help="Folder for the results.",
+)
 def execute_command(
     architectures: tuple[int, ...],
     families: tuple[str, ...],
@@ -257,10 +274,22 @@ def wavefronts_command(form: str | None, output: Path) -> None:
 
 @lab.command("mutate")
 @click.option("--arch", "architectures", type=int, multiple=True, default=(80, 90, 100), show_default=True)
-@click.option("--most", type=click.IntRange(1), default=6, show_default=True, help="Mutants of a class and case.")
+@click.option(
+    "--most",
+    type=click.IntRange(1),
+    default=6,
+    show_default=True,
+    help="Largest number of mutants of a class and case.",
+)
 @jobs_option
 @rows_options
-@click.option("--output", type=click.Path(path_type=Path), default=Path("out/lab"), show_default=True, help="Folder.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("out/lab"),
+    show_default=True,
+    help="Folder for the results.",
+)
 def mutate_command(architectures: tuple[int, ...], most: int, jobs: int | None, form: str | None, output: Path) -> None:
     """Break the compiled kernels on purpose and count what `fpe lab execute` would have seen."""
     from ..cli.output import finish

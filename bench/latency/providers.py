@@ -87,7 +87,7 @@ _FAMILIES = {TWO_FOUR: SEMI_STRUCTURED, BLOCK: BLOCKS, SEEDED: SPLIT}
 ABOUT = {
     "auto": "the package's own choice, as layers make it; on a CPU its kernels there, or a dense weight that is kept",
     "triton": "the package's Triton kernels",
-    "eager": "the definition in plain PyTorch, which makes its dense weight anew in every call",
+    "eager": "the definition in plain PyTorch, which builds its dense weight in every call",
     "sparse_tensor_core": "the package's kernel on sparse tensor cores",
     "torch": "the package's layer on PyTorch's semi-structured matmul",
 }

@@ -52,6 +52,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "executed": lambda: execute.table(execute.together(_read("lab/execute"), _read("lab/execute-bitmap"))),
     "kept-traffic": lambda: summary.kept_traffic(_read("lab/traffic-bitmap")),
     "kept-instructions": lambda: summary.kept_instructions(_read("lab/bitmap"), _read("lab/wavefronts")),
+    "versions": lambda: summary.versions(_read("versions")),
     "mutation": lambda: mutate.table(_read("lab/mutation")),
 }
 FIGURES: dict[str, Callable[[], Figure]] = {

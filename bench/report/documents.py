@@ -17,6 +17,7 @@ DOCUMENTS = (
     "README.md",
     "docs/benchmarks.md",
     "docs/boolean.md",
+    "docs/installation.md",
     "docs/kernels.md",
     "docs/lab.md",
     "docs/seeded.md",

@@ -51,6 +51,22 @@ def compile_times(results: Results) -> Table:
     return Table(title, ("kernel", "binaries", "failed", "median s", "all s"), rows)
 
 
+def versions(results: Results) -> Table:
+    """Which versions of Python, PyTorch and Triton were tried, and what came of it."""
+    body = [
+        (
+            *(row[name] for name in ("python", "torch", "triton", "numpy")),
+            str(row["modules"]),
+            *("{} of {}".format(*row[arch]) for arch in ("sm_80", "sm_90")),
+            "passes" if row["dry_run"] else "fails",
+            f"{row['processor_seconds']:.0f} s",
+        )
+        for row in results.rows
+    ]
+    columns = ("Python", "PyTorch", "Triton", "NumPy", "modules imported", "compiled for sm_80", "for sm_90")
+    return Table("Versions that were tried", (*columns, "dry run", "processor time"), body)
+
+
 def compiled(results: Results) -> Table:
     """What the offline compiler found, over all binaries of a kernel and architecture."""
     rows: list[tuple[str, ...]] = []
@@ -69,7 +85,16 @@ def compiled(results: Results) -> Table:
                 f"{sum(bool(c) for c in group['complaints'])}",
             )
         )
-    columns = ("kernel", "binaries", "registers", "spilt bytes", "shared bytes", "programs/SM", "matrix", "complaints")
+    columns = (
+        "kernel",
+        "binaries",
+        "registers",
+        "spilled bytes",
+        "shared bytes",
+        "programs/SM",
+        "matrix",
+        "complaints",
+    )
     settings = results.settings
     return Table(f"Compiled by Triton {settings['triton']}, the worst of each kernel and architecture", columns, rows)
 
@@ -91,7 +116,7 @@ def ladder(results: Results) -> Table:
     n, k, m = results.settings["tile"]
     version = results.settings["triton"]
     title = f"Machine instructions a weight and lane, alpha = 2, tile {n} x {k} by {m} rows, Triton {version}"
-    return Table(title, ("rung", "arch", "instr./weight", "shared mem./weight", "registers", "spilt", "how"), body)
+    return Table(title, ("rung", "arch", "instr./weight", "shared mem./weight", "registers", "spilled", "how"), body)
 
 
 def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype: str = "bf16") -> Table:

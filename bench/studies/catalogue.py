@@ -79,7 +79,7 @@ def many_classes() -> list[Cell]:
 
 
 def hidden() -> list[Cell]:
-    """The pair in the middle of 64 wide layers: as many outputs as inputs, so that both layers must pay."""
+    """The pair in the middle of 64 wide layers: as many outputs as inputs, so both layers must lose weights."""
     named = [CONTINUED, PAPERS, "random partition", "2:4 magnitude", "2:4 partition", "4x4 magnitude", "4x4 block"]
     named += ["4x4 partition", "shared magnitude", "gram magnitude", FRESH, "fresh random partition", WIDE]
     cells = [Cell(condition, neurons, around=64) for neurons in (8, 32) for condition in named]
@@ -137,7 +137,7 @@ def _study(
 STUDIES = (
     _study(
         "budget",
-        "Compare every policy that pays for the wider layer, on every structure of the masks.",
+        "Compare every policy that removes the wider pair's extra weights, on every structure of the masks.",
         budget,
         [Cell(c, 4) for c in (CONTINUED, PAPERS, "2:4 input", "4x16 block", "shared partition")],
         tables={

@@ -2,10 +2,11 @@
 
 import click
 
+from ..cli import ListingGroup
 from . import every
 
 
-class _Studies(click.Group):
+class _Studies(ListingGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(every())
 

@@ -135,14 +135,14 @@ class Sweep(Study):
         default = {field.name: field.default for field in fields(self.settings)}
         options = [
             click.option(
-                "--trials", type=click.IntRange(1), help=f"Networks of a kind.  [default: {default['trials']}]"
+                "--trials", type=click.IntRange(1), help=f"Networks of each kind.  [default: {default['trials']}]"
             ),
             click.option(
-                "--epochs", type=click.IntRange(1), help=f"Before, and after.  [default: {default['epochs']}]"
+                "--epochs",
+                type=click.IntRange(1),
+                help=f"Epochs before the split, and after it.  [default: {default['epochs']}]",
             ),
-            click.option(
-                "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes side by side."
-            ),
+            click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of processes."),
             click.option("--quick", is_flag=True, help="A few steps of small networks: to see that it runs."),
             output_option(),
         ]
@@ -151,7 +151,7 @@ class Sweep(Study):
         command = common(run)
         for option in reversed(options):
             command = option(command)
-        text = f"{self.about}\n\nA run that was cut goes on where it stopped; rows of other settings are refused."
+        text = f"{self.about}\n\nThe same command continues an interrupted run; rows of other settings are refused."
         return click.command(self.name, help=text)(command)
 
     def path(self, folder: Path, quick: bool, settings: Any) -> Path:

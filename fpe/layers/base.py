@@ -212,7 +212,7 @@ class ExpandedLinear(nn.Module):
             overwrite(self.edge_weight, value)
 
     def _removed(self) -> Tensor | None:
-        """Which entries of ``edge_weight`` stand for no edge; ``None`` where all are edges."""
+        """Returns which entries of ``edge_weight`` are not edges, or ``None`` if all are."""
         raise NotImplementedError
 
     def _entries(self, state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -444,13 +444,13 @@ def check_known(op: str, name: str, value: object, dtype: torch.dtype) -> Tensor
     """Returns a matrix of a dtype whose entries are known, as topologies are given.
 
     Raises:
-        TypeError: It is no tensor, or of another dtype.
-        ValueError: It is no matrix, or is on ``"meta"``.
+        TypeError: It is not a tensor, or of another dtype.
+        ValueError: It is not a matrix, or is on ``"meta"``.
     """
     if not isinstance(value, Tensor) or value.dtype != dtype:
         raise TypeError(f"{op}: {name} must be a {dtype} tensor, got {getattr(value, 'dtype', type(value).__name__)}")
     if value.dim() != 2:
         raise ValueError(f"{op}: {name} must be a matrix, got shape {list(value.shape)}")
     if value.is_meta:
-        raise ValueError(f"{op}: {name} is on 'meta', and without it nobody knows the edges; only weights may be there")
+        raise ValueError(f"{op}: {name} is on 'meta', where it says nothing of the edges; only weights may be there")
     return value

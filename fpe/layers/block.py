@@ -42,11 +42,11 @@ class Partial(NamedTuple):
 
 
 class BlockLinear(ExpandedLinear):
-    """A linear layer of which whole blocks are kept: an expanded layer or a successor.
+    """A linear layer that keeps whole blocks of its weight: an expanded layer or a successor.
 
-    Rows or columns may lie in planes of children (``planes``); the block grid is laid over each plane on its
-    own, so that a block never holds weights of two children of different number. A few weights inside a kept
-    block may be removed too, where a non-zero count that no block divides demands it.
+    Rows or columns may be grouped in planes of children (``planes``). Each plane has a block grid of its own, so a
+    block never holds weights of children with different numbers. A few weights inside a kept block may be removed
+    too, if the number of non-zeros is not a multiple of the block's size.
 
     ``edge_weight`` holds the kept blocks, ``[blocks, bn, bk]``, padding at the edges stored as zero.
 
@@ -56,13 +56,13 @@ class BlockLinear(ExpandedLinear):
         planes: Planes along the outputs and along the inputs.
         bias: Whether outputs have a bias.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
-        device: As of ``nn.Linear``.
-        dtype: As of ``nn.Linear``.
+        device: As in ``nn.Linear``.
+        dtype: As in ``nn.Linear``.
 
     Raises:
-        TypeError: ``kept`` is no bool tensor.
-        ValueError: ``kept`` is no matrix or is on ``"meta"``, ``planes`` do not divide the sizes, or ``block`` is no
-            pair of positive integers.
+        TypeError: ``kept`` is not a bool tensor.
+        ValueError: ``kept`` is not a matrix or is on ``"meta"``, ``planes`` do not divide the sizes, or ``block`` is
+            not a pair of positive integers.
 
     Example:
         >>> kept = torch.eye(2, dtype=torch.bool).repeat_interleave(4, 0).repeat_interleave(4, 1)
@@ -124,7 +124,7 @@ class BlockLinear(ExpandedLinear):
         return self.grid.from_planes(self._beside(values, self.layout).to_dense(values))
 
     def masked_copy(self) -> Tensor | None:
-        """:meth:`wide_weight`, unless blocks are so large that a loop over their rows and columns is quicker."""
+        """:meth:`wide_weight`, or a faster loop over rows and columns of blocks if blocks are large."""
         loops = sum(self.block_mask.shape)
         if self.in_features * self.out_features > loops * COPIED_IN_A_LOOP:
             return None

@@ -90,7 +90,7 @@ _MASKS: WeakKeyDictionary[nn.Module, Made] = WeakKeyDictionary()
 
 
 def forget(layer: nn.Module) -> None:
-    """Frees what is kept for a layer; the next call makes it anew."""
+    """Frees what is cached for a layer; the next call computes it again."""
     _WEIGHTS.pop(layer, None)
     _MASKS.pop(layer, None)
 

@@ -1,4 +1,4 @@
-"""Blocks over planes of children: the block grid starts anew in every plane."""
+"""Blocks over planes of children: every plane has a block grid of its own."""
 
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ class PlaneGrid(NamedTuple):
 
     @property
     def padding(self) -> float:
-        """What blocks over the whole weight would store, over what lies in the weight."""
+        """How many weights the blocks of the whole weight store, divided by how many the weight has."""
         rows, columns = self.blocks_shape
         area = self.outputs * self.inputs
         return rows * columns * self.block[0] * self.block[1] / area if area else 1.0

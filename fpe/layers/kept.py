@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpe.kernels import Bitmap, unpack_values
+from fpe.kernels import SeededHoles, unpack_values
 from fpe.kernels.here import kernel_wins
 from fpe.kernels.partition.existence import Kept
 
@@ -59,7 +59,7 @@ class KeptLinear(ExpandedLinear):
         return placed_copy(self)
 
     def places(self) -> Tensor:
-        """Where each stored weight stands in the flattened :meth:`wide_weight`, int64."""
+        """The position of each stored weight in the flattened :meth:`wide_weight`, int64."""
         raise NotImplementedError
 
     def _removed(self) -> Tensor | None:
@@ -99,7 +99,7 @@ class KeptLinear(ExpandedLinear):
             )
 
     def _entries(self, state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        """Also packs a weight that stands there as a matrix with zeros, as earlier versions stored it."""
+        """Also packs a weight that is a matrix with zeros, as earlier versions stored it."""
         own = layer_entries(state, prefix)
         weight = own.get("edge_weight")
         if self.bitmap is not None and isinstance(weight, Tensor) and tuple(weight.shape) == self.matrix_shape:

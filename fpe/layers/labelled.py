@@ -46,8 +46,8 @@ class _LabelledLinear(KeptLinear):
         partition: Labels of the parent's weight.
         bias: Whether every output has a bias.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
-        device: As of ``nn.Linear``.
-        dtype: As of ``nn.Linear``.
+        device: As in ``nn.Linear``.
+        dtype: As in ``nn.Linear``.
 
     Raises:
         TypeError: ``partition`` is none.
@@ -70,7 +70,7 @@ class _LabelledLinear(KeptLinear):
     ) -> None:
         name = type(self).__name__
         if not isinstance(partition, Partition):
-            raise TypeError(f"{name}: partition must be a fpe.Partition, got {type(partition).__name__}")
+            raise TypeError(f"{name}: partition must be an fpe.Partition, got {type(partition).__name__}")
         check_known(name, "the partition's labels", partition.labels, torch.uint8)
         sizes = list(partition.shape)
         sizes[self.AXIS] *= partition.alpha

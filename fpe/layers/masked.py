@@ -20,12 +20,12 @@ class MaskedLinear(KeptLinear):
     Args:
         mask: bool ``[outputs, inputs]``, true where an edge exists.
         bias: Whether outputs have a bias.
-        device: As of ``nn.Linear``.
-        dtype: As of ``nn.Linear``.
+        device: As in ``nn.Linear``.
+        dtype: As in ``nn.Linear``.
 
     Raises:
-        TypeError: ``mask`` is no bool tensor.
-        ValueError: ``mask`` is no matrix, or is on ``"meta"``.
+        TypeError: ``mask`` is not a bool tensor.
+        ValueError: ``mask`` is not a matrix, or is on ``"meta"``.
 
     Example:
         >>> layer = fpe.MaskedLinear(torch.eye(8, dtype=torch.bool))

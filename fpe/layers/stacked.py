@@ -32,7 +32,7 @@ class StackedLinear(nn.ModuleList):
 
     @property
     def weight(self) -> Tensor:
-        """The wide weights, one above the other, ``[out_features, in_features]``, made anew each time."""
+        """The wide weights, one above the other, ``[out_features, in_features]``; computed at each access."""
         return torch.cat([layer.weight for layer in self])  # type: ignore[misc]
 
     @property

@@ -2,7 +2,7 @@
 
 ==================  ===========================================================================================
 :mod:`.table`         which layers of known blocks belong together
-:mod:`.discovery`     what of a model would be expanded, and why the rest would not
+:mod:`.discovery`     which layers of a model would be expanded, and why the others would not
 :mod:`.tracing`       the same for unknown models, from one forward pass
 ==================  ===========================================================================================
 """

@@ -1,4 +1,4 @@
-"""What of a model would be expanded, and why the rest would not."""
+"""Says which layers of a model would be expanded, and why the others would not."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,19 +50,19 @@ def _numberless(line: str) -> str:
 
 
 def find_pairs(model: nn.Module, pairs: Iterable[Pair] | None = None, example_inputs: Any = None) -> Found:
-    """Says which layers :func:`fpe.expand` would expand, and why not the others; changes nothing.
+    """Says which layers :func:`fpe.expand` would expand, and why not the others. It changes nothing.
 
     Three sources, in this order: the blocks of :mod:`fpe.models.table`; every ``nn.Sequential``, in which the linear
     layers are paired from the front; and, with ``example_inputs``, one forward pass in which linear layers are looked
     for that are joined by element-wise code alone.
 
     Args:
-        model: A dense model, or one of which some layers are expanded.
-        pairs: As of :func:`fpe.expand`: names or patterns. Then nothing else is looked for.
-        example_inputs: As of :func:`fpe.expand`. What was found is tried on it.
+        model: A dense model; some of its layers may be expanded already.
+        pairs: As in :func:`fpe.expand`: names or patterns. If they are given, no other pair is searched.
+        example_inputs: As in :func:`fpe.expand`. The pairs that are found are tested with them.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
         ValueError: ``pairs`` are none.
 
     Example:

@@ -94,7 +94,7 @@ def traced(model: nn.Module, names: Sequence[str], example_inputs: Any) -> tuple
     Args:
         model: Left as it is; a copy runs, in eval mode.
         names: The layers to look at.
-        example_inputs: As of :func:`fpe.expand`.
+        example_inputs: As in :func:`fpe.expand`.
     """
     plain, follower = copy.deepcopy(model).eval(), _Follower()
     order: list[str] = []

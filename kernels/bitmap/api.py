@@ -10,7 +10,7 @@ from .backends import BACKENDS
 
 
 def unpack_values(values: Tensor, kept: Kept, *, backend: str = "auto") -> Tensor:
-    """Writes packed values to their places: the weight that they are, zero where no entry exists.
+    """Writes packed values to their places: returns the weight, zero where no entry exists.
 
     Gradient: ``dvalues = pack_values(dw, kept)``.
 
@@ -23,7 +23,7 @@ def unpack_values(values: Tensor, kept: Kept, *, backend: str = "auto") -> Tenso
         ``w[N, K]``; contiguous by columns where ``kept`` is transposed.
 
     Raises:
-        TypeError: An operand is none, or has the wrong dtype.
+        TypeError: An operand is not a tensor, or has the wrong dtype.
         ValueError: Sizes, devices or ``backend`` do not fit.
     """
     op = "unpack_values"
@@ -41,7 +41,7 @@ def pack_values(w: Tensor, kept: Kept, *, backend: str = "auto") -> Tensor:
     Gradient: ``dw = unpack_values(dvalues, kept)``.
 
     Args:
-        w: ``[N, K]``, float16, bfloat16, float32 or float64. What stands where no entry exists is left behind.
+        w: ``[N, K]``, float16, bfloat16, float32 or float64. Entries that do not exist are ignored.
         kept: Which entries exist: :class:`Bitmap` or :class:`SeededHoles`.
         backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
@@ -49,7 +49,7 @@ def pack_values(w: Tensor, kept: Kept, *, backend: str = "auto") -> Tensor:
         ``values[nnz]``.
 
     Raises:
-        TypeError: An operand is none, or has the wrong dtype.
+        TypeError: An operand is not a tensor, or has the wrong dtype.
         ValueError: Sizes, devices or ``backend`` do not fit.
     """
     op = "pack_values"

@@ -19,7 +19,7 @@ NARROW = 2**31
 
 
 class Bitmap(NamedTuple):
-    """Which entries of a weight ``w[N, K]`` exist. The kept ones are stored alone, ``values[nnz]``, row after row.
+    """Which entries of a weight ``w[N, K]`` exist. Only the kept ones are stored, ``values[nnz]``, row after row.
 
     A value's place is ``bases`` and ``starts`` of its run and the number of ones before its bit in that run, so that a
     tile can be read without those before it. Runs go on from row to row: a short row costs no start of its own. One
@@ -50,8 +50,8 @@ class Bitmap(NamedTuple):
             mask: bool ``[N, K]``, true where an entry exists. Any pattern.
 
         Raises:
-            TypeError: ``mask`` is no bool tensor.
-            ValueError: It is no matrix, or it is on the meta device.
+            TypeError: ``mask`` is not a bool tensor.
+            ValueError: It is not a matrix, or it is on the meta device.
         """
         op = "Bitmap.pack"
         check_tensor(op, "mask", mask, (None, None), dtype=torch.bool)
@@ -86,7 +86,7 @@ class Bitmap(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """``(N, K)`` of the weight that is meant: turned where transposed."""
+        """``(N, K)`` of the weight, or ``(K, N)`` if transposed."""
         return self.shape[::-1] if self.transposed else self.shape
 
     def to(self, device: torch.device | str) -> "Bitmap":

@@ -39,7 +39,7 @@ def block_matmul(
         ``y[..., N]`` in the dtype of ``x``.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices or ``backend`` do not fit.
     """
     op = "block_matmul"
@@ -72,7 +72,7 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
         ``dx[..., K]`` in the dtype of ``dy``.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices or ``backend`` do not fit.
     """
     op = "block_matmul_t"
@@ -102,7 +102,7 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
         ``[blocks, bn, bk]`` in the dtype of ``x``; zero in the padding of edge blocks.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices or ``backend`` do not fit.
     """
     op = "block_grad"

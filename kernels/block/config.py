@@ -14,7 +14,7 @@ SUPPORTED_BLOCKS = (16, 32, 64, 128)
 
 
 def limit(block: tuple[int, int]) -> str | None:
-    """What of a block the kernels do not take, in words."""
+    """Returns why the kernels reject this block size, or ``None``."""
     if any(side not in SUPPORTED_BLOCKS for side in block):
         return f"it takes blocks with sides of {SUPPORTED_BLOCKS}, got {tuple(block)}"
     return None

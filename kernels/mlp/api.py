@@ -29,34 +29,34 @@ def expanded_mlp(
     activation: str | None = "relu",
     backend: str = "auto",
 ) -> Tensor:
-    """An expanded layer, its activation and the layer after it; one launch where they are small.
+    """Computes an expanded layer, its activation and the layer after it, in one launch if they are small.
 
     ``h[m, a, i] = activation(sum_k x[m, k] * w1[i, k] * (labels1[i, k] == a) + bias1[a, i])`` and then
     ``y = h.flatten(-2) @ w2.T + bias2``, or ``y = merge_matmul(h, w2, labels2, bias2)``.
 
-    Where a gradient is wanted it is :func:`split_matmul` followed by :func:`merge_matmul` or a dense matmul, and so
-    has their gradients.
+    If a gradient is needed, it runs :func:`split_matmul` and then :func:`merge_matmul` or a dense matmul, and has
+    their gradients.
 
     Args:
         x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
         w1: The parents' weight ``[H, K]``, same dtype and device.
-        labels1: Which child owns each edge of ``w1``: packed, of a seed, or uint8 ``[H, K]``.
+        labels1: Which child owns each edge of ``w1``: packed, seeded, or uint8 ``[H, K]``.
         w2: The second weight: ``[N, alpha * H]`` dense, its columns in planes of children; or ``[N, H]`` with
             ``labels2``.
-        labels2: Which child each edge of ``w2`` reads: packed, of a seed, or uint8 ``[N, H]``; none for a dense second
-            layer.
+        labels2: Which child each edge of ``w2`` reads: packed, seeded, or uint8 ``[N, H]``; ``None`` for a dense
+            second layer.
         alpha: Children per parent.
         bias1: ``[alpha, H]``, or none.
         bias2: ``[N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
-        backend: ``"auto"`` fuses on a GPU where 16-bit operands' hidden layer fits into a program; ``"triton"``
-            insists on one launch; ``"eager"`` is the twin.
+        backend: ``"auto"`` fuses on a GPU if the operands have 16 bits and the hidden layer fits into one program;
+            ``"triton"`` always uses one launch or raises; ``"eager"`` is the twin.
 
     Returns:
         ``y[..., N]`` in the dtype of ``x``.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices, ``alpha``, ``activation`` or ``backend`` do not fit; with ``backend="triton"`` the
             hidden layer is too large, or a gradient is wanted.
     """

@@ -3,4 +3,4 @@
 from ..dispatch import Backend, why_not_triton
 
 BACKENDS = {"triton": Backend("mlp.triton", "", why_not_triton), "eager": Backend("mlp.eager", "")}
-"""``why_not`` takes an operand and what of the call the kernel does not take, in words."""
+"""``why_not`` takes an operand and the reason why the kernel rejects the call's sizes, if there is one."""

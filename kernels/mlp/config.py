@@ -40,7 +40,7 @@ class Config:
 
 
 def limit(hidden: int, alpha: int, itemsize: int) -> str | None:
-    """What of a layer's sizes and type the kernel does not take, in words."""
+    """Returns why the kernel rejects a layer's sizes or dtype, or ``None``."""
     most = MAX_ACCUMULATORS // 16
     if itemsize != 2:
         return "it takes float16 and bfloat16: in float32 the children's sums do not fit into registers"

@@ -45,24 +45,24 @@ def split_matmul(
         w: The parent's weight ``[N, K]``, same dtype and device; with ``kept`` its kept values ``[nnz]``.
         labels: Which child owns each edge, :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``, where a
             label not below ``alpha`` (``HOLE`` by convention) means that no child does. The Triton kernels read packed
-            labels and make those of a seed; a plain table is packed anew in every call. With ``kept`` and one child,
+            labels and compute those of a seed; a plain table is packed in every call. With ``kept`` and one child,
             none are needed.
         alpha: Children per parent, 1 to 254; at most 8 in Triton.
         bias: ``[alpha, N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
-        kept: Which entries of the weight exist, where it is stored as its values alone (:func:`pack_values`), in the
-            orientation in which the labels are packed, which then have no holes: existence is the bitmap's to say. With
-            :class:`SeededLabels` it may be :class:`SeededHoles` of the same seed. The gradient has the values' shape
-            too.
+        kept: Which entries of the weight exist, if only its kept values are stored (:func:`pack_values`). It has the
+            orientation in which the labels are packed. The labels then have no holes, because the bitmap says what
+            exists. With :class:`SeededLabels` it may be :class:`SeededHoles` of the same seed. The gradient has the
+            shape of the values.
         backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"eager"``; or, with two children of a seed and 16-bit floats,
-            ``"sparse_tensor_core"``, which multiplies by a 2:4 weight whose metadata it makes of the seed. Gradients
-            run as with ``"auto"`` then.
+            ``"sparse_tensor_core"``, which multiplies by a 2:4 weight and computes its metadata from the seed. Its
+            gradients run as with ``"auto"``.
 
     Returns:
         ``y[..., alpha, N]`` in the dtype of ``x``.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices, ``alpha``, ``activation`` or ``backend`` do not fit, or the labels are packed for
             another weight, orientation or ``alpha``.
     """
@@ -125,10 +125,10 @@ def merge_matmul(
         w: The parent's weight ``[N, K]``, same dtype and device; with ``kept`` its kept values ``[nnz]``.
         labels: Which child's activation each edge reads, as :func:`split_matmul` takes them, where a label not
             below ``alpha`` (``HOLE`` by convention) contributes nothing. The Triton kernels read packed labels; a
-            plain table is packed anew in every call. With ``kept`` and one child, none are needed.
+            plain table is packed in every call. With ``kept`` and one child, none are needed.
         bias: ``[N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
-        kept: As of :func:`split_matmul`.
+        kept: As in :func:`split_matmul`.
         backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"eager"``; or, with 2 or 4 children of 16-bit floats,
             ``"sparse_tensor_core"`` or ``"torch"``, which multiply by a 2:4 weight (:mod:`.interleaved`).
 
@@ -136,7 +136,7 @@ def merge_matmul(
         ``y[..., N]`` in the dtype of ``z``.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices, alpha (``z.shape[-2]``, 1 to 254; at most 8 in Triton), ``activation`` or
             ``backend`` do not fit, or the labels are packed for another weight, orientation or alpha.
     """
@@ -174,7 +174,7 @@ def partition_grad(
         x: Activations ``[..., K]`` with the same leading dimensions, dtype and device.
         labels: :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``; with ``kept`` and one child, none are
             needed.
-        kept: As of :func:`split_matmul`.
+        kept: As in :func:`split_matmul`.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
 
     Returns:
@@ -182,7 +182,7 @@ def partition_grad(
         kept values ``[nnz]``.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices, alpha (``dy.shape[-2]``, 1 to 254; at most 8 in Triton) or ``backend`` do not fit,
             or the labels are packed for another weight, orientation or alpha.
     """
@@ -234,7 +234,7 @@ def masked_matmul(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Multiplies by a weight of which any entries exist: :func:`split_matmul` with one child.
+    """Multiplies by a weight with any mask: :func:`split_matmul` with one child.
 
     ``y = activation(x @ W.T + bias)``, ``W = unpack_values(values, kept)``
 
@@ -252,7 +252,7 @@ def masked_matmul(
         ``y[..., N]`` in the dtype of ``x``.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices, ``activation`` or ``backend`` do not fit.
     """
     op = "masked_matmul"
@@ -275,7 +275,7 @@ def _check_weight(op: str, w: Tensor, kept: Kept | None, name: str = "w") -> tup
 
 
 def _check_owners(op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor, kept: Kept | None) -> Given:
-    """What :func:`check_labels` returns; beside ``kept`` both are of the orientation in which it is stored."""
+    """Returns what :func:`check_labels` does; with ``kept``, both have the orientation in which it is stored."""
     if kept is None:
         return check_labels(op, labels, shape, alpha, on)
     check_kept(op, kept, on)

@@ -19,7 +19,7 @@ MAX_ALPHA = 8
 
 
 def limit(alpha: int) -> str | None:
-    """What of a number of children the kernels do not take, in words."""
+    """Returns why the kernels reject this number of children, or ``None``."""
     return f"it takes up to {MAX_ALPHA} children, got {alpha}" if alpha > MAX_ALPHA else None
 
 

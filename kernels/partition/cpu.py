@@ -250,7 +250,7 @@ def _across_rows(
     Args:
         x: float32 ``[blocks of rows, N, planes, rows]``.
         w: The values of the stored weight, flat.
-        starts: As of :func:`_along_rows`.
+        starts: As in :func:`_along_rows`.
         exists: As there.
         bits: As there.
         seed: As there.

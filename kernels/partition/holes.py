@@ -23,10 +23,10 @@ _CHUNK = 1 << 22  # entries made at a time: bounds the working memory of large l
 
 
 class SeededHoles(NamedTuple):
-    """Which entries of a weight ``w[N, K]`` exist: ``per_row`` of every row, by a function of a seed.
+    """Which entries of a weight ``w[N, K]`` exist: ``per_row`` of every row, chosen by a function of a seed.
 
-    The kept values are stored alone, row after row, ``values[N * per_row]``. It goes wherever :class:`Bitmap` goes
-    beside :class:`SeededLabels`, whose seed it shares.
+    Only the kept values are stored, row after row, ``values[N * per_row]``. It can replace a :class:`Bitmap` wherever
+    the labels are :class:`SeededLabels` with the same seed.
 
     Attributes:
         seed: 0 to 2^32 - 1.
@@ -45,7 +45,7 @@ class SeededHoles(NamedTuple):
         """The holes of a seed, after checks.
 
         Raises:
-            TypeError: ``seed`` is no integer.
+            TypeError: ``seed`` is not an integer.
             ValueError: An argument is out of range.
         """
         n, k = shape
@@ -71,7 +71,7 @@ class SeededHoles(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """``(N, K)`` of the weight that is meant: turned where transposed."""
+        """``(N, K)`` of the weight, or ``(K, N)`` if transposed."""
         return self.shape[::-1] if self.transposed else self.shape
 
     @property
@@ -81,7 +81,7 @@ class SeededHoles(NamedTuple):
         return key - (key >> 31 << 32)
 
     def to(self, device: torch.device | str) -> "SeededHoles":
-        """The same: they are on no device."""
+        """Returns the same object: it is on no device."""
         return self
 
     def unpack(self, device: torch.device | str | None = None) -> Tensor:

@@ -51,7 +51,7 @@ class PackedLabels(NamedTuple):
             alpha: Number of children, 1 to 254.
 
         Raises:
-            TypeError: ``labels`` is no uint8 tensor.
+            TypeError: ``labels`` is not a uint8 tensor.
             ValueError: Its shape or ``alpha`` does not fit, or it is on the meta device.
         """
         op = "PackedLabels.pack"

@@ -37,11 +37,11 @@ _CHUNK = 1 << 22  # edges unpacked at a time: bounds the working memory of large
 class SeededLabels(NamedTuple):
     """The labels of a weight ``w[N, K]`` as a function of a seed: nothing is stored, loaded or sharded.
 
-    Of every ``alpha`` consecutive inputs of a row, counted from column 0 of the whole weight, each child owns one. It
-    goes wherever :class:`PackedLabels` goes. There are no holes: every edge has an owner.
+    Each child owns one of every ``alpha`` consecutive inputs of a row, counted from column 0 of the whole weight. It
+    can be used wherever :class:`PackedLabels` can. There are no holes: every edge has an owner.
 
-    A part of a weight, as a shard has it, knows where it begins, and computes the same labels as the whole there. The
-    kernels take parts that begin at even rows and at multiples of 128 columns, the twins any.
+    A part of a weight, as a shard has it, knows where it begins, and computes the labels that the whole weight has
+    there. The kernels take parts that begin at even rows and at multiples of 128 columns; the twins take any part.
 
     Attributes:
         seed: 0 to 2^32 - 1.
@@ -62,7 +62,7 @@ class SeededLabels(NamedTuple):
         """The labels of a seed, after checks.
 
         Raises:
-            TypeError: ``seed`` is no integer.
+            TypeError: ``seed`` is not an integer.
             ValueError: An argument is out of range.
         """
         shape, offsets = tuple(shape), tuple(offsets)  # type: ignore[assignment]
@@ -95,7 +95,7 @@ class SeededLabels(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """``(N, K)`` of the weight that is meant: turned where transposed."""
+        """``(N, K)`` of the weight, or ``(K, N)`` if transposed."""
         return self.shape[::-1] if self.transposed else self.shape
 
     def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> "SeededLabels":
@@ -114,7 +114,7 @@ class SeededLabels(NamedTuple):
 
     @property
     def why_no_kernel(self) -> str | None:
-        """What keeps the kernels from these labels, in words."""
+        """Why the kernels cannot take these labels, or ``None`` if they can."""
         if any(offset % step for offset, step in zip(self.offsets, ALIGNED, strict=True)):
             rows, columns = ALIGNED
             return (
@@ -129,7 +129,7 @@ class SeededLabels(NamedTuple):
         return False
 
     def to(self, device: torch.device | str) -> "SeededLabels":
-        """The same: they are on no device."""
+        """Returns the same object: it is on no device."""
         return self
 
 

@@ -101,7 +101,7 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
         labels: Packed, of a seed, or a plain table, which is packed here and whose holes are cleared from a copy of the
             weight.
         alpha: Children.
-        keep_order: Whether labels of the transpose are packed anew instead of read as they are stored.
+        keep_order: Whether labels of the transpose are packed again instead of read as they are stored.
     """
     if keep_order and not isinstance(labels, Tensor) and labels.transposed:
         labels = table(labels, w.device)

@@ -25,7 +25,7 @@ def semi_structured_matmul(
 
     Args:
         x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
-        values: Stored values ``[children, N, 2 * quads]``, same dtype and device. Those that stand for no edge
+        values: Stored values ``[children, N, 2 * quads]``, same dtype and device. Those that are not edges
             (``layout.kept``) are read as zero.
         layout: Where the values lie.
         bias: ``[children, N]``, or none.
@@ -37,7 +37,7 @@ def semi_structured_matmul(
         ``y[..., children, N]`` in the dtype of ``x``.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices or ``backend`` do not fit.
     """
     op = "semi_structured_matmul"
@@ -71,13 +71,13 @@ def semi_structured_matmul_t(
         dy: ``[..., children, N]``, float16, bfloat16, float32 or float64.
         values: Stored values ``[children, N, 2 * quads]``, same dtype and device.
         layout: Where the values lie.
-        backend: As of :func:`semi_structured_matmul`.
+        backend: As in :func:`semi_structured_matmul`.
 
     Returns:
         ``dx[..., K]`` in the dtype of ``dy``.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices or ``backend`` do not fit.
     """
     op = "semi_structured_matmul_t"
@@ -103,13 +103,13 @@ def semi_structured_grad(dy: Tensor, x: Tensor, layout: SemiStructuredLayout, *,
         dy: ``[..., children, N]``, float16, bfloat16, float32 or float64.
         x: ``[..., K]`` with the same leading dimensions, dtype and device.
         layout: Where the values lie.
-        backend: As of :func:`semi_structured_matmul`.
+        backend: As in :func:`semi_structured_matmul`.
 
     Returns:
-        ``[children, N, 2 * quads]`` in the dtype of ``x``; zero where a value stands for no edge.
+        ``[children, N, 2 * quads]`` in the dtype of ``x``; zero where a value is not an edge.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices or ``backend`` do not fit.
     """
     op = "semi_structured_grad"
@@ -138,10 +138,10 @@ def semi_structured_compress(w: Tensor, layout: SemiStructuredLayout, *, backend
             ``"auto"``.
 
     Returns:
-        Values ``[children, N, 2 * quads]``, zero where one stands for no edge.
+        Values ``[children, N, 2 * quads]``, zero where a value is not an edge.
 
     Raises:
-        TypeError: An operand is no tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices or ``backend`` do not fit.
     """
     op = "semi_structured_compress"

@@ -24,8 +24,8 @@ class SemiStructuredLayout(NamedTuple):
         shape: ``(N, K)``.
         codes: uint8 ``[N, ceil(quads / 2)]``, a nibble of ``CODES`` for each quad, even quads in the low half. It is
             the metadata that sparse tensor cores take.
-        kept: bool ``[children, N, 2 * quads]``, false where a stored value stands for no edge (a quad of fewer than
-            two edges, an edge of no child, the padding); ``None`` where all are edges.
+        kept: bool ``[children, N, 2 * quads]``, false where a stored value is not an edge (a quad of fewer than two
+            edges, an edge of no child, the padding); ``None`` if all are edges.
         children: 1 (one 2:4 weight) or 2.
     """
 
@@ -60,7 +60,7 @@ class SemiStructuredLayout(NamedTuple):
 
         Raises:
             TypeError: ``labels`` are not uint8.
-            ValueError: They are no matrix, or give a child more than two inputs of a quad; the message names the
+            ValueError: They are not a matrix, or give a child more than two inputs of a quad; the message names the
                 first one.
         """
         op = "SemiStructuredLayout.from_labels"
@@ -84,7 +84,7 @@ class SemiStructuredLayout(NamedTuple):
 
         Raises:
             TypeError: ``labels`` are not uint8.
-            ValueError: They are no matrix, or ``alpha`` is neither.
+            ValueError: They are not a matrix, or ``alpha`` is neither.
         """
         op = "SemiStructuredLayout.interleaved"
         _check_matrix(op, "labels", labels, torch.uint8)

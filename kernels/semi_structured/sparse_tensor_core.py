@@ -172,7 +172,7 @@ def self_check(run: Run, device: torch.device, dtype: torch.dtype) -> str | None
         dtype: Type of the operands.
 
     Returns:
-        What is wrong, in words; ``None`` where nothing is.
+        What is wrong, or ``None`` if nothing is.
     """
     generator = torch.Generator().manual_seed(0)
     n, k, m = 136, 200, 11
@@ -211,7 +211,7 @@ def _wrong_of_seed(x: Tensor, w: Tensor) -> str | None:
 
 
 def _misplaced(values: Tensor, layout: SemiStructuredLayout) -> str | None:
-    """What a device packs otherwise than the eager packing does, in words; ``None`` where all bits are the same."""
+    """Returns where a device's packing differs from the eager packing, or ``None`` if all bits are the same."""
     parent = values[0]
     packed = {
         "values": (pack_values(values, "fragments"), values),

@@ -69,7 +69,7 @@ def goes_to_cusparselt(operand: Tensor) -> bool:
 
 
 def why_not_shape(operand: Tensor, outputs: int, inputs: int) -> str | None:
-    """What keeps ``torch.sparse`` from a weight ``[outputs, inputs]``, in words; ``None`` where nothing does."""
+    """Returns why ``torch.sparse`` cannot take a weight ``[outputs, inputs]``, or ``None`` if it can."""
     name, (rows, columns) = ("cuSPARSELt", CUSPARSELT) if goes_to_cusparselt(operand) else ("CUTLASS", CUTLASS)
     if not outputs or not inputs or outputs % rows or inputs % columns:
         return (
