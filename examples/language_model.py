@@ -2,7 +2,7 @@
 
     python examples/language_model.py
 
-It shows that nothing breaks, not that something is gained: where it was measured, the MLP of a transformer was none the
+It shows that nothing breaks, not that something is gained: where it was measured, a transformer was little or none the
 better for it (docs/studies.md). Needs transformers (``pip install 'fixed-parameter-expansion[ecosystem]'``).
 """
 

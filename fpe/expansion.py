@@ -64,11 +64,13 @@ def expand(
             are a function of a seed and take no memory); the last three with ``split="random"``.
         block: Tile ``(bn, bk)`` for ``structure="block"`` or ``resparsify="block"``.
         resparsify: Which weights are removed because the pair grew wider, see :func:`fpe.resparsify.plan`:
-            ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``; ``"auto"`` chooses between
-            ``"input"`` and ``"partition"`` by the pair's sizes, see :func:`fpe.resparsify.choose`.
+            ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``; ``"auto"`` chooses by the
+            pair's sizes, see :func:`fpe.resparsify.choose`.
         pairs: Names of the layers of each pair, as in ``[("fc1", "fc2")]``; patterns, as in ``[("*.fc1", "*.fc2")]``;
             and gated triples, see :data:`fpe.groups.Pair`. Without them the pairs are found. Whatever your module
-            computes between them must be element-wise.
+            computes between them must be element-wise, or at least treat every channel alike and on its own: the
+            values and the output projection of attention are a pair if the module reads ``alpha`` times the channels
+            as ``[alpha, heads, channels]``, as in ``bench/studies/transformer.py``.
         groups: For ``split="groups"``, the group of each input; a mapping from the name of a pair's first
             layer where there are several pairs.
         generator: Source of randomness (CPU); the same seed gives the same model.
@@ -191,7 +193,7 @@ def _expand_together(
     """Expands the layers of a group, whose neurons meet, by one partition."""
     alpha, weights = partition.alpha, [fc1.weight for fc1 in firsts]
     if policy == "auto":
-        policy = choose(fc2.out_features, firsts[0].in_features, alpha)
+        policy = choose(fc2.out_features, firsts[0].in_features, alpha, bool(block or partition.block_shape))
     if policy != "partition" and any(weight.is_meta for weight in (*weights, fc2.weight)):
         raise ValueError(
             f"expand: resparsify={policy!r} chooses among weights, and these are on 'meta'; load them first, or take "

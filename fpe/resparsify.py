@@ -28,22 +28,30 @@ HOLES: tuple[Holes, ...] = ("magnitude", "seeded")
 
 GROUPS = 2
 """Groups of ``alpha`` neurons from which on a seed divides them well; measured in docs/studies.md."""
-AFFORDABLE = 0.6
+AFFORDABLE = 0.8
 """Largest share of its weights that ``"auto"`` lets the expanded layer lose alone; measured in docs/studies.md."""
+ALIKE = 0.8
+"""Share from which on outputs and inputs are as many for ``"auto"``."""
 
 
-def choose(outputs: int, inputs: int, alpha: int) -> Policy:
+def choose(outputs: int, inputs: int, alpha: int, blocks: bool = False) -> Policy:
     """The policy of ``"auto"`` for a pair of layers: what gained most where it was measured (docs/studies.md).
 
-    ``"input"`` where the expanded layer can lose all of them and keep a good part of its weights, as in a classifier;
-    ``"partition"`` where the successor has about as many outputs as the layer has inputs.
+    ``"input"`` where the expanded layer can pay alone, as in a classifier of few classes. Else ``"partition"`` where
+    the successor has about as many outputs as the layer has inputs, as inside a network. Else, as in a classifier of
+    many classes or for many children, one ranking over both layers.
 
     Args:
         outputs: Outputs ``c`` of the successor.
         inputs: Inputs ``d`` of the expanded layer.
         alpha: Children per neuron.
+        blocks: Whether masks are whole blocks: then these are ranked, by ``"block"``, else weights, by ``"magnitude"``.
     """
-    return "input" if (alpha - 1) * outputs <= AFFORDABLE * inputs else "partition"
+    if (alpha - 1) * outputs <= AFFORDABLE * inputs:
+        return "input"
+    if min(outputs, inputs) >= ALIKE * max(outputs, inputs):
+        return "partition"
+    return "block" if blocks else "magnitude"
 
 
 @dataclass(frozen=True, eq=False)

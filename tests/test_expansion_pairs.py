@@ -53,7 +53,7 @@ def test_groups_of_several_pairs_are_named() -> None:
 
 
 def test_nested_sequentials_are_unrolled() -> None:
-    flat = mlp(12, 8, 8, 5)
+    flat = mlp(12, 8, 12, 5)
     nested = nn.Sequential(nn.Sequential(flat[0], nn.Sequential(flat[1])), flat[2], nn.Sequential(flat[3], flat[4]))
     wide, nested_wide = (fpe.expand(m, 2, generator=seeded()) for m in (flat, nested))
     x = torch.randn(3, 12, generator=seeded())
@@ -63,18 +63,26 @@ def test_nested_sequentials_are_unrolled() -> None:
     assert type(nested_wide[2][1]) is nn.Linear
 
 
-@pytest.mark.parametrize(
-    ("outputs", "alpha", "policy"),
-    [(6, 2, "input"), (7, 2, "partition"), (2, 4, "input"), (3, 4, "partition"), (10, 2, "partition")],
-)
-def test_auto_lets_the_input_side_pay_where_it_can(outputs: int, alpha: int, policy: str) -> None:
-    """Up to 0.6 of 10 inputs' weights may go."""
+AUTO = [(8, 2, "input"), (9, 2, "partition"), (12, 2, "partition"), (13, 2, "magnitude"), (2, 4, "input")]
+AUTO += [(3, 4, "magnitude"), (7, 4, "magnitude"), (8, 4, "partition"), (10, 4, "partition"), (30, 2, "magnitude")]
+
+
+@pytest.mark.parametrize(("outputs", "alpha", "policy"), AUTO)
+def test_auto_chooses_by_the_sizes_of_a_pair(outputs: int, alpha: int, policy: str) -> None:
+    """Of 10 inputs: up to 0.8 of the weights may go, and from 8 to 12 outputs are as many."""
     dense = mlp(10, 4, outputs)
     auto, named = (fpe.expand(dense, alpha, generator=seeded(), **kw) for kw in ({}, {"resparsify": policy}))
     assert_unchanged(auto, snapshot(named))
     partition = fpe.Partition.random(4, 10, alpha, generator=seeded())
     pair = fpe.expand_pair(dense[0], dense[2], partition, generator=seeded())
     assert isinstance(pair[1], MergeLinear) == (policy == "partition")
+
+
+def test_auto_ranks_blocks_where_masks_are_blocks() -> None:
+    dense, blocks = mlp(16, 8, 32), {"structure": "block", "block": (4, 4)}
+    auto, named = (fpe.expand(dense, 2, generator=seeded(), **blocks, **kw) for kw in ({}, {"resparsify": "block"}))
+    assert_unchanged(auto, snapshot(named))
+    assert isinstance(auto[0], fpe.BlockLinear) and isinstance(auto[2], fpe.BlockLinear)
 
 
 TRANSFORMER_PAIRS = [(f"blocks.{i}.fc1", f"blocks.{i}.fc2") for i in range(2)]

@@ -185,7 +185,7 @@ def test_every_study_runs(study: sweep.Sweep, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     (path,) = tmp_path.iterdir()
     rows = Results.read(path).rows
-    shape = [name for name in ("layers", "around", "neurons", "channels", "clauses") if name in rows[0]]
+    shape = [name for name in ("layers", "around", "neurons", "channels", "clauses", "task") if name in rows[0]]
     for group in {tuple(row[name] for name in shape) for row in rows}:
         own = [row for row in rows if tuple(row[name] for name in shape) == group]
         kept = {row["nonzeros"] for row in own if row["condition"] != conditions.WIDE}

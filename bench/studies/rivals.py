@@ -79,7 +79,7 @@ def cells() -> list[Cell]:
     made += [Cell(name, epochs=50) for name in AFTER_COMPACT]
     made += [Cell(name, epochs=100) for name in (FPE, RIGL, CONTINUED, FPE_MOVING, WIDE)]
     few = (CONTINUED, FPE, FPE_MOVING, STATIC, RIGL, GRADUAL, ONE_SHOT, WIDE)
-    for neurons, width in ((16, 2), (8, 4), (4, 2), (32, 2), (4, 4), (16, 4)):
+    for neurons, width in ((16, 2), (8, 4), (4, 2), (32, 2), (4, 4)):
         made += [Cell(name, neurons, width, half.get(name, TOTAL)) for name in few]
     return made
 
@@ -246,8 +246,9 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
 
 
 def _about(results: Results) -> str:
-    s = results.settings
-    return f"{s['data']}, {s['trials']} trials, nothing chosen on the test; ± is a 95 % interval"
+    counts = results.frame.groupby(["condition", "neurons", "width", "epochs"]).size()
+    trials = " to ".join(f"{count}" for count in sorted({counts.min(), counts.max()}))
+    return f"{results.settings['data']}, {trials} trials, nothing chosen on the test; ± is a 95 % interval"
 
 
 def by_size(results: Results) -> Table:
@@ -337,6 +338,9 @@ SWEEP: Sweep = Sweep(
         "rivals-text": lambda: by_size(committed(TEXT)),
         "rivals-text-epochs": lambda: by_epochs(committed(TEXT)),
     },
-    figures={"rivals-epochs": lambda: epochs_figure(committed(TEXT))},
+    figures={
+        "rivals-epochs": lambda: epochs_figure(committed(TEXT)),
+        "rivals-epochs-cifar100": lambda: epochs_figure(committed(CIFAR100)),
+    },
 )
 STUDIES = (SWEEP,)

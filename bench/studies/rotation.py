@@ -180,7 +180,7 @@ def beside(several: Sequence[Results]) -> Table:
 def angles(several: Sequence[Results]) -> Figure:
     """Gain of the Gram split over the random one by the mean angle of rotation, a line for each data set."""
     made, (axis,) = figure(5.6, 3.6)
-    for results, colour in zip(several, COLOURS_OF, strict=False):
+    for results, colour in zip(several, COLOURS_OF[: len(several)], strict=True):
         frame = gains(results)
         gram = frame[frame["condition"] == GRAM]
         label = f"{results.settings['data']}, {results.settings['neurons']} neurons"
@@ -191,10 +191,16 @@ def angles(several: Sequence[Results]) -> Figure:
     return made
 
 
-FILES = ("rotation-boolean", "rotation-digits", "rotation-breast-cancer")
+FILES = (
+    "rotation-boolean",
+    "rotation-digits",
+    "rotation-breast-cancer",
+    "rotation-wordnet100_minilm_384",
+    "rotation-fashion-mnist",
+)
 """Committed rows."""
 
-COLOURS_OF = ("#e8590c", "#2a7de1", "#2f9e44", "#9c36b5")
+COLOURS_OF = ("#e8590c", "#2a7de1", "#2f9e44", "#9c36b5", "#8a8f98")
 
 SWEEP: Sweep = Sweep(
     "rotation",

@@ -11,12 +11,20 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
+import fpe
+from fpe.kernels.model import INFERENCE, Candidate, layer_candidates, seconds_of
+from fpe.kernels.roofs import roof_named
+from fpe.kernels.structures import RANDOM
+
+from ..costs import memory
+from ..costs.ledger import Kept
+from ..costs.verdict import Layer
 from ..results import Results
 from ..table import Table
 from . import conditions
-from .conditions import CONTINUED
+from .conditions import CONTINUED, WIDE
 from .drawing import figure
 from .intervals import interval, mean_and_half
 from .protocol import Data
@@ -24,17 +32,19 @@ from .study import committed
 from .sweep import ImpossibleError, Sweep
 from .trials import Settings, compact, generators, load_held_out, measured, train
 
-RANKING, PARTITION = "random magnitude", "random partition"
-"""The paper's policy, and the one for pairs whose output is wide; names as in :mod:`.conditions`."""
-
-SAMPLES = 4000
-"""Training samples of every cell."""
+RANKING, INPUT, PARTITION = "random magnitude", "random input", "random partition"
+"""The paper's policy, the default for classifiers, and one for wide outputs: see :mod:`.conditions`."""
 
 
 @dataclass(frozen=True)
 class ScarceSettings(Settings):
-    """Settings of this study: few samples, so smaller and larger steps."""
+    """Settings of this study: few samples, so smaller and larger steps.
 
+    Attributes:
+        samples: Training samples of every cell.
+    """
+
+    samples: int = 4000
     batch: int = 128
     lr: float = 3e-3
 
@@ -50,14 +60,15 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """A grid of every size."""
+    """A grid of sizes, and heads of a thousand classes; a data set leaves out what it lacks."""
     sizes = [(c, d, h) for d in (512, 32, 128) for c in (10, 100) for h in (4, 16)]
-    return [Cell(name, *size) for size in sizes for name in (CONTINUED, RANKING, PARTITION)]
+    sizes += [(100, 256, 4), (100, 256, 16), (100, 100, 4), (100, 100, 16), (1000, 384, 8), (1000, 384, 32)]
+    return [Cell(name, *size) for size in sizes for name in (CONTINUED, RANKING, PARTITION, INPUT, WIDE)]
 
 
 @lru_cache(maxsize=2)
-def part_of(name: str, classes: int, inputs: int, device: str) -> Data:
-    """A part of a data set's classes, its first principal components, and :data:`SAMPLES` of its training samples.
+def part_of(name: str, classes: int, inputs: int, samples: int, device: str) -> Data:
+    """A part of a data set's classes, its first principal components, and so many of its training samples.
 
     Raises:
         ImpossibleError: The data set is smaller.
@@ -75,7 +86,7 @@ def part_of(name: str, classes: int, inputs: int, device: str) -> Data:
 
     pairs = (data.x, data.y), (data.x_test, data.y_test), (data.x_validation, data.y_validation)
     (x, y), test, validation = (among(*pair) for pair in pairs)
-    x, y = x[:SAMPLES], y[:SAMPLES]
+    x, y = x[:samples], y[:samples]
     middle = x.mean(0)
     axes = torch.linalg.svd(x - middle, full_matrices=False).Vh[:inputs]
     scale = ((x - middle) @ axes.T).std(0).pow(2).mean().sqrt()
@@ -86,13 +97,22 @@ def part_of(name: str, classes: int, inputs: int, device: str) -> Data:
     return Data(projected(x), y, projected(test[0]), test[1], projected(validation[0]), validation[1])
 
 
-def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
-    """Trains all trials of a cell; a row for each."""
-    data = part_of(settings.data, cell.classes, cell.inputs, settings.device)
-    dense = compact(data, cell.neurons, settings.epochs, settings)
+def run_cell(cell: Cell, settings: ScarceSettings) -> list[dict[str, Any]]:
+    """Trains all trials of a cell; a row for each.
+
+    Raises:
+        ImpossibleError: The data set is smaller, or the policy cannot pay.
+    """
+    data = part_of(settings.data, cell.classes, cell.inputs, settings.samples, settings.device)
+    before = 0 if conditions.from_scratch(cell.condition) else settings.epochs
+    dense = compact(data, cell.neurons, before, settings)
+    torch.manual_seed(settings.seed)  # new weights are drawn from PyTorch's own generator
     each = zip(dense, generators(settings, 2), strict=True)
-    models = [conditions.build(cell.condition, model, 2, draw, conditions.pairs_of(model)) for model, draw in each]
-    stack = train(models, data, settings.epochs, settings, 1)
+    try:
+        models = [conditions.build(cell.condition, model, 2, draw, conditions.pairs_of(model)) for model, draw in each]
+    except ValueError as error:
+        raise ImpossibleError(str(error)) from error
+    stack = train(models, data, 2 * settings.epochs - before, settings, 1)
     return [{**asdict(cell), "trial": trial, **row} for trial, row in enumerate(measured(stack, data))]
 
 
@@ -115,14 +135,14 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
             own = group[group["neurons"] == neurons]
             by = dict(tuple(own.groupby("condition")))
             cells_of.append(interval(by[CONTINUED]["test_accuracy"]) if CONTINUED in by else "-")
-            for name in (RANKING, PARTITION):
+            for name in (RANKING, INPUT, PARTITION, WIDE):
                 cells_of.append(interval(by[name]["points"], 1, "+") if name in by else "-")
         rows.append(tuple(cells_of))
     s = results.settings
     columns = ["classes", "inputs", "classes/inputs"]
     for neurons in widths:
-        columns += [f"{neurons}: dense %", "ranking", "partition"]
-    title = f"Points over the dense network by size ({s['data']}, {SAMPLES} samples, {s['trials']} trials, test"
+        columns += [f"{neurons}: dense %", "ranking", "input", "partition", "wide dense"]
+    title = f"Points over the dense network by size ({s['data']}, {s['samples']} samples, {s['trials']} trials, test"
     return Table(f"{title}, nothing chosen on it; ± is a 95 % interval)", tuple(columns), rows)
 
 
@@ -148,14 +168,120 @@ def scarcity(results: Results) -> Figure:
 def better(results: Results) -> pd.DataFrame:
     """Of each size the rows of the policy whose mean validation accuracy is larger."""
     frame = gains(results)
-    split = frame[frame["condition"] != CONTINUED]
+    split = frame[frame["condition"].isin((RANKING, INPUT, PARTITION))]
     size = ["classes", "inputs", "neurons"]
     mean = split.groupby([*size, "condition"])["validation_accuracy"].mean().reset_index()
     best = mean.loc[mean.groupby(size)["validation_accuracy"].idxmax(), [*size, "condition"]]
     return split.merge(best, on=[*size, "condition"])
 
 
+PRICED_ON, BATCHES = "a100", (64, 1024)
+"""For which GPU and how many rows the cost model is asked."""
+
+
+@lru_cache
+def price(classes: int, inputs: int, neurons: int, condition: str, batch: int) -> tuple[int, float]:
+    """What a pair costs more than the dense one: bytes with its index, in 16 bits; and predicted nanoseconds.
+
+    The time is that of inference as ``fpe verdict`` predicts it, both layers together.
+
+    Args:
+        classes: Outputs.
+        inputs: Of the first layer.
+        neurons: Before the split.
+        condition: :data:`INPUT`, or wide and dense.
+        batch: Rows of activations.
+    """
+    pair = Kept((inputs, neurons, classes), 2, RANDOM, "input")
+    parent, ours = pair.parent(), pair.expanded()
+
+    def size(model: nn.Module) -> int:
+        kept = memory.columns(model)
+        return kept["parameter_bytes"] + kept["index_bytes"]
+
+    def dense(outputs: int, inputs: int) -> float:
+        return seconds_of(_passes(outputs, inputs, None, batch), "parent")
+
+    before = dense(neurons, inputs) + dense(classes, neurons)
+    second = dense(classes, 2 * neurons)
+    if condition == WIDE:
+        return size(fpe.to_dense(ours)) - size(parent), 1e9 * (dense(2 * neurons, inputs) + second - before)
+    first = seconds_of(_passes(neurons, inputs, 1 - classes / inputs, batch))
+    return size(ours) - size(parent), 1e9 * (first + second - before)
+
+
+def _passes(outputs: int, inputs: int, kept: float | None, batch: int) -> list[list[Candidate]]:
+    sizes = Layer(outputs, inputs, 2, kept=kept).sizes(RANDOM, batch)
+    return layer_candidates(INFERENCE, sizes, roof_named(PRICED_ON))
+
+
+def priced(results: Results) -> pd.DataFrame:
+    """Rows where the input side paid and those of wide dense networks beside them, with what each costs more.
+
+    Columns added: ``kib``; ``ns`` and the larger batch's ``ns_large``; points for one of the first two, ``per_kib`` and
+    ``per_ns``.
+    """
+    frame = gains(results)
+    size = ["classes", "inputs", "neurons"]
+    sizes = frame[frame["condition"] == INPUT][size].drop_duplicates()
+    frame = frame[frame["condition"].isin((INPUT, WIDE))].merge(sizes, on=size)
+    few, many = (
+        [price(*row, batch) for row in frame[[*size, "condition"]].itertuples(index=False)] for batch in BATCHES
+    )
+    frame = frame.assign(kib=[b / 1024 for b, _ in few], ns=[ns for _, ns in few], ns_large=[ns for _, ns in many])
+    return frame.assign(per_kib=frame["points"] / frame["kib"], per_ns=frame["points"] / frame["ns"])
+
+
+def price_table(results: Results) -> Table:
+    """A row for each size: what a point costs in bytes and in time, expanded and wide dense."""
+    rows = []
+    for (classes, inputs, neurons), group in priced(results).groupby(["classes", "inputs", "neurons"]):
+        row = [f"{classes / neurons:g}", f"{classes / inputs:.2g}", f"{neurons}"]
+        for condition in (INPUT, WIDE):
+            own = group[group["condition"] == condition]
+            row += [interval(own["points"], 1, "+"), f"{own['kib'].iloc[0]:.2f}", interval(own["per_kib"], 1)]
+            row += [f"{own['ns'].iloc[0]:.1f}, {own['ns_large'].iloc[0]:.0f}"]
+        rows.append(tuple(row))
+    s, roof = results.settings, roof_named(PRICED_ON)
+    each = ("points", "KiB more", "points per KiB", f"ns more, {BATCHES[0]}, {BATCHES[1]} rows")
+    columns = ("classes/neurons", "classes/inputs", "neurons", *each, *(f"wide: {name}" for name in each))
+    title = f"What a point costs ({s['data']}, {s['trials']} trials, test; ± is a 95 % interval; 16 bits; "
+    return Table(f"{title}times {roof.basis})", columns, rows)
+
+
+def price_figure(results: Results) -> Figure:
+    """Points, points per KiB and points per nanosecond over classes to a neuron and to an input."""
+    made, axes = figure(9.6, 3.8, 3)
+    frame = priced(results)
+    shown = (
+        ("points", "points", ".1f"),
+        ("per_kib", "points per KiB more", ".2g"),
+        ("per_ns", f"points per ns more, {BATCHES[0]} rows", ".2g"),
+    )
+    for axis, (column, title, form) in zip(axes, shown, strict=True):
+        for (classes, inputs, neurons), group in frame.groupby(["classes", "inputs", "neurons"]):
+            for condition, colour, above in ((INPUT, "#2a7de1", 4), (WIDE, "#8a8f98", -10)):
+                mean = group[group["condition"] == condition][column].mean()
+                at = (classes / neurons, classes / inputs)
+                axis.annotate(
+                    f"{mean:{form}}", at, (0, above), textcoords="offset points", ha="center", color=colour, fontsize=8
+                )
+            axis.plot(*at, "o", color="#212529", markersize=3)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log", base=2)
+        for one in (axis.xaxis, axis.yaxis):
+            one.set_major_formatter("{x:g}")
+        axis.margins(0.16)
+        axis.set(xlabel="classes to a neuron", title=title)
+    axes[0].set_ylabel("classes to an input")
+    axes[0].plot([], [], "o", color="#2a7de1", label="expanded")
+    axes[0].plot([], [], "o", color="#8a8f98", label="wide dense")
+    axes[0].legend(frameon=False, fontsize=8)
+    return made
+
+
 CIFAR100 = "scarce-cifar100_lite2_512"
+WORDNET = "scarce-wordnet1000_minilm_384"
 """Committed rows."""
 
 SWEEP: Sweep = Sweep(
@@ -168,7 +294,14 @@ SWEEP: Sweep = Sweep(
     table,
     [Cell(name, 10, 32, 4) for name in (CONTINUED, RANKING, PARTITION)],
     {"trials": 2, "epochs": 1, "data": "digits"},
-    tables={"scarce": lambda: SWEEP.shown(CIFAR100)},
-    figures={"scarce": lambda: scarcity(committed(CIFAR100))},
+    tables={
+        "scarce": lambda: SWEEP.shown(CIFAR100),
+        "scarce-heads": lambda: SWEEP.shown(WORDNET),
+        "scarce-price": lambda: price_table(committed(CIFAR100)),
+    },
+    figures={
+        "scarce": lambda: scarcity(committed(CIFAR100)),
+        "scarce-price": lambda: price_figure(committed(CIFAR100)),
+    },
 )
 STUDIES = (SWEEP,)

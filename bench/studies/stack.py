@@ -85,7 +85,13 @@ class Stack:
         return sum(kept).int().tolist()  # type: ignore[union-attr]
 
     def train(
-        self, batches: Batches, training: Training, loss: Loss, own: bool = False, move: Move | None = None
+        self,
+        batches: Batches,
+        training: Training,
+        loss: Loss,
+        own: bool = False,
+        move: Move | None = None,
+        rate: Callable[[int], float] | None = None,
     ) -> None:
         """Takes a step of Adam on every batch; the loss is summed over the networks, so that each has its own.
 
@@ -95,10 +101,14 @@ class Stack:
             loss: From outputs ``[networks, ...]`` and targets to the sum of the networks' mean losses.
             own: Whether every network has batches of its own.
             move: What changes the masks, after each step. Edges that come begin at zero, in Adam's moments as well.
+            rate: From the step's number, beginning with 1, to the share of the step size that it takes; all of it
+                without.
         """
         optimizer = torch.optim.Adam(self.parameters.values(), lr=training.lr, weight_decay=training.l2, fused=True)
         first = next(iter(self.weights.values()))
         for step, (x, y) in enumerate(batches, 1):
+            if rate:
+                optimizer.param_groups[0]["lr"] = training.lr * rate(step)
             optimizer.zero_grad()
             total = loss(self(x, own), y)
             if training.l1:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from . import mlp
+from . import mlp, sweep
 from .protocol import Data, Training
 from .stack import Move, Stack, classification_loss, own_epochs_of, seeded
 from .vision import load
@@ -43,7 +43,7 @@ def sizes(data: Data) -> tuple[int, int]:
     return data.x.shape[1], int(data.y.max()) + 1
 
 
-def generators(settings: Settings, stage: int) -> list[torch.Generator]:
+def generators(settings: sweep.Settings, stage: int) -> list[torch.Generator]:
     """A generator for each trial; stages of one trial draw other numbers."""
     trials = range(settings.trials)
     return [torch.Generator().manual_seed((settings.seed + stage * 7919) * 1009 + trial) for trial in trials]

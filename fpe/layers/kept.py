@@ -48,7 +48,7 @@ class KeptLinear(ExpandedLinear):
 
     def beats_wide(self, x: Tensor) -> bool:
         """Whether what ``fpe here`` measured says that the kernel on labels, or on kept values, is faster."""
-        if not isinstance(self.bitmap, Bitmap | None):  # of a seed: no kernel reads through them
+        if isinstance(self.bitmap, SeededHoles):  # no CPU kernel reads through them
             return False
         (n, k), rows = self.matrix_shape, x.numel() // max(self.in_features, 1)
         density = None if self.bitmap is None else self.bitmap.nnz / max(n * k, 1)
