@@ -9,11 +9,12 @@ package's own kernel without labels, which is what the same compiler makes of a 
 import json
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from random import Random
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,9 +39,9 @@ from ..results import Results, provenance
 BLOCK = (64, 64)
 TURNS = 20
 """Times that a call is made in a round, at most."""
-SHARE = 0.4
-"""Seconds of a round after which a group's calls take no more turns. They have one in the first round at least; what is
-spent beyond is taken from the rounds that follow."""
+SHARE = 0.06
+"""Seconds of a round for each of a group's calls, after which they take no more turns. They have one in the first round
+at least; what is spent beyond is taken from the rounds that follow."""
 
 WARM = 8
 """Untimed calls, one after the other, after which what a call reads is in a cache: a large cache keeps it at the second
@@ -78,6 +79,8 @@ class Plan(NamedTuple):
     alphas: tuple[int, ...]
 
 
+TINY = (128, 128)
+"""A layer whose call is all that takes time."""
 BEYOND, INSIDE = (14336, 4096), (1024, 1024)
 FULL = Plan(
     (Case(*BEYOND, 2, ROWS), Case(*BEYOND, 4, FEW), Case(*INSIDE, 2, ROWS)),
@@ -158,44 +161,51 @@ def _kept(parent: Tensor, generator: torch.Generator) -> tuple[Tensor, Bitmap]:
     return kept.from_dense(parent), kept
 
 
+Timed = tuple[Hashable, str]
+"""What a call belongs to, and its name there."""
+
+
 class Group(NamedTuple):
-    """Calls that take turns.
+    """Calls that take turns, so that one that is predicted and what it is predicted from find the machine alike.
 
     Attributes:
-        calls: By name.
+        calls: By what they belong to and their name.
         warm: Whether each finds what it reads in a cache, by untimed calls before it is timed.
     """
 
-    calls: Mapping[str, Callable[[], object]]
+    calls: Mapping[Timed, Callable[[], object]]
     warm: bool = False
 
 
-Key = TypeVar("Key", bound=Hashable)
+def in_rounds(groups: Sequence[Group], rounds: int) -> dict[Timed, np.ndarray]:
+    """Times the calls of all groups in every round, those of a group in turns, shuffled anew in each.
 
-
-def in_rounds(groups: Mapping[Key, Group], rounds: int) -> dict[tuple[Key, str], np.ndarray]:
-    """Times the calls of all groups in every round, those of a group in turns.
+    The order counts: PyTorch's threads keep their cores busy for a while after a product of its own, and what comes
+    next takes a fifth longer.
 
     Returns:
-        Seconds of each time that a call was made, by its group's and its own name.
+        Seconds of each time that a call was made.
     """
-    for group in groups.values():  # the first time fills allocators
+    for group in groups:  # the first time fills allocators
         for call in group.calls.values():
             call()
-    taken: dict[tuple[Key, str], list[float]] = {(key, name): [] for key, g in groups.items() for name in g.calls}
-    spent = dict.fromkeys(groups, 0.0)
+    taken: dict[Timed, list[float]] = {which: [] for group in groups for which in group.calls}
+    spent = [0.0] * len(groups)
+    shuffle = Random(0).shuffle
     for done in range(rounds):
-        for key, group in groups.items():
+        for i, group in enumerate(groups):
             turn = 0
-            while turn < TURNS and (spent[key] < (done + 1) * SHARE):
+            while turn < TURNS and spent[i] < (done + 1) * SHARE * len(group.calls):
                 begun = time.perf_counter()
-                for name, call in group.calls.items():
+                turns = list(group.calls.items())
+                shuffle(turns)
+                for which, call in turns:
                     if group.warm:
                         _warm(call)
                     start = time.perf_counter()
                     call()
-                    taken[key, name].append(time.perf_counter() - start)
-                spent[key] += time.perf_counter() - begun
+                    taken[which].append(time.perf_counter() - start)
+                spent[i] += time.perf_counter() - begun
                 turn += 1
     return {which: np.array(each) for which, each in taken.items()}
 
@@ -217,20 +227,34 @@ def _random(m: int, k: int, seed: int) -> Tensor:
     return torch.randn(m, k, generator=torch.Generator().manual_seed(seed))
 
 
-def roof_groups(plan: Plan, seed: int) -> dict[Hashable, Group]:
-    """What says what this CPU can do."""
+def groups_of(plan: Plan, seed: int) -> list[Group]:
+    """What is timed: what says what this CPU can do, and the layers.
+
+    A layer takes turns with the products that it is predicted from: those with as many rows, in the caches
+    or beyond them.
+    """
     source, target = torch.zeros(plan.copy // 4), torch.zeros(plan.copy // 4)
     square = _random(plan.square, plan.square, seed)
-    groups: dict[Hashable, Group] = {
-        "copy": Group({"copy": lambda: target.copy_(source)}),
-        "gemm": Group({"gemm": lambda: square @ square}),
-    }
-    tiny = 128, 128
-    parts = (("calls", tiny, FEW[:1], True), ("rates", plan.small, ROWS, True), ("beyond", plan.large, FEW, False))
-    for part, sizes, rows, warm in parts:
-        makes = _products(sizes, plan.alphas, seed)
-        groups |= {(part, m): Group(makes(_random(m, sizes[1], seed)), warm) for m in rows}
+    groups = [
+        Group({("copy", "copy"): lambda: target.copy_(source)}),
+        Group({("gemm", "gemm"): lambda: square @ square}),
+        Group(_named(("calls", 1), _products(TINY, plan.alphas, seed)(_random(1, TINY[1], seed))), warm=True),
+    ]
+    layers = {case: Layer.of(case.n, case.k, case.alpha, seed) for case in plan.cases}
+    for part, sizes, measured in (("rates", plan.small, ROWS), ("beyond", plan.large, FEW)):
+        products, warm = _products(sizes, plan.alphas, seed), part == "rates"
+        for m in ROWS:
+            calls = _named((part, m), products(_random(m, sizes[1], seed))) if m in measured else {}
+            for case, layer in layers.items():
+                if m in case.rows and (4 * case.n * case.k < cache_bytes()) == warm:
+                    calls |= _named((case, m), layer.calls(_random(m, case.k, seed)))
+            if calls:
+                groups.append(Group(calls, warm))
     return groups
+
+
+def _named(what: Hashable, calls: Mapping[str, Callable[[], Tensor]]) -> dict[Timed, Callable[[], Tensor]]:
+    return {(what, name): call for name, call in calls.items()}
 
 
 def _products(
@@ -258,8 +282,8 @@ def _products(
     return products
 
 
-def roof_of_times(plan: Plan, seconds: Mapping[tuple[Hashable, str], np.ndarray]) -> CpuRoof:
-    """The roof, from the times of :func:`roof_groups`."""
+def roof_of_times(plan: Plan, seconds: Mapping[Timed, np.ndarray]) -> CpuRoof:
+    """The roof, from the times of :func:`groups_of`."""
     least = {which: float(each.min()) for which, each in seconds.items()}
     threads = torch.get_num_threads()
     names = ("torch", "compiled", "kept", "seeded", *(LABELS[alpha] for alpha in plan.alphas))
@@ -289,7 +313,7 @@ def roof_of_times(plan: Plan, seconds: Mapping[tuple[Hashable, str], np.ndarray]
 
     def more(name: str, m: int) -> float:
         size = 4 * large_n * large_k * (1 + index.get(name, 0.0))
-        return max(least[("beyond", m), name] - cached.seconds(name, m, large_n * large_k, size), 0.0) / size
+        return (least[("beyond", m), name] - cached.seconds(name, m, large_n * large_k, size)) / size
 
     return replace(cached, beyond={name: tuple(more(name, m) for m in FEW) for name in names})
 
@@ -301,15 +325,6 @@ def cache_bytes() -> int:
         text = file.read_text().strip()
         sizes.append(int(text.rstrip("KM")) << (20 if text.endswith("M") else 10))
     return max(sizes, default=4 << 20)
-
-
-def layer_groups(plan: Plan, seed: int) -> dict[tuple[Case, int], Group]:
-    """The layers at each number of rows."""
-    groups: dict[tuple[Case, int], Group] = {}
-    for case in plan.cases:
-        layer, inside = Layer.of(case.n, case.k, case.alpha, seed), 4 * case.n * case.k < cache_bytes()
-        groups |= {(case, m): Group(layer.calls(_random(m, case.k, seed)), inside) for m in case.rows}
-    return groups
 
 
 def _row(case: Case, m: int, name: str, seconds: np.ndarray) -> dict[str, Any]:
@@ -370,15 +385,14 @@ def run(quick: bool = False, rounds: int = 3, seed: int = 0) -> tuple[CpuRoof, R
     plan = QUICK if quick else FULL
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     check(plan.alphas, seed)
-    layers = layer_groups(plan, seed)
-    groups = roof_groups(plan, seed)
-    groups.update(layers.items())
-    seconds = in_rounds(groups, rounds)
+    seconds = in_rounds(groups_of(plan, seed), rounds)
     found = roof_of_times(plan, seconds)
     facts = {name: fact for name, fact in asdict(found).items() if name not in ("name", "torch")}
     settings = {"cpu": found.name, "rounds": rounds, "load": load, **json.loads(json.dumps(facts))}
     device = {**provenance(), "device": f"{found.name}, {found.threads} threads"}
-    rows = [_row(*key, name, seconds[key, name]) for key, group in layers.items() for name in group.calls]
+    order = {(case, m): i for i, (case, m) in enumerate((case, m) for case in plan.cases for m in case.rows)}
+    layers = sorted((which for which in seconds if which[0] in order), key=lambda which: order[which[0]])
+    rows = [_row(*of, name, seconds[of, name]) for of, name in layers]
     return found, Results("here", settings, rows, device)
 
 
