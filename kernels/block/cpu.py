@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from ..activations import finish
 from ..cpu import compiled, numbers, padded, shared_out, threads_for
-from ..vectors import F32, FLOATS, I32, I64, LANES, Emit
+from ..vectors import F32, FLOATS, I64, LANES, Emit
 from .eager import block_grad_eager
 from .layout import BlockLayout
 
@@ -24,45 +24,66 @@ STAMP = "e45e9c12"
 """Of the other files that these kernels are compiled from: see :mod:`fpe.kernels.vectors`."""
 TOGETHER = 4
 """Rows of activations that a row of a block is multiplied by at once."""
+AHEAD = 1024
+"""Values from one that is read to the one that is called from memory meanwhile."""
 
 
 @intrinsic
-def _dots(typing: Any, sums, values, at, step, ahead, cols, first, last, x, x_at, x_row, width, rows) -> Any:
-    """Adds to ``sums[m]`` the products of one row of every block of a block row with rows of activations.
+def _dots(typing: Any, sums, values, at, ahead, bn, width, x, x_at, x_row, rows) -> Any:
+    """Adds to ``sums[i, m]``, each a vector, the products of row ``i`` of a block with rows of activations.
 
-    Blocks lie ``step`` apart and their rows are ``width`` long, a multiple of a vector's. The sums stay in registers.
+    The block is read from its first value to its last, in four columns of vectors at a time, whose activations stay in
+    registers.
     """
-    signature = types.void(sums, values, at, step, ahead, cols, first, last, x, x_at, x_row, width, rows)
+    signature = types.void(sums, values, at, ahead, bn, width, x, x_at, x_row, rows)
     count = rows.count
-    apart = max(1, 8 // count)
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         emit = Emit(context, b, signature, args)
-        _, _, at, step, ahead, _, first, last, _, x_at, x_row, width, _ = args
-        acc = [emit.sums(apart) for _ in range(count)]
+        _, _, at, ahead, bn, width, _, x_at, x_row, _ = args
 
-        def multiply(w_at: Any, k_at: Any, turn: int) -> None:
-            weights = emit.weights(1, w_at, ahead)
-            for m in range(count):
-                to = acc[m][turn % apart]
-                b.store(emit.multiply_add(weights, emit.load(8, emit.plus(k_at, (x_row, m))), b.load(to)), to)
+        def add(k: Any, vectors: int) -> None:
+            """Adds the products of so many vectors of columns, from one on."""
+            first = b.add(x_at, k)
+            given = [
+                [emit.load(6, b.add(emit.plus(first, (x_row, m)), I64(v * LANES))) for v in range(vectors)]
+                for m in range(count)
+            ]
+            with cgutils.for_range(b, bn) as row:
+                w_at = b.add(b.add(at, k), b.mul(row.index, width))
+                weights = [emit.weights(1, b.add(w_at, I64(v * LANES)), ahead) for v in range(vectors)]
+                for m in range(count):
+                    to = emit.at(0, emit.plus(I64(m * LANES), (row.index, count * LANES)), FLOATS)
+                    total = b.load(to, align=4)
+                    for v in range(vectors):
+                        total = emit.multiply_add(weights[v], given[m][v], total)
+                    b.store(total, to, align=4)
 
         whole = b.sdiv(width, I64(4 * LANES))
-        with cgutils.for_range(b, b.sub(last, first)) as block:
-            number = b.add(first, block.index)
-            column = b.sext(b.load(emit.at(5, number, I32)), I64)
-            w_at = b.add(at, b.mul(number, step))
-            k_at = b.add(x_at, b.mul(column, width))
-            with cgutils.for_range(b, whole) as four:
-                for turn in range(4):
-                    place = emit.plus(I64(turn * LANES), (four.index, 4 * LANES))
-                    multiply(b.add(w_at, place), b.add(k_at, place), turn)
-            rest = b.mul(whole, I64(4))
-            with cgutils.for_range(b, b.sub(b.sdiv(width, I64(LANES)), rest)) as one:
-                place = b.mul(b.add(rest, one.index), I64(LANES))
-                multiply(b.add(w_at, place), b.add(k_at, place), 0)
-        for m in range(count):
-            emit.add_total(0, I64(m), acc[m])
+        with cgutils.for_range(b, whole) as four:
+            add(b.mul(four.index, I64(4 * LANES)), 4)
+        done = b.mul(whole, I64(4))
+        with cgutils.for_range(b, b.sub(b.sdiv(width, I64(LANES)), done)) as one:
+            add(b.mul(b.add(done, one.index), I64(LANES)), 1)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _totals(typing: Any, out, out_at, out_row, sums, bn, rows) -> Any:
+    """Writes the totals of the vectors ``sums[i, m]`` to ``out[m, i]``."""
+    signature = types.void(out, out_at, out_row, sums, bn, rows)
+    count = rows.count
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        emit = Emit(context, b, signature, args)
+        _, out_at, out_row, _, bn, _ = args
+        total = cgutils.alloca_once(b, FLOATS)
+        with cgutils.for_range(b, bn) as row:
+            for m in range(count):
+                b.store(emit.load(3, emit.plus(I64(m * LANES), (row.index, count * LANES))), total)
+                emit.add_total(0, b.add(emit.plus(out_at, (out_row, m)), row.index), [total])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -70,24 +91,23 @@ def _dots(typing: Any, sums, values, at, step, ahead, cols, first, last, x, x_at
 
 @compiled
 def _along_rows(x, values, bn, bk, pointers, cols, rows, out, start, stop):
-    """Multiplies block rows ``start .. stop``: float32 ``x[M, C * bk]`` into ``out[M, R * bn]``.
+    """Multiplies block rows ``start .. stop``: float32 ``x[M, C * bk]`` into ``out[M, R * bn]`` of zeros.
 
     ``values`` are flat; ``bk`` is a multiple of a vector's length, ``M`` of ``len(rows)``.
     """
     m, features = x.shape
-    flat, count = x.reshape(-1), len(rows)
-    sums = np.empty(count, np.float32)
+    flat, to, count, width = x.reshape(-1), out.reshape(-1), len(rows), out.shape[1]
+    sums = np.empty(bn * count * LANES, np.float32)
     for r in range(start, stop):
         first, last = np.int64(pointers[r]), np.int64(pointers[r + 1])
         for j in range(0, m, count):
-            for i in range(bn):
-                sums[:] = 0
+            sums[:] = 0
+            for block in range(first, last):
                 _dots(
-                    sums, values, i * bk, bn * bk, 2 * bk, cols, first, last, flat, j * features,
-                    features, bk, rows,
+                    sums, values, block * bn * bk, AHEAD, bn, bk, flat, j * features + np.int64(cols[block]) * bk,
+                    features, rows,
                 )  # fmt: skip
-                for t in range(count):
-                    out[j + t, r * bn + i] = sums[t]
+            _totals(to, j * width + r * bn, width, sums, bn, rows)
 
 
 @intrinsic
