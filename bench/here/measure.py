@@ -390,9 +390,12 @@ def run(quick: bool = False, rounds: int = 3, seed: int = 0) -> tuple[CpuRoof, R
     facts = {name: fact for name, fact in asdict(found).items() if name not in ("name", "torch")}
     settings = {"cpu": found.name, "rounds": rounds, "load": load, **json.loads(json.dumps(facts))}
     device = {**provenance(), "device": f"{found.name}, {found.threads} threads"}
-    order = {(case, m): i for i, (case, m) in enumerate((case, m) for case in plan.cases for m in case.rows)}
-    layers = sorted((which for which in seconds if which[0] in order), key=lambda which: order[which[0]])
-    rows = [_row(*of, name, seconds[of, name]) for of, name in layers]
+    rows = [
+        _row(case, m, name, times)
+        for case, m in ((case, m) for case in plan.cases for m in case.rows)
+        for (of, name), times in seconds.items()
+        if of == (case, m)
+    ]
     return found, Results("here", settings, rows, device)
 
 
