@@ -389,12 +389,14 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
 def curves(several: Sequence[Results]) -> Figure:
     """Validation loss by steps: the dense model, both kinds of pairs expanded, and the ceiling."""
     made, axes = figure(9.2, 3.6, len(several))
-    looks = {CONTINUED: "#4a4f57", PARTITION: "#2a7de1", FRESH: "#e8590c", WIDE: "#8a8f98"}
+    looks = {CONTINUED: "#4a4f57", PARTITION: "#2a7de1", FRESH: "#e8590c", WIDE: "#2f9e44"}
     for axis, results in zip(axes, several, strict=True):
         frame, steps = results.frame, STEPS * results.settings["epochs"]
         for size, style in zip(SIZES, ("--", "-"), strict=True):
             for condition, colour in looks.items():
                 own = frame[(frame["condition"] == condition) & (frame["expanded"] == BOTH) & (frame["size"] == size)]
+                if own.empty:
+                    continue
                 before = 0 if conditions.from_scratch(condition) else round(SPLIT * steps)
                 every = max(1, (steps - before) // CHECKS)
                 points = [mean_and_half(bits)[0] for bits in zip(*own["curve"], strict=True)]
