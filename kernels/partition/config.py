@@ -208,7 +208,8 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     block_m = min(max(16, power_above(m)), max(most, 16))
     wide = alpha <= 2 and block_m <= 16 and not packed  # places of kept values share the registers
     inner = (128 if wide else 64 if alpha <= 4 else 32) if narrow else 32
-    crowded = packed and (alpha > 4 or alpha * block_m > 64 or not narrow)
+    few = 2 if problem.seeded else 4  # children whose places and words four warps can hold
+    crowded = packed and (alpha > few or alpha * block_m > 64 or not narrow)
     warps = 8 if max(sums * block_m, alpha * block_m if merge else 0) > 128 or crowded else 4
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
     partial = m * outputs * sums * 4
