@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 
 from fpe.bench.latency import timing
 from fpe.kernels.device import KNOWN
+from fpe.kernels.partition.eager import split_matmul_eager
 from fpe.kernels.partition.interleaved import as_merge
 
 LAUNCHERS = {
@@ -47,6 +48,7 @@ LAUNCHERS = {
         "semi_structured_matmul_t_sparse_tensor_core",
         "semi_structured_grad_sparse_tensor_core",
         "multiply_interleaved",
+        "split_matmul_seeded",
     ),
     "semi_structured.torch_sparse": (
         "semi_structured_matmul_torch",
@@ -182,11 +184,17 @@ def _interleaved_eager(x: Tensor, w: Tensor, alpha: int, layout: Any, bias: Tens
     return y if bias is None else y + bias
 
 
+def _seeded_eager(x: Tensor, w: Tensor, labels: Any, alpha: int = 2, *rest: Any) -> Tensor:
+    """The twin of ``split_matmul_seeded``."""
+    return split_matmul_eager(x, w, labels, alpha, *rest)
+
+
 def _launcher(device: FakeDevice, module: str, name: str, real: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A launcher that launches and then returns its eager twin's result, or what a fault makes of it."""
     op = name.removesuffix("_torch").removesuffix("_triton").removesuffix("_sparse_tensor_core")
     eager = import_module(f"fpe.kernels.{module.partition('.')[0]}.eager")
-    twin = _interleaved_eager if name == "multiply_interleaved" else getattr(eager, f"{op}_eager")
+    own = {"multiply_interleaved": _interleaved_eager, "split_matmul_seeded": _seeded_eager}
+    twin = own[name] if name in own else getattr(eager, f"{op}_eager")
 
     @wraps(real)
     def launch(*args: Any, config: Any = None, **kwargs: Any) -> Tensor:

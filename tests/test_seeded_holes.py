@@ -322,7 +322,7 @@ BAD = (
         "kept-alone",
         lambda: fpe.Partition(torch.zeros(2, 4, dtype=torch.uint8), 2, kept=2),
         ValueError,
-        ("holes of a seed", "2"),
+        ("kept needs a seed", "2"),
     ),
     BadCall(
         "rewiring",

@@ -74,6 +74,7 @@ def _self_check(dtype: str) -> Iterator[Launch]:
     m, shape = SELF_CHECK
     for children in (1, 2):
         yield semi_structured.Case("sparse", dtype, m, children, shape=shape)
+    yield semi_structured.Case("sparse", dtype, m, shape=shape, seeded=True)
     yield from _packs(dtype, shape, "values", "parent", "parent.T", "transposed values", forms=("fragments",))
 
 

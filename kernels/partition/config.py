@@ -92,8 +92,12 @@ class Problem:
 
 
 def in_pairs(problem: Problem, config: Config) -> bool:
-    """Whether kept values are placed two at a time: more children or rows leave no registers for it."""
+    """Whether kept values are placed two at a time: more children or rows leave no registers for it.
+
+    A weight without entries has no last tile, which is where such a kernel looks first.
+    """
     able = problem.kept is not None and problem.op != "partition_grad" and problem.itemsize == 2
+    able = able and min(problem.n, problem.k) > 0
     return able and problem.alpha <= 4 and config.block_m <= 32
 
 
