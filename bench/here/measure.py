@@ -181,7 +181,7 @@ def in_rounds(groups: Sequence[Group], rounds: int) -> dict[Timed, np.ndarray]:
     """Times the calls of all groups in every round, those of a group in turns, shuffled anew in each.
 
     The order counts: PyTorch's threads keep their cores busy for a while after a product of its own, and what comes
-    next takes a fifth longer.
+    next takes longer.
 
     Returns:
         Seconds of each time that a call was made.
