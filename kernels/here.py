@@ -56,8 +56,8 @@ class CpuRoof:
         calls: Seconds of a call on next to nothing: of ``"torch"``, PyTorch's dense product, and of ``"kernels"``.
         rates: Seconds for each weight of a float32 layer in the caches, at :data:`ROWS`: of ``"torch"`` and of each of
             :data:`KERNELS`, of these times the threads that share the work.
-        beyond: Seconds more for each byte of a layer that is not in the caches, of the same, at :data:`FEW`. It is below
-            zero where the small layer, of which the rates are, woke a thread for little.
+        beyond: Seconds more for each byte of a layer that is not in the caches, of the same, at :data:`FEW`. It is
+            below zero where the small layer, of which the rates are, woke a thread for little.
     """
 
     name: str
