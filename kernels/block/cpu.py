@@ -4,6 +4,7 @@ A row of a block is read once for up to four rows of activations. Activations ar
 Blocks whose rows are no whole number of vectors are padded too, in every call.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,16 @@ TOGETHER = 4
 """Rows of activations that a row of a block is multiplied by at once."""
 AHEAD = 1024
 """Values from one that is read to the one that is called from memory meanwhile."""
+
+
+def _by_columns(b: Any, width: Any, add: Callable[[Any, int], None]) -> None:
+    """Writes ``add(column, vectors)`` for four vectors of a block's columns at a time, then for each that is left."""
+    whole = b.sdiv(width, I64(4 * LANES))
+    with cgutils.for_range(b, whole) as four:
+        add(b.mul(four.index, I64(4 * LANES)), 4)
+    done = b.mul(whole, I64(4))
+    with cgutils.for_range(b, b.sub(b.sdiv(width, I64(LANES)), done)) as one:
+        add(b.mul(b.add(done, one.index), I64(LANES)), 1)
 
 
 @intrinsic
@@ -59,12 +70,7 @@ def _dots(typing: Any, sums, values, at, ahead, bn, width, x, x_at, x_row, rows)
                         total = emit.multiply_add(weights[v], given[m][v], total)
                     b.store(total, to, align=4)
 
-        whole = b.sdiv(width, I64(4 * LANES))
-        with cgutils.for_range(b, whole) as four:
-            add(b.mul(four.index, I64(4 * LANES)), 4)
-        done = b.mul(whole, I64(4))
-        with cgutils.for_range(b, b.sub(b.sdiv(width, I64(LANES)), done)) as one:
-            add(b.mul(b.add(done, one.index), I64(LANES)), 1)
+        _by_columns(b, width, add)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -140,12 +146,7 @@ def _spread(typing: Any, out, out_at, out_row, values, at, ahead, bn, width, x, 
                     to = emit.at(0, emit.plus(start, (out_row, m)), FLOATS)
                     b.store(b.fadd(b.load(to, align=4), b.load(acc[v][m])), to, align=4)
 
-        whole = b.sdiv(width, I64(4 * LANES))
-        with cgutils.for_range(b, whole) as four:
-            add(b.mul(four.index, I64(4 * LANES)), 4)
-        done = b.mul(whole, I64(4))
-        with cgutils.for_range(b, b.sub(b.sdiv(width, I64(LANES)), done)) as one:
-            add(b.mul(b.add(done, one.index), I64(LANES)), 1)
+        _by_columns(b, width, add)
         return context.get_dummy_value()
 
     return signature, codegen

@@ -289,21 +289,22 @@ def _across_rows(
             out_at = b * count * own * width + k0
             for i in range(n):
                 # Several rows at once; those that are left, and what is left of a row, one by one.
-                if groups and (i >= whole or i % depth == 0):
+                alone = i >= whole
+                if alone or i % depth == 0:
                     exists_at = bits_at = i * row_words + k0 // WORD
                     if seed is not None:
                         bits_at = 0
-                        for j in range(1 if i >= whole else depth):
-                            make_labels(made[j], seed, i + j, k0 // WORD, children)
-                    for j in range(1 if i >= whole else depth):
+                    for j in range(1 if alone else depth):
                         places[j] = _place(starts, exists, row_words, i + j, k0, k)
+                        if seed is not None:
+                            make_labels(made[j], seed, i + j, k0 // WORD, children)
                     x_at = (b * n + i) * planes * count
-                    if i >= whole:
+                    if groups and alone:
                         _spread(
                             to, out_at, own * width, width, w, places, 0, exists, exists_at, row_words, table, bits_at,
                             bits_row, plane, flat, x_at, groups, children, rows, merge, one,
                         )  # fmt: skip
-                    else:
+                    elif groups:
                         ahead = _place(starts, exists, row_words, min(i + depth, n - 1), k0, k) - places[0]
                         _spread(
                             to, out_at, own * width, width, w, places, ahead, exists, exists_at, row_words, table,
@@ -311,9 +312,8 @@ def _across_rows(
                         )  # fmt: skip
                 if exists is None and rest:
                     bits_at = i * row_words + (k0 + done) // WORD
-                    if seed is not None:
-                        bits_at = 0
-                        make_labels(made[0], seed, i, (k0 + done) // WORD, children)
+                    if seed is not None:  # made with those of the whole groups
+                        bits_at = (0 if alone else i % depth) * bits_row + done // WORD
                     for j in range(rest):
                         last[j] = w[i * k + k0 + done + j]
                     _spread(
