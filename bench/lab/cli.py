@@ -173,13 +173,7 @@ def traffic_command(
 @click.option("--kernels", default="shipped", show_default=True, help="A name for the kernels, written to every row.")
 @jobs_option
 @rows_options
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("out/lab"),
-    show_default=True,
-    help="Folder for the results.",
-)
+@output_option("out/lab")
 def hazards_command(
     architectures: tuple[int, ...],
     operations: tuple[str, ...],
@@ -220,13 +214,7 @@ EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse", "
 @click.option("--quick", is_flag=True, help="A case of each kind.")
 @jobs_option
 @rows_options
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("out/lab"),
-    show_default=True,
-    help="Folder for the results.",
-)
+@output_option("out/lab")
 def execute_command(
     architectures: tuple[int, ...],
     families: tuple[str, ...],
@@ -283,13 +271,7 @@ def wavefronts_command(form: str | None, output: Path) -> None:
 )
 @jobs_option
 @rows_options
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("out/lab"),
-    show_default=True,
-    help="Folder for the results.",
-)
+@output_option("out/lab")
 def mutate_command(architectures: tuple[int, ...], most: int, jobs: int | None, form: str | None, output: Path) -> None:
     """Break the compiled kernels on purpose and count what `fpe lab execute` would have seen."""
     from ..cli.output import finish
