@@ -236,8 +236,8 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
 LOOKS = {
     CONTINUED: "#4a4f57",
     FPE: "#2a7de1",
-    FPE_MOVING: "#1864ab",
-    STATIC: "#f59f00",
+    FPE_MOVING: "#0c8599",
+    STATIC: "#2f9e44",
     RIGL: "#e8590c",
     WIDE: "#8a8f98",
 }
@@ -253,8 +253,12 @@ def by_weights(results: Results) -> Figure:
             label = method if method == CONTINUED else f"{method}, width {width}"
             line(axis, rows, "nonzeros", colour, label, "decibels", "-" if width == 2 else ":")
     doubling(axis)
-    axis.set(xlabel="non-zero weights", ylabel="PSNR of the image, dB", title=Path(results.settings["data"]).stem)
-    axis.legend(frameon=False, fontsize=7)
+    axis.set(
+        xlabel="non-zero weights",
+        ylabel="PSNR of the image, dB",
+        title=f"An image learned: {Path(results.settings['data']).stem}",
+    )
+    axis.legend(frameon=False, fontsize=8)
     return made
 
 
