@@ -90,7 +90,10 @@ def test_report_is_one_self_contained_page(cli_runner: CliRunner, tmp_path: Path
     assert all('role="img"' in head and title.startswith("<title>") for head, title in figures)
     assert page.count("<text") > 100 and len(re.findall(r"<th\b", page)) == page.count('scope="') and "…" not in page
     rows = Results.read(tmp_path / "report-vision.jsonl")
-    assert vision.table(rows).rows[-1][1] in page
+    shown = vision.table(rows)
+    assert shown.rows[-1][1] in page
+    (gain,) = (row["points"] for row in shown.records() if row["condition"] == "random")
+    assert f"<b>{gain} points</b>" in page  # what the page says first is what the table and the terminal say
 
 
 DRAWN = sorted((ROOT / "docs/figures").glob("*.svg"))

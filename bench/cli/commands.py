@@ -39,13 +39,18 @@ MOST_ROWS = 30
 @click.command("results")
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help=f"Print every row, not only the first {MOST_ROWS}.")
+@click.option("--table", "drawn", is_flag=True, help="Print a table of the documents by its name, such as should-i.")
 @rows_options
-def results_command(name: str | None, every: bool, form: str | None) -> None:
+def results_command(name: str | None, every: bool, drawn: bool, form: str | None) -> None:
     """Print a committed results file by its name, or any by its path.
 
     Without a name it lists those that are committed. The name is the file's: boolean, or studies/boolean where two
-    folders have one.
+    folders have one. With --table it is that of a table which is drawn from these files, and without a name these
+    tables are listed.
     """
+    if drawn:
+        _print_drawn(name, form)
+        return
     if name is None:
         files = [(_name_of(path), Results.read(path)) for path in sorted(COMMITTED.rglob("*.jsonl"))]
         if form:
@@ -67,6 +72,22 @@ def results_command(name: str | None, every: bool, form: str | None) -> None:
     print_table(Table(f"{results.study}, {results.origin}", tuple(columns), body))
     if len(shown) < len(results.rows):
         print_text(f"{len(results.rows) - len(shown)} more rows: --all prints them, and so do --csv and --json.")
+
+
+def _print_drawn(name: str | None, form: str | None) -> None:
+    """Prints a table of the documents, or the names of all."""
+    from ..report.committed import TABLES
+
+    if name is None:
+        shown = Table("Tables: `fpe results --table NAME` prints one", ("name",), [(key,) for key in TABLES])
+    elif name in TABLES:
+        shown = TABLES[name]()
+    else:
+        raise click.BadParameter(f"{name!r} is none of {', '.join(TABLES)}", param_hint="NAME")
+    if form:
+        print_rows(shown.records(), form)
+    else:
+        print_table(shown)
 
 
 def _name_of(path: Path) -> str:

@@ -113,18 +113,19 @@ def run(choices: Choices, seed: int = 0, device: str = "cpu", quiet: bool = Fals
 
 
 def table(results: Results) -> Table:
-    """Accuracy on real data and relative improvement over the dense network trained as long."""
+    """Accuracy on real data, points over the dense network that trained as long, and relative improvement."""
     frame = results.frame
     control = frame[frame["condition"] == "dense-continued"].set_index("trial")["test_accuracy"]
     rows = []
     for condition, group in frame.groupby("condition", sort=False):
         accuracy = group.set_index("trial")["test_accuracy"]
-        improvement = (accuracy - control) / control * 100
+        gain = accuracy - control
+        over = [interval(gain, 1, "+"), interval(gain / control * 100, 1, "+")]
         rows.append(
             (
                 str(condition),
                 interval(accuracy),
-                "-" if str(condition).startswith("dense") else interval(improvement, 2, "+"),
+                *(["-", "-"] if str(condition).startswith("dense") else over),
                 *described(group),
             )
         )
@@ -133,7 +134,8 @@ def table(results: Results) -> Table:
         f"{settings['data']}, {settings['neurons']} neurons, alpha = {settings['alpha']}, {settings['epochs']} + "
         f"{settings['epochs']} epochs, {settings['trials']} trials; ± is a 95 % interval"
     )
-    return Table(title, ("condition", "test %", "improvement over dense %", "cosine", "neurons", "non-zeros"), rows)
+    columns = ("condition", "test %", "points", "improvement over dense %", "cosine", "neurons", "non-zeros")
+    return Table(title, columns, rows)
 
 
 def accuracy_figure(results: Results) -> Figure:
