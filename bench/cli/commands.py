@@ -83,7 +83,7 @@ def _print_drawn(name: str | None, form: str | None) -> None:
     elif name in TABLES:
         shown = TABLES[name]()
     else:
-        raise click.BadParameter(f"{name!r} is none of {', '.join(TABLES)}", param_hint="NAME")
+        raise click.BadParameter(f"{name!r} is none of {', '.join(TABLES)}", param_hint="'NAME'")
     if form:
         print_rows(shown.records(), form)
     else:
@@ -104,7 +104,7 @@ def _found(name: str) -> Path:
     if len(fitting) == 1:
         return known[fitting[0]]
     says = f"is the name of {' and '.join(fitting)}" if fitting else f"is neither a file nor one of {', '.join(known)}"
-    raise click.BadParameter(f"{name!r} {says}", param_hint="NAME")
+    raise click.BadParameter(f"{name!r} {says}", param_hint="'NAME'")
 
 
 def _cell(value: Any) -> str:
@@ -112,11 +112,13 @@ def _cell(value: Any) -> str:
 
 
 @click.command("tune")
-@click.option("--budget", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds.")
+@click.option(
+    "--minutes", type=click.FloatRange(0), default=5.0, show_default=True, help="Start nothing that ends later."
+)
 @output_option()
 @click.option("--dry-run", is_flag=True, help="Run the plan at small sizes under TRITON_INTERPRET=1, without timing.")
 @rows_options
-def tune_command(budget: float, output: Path, dry_run: bool, form: str | None) -> None:
+def tune_command(minutes: float, output: Path, dry_run: bool, form: str | None) -> None:
     """Find the fastest tiles of the block and partition kernels on the GPU at hand.
 
     Copy the files that it writes to kernels/configs/ to have them used.
@@ -141,7 +143,9 @@ def tune_command(budget: float, output: Path, dry_run: bool, form: str | None) -
         measure = tune.device_milliseconds
 
     with stopping("The tables hold what was tuned so far; the same command starts again."):
-        entries = tune.run(todo, device, output, measure, budget, target, limit, partial(click.echo, err=True), workers)
+        entries = tune.run(
+            todo, device, output, measure, 60 * minutes, target, limit, partial(click.echo, err=True), workers
+        )
     if form:
         print_rows(entries, form)
         return

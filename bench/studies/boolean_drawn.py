@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from ..cli.options import common, output_option
+from ..cli.options import common, epochs_option, output_option, trials_option
 from ..cli.output import GOES_ON, NOTHING_WRITTEN, finish, stopping
 from ..results import Results
 from ..table import Table
@@ -24,8 +24,8 @@ from .study import OwnCommand, committed
 
 
 @click.command("boolean")
-@click.option("--trials", type=click.IntRange(1), help="Networks trained.  [default: 5]")
-@click.option("--epochs", type=click.IntRange(1), help="Epochs before and again after the split.  [default: 1000]")
+@trials_option(boolean.Choices.trials)
+@epochs_option(boolean.Choices.epochs)
 @click.option("--quick", is_flag=True, help="A few steps of two small trials: to see that it runs.")
 @click.option("--sensitivity", is_flag=True, help="Move each unpublished choice in turn instead (hours).")
 @output_option()

@@ -101,6 +101,8 @@ def read(name: str) -> np.ndarray:
         return load_sample_image(f"{name}.jpg").astype(np.float32) / 255
     from matplotlib.image import imread
 
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"there is no file {name}; --data takes the path of a picture, china or flower")
     picture = np.asarray(imread(Path(name)), dtype=np.float32)[..., :3]
     return picture / 255 if picture.max() > 1 else picture
 

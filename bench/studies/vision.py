@@ -15,7 +15,7 @@ from torch import nn
 
 import fpe
 
-from ..cli.options import common, output_option
+from ..cli.options import alpha_option, common, data_option, epochs_option, output_option, trials_option
 from ..cli.output import NOTHING_WRITTEN, finish, stopping
 from ..results import Results
 from ..table import Table
@@ -154,11 +154,11 @@ def accuracy_figure(results: Results) -> Figure:
 
 
 @click.command("vision")
-@click.option("--data", help="'fashion-mnist', 'digits' or an .npz with X, y, Xt, yt.  [default: what is installed]")
+@data_option
 @click.option("--neurons", type=click.IntRange(1), help="Hidden neurons before the split.")
-@click.option("--alpha", type=click.IntRange(2, 254), help="Children per neuron.")
-@click.option("--trials", type=click.IntRange(1), help="Networks trained.")
-@click.option("--epochs", type=click.IntRange(1), help="Epochs before and again after the split.")
+@alpha_option(default=None)
+@trials_option(Choices.trials)
+@epochs_option()
 @output_option()
 @common
 def vision_command(output: Path, seed: int, device: str, form: str | None, **given: Any) -> None:
@@ -168,6 +168,8 @@ def vision_command(output: Path, seed: int, device: str, form: str | None, **giv
     try:
         with stopping(NOTHING_WRITTEN):
             results = run(choices, seed, device, quiet=bool(form))
+    except FileNotFoundError as error:
+        raise click.BadParameter(str(error), param_hint="'--data'") from error
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     finish(results, output / "vision.jsonl", table(results), form)
