@@ -82,7 +82,7 @@ NOT_RUN = {
 
 
 def written(paths: list[Path]) -> set[str]:
-    """The commands of documents: lines of shell, and what stands between backticks in prose; drawn tables are left out."""
+    """The commands of documents: lines of shell, and what prose has between backticks; drawn tables are left out."""
     found = set()
     for path in paths:
         text = re.sub(r"<!-- table:.*?<!-- end -->", "", path.read_text(), flags=re.DOTALL)
