@@ -26,6 +26,7 @@ RUN = {
     "fpe here": "--quick --rounds 2",
     "fpe results": "",
     "fpe results boolean": "",
+    "fpe results --table should-i": "",
     "fpe study": "",
     "fpe study --help": "",
     "fpe study boolean --quick": "--output out",
