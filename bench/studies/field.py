@@ -213,6 +213,7 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
     """A row for each method and width."""
     frame = over_dense(results)
     rows = []
+    frame = frame.sort_values("neurons", ascending=False, kind="stable")
     for (neurons, method, width), own in frame.groupby(["neurons", "condition", "width"], sort=False):
         control = method == CONTINUED
         rows.append(
@@ -243,22 +244,23 @@ LOOKS = {
 }
 
 
-def by_weights(results: Results) -> Figure:
-    """PSNR by non-zero weights."""
-    made, (axis,) = figure(5.6, 3.6)
-    frame = results.frame
-    for method, colour in LOOKS.items():
-        own = frame[frame["condition"] == method]
-        for width, rows in own.groupby("width"):
-            label = method if method == CONTINUED else f"{method}, width {width}"
-            line(axis, rows, "nonzeros", colour, label, "decibels", "-" if width == 2 else ":")
-    doubling(axis)
-    axis.set(xlabel="non-zero weights", ylabel="PSNR of the image, dB", title=Path(results.settings["data"]).stem)
-    axis.legend(frameon=False, fontsize=7)
+def by_weights(several: Sequence[Results]) -> Figure:
+    """PSNR by non-zero weights, a panel for each image."""
+    made, axes = figure(9.2, 3.8, len(several))
+    for axis, results in zip(axes, several, strict=True):
+        frame = results.frame
+        for method, colour in LOOKS.items():
+            own = frame[frame["condition"] == method]
+            for width, rows in own.groupby("width"):
+                label = method if method == CONTINUED else f"{method}, width {width}"
+                line(axis, rows, "nonzeros", colour, label, "decibels", "-" if width == 2 else ":")
+        doubling(axis)
+        axis.set(xlabel="non-zero weights", ylabel="PSNR of the image, dB", title=Path(results.settings["data"]).stem)
+    axes[0].legend(frameon=False, fontsize=7)
     return made
 
 
-FILES = ("field-china",)
+FILES = ("field-china", "field-flower")
 """Committed rows."""
 
 SWEEP: Sweep = Sweep(
@@ -272,6 +274,6 @@ SWEEP: Sweep = Sweep(
     [Cell(name, 4) for name in (CONTINUED, FPE, RIGL, WIDE)],
     {"trials": 2, "epochs": 1, "batch": 32, "pixels": 20},
     tables={name: lambda name=name: SWEEP.shown(name) for name in FILES},  # type: ignore[misc]
-    figures={"field": lambda: by_weights(committed(FILES[0]))},
+    figures={"field": lambda: by_weights([committed(name) for name in FILES])},
 )
 STUDIES = (SWEEP,)
