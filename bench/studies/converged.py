@@ -282,8 +282,8 @@ SWEEP: Sweep = Sweep(
     cells,
     run_cell,
     table,
-    cells()[:3],
-    {"trials": 2, "epochs": 1, "tokens": 64},
+    [Cell(CONTINUED, 1), Cell(PARTITION), Cell(CONTINUED)],
+    {"trials": 2, "epochs": 1, "tokens": 64, "data": "digits"},
     tables={TEXT: lambda: SWEEP.shown(TEXT)},
     figures={"converged": lambda: curves(committed(TEXT))},
 )
