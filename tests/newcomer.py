@@ -34,8 +34,9 @@ RUN = {
     "fpe verdict --kept 0.5": "",
 }
 """What README and the documents say to type, and the words that make it quick where it is not."""
-HELP = ("fpe", "fpe --version", "fpe lab", "fpe verdict --gpu rtx4090 --shape 4096x14336 --json")
-"""Commands that the help offers, and the documents do not spell out."""
+ANSWERS = tuple(f"fpe results --table {name}" for name in ("by-width", "controls", "here", "memory", "models-cpu"))
+HELP = ("fpe", "fpe --version", "fpe lab", "fpe verdict --gpu rtx4090 --shape 4096x14336 --json", *ANSWERS)
+"""Commands that the help offers or README's drawn tables name, and the documents' own words do not."""
 LAB = "minutes: tests/test_lab_*.py and tests/test_ptx_*.py run it on a few small kernels"
 GPU = "it needs a GPU; tests/test_device.py walks it on the CPU"
 INSTALLS = "it installs packages: whoever runs this has them"

@@ -44,7 +44,7 @@ QUESTIONS = {
     "how much memory?": r"How much memory\? \| [\d.]+ times the parent's",
     "which GPU?": r"NVIDIA GPUs of compute capability 8\.0",
     "my model?": r"find_pairs\(model\)` says w.*?\(docs/models\.md\)",
-    "how fast?": r"What does it cost on a GPU\? \| a \d+ x \d+ layer takes",
+    "how fast?": r"What does it cost on a GPU\? \| a \d+ x \d+ layer with random masks takes",
     "why not just a wider layer?": r"a dense layer twice as wide.*?\+\d",
 }
 

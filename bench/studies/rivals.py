@@ -320,8 +320,8 @@ def by_epochs(results: Results) -> Table:
 LOOKS = {
     CONTINUED: ("#4a4f57", "dense, trained on"),
     FPE: ("#2a7de1", FPE),
-    FPE_MOVING: ("#1864ab", FPE_MOVING),
-    STATIC: ("#f59f00", STATIC),
+    FPE_MOVING: ("#0c8599", FPE_MOVING),
+    STATIC: ("#2f9e44", STATIC),
     RIGL: ("#e8590c", RIGL),
     GRADUAL: ("#9c36b5", GRADUAL),
     WIDE: ("#8a8f98", "wide dense: twice the weights"),
@@ -330,7 +330,7 @@ LOOKS = {
 
 def epochs_figure(results: Results) -> Figure:
     """Test accuracy by epochs: those after a compact network that is there anyway, and all of them."""
-    made, axes = figure(9.2, 3.8, 2)
+    made, axes = figure(8.4, 3.8, 2)
     frame = results.frame
     frame = frame[(frame["neurons"] == 8) & (frame["width"] == 2)]
     frame = frame.assign(total=frame["before"] + frame["epochs"])

@@ -388,7 +388,7 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
 
 def curves(several: Sequence[Results]) -> Figure:
     """Validation loss by steps: the dense model, both kinds of pairs expanded, and the ceiling."""
-    made, axes = figure(9.2, 3.6, len(several))
+    made, axes = figure(8.4, 3.6, len(several))
     looks = {CONTINUED: "#4a4f57", PARTITION: "#2a7de1", FRESH: "#e8590c", WIDE: "#2f9e44"}
     for axis, results in zip(axes, several, strict=True):
         frame, steps = results.frame, STEPS * results.settings["epochs"]
@@ -404,7 +404,7 @@ def curves(several: Sequence[Results]) -> Figure:
                 label = f"{NAMED.get(condition, condition)}, {size}"
                 axis.plot(at, points, style, color=colour, linewidth=1.6, label=label)
         axis.set(xlabel="steps", ylabel="validation loss, bits", title=results.settings["data"])
-    axes[0].legend(frameon=False, fontsize=7)
+    axes[0].legend(frameon=False, fontsize=8)
     return made
 
 
