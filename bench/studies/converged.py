@@ -10,7 +10,7 @@ between them or not, and what has new weights trains in its own form in both.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +28,7 @@ from .drawing import figure
 from .intervals import interval, mean_and_half
 from .protocol import Training
 from .stack import Batches, Stack, classification_loss, seeded
+from .study import committed
 from .sweep import Sweep
 from .transformer import (
     BOTH,
@@ -56,25 +57,42 @@ CUT, CUTS = 4.0, 2
 """What it is divided by, and how often; then the round ends."""
 
 
+GROUPS = (0, 1)
+"""Of the cells that matter most."""
+
+
 @dataclass(frozen=True)
 class Settings(transformer.Settings):
-    """Settings of this study, whose epochs are the hundreds of steps that a round may take at most."""
+    """Settings of this study, whose epochs are the hundreds of steps that a round may take at most.
 
+    Attributes:
+        trials: Networks to a group.
+    """
+
+    trials: int = 3
     epochs: int = 400
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration (alpha = 2, both kinds of pairs): what trains, and after how many rounds it is looked at."""
+    """One configuration (alpha = 2, both kinds of pairs).
+
+    Attributes:
+        condition: What trains.
+        rounds: After how many of them it is looked at.
+        group: Networks of one group share their step sizes and their end; those of another have other seeds.
+    """
 
     condition: str
     rounds: int = 2
+    group: int = 0
 
 
 def cells() -> list[Cell]:
     """The compact model before and after its second round, the split between them, and new weights after either."""
-    made = [Cell(CONTINUED, 1), Cell(PARTITION), Cell(CONTINUED), Cell(WIDE, 1), Cell(WIDE)]
-    return [*made, Cell(FRESH, 1), Cell(FRESH), Cell(RANKING)]
+    first = [Cell(CONTINUED, 1, group) for group in GROUPS]
+    second = [Cell(condition, 2, group) for group in GROUPS for condition in (PARTITION, CONTINUED)]
+    return [*first, *second, Cell(WIDE, 1), Cell(WIDE), Cell(FRESH, 1), Cell(FRESH), Cell(RANKING)]
 
 
 @dataclass
@@ -149,7 +167,8 @@ def _first(condition: str, settings: Settings) -> tuple[Stack, Plateau]:
 
 
 def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
-    """Trains all trials of a cell; a row for each."""
+    """Trains a group of a cell; a row for each network."""
+    settings = replace(settings, seed=settings.seed + cell.group)
     data = sequences(settings.data, settings.device)
     split = cell.condition in (PARTITION, RANKING)
     stack, watch = _first(CONTINUED if split else cell.condition, settings)
@@ -160,7 +179,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     return [
         {
             **asdict(cell),
-            "trial": trial,
+            "trial": settings.trials * cell.group + trial,
             "validation_bits": round(float(watch.least[trial]), 5),
             "best_step": int(watch.at[trial]),
             "steps": watch.every * len(watch.curve),
@@ -190,27 +209,37 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
     """A row for each cell, beside the dense model that trains for two rounds."""
     frame = beside(results)
     rows = []
-    for cell in shown:
+    for cell in dict.fromkeys(replace(cell, group=0) for cell in shown):
         own = frame[(frame["condition"] == cell.condition) & (frame["rounds"] == cell.rounds)]
         if not len(own):
             continue
         control = cell == Cell(CONTINUED)
+        steps = dict.fromkeys(f"{count}" for count in own["steps"])
         rows.append(
             (
                 _named(cell),
                 f"{own['nonzeros'].iloc[0]}",
-                f"{own['steps'].iloc[0]}" + ("" if own["stopped"].all() else ", cut off"),
+                f"{own['trial'].nunique()}",
+                " and ".join(steps) + ("" if own["stopped"].all() else ", cut off"),
                 interval(own["validation_bits"], 3),
                 interval(own["test_bits"], 3),
-                "-" if control else interval(own["bits"], 4, "+"),
+                "-" if control else interval(own["bits"].dropna(), 4, "+"),
                 interval(own["test_accuracy"], 2),
-                "-" if control else interval(own["points"], 2, "+"),
+                "-" if control else interval(own["points"].dropna(), 2, "+"),
             )
         )
     s = results.settings
-    about = f"{SIZE}, width {s['width']}, {s['data']}, alpha = 2, MLPs and attention, {s['trials']} trials"
+    about = f"{SIZE}, width {s['width']}, {s['data']}, alpha = 2, MLPs and attention"
     title = f"Transformers trained until validation stops improving ({about}, test; ± is a 95 % interval)"
-    columns = ("model", "weights", "steps of the round", "validation bits", "test bits", "change (less is better)")
+    columns = (
+        "model",
+        "weights",
+        "trials",
+        "steps of the round",
+        "validation bits",
+        "test bits",
+        "change (less is better)",
+    )
     return Table(title, (*columns, "test accuracy %", "points"), rows)
 
 
@@ -224,9 +253,10 @@ def _named(cell: Cell) -> str:
 
 
 def curves(results: Results) -> Figure:
-    """Validation loss by the steps of both rounds."""
+    """Validation loss by the steps of both rounds, of the first group."""
     made, (axis,) = figure(5.6, 3.6)
     frame = results.frame
+    frame = frame[frame["group"] == 0]
     looks = {CONTINUED: "#4a4f57", PARTITION: "#2a7de1", RANKING: "#9c36b5", FRESH: "#e8590c", WIDE: "#2f9e44"}
     for (condition, rounds), own in frame.groupby(["condition", "rounds"], sort=False):
         begun = condition if conditions.from_scratch(str(condition)) else CONTINUED
@@ -237,9 +267,12 @@ def curves(results: Results) -> Figure:
         label = _named(Cell(str(condition), int(rounds))) if rounds == 2 or condition == CONTINUED else None
         axis.plot(steps, bits, "--" if rounds == 1 else "-", color=looks[str(condition)], linewidth=1.4, label=label)
     axis.set(xlabel="steps", ylabel="validation loss, bits", title="Until it stops falling")
-    axis.legend(frameon=False, fontsize=7)
+    axis.legend(frameon=False, fontsize=8)
     return made
 
+
+TEXT = "converged-text"
+"""Committed rows."""
 
 SWEEP: Sweep = Sweep(
     "converged",
@@ -249,7 +282,9 @@ SWEEP: Sweep = Sweep(
     cells,
     run_cell,
     table,
-    cells()[:3],
-    {"trials": 2, "epochs": 1, "tokens": 64},
+    [Cell(CONTINUED, 1), Cell(PARTITION), Cell(CONTINUED)],
+    {"trials": 2, "epochs": 1, "tokens": 64, "data": "digits"},
+    tables={TEXT: lambda: SWEEP.shown(TEXT)},
+    figures={"converged": lambda: curves(committed(TEXT))},
 )
 STUDIES = (SWEEP,)

@@ -21,7 +21,7 @@ import fpe
 from ..results import Results
 from ..table import Table
 from .conditions import CONTINUED
-from .drawing import COLOURS, figure, line
+from .drawing import COLOURS, below, figure, line
 from .intervals import interval
 from .protocol import Data
 from .stack import Stack
@@ -204,7 +204,7 @@ def _over_now(among: pd.DataFrame, own: pd.DataFrame) -> tuple[str, str]:
 
 def warm_up(several: Sequence[Results]) -> Figure:
     """Test accuracy by the epochs before the split, a panel for each data set."""
-    made, axes = figure(9.2, 3.4, len(several))
+    made, axes = figure(4.2 * len(several), 3.6, len(several))
     for axis, results in zip(axes, several, strict=True):
         frame = results.frame
         split, dense = (frame[frame["condition"] == name] for name in (SPLIT, CONTINUED))
@@ -215,7 +215,7 @@ def warm_up(several: Sequence[Results]) -> Figure:
         line(axis, fixed[1], "before", COLOURS["dense"], f"dense, {AFTER} more", "test_accuracy")
         axis.set(xlabel="epochs before the split", ylabel="test accuracy, %", title=results.settings["data"])
         axis.set_xticks(np.arange(0, TOTAL + 1, 10))
-    axes[0].legend(frameon=False, fontsize=8)
+    below(made, 3)
     return made
 
 
