@@ -26,6 +26,7 @@ RUN = {
     "fpe here": "--quick --rounds 2",
     "fpe results": "",
     "fpe results boolean": "",
+    "fpe results --table should-i": "",
     "fpe study": "",
     "fpe study --help": "",
     "fpe study boolean --quick": "--output out",
@@ -82,7 +83,7 @@ NOT_RUN = {
 
 
 def written(paths: list[Path]) -> set[str]:
-    """The commands of documents: lines of shell, and what stands between backticks in prose; drawn tables hold none."""
+    """The commands of documents: lines of shell, and what prose has between backticks; drawn tables are left out."""
     found = set()
     for path in paths:
         text = re.sub(r"<!-- table:.*?<!-- end -->", "", path.read_text(), flags=re.DOTALL)

@@ -28,7 +28,8 @@ def test_commands_are_read_from_shell_and_from_prose(tmp_path: Path) -> None:
     path = tmp_path / "a.md"
     path.write_text(
         "Type `fpe one` or `fpe two --m\n16`, not `fpe.three` nor `fpe study <name>`.\n\n"
-        "```sh\nfpe four  # in a checkout: make five\npip install 'six[seven]'\n```\n\n```python\nfpe.eight\n```\n"
+        "```sh\nfpe four  # in a checkout: make five\npip install 'six[seven]'\nfpe ten # slowly\n```\n\n"
+        "```python\nfpe.eight  # as `fpe eleven` does\n```\n"
         "<!-- table: x -->\n| `fpe nine` |\n<!-- end -->\n"
     )
     assert newcomer.written([path]) == {
@@ -37,6 +38,7 @@ def test_commands_are_read_from_shell_and_from_prose(tmp_path: Path) -> None:
         "fpe four",
         "make five",
         "pip install 'six[seven]'",
+        "fpe ten",
     }
 
 

@@ -108,3 +108,8 @@ def test_fpe_gpu_refuses_in_the_same_form(capsys: pytest.CaptureFixture[str]) ->
     assert "Error: Invalid value for '--minutes': expected a positive number" in capsys.readouterr().err
     assert gpu(["--dry-run", "--provider", "magic"]) == 1
     assert "Error: provider must be one of" in capsys.readouterr().err
+
+
+def test_execute_says_that_a_quick_run_has_no_such_case(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["lab", "execute", "--quick", "--op", "grad_t", "--output", str(tmp_path)])
+    assert done.exit_code == 2 and "Error: Invalid value for '--op': --quick has no case of grad_t" in done.output

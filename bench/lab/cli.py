@@ -1,6 +1,6 @@
 """``fpe lab``: what can be proved of the kernels with no GPU. What a command needs is imported when it runs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,7 @@ def compile_command(
     from . import compile as compiler
 
     _compilable(architectures)
-    cases = [case for case in (QUICK if quick else CASES) if case.option in (operations or (case.option,))]
-    if not cases:
-        raise click.BadParameter(f"--quick has no case of {', '.join(operations)}", param_hint="'--op'")
-
+    cases = _chosen(QUICK if quick else CASES, operations)
     rows, joined = [], []
     for name, chosen in compiler.by_file(cases).items():
         results = compiler.run(chosen, architectures or compiler.ARCHITECTURES, jobs, _bar("Compiling", bool(form)))
@@ -243,7 +240,7 @@ def execute_command(
     from .ptx import cases, execute
 
     _compilable(architectures)
-    chosen = [c for c in (cases.QUICK if quick else cases.CASES) if c.option in (operations or (c.option,))]
+    chosen = _chosen(cases.QUICK if quick else cases.CASES, operations)
     wrong = []
     for name, own in execute.by_file(chosen).items():
         results = execute.run(own, architectures or execute.ARCHITECTURES, jobs, _bar("Executing", bool(form)))
@@ -306,6 +303,14 @@ def _bar(title: str, quiet: bool) -> Callable[[Iterable[Any], int], Iterable[Any
     from rich.progress import track
 
     return lambda rows, total: track(rows, title, total, console=Console(stderr=True, quiet=quiet))
+
+
+def _chosen(cases: Sequence[Any], operations: tuple[str, ...]) -> list[Any]:
+    """The cases of some operations, of all of them without one; raises where ``--quick`` has none."""
+    found = [case for case in cases if case.option in (operations or (case.option,))]
+    if not found:
+        raise click.BadParameter(f"--quick has no case of {', '.join(operations)}", param_hint="'--op'")
+    return found
 
 
 def _compilable(architectures: Iterable[int]) -> None:
