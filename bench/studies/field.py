@@ -263,7 +263,7 @@ def by_weights(several: Sequence[Results]) -> Figure:
     return made
 
 
-FILES = ("field-china",)
+FILES = ("field-china", "field-flower")
 """Committed rows."""
 
 SWEEP: Sweep = Sweep(

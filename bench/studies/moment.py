@@ -143,7 +143,8 @@ def fired(row: pd.Series, criterion: str, threshold: float) -> int:
     """Epochs of a dense run after which a criterion holds for the first time; :data:`TOTAL` if it never does."""
     holds = np.array(row["ranks"]) > threshold
     if criterion == LOSS:
-        fall = -np.diff(row["loss"]) / row["loss"][:-1]
+        loss = np.array(row["loss"])
+        fall = -np.diff(loss) / loss[:-1]
         holds = fall < threshold * np.maximum.accumulate(fall)
     return int(holds.argmax()) + 2 if holds.any() else TOTAL
 
@@ -158,12 +159,12 @@ def criteria(several: Sequence[Results]) -> Table:
         frame = results.frame
         dense = frame[(frame["condition"] == CONTINUED) & (frame["after"] == TOTAL)].set_index("trial")
         split = frame[(frame["condition"] == SPLIT) & (frame["before"] + frame["after"] == TOTAL)]
-        tried = np.array(sorted(set(split["before"])))
+        tried = sorted({int(before) for before in split["before"]})
         by = split.set_index(["before", "trial"])[["validation_accuracy", "test_accuracy"]]
         for criterion, thresholds in THRESHOLDS.items():
             for threshold in thresholds:
                 moments = [(fired(row, criterion, threshold), trial) for trial, row in dense.iterrows()]
-                taken = [(int(tried[min(np.searchsorted(tried, at), len(tried) - 1)]), trial) for at, trial in moments]
+                taken = [(next((m for m in tried if m >= at), tried[-1]), trial) for at, trial in moments]
                 own = by.loc[taken].reset_index("before")
                 over = [own["test_accuracy"] - by.loc[moment]["test_accuracy"] for moment in (0, AFTER)]
                 rows.append(
