@@ -9,6 +9,10 @@ reduction runs along the rows in memory, :func:`_spread` where it runs across th
 
 How many children and rows there are, and whether it is a merge, are the lengths of tuples: Numba then compiles a kernel
 for each. Memory is read ahead by hand, because the tiles jump from row to row.
+
+Sixteen lanes add a product only where their mask says so: an activation that is infinite or no number reaches only the
+children that own its edges. With eight lanes, as in the other backends, its product with the zeros of the other
+children is no number either.
 """
 
 from typing import Any, NamedTuple
