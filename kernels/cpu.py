@@ -115,11 +115,16 @@ def numbers(t: Tensor) -> np.ndarray:
     return flat.view(AS_INTEGERS.get(t.dtype, t.dtype)).numpy()
 
 
+def zeros(*shape: int) -> Tensor:
+    """Float32 zeros, not written by PyTorch: its threads, once woken, keep the cores busy that ours are to run on."""
+    return torch.from_numpy(np.zeros(shape, np.float32))
+
+
 def padded(x: Tensor, rows: int, columns: int) -> Tensor:
     """Activations ``[M, ..., F]`` in float32, with zeros up to multiples of ``rows`` and ``columns``; contiguous."""
     m, features = x.shape[0], x.shape[-1]
     if m % rows == features % columns == 0:
         return x.detach().float().contiguous()
-    whole = x.new_zeros((-(-m // rows) * rows, *x.shape[1:-1], -(-features // columns) * columns), dtype=torch.float32)
+    whole = zeros(-(-m // rows) * rows, *x.shape[1:-1], -(-features // columns) * columns)
     whole[:m, ..., :features] = x
     return whole

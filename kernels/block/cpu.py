@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..activations import finish
-from ..cpu import compiled, numbers, padded, shared_out, threads_for
+from ..cpu import compiled, numbers, padded, shared_out, threads_for, zeros
 from ..vectors import F32, FLOATS, I64, LANES, Emit
 from .eager import block_grad_eager
 from .layout import BlockLayout
@@ -190,7 +190,7 @@ def block_matmul(
     width = blocks.shape[2]
     if width != bk:
         ready = pad(ready.unflatten(1, (-1, bk)), (0, width - bk)).flatten(1)
-    y = x.new_zeros(ready.shape[0], rows * bn, dtype=torch.float32)
+    y = zeros(ready.shape[0], rows * bn)
     if len(values) and m:
         x_in, w, out = ready.numpy(), numbers(blocks), y.numpy()
         pointers, cols, count = layout.row_ptr.numpy(), layout.cols.numpy(), (0,) * together
@@ -208,7 +208,7 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
     ready = padded(dy, together, bn)
     blocks = _in_vectors(values)
     width = blocks.shape[2]
-    dx = dy.new_zeros(ready.shape[0], columns * width, dtype=torch.float32)
+    dx = zeros(ready.shape[0], columns * width)
     if len(values) and m:
         dy_in, w, out, count = ready.numpy(), numbers(blocks), dx.numpy(), (0,) * together
         pointers, order, rows = layout.col_ptr.numpy(), layout.col_order.numpy(), layout.col_rows.numpy()

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 
 from ..activations import finish
 from ..bitmap.layout import BASE, RUN, WORD, Bitmap
-from ..cpu import compiled, numbers, padded, shared_out, threads_for
+from ..cpu import compiled, numbers, padded, shared_out, threads_for, zeros
 from ..vectors import F32, FLOATS, I64, LANES, Emit
 from .cpu_storage import GROUP, Stored, make_labels
 from .eager import Labels, partition_grad_eager
@@ -395,7 +395,7 @@ def _multiply(
     (m, inputs), own = (x.shape[0], x.shape[2]), 1 if merge else alpha
     outputs = w.shape[0] if kept is None else kept.sizes[0]
     if min(m, inputs, outputs) == 0:
-        return x.new_zeros(m, own, outputs, dtype=torch.float32)
+        return zeros(m, own, outputs)
     weight = _Weight.of(w, labels, alpha, kept)
     (n, k), parts = weight.shape, weight.arguments()
     row_words = -(-k // GROUP) * (GROUP // WORD)
@@ -413,7 +413,7 @@ def _multiply(
         )
         return out[:m]
     by_row = padded(x, together, 1).unflatten(0, (-1, together)).permute(0, 3, 2, 1).contiguous().numpy()
-    out = x.new_zeros(by_row.shape[0] * together, own, -(-k // GROUP) * GROUP, dtype=torch.float32)
+    out = zeros(by_row.shape[0] * together, own, -(-k // GROUP) * GROUP)
     across, to = (0,) * ACROSS, out.numpy()
     shared_out(
         lambda i, j: _across_rows(by_row, *parts, n, k, row_words, n * row_words, *counted, across, to, i, j),
