@@ -1,7 +1,7 @@
 """What sm_100 adds: products in tensor memory (``tcgen05.mma``), committed to barriers.
 
 A product works by itself until a barrier that it was committed to has completed its phase. :mod:`.hopper` says what the
-modes do with a kernel that does not wait for it. In mode ``"refuse"`` it is a fault to touch cells or shared memory that
+modes do with a kernel that does not wait for it. In mode ``"refuse"`` it faults to touch cells or shared memory that
 a product uses. In every mode it is a fault if a product takes cells that another warp has stored or loaded with no
 barrier of the program between. The ISA wants ``tcgen05.fence`` beside such a barrier; Triton 3.7 emits none, and
 this check does not ask for it.
