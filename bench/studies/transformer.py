@@ -312,7 +312,7 @@ def _trained(
     batch = max(1, settings.tokens // data.x.shape[1])
     stack = Stack([model.to(settings.device) for model in models])
     stack.train(
-        _batches(data, last - first, batch, generators(settings, stage)),
+        samples_of(data, last - first, batch, generators(settings, stage)),
         Training(settings.epochs, batch, settings.lr),
         classification_loss,
         own=True,
@@ -322,7 +322,7 @@ def _trained(
     return stack
 
 
-def _batches(data: Data, steps: int, batch: int, generators: Sequence[torch.Generator]) -> Batches:
+def samples_of(data: Data, steps: int, batch: int, generators: Sequence[torch.Generator]) -> Batches:
     """Random samples of its own for each network; the targets of a sequence's places follow one another."""
     for _ in range(steps):
         drawn = torch.stack([torch.randint(len(data.x), (batch,), generator=one) for one in generators])
