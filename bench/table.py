@@ -73,7 +73,7 @@ def _natural(table: Table) -> list[int]:
 
 
 Pieces = Callable[[str], list[str]]
-"""What of a cell stands on one line."""
+"""Divides a cell into pieces that are never broken over two lines."""
 
 
 def _least(table: Table, heading: Pieces, cell: Pieces) -> list[int]:

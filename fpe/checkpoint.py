@@ -189,7 +189,7 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, Any]:
 
 
 def _widened(name: str, dense: nn.Module, state: Mapping[str, Any]) -> nn.Module | None:
-    """The layer that a state has in place of a dense one; ``None`` where it has the same."""
+    """Returns the expanded layer that a state has for a dense one, or ``None`` if the state has it dense too."""
     linear, prefix = as_linear(dense), f"{name}." if name else ""
     weight = state.get(f"{prefix}weight")
     layer: nn.Linear | ExpandedLinear | StackedLinear

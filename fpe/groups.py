@@ -112,7 +112,7 @@ def dense_layer(model: nn.Module, name: str) -> nn.Linear:
 
 
 def _parts(layer: nn.Linear, parts: int) -> list[nn.Linear]:
-    """The layers that one holds, one above the other."""
+    """Returns the layers that a fused one holds, one above the other."""
     if parts == 1:
         return [layer]
     biases = [None] * parts if layer.bias is None else layer.bias.detach().chunk(parts)
@@ -160,7 +160,7 @@ def named_groups(model: nn.Module, pairs: Iterable[Pair]) -> list[Group]:
 
 
 def _matching(model: nn.Module, first: Name, others: Sequence[str]) -> list[tuple[str, ...]]:
-    """The names of each group that a pattern means; of plain names, the names."""
+    """Returns the names of each group that a pattern matches; plain names match themselves."""
     if isinstance(first, str) and "*" not in first:
         return [(first, *others)]
     if isinstance(first, str):

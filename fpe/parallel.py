@@ -33,7 +33,7 @@ from .layers.labelled import Labels
 
 
 class _Share:
-    """What a process computes of a layer ``OF`` a kind: some rows of the parent's weight (``AXIS`` 0), or some columns.
+    """What a process computes of a layer of the kind ``OF``: some rows of its parent's weight (``AXIS`` 0) or columns.
 
     Args:
         mesh: Of one dimension.
@@ -72,7 +72,7 @@ class _Share:
 
 
 class _Parents(_Share):
-    """Of a first layer: all children of some parents."""
+    """A process's share of a first layer: all children of some parents."""
 
     OF, AXIS = SplitLinear, 0
 
@@ -88,7 +88,7 @@ class _Parents(_Share):
 
 
 class _Inputs(_Share):
-    """Of a second layer: the children of some parents, whose products are summed over the processes."""
+    """A process's share of a second layer: the children of some parents; processes sum their products."""
 
     OF, AXIS = MergeLinear, 1
 
@@ -108,7 +108,7 @@ class _Inputs(_Share):
 
 
 def _chunk(size: int, mesh: DeviceMesh) -> int:
-    """Rows or columns of a process, but for the last ones', as ``DTensor`` divides so many."""
+    """Returns how many rows or columns ``DTensor`` gives to each process but the last ones."""
     return -(-size // mesh.size())
 
 

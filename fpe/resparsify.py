@@ -37,9 +37,9 @@ ALIKE = 0.8
 def choose(outputs: int, inputs: int, alpha: int, blocks: bool = False) -> Policy:
     """The policy of ``"auto"`` for a pair of layers: what gained most where it was measured (docs/studies.md).
 
-    ``"input"`` where the expanded layer can pay alone, as in a classifier of few classes. Else ``"partition"`` where
-    the successor has about as many outputs as the layer has inputs, as inside a network. Else, as in a classifier of
-    many classes or for many children, one ranking over both layers.
+    ``"input"`` where the expanded layer alone can lose enough weights, as in a classifier of few classes. Else
+    ``"partition"`` where the successor has about as many outputs as the layer has inputs, as inside a network. Else, as
+    in a classifier of many classes or for many children, one ranking over both layers.
 
     Args:
         outputs: Outputs ``c`` of the successor.
@@ -160,7 +160,7 @@ def plan(
 
 
 def _seeded_holes(partition: Partition, layers: int, excess: int) -> tuple[Partition, ...]:
-    """The partition of each layer, of whose neurons all lose as many: together ``excess`` of a neuron's inputs."""
+    """Returns each layer's partition after all of its neurons lost as many inputs; together ``excess`` a neuron."""
     assert partition.seed is not None
     h, d = partition.shape
     lost = [excess // layers + (layer < excess % layers) for layer in range(layers)]
@@ -199,7 +199,7 @@ def _keep(
 
 
 def _smallest(values: Tensor, count: int, generator: Generator | None) -> Tensor:
-    """Marks exactly ``count`` smallest values of a vector; which of equals, the generator decides."""
+    """Marks exactly ``count`` smallest values of a vector; the generator decides between equal ones."""
     if count == 0:
         return torch.zeros_like(values, dtype=torch.bool)
     threshold = values.kthvalue(count).values

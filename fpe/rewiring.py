@@ -214,7 +214,7 @@ class _Watch:
             output.register_hook(partial(rewiring._collect, self.name, inputs[0].detach()))
 
     def __reduce__(self) -> tuple[type["_Watch"], tuple[()]]:
-        """Of which a copy is made: a hook of no rewiring."""
+        """Makes a copy a hook that belongs to no rewiring."""
         return _Watch, ()
 
 

@@ -69,7 +69,7 @@ def sparse(
 def _sparse_pair(
     fc1: nn.Linear, fc2: nn.Linear, width: int, masked: str, generator: Generator | None
 ) -> tuple[nn.Module, nn.Module]:
-    """A wide pair of a dense pair's count, weights drawn."""
+    """Returns a wide pair with a dense pair's number of weights, newly drawn."""
     hidden = width * fc1.out_features
     sizes = hidden * fc1.in_features, fc2.out_features * hidden
     budget = fc1.weight.numel() + fc2.weight.numel()

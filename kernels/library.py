@@ -91,7 +91,7 @@ def define(
 
 
 def _where_wanted(op: Run, differentiated: Run) -> Run:
-    """An operation's autograd kernel: nothing but the operation where neither gradient nor tangent is wanted."""
+    """Returns an operation's autograd kernel, which only runs the operation if no gradient or tangent is wanted."""
 
     def autograd(*args: Any) -> Tensor:
         tensors = [t for t in args if isinstance(t, Tensor)]

@@ -255,7 +255,7 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
 
 
 def _decompressed(op: str, sizes: Sizes, roof: Roof, transposed: bool, moved: float) -> Candidate:
-    """Writes the values to their places, or takes a gradient's from there, and does the rest as best it can."""
+    """Returns the cost of moving the values to their places, or a gradient's from there, and of the best product."""
     every = candidates(op, replace(sizes, kept=None), roof, False, transposed)
     # One child is a dense matmul.
     inner = best(every) if sizes.alpha > 1 else next(c for c in every if c.name == "parent")

@@ -87,7 +87,7 @@ class Kept:
 
 
 def kept_pairs() -> Iterator[Kept]:
-    """Every pair with two and four children, under every policy that can pay, in every structure that it leaves."""
+    """Every pair with two and four children, by each policy that can remove enough weights and each structure."""
     structures = (RANDOM, SEEDED, TWO_FOUR, BLOCK)
     for sizes, alpha, structure, policy in product(PAIRS, (2, 4), structures, fpe.resparsify.POLICIES):
         affordable = policy != "input" or choose(sizes[2], sizes[0], alpha) == policy

@@ -239,8 +239,8 @@ def execute_command(
     from ..cli.output import finish, print_table
     from .ptx import cases, execute
 
-    _compilable(architectures)
     chosen = _chosen(cases.QUICK if quick else cases.CASES, operations)
+    _compilable(architectures)
     wrong = []
     for name, own in execute.by_file(chosen).items():
         results = execute.run(own, architectures or execute.ARCHITECTURES, jobs, _bar("Executing", bool(form)))

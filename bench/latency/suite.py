@@ -4,7 +4,7 @@ Levels: ``"op"`` is a layer without bias: forward, dX alone, dW alone, forward +
 the layer's successor, back to ``K`` features, in which an edge reads one child. ``"layer"`` has a bias. ``"mlp"`` is
 the layer, an activation and its successor; ``"step"`` a training step of that with Adam.
 
-Whoever is wrong, refuses or fails in a pass gets a row that says so and no time in that pass; everyone else is timed.
+A provider that is wrong, refuses or fails in a pass gets a row with the reason and no time; the others are timed.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -52,7 +52,7 @@ class Cell:
     """One configuration: what is expanded, and how wide the two places are before the split.
 
     Attributes:
-        condition: ``"dense-continued"``, or what is expanded and how it is paid for.
+        condition: ``"dense-continued"``, or what is expanded and by which policy.
         neurons: Hidden neurons of the head, which reads 256 features.
         channels: Channels of the second convolution.
     """

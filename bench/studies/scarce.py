@@ -102,7 +102,7 @@ def run_cell(cell: Cell, settings: ScarceSettings) -> list[dict[str, Any]]:
     """Trains all trials of a cell; a row for each.
 
     Raises:
-        ImpossibleError: The data set is smaller, or the policy cannot pay.
+        ImpossibleError: The data set is smaller, or the policy cannot remove enough weights.
     """
     data = part_of(settings.data, cell.classes, cell.inputs, settings.samples, settings.device)
     before = 0 if conditions.from_scratch(cell.condition) else settings.epochs
@@ -218,7 +218,7 @@ def _passes(outputs: int, inputs: int, kept: float | None, batch: int) -> list[l
 
 
 def priced(results: Results) -> pd.DataFrame:
-    """Rows where the input side paid and those of wide dense networks beside them, with what each costs more.
+    """Rows of policy ``"input"`` and those of wide dense networks beside them, with what each costs more.
 
     Columns added: ``kib``; ``ns`` and the larger batch's ``ns_large``; points for one of the first two, ``per_kib`` and
     ``per_ns``.

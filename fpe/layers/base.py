@@ -216,7 +216,7 @@ class ExpandedLinear(nn.Module):
         raise NotImplementedError
 
     def _entries(self, state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        """A layer's entries of a state dict in today's form, by their own names."""
+        """Returns a layer's entries of a state dict in the present form, by their own names."""
         return layer_entries(state, prefix)
 
     def rewire(self, kept: Tensor, *followers: Tensor) -> None:
@@ -254,7 +254,7 @@ class ExpandedLinear(nn.Module):
 
     @classmethod
     def _of(cls: type[Self], header: Header, topology: Any, bias: bool, **factory: Any) -> Self:
-        """A layer of a topology, weights drawn."""
+        """Returns a layer with a topology and newly drawn weights."""
         raise NotImplementedError
 
     def _topology_is(self, words: Tensor) -> None:
@@ -288,7 +288,7 @@ class ExpandedLinear(nn.Module):
         self._topology_tensors, self._index = tuple(held), held[0] if held else self._encoded
 
     def _own_fingerprint(self) -> Tensor:
-        """Numbers 0 .. 255: exact in every float type, so that a model's average with itself keeps them."""
+        """Returns numbers 0 .. 255, exact in every float type: averaging a model with itself keeps them."""
         return checksum(self._encoded).view(1).view(torch.uint8).float()
 
     def topology_tensors(self) -> tuple[Tensor, ...]:

@@ -154,7 +154,7 @@ class BlockLinear(ExpandedLinear):
         self.set_edge_weight(self.layout.from_dense(self.grid.to_planes(torch.where(self.kept(), weight, 0))))
 
     def _removed(self) -> Tensor:
-        """Also the padding of edge blocks."""
+        """Returns the entries that are not edges, the padding of edge blocks among them."""
         return ~self.layout.from_dense(self.grid.to_planes(self.kept()))
 
     def _kept_values(self, values: Tensor) -> Tensor:

@@ -63,11 +63,11 @@ class KeptLinear(ExpandedLinear):
         raise NotImplementedError
 
     def _removed(self) -> Tensor | None:
-        """None: what is no edge is not stored."""
+        """Returns ``None``, because nothing but edges is stored."""
         return None
 
     def _stored(self, matrix: Tensor) -> Tensor:
-        """What a matrix of any dtype has at the edges, as ``edge_weight`` holds it."""
+        """Returns what a matrix of any dtype has at the edges, in the form of ``edge_weight``."""
         return matrix if self.bitmap is None else self._beside(matrix, self.bitmap).from_dense(matrix)
 
     def _moved(self, stay: Tensor, topology: Topology, count: int, tensors: tuple[Tensor, ...]) -> None:

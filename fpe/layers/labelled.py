@@ -201,7 +201,7 @@ class _LabelledLinear(KeptLinear):
         self._topology_is(to_words(with_holes.planes))
 
     def _without_holes(self, labels: Tensor) -> Tensor:
-        """Labels with some child at every hole: whose, the bitmap makes meaningless."""
+        """Returns labels with some child at every hole; it does not matter which, since the bitmap says what exists."""
         return labels.masked_fill(labels == HOLE, 0)
 
     @classmethod
@@ -281,7 +281,7 @@ class SplitLinear(_LabelledLinear):
         return self.structure == TWO_FOUR
 
     def _without_holes(self, labels: Tensor) -> Tensor:
-        """In 2:4 each child gets two of every four: then the labels alone say where the values of a quad stand."""
+        """Returns labels that give each child two of every four: then they alone say where the values of a quad are."""
         if not self.exchanges:
             return super()._without_holes(labels)
         quads = labels.unflatten(1, (-1, 4))

@@ -163,7 +163,7 @@ def _why_not(model: nn.Module, group: Group) -> str | None:
 
 
 def _differs(model: nn.Module, group: Group, example_inputs: Any) -> str | None:
-    """What shows on an input, if the layers of a group are no pair."""
+    """Returns how outputs differ on an input if the layers of a group are no pair, or ``None``."""
     try:
         check_pairs(
             model, {group: widened_between(model, group.firsts[0], group.second, 2, group.between)}, 2, example_inputs

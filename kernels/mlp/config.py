@@ -87,7 +87,7 @@ class Problem:
         return power_above(self.alpha) * config.block_h * config.block_m <= MAX_ACCUMULATORS
 
     def _is_direct(self, config: Config) -> bool:
-        """Whether the direct kernel takes it: its tiles are what its warps load, and the sums fit registers."""
+        """Whether the direct kernel can run it: its warps load the tiles exactly, and the sums fit registers."""
         warps_in, warps_out = warps_of(config)
         tiles = config.block_h // 16
         whole = (

@@ -114,7 +114,7 @@ def warps_of(config: Config, transposed: bool, sums: int) -> tuple[int, int]:
 
 
 def _is_direct(problem: Problem, config: Config) -> bool:
-    """Whether a direct kernel takes it: its tile is what its warps load, once or twice, and the sums fit registers."""
+    """Whether a direct kernel can run it: its warps load the tile once or twice, and the sums fit registers."""
     warps_in, warps_out = warps_of(config, problem.transposed, problem.sums)
     able = problem.pairs and problem.op != "partition_grad" and config.num_warps in (4, 8)
     if not (able and warps_in and warps_out):

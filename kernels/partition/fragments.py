@@ -51,7 +51,7 @@ def _signs_of_two(high):
 
 @gluon.constexpr_function
 def _signs_of_four(high):
-    """The same of two words of two rows and two of two other rows: each label word has the bits of one word on top."""
+    """Masks of two words of two rows and two of two other rows; each label word has one word's bits on top."""
     even, odd = ("0xEEAA", "0xFFBB") if high else ("0xCC88", "0xDD99")
     return "".join([f"prmt.b32 ${i}, ${4 + i}, ${8 + i}, {odd if i % 2 else even}; " for i in range(4)])
 
@@ -152,14 +152,14 @@ def halves_of_two(first, second, high: gl.constexpr):
 
 @gluon.constexpr_function
 def _both(child):
-    """``lop3`` for words of which two masks, of the digits 1 and 0, leave those of a child."""
+    """``lop3`` that leaves the words of a child, by two masks, of the digits 1 and 0."""
     table = 0xF0 & (0xCC if child >> 1 & 1 else 0x33) & (0xAA if child & 1 else 0x55)
     return f"lop3.b32 $0, $1, $2, $3, {table:#x};"
 
 
 @gluon.constexpr_function
 def _half_of(child):
-    """``lop3`` that leaves of a word one half: the lower one where the mask says so and the child is the second."""
+    """``lop3`` that leaves one half of a word: the lower one if the mask is set and the child is the second."""
     table = 0xF0 & ((0xCC ^ 0xAA) if child else ~(0xCC ^ 0xAA))
     return f"lop3.b32 $0, $1, $2, 0xFFFF0000, {table:#x};"
 

@@ -75,7 +75,7 @@ def _reader(
 
 
 def _owners(labels: Tensor | None, seed: ops.Seed, alpha: int, kept: Kept) -> PackedLabels | SeededLabels | None:
-    """Labels of kept values, packed as they are stored or of a seed; none of an only child."""
+    """Returns the labels of kept values, packed as they are stored or of a seed; an only child has none."""
     if labels is None and not seed:
         return None
     made = ops.as_labels(labels, (seed or ())[:3], kept.transposed, *kept.sizes, alpha)
@@ -105,14 +105,14 @@ def _given(
     transposed: bool,
     backend: str,
 ) -> tuple[Kept, str, Tensor | None]:
-    """Which entries of a weight exist, who reads the kept ones as they are, and where nobody does the weight."""
+    """Returns which entries of a weight exist, the backend that reads kept values, and else the whole weight."""
     kept = _existing(values.shape[0], index, seed, sizes[1], sizes[2], transposed)
     reader = _reader(op, sizes, kept.nnz, values, labels, index[0], transposed, backend)
     return kept, reader or "", None if reader else _decompressed(values, kept, backend)
 
 
 def _decompressed(values: Tensor, kept: Kept, backend: str) -> Tensor:
-    """The weight that is meant."""
+    """Returns the weight that the kept values stand for."""
     w = _moved("unpack_values", values, kept._replace(transposed=False), backend)
     return w.T if kept.transposed else w
 

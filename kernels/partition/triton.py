@@ -140,7 +140,7 @@ def kept_weight(values: Tensor, labels: PackedLabels | SeededLabels | None, kept
 
 
 def _planes_and_key(labels: PackedLabels | SeededLabels | None) -> tuple[Tensor | None, int]:
-    """Words of a table, or the key of labels of a seed; neither of an only child."""
+    """Returns the words of a table, or the key of labels of a seed; an only child has neither."""
     if isinstance(labels, SeededLabels):
         return None, labels.key
     return (None if labels is None else labels.words), 0
@@ -372,17 +372,17 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
 
 
 def _share(kept: Kept | None) -> float | None:
-    """How many of the entries exist, in hundredths: configurations are chosen once for each."""
+    """Returns the share of the entries that exist, in hundredths; each has a configuration of its own."""
     return None if kept is None else round(kept.nnz / max(kept.shape[0] * kept.shape[1], 1), 2)
 
 
 def _index(kept: Kept | None) -> tuple[Tensor | None, ...]:
-    """What says where kept values are."""
+    """Returns the index that says where kept values are."""
     return tuple(t.contiguous() for t in kept.tensors) if isinstance(kept, Bitmap) else (None, None, None)
 
 
 def _shared_options(config: Config, alpha: int, operand: Tensor, kept: Kept | None) -> dict[str, Any]:
-    """What both kernels are launched with."""
+    """Returns the launch options of both kernels."""
     return {
         "ALPHA": alpha,
         "DIGITS": 0 if kept is not None and alpha == 1 else digits(alpha),

@@ -155,7 +155,7 @@ def semi_structured_compress(w: Tensor, layout: SemiStructuredLayout, *, backend
 
 
 def _kept(values: Tensor, layout: SemiStructuredLayout) -> Tensor:
-    """The values with zeros where there is no edge; so are their gradients then."""
+    """Returns the values with zeros where there is no edge; their gradients are zero there too."""
     if layout.kept is None:
         return values
     return torch.where(layout.kept.to(values.device), values, values.new_zeros(()))  # moved to the meta device alone

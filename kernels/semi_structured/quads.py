@@ -177,7 +177,7 @@ def _launch_copy(
 
 
 def _bits(t: Tensor) -> Tensor:
-    """The same memory as integers: what is only moved needs no arithmetic."""
+    """Returns the same memory as integers, because values that are only moved need no arithmetic."""
     return t.view(torch.int16 if t.element_size() == 2 else torch.int32)
 
 

@@ -323,7 +323,7 @@ def _run(launch: Any, shape: tuple[int, ...], config: Config, operand: Tensor, b
 def _shared_options(
     config: Config, m: int, layout: SemiStructuredLayout, operand: Tensor, out: Tensor, per_quad: int = 1
 ) -> dict[str, Any]:
-    """What all three kernels are launched with; a child's values count ``per_quad`` elements for each quad."""
+    """Returns the launch options of all three kernels; a child has ``per_quad`` elements for each quad."""
     n, k = layout.shape
     return {
         "M": m,

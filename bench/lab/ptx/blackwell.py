@@ -1,10 +1,10 @@
 """What sm_100 adds: products in tensor memory (``tcgen05.mma``), committed to barriers.
 
 A product works by itself until a barrier that it was committed to has completed its phase. :mod:`.hopper` says what the
-modes do with a kernel that does not wait for it; in mode ``"refuse"`` it faults to touch cells or shared memory that a
-product uses. In every mode it does where a product takes cells that another warp has stored or loaded with no barrier
-of the program between. The ISA wants ``tcgen05.fence`` beside such a barrier; Triton 3.7 emits none, and none is asked
-for.
+modes do with a kernel that does not wait for it. In mode ``"refuse"`` it faults to touch cells or shared memory that
+a product uses. In every mode it is a fault if a product takes cells that another warp has stored or loaded with no
+barrier of the program between. The ISA wants ``tcgen05.fence`` beside such a barrier; Triton 3.7 emits none, and
+this check does not ask for it.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class Multiplication:
     add: Array
 
     def multiply(self, memory: Memory, state: Machine, rows: Array) -> None:
-        """Does it in some of its programs with the operands as they are now: exact sums, rounded once."""
+        """Multiplies in some of its programs with the operands as they are now; sums are exact and rounded once."""
         if isinstance(self.a, SharedOperand):
             a = self.a.values(state, rows)
         else:
@@ -64,7 +64,7 @@ class Multiplication:
         memory.written[self.d[rows]] = 1
 
     def use(self, memory: Memory, state: Machine, rows: Array, change: int) -> None:
-        """Counts it, in some of its programs, as a user of its operands: up (1) or down (-1)."""
+        """Adds 1 or -1 to the number of products that use each operand, in some of its programs."""
         step = np.uint8(change & 0xFF)
         memory.writing[self.d[rows]] += step
         self.b.lock(state, rows, change)
@@ -74,7 +74,7 @@ class Multiplication:
             memory.reading[self.a[rows]] += step
 
     def finish(self, memory: Memory, state: Machine, row: int) -> None:
-        """A barrier that it was committed to completes."""
+        """Ends it, because a barrier that it was committed to completes."""
         rows = np.array([row])
         if mode(state) == "late":
             self.multiply(memory, state, rows)
@@ -83,7 +83,7 @@ class Multiplication:
 
 
 def _issued(state: Machine) -> list[Multiplication]:
-    """What is not committed yet, in its order."""
+    """The products that are not committed yet, in the order in which they were issued."""
     found: list[Multiplication] = state.extra.setdefault("tcgen05", [])
     return found
 
@@ -157,7 +157,7 @@ def _check_ordered(state: Machine, memory: Memory, cells: Array, cta: Array, war
 
 
 def _commit(state: Machine, instruction: Instruction, mask: Array | None) -> None:
-    """All that a thread has issued arrives at its barrier, once, when all of it is done."""
+    """Lets everything that a thread has issued arrive at its barrier, once, when all of it is done."""
     memory = Memory.of(state)
     chosen = np.ones(state.shape, bool) if mask is None else mask
     for cta, address in at_barriers(state, instruction, 0, mask):

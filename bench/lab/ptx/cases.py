@@ -105,7 +105,7 @@ class _Draw(Draw):
 
     Integers are drawn so wide that their last bits count, and so small that float32 holds every sum of their products:
     one operand fills the significand of its type, the other takes what is left of 24 bits. They are scaled by a power
-    of two in float16, where sums shall stay finite, and before GELU and SiLU, which shall not be flat.
+    of two in float16, so that sums stay finite, and before GELU and SiLU, so that these are not flat.
     """
 
     device = "cpu"

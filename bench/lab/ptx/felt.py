@@ -161,7 +161,7 @@ def live(kernel: Kernel) -> frozenset[str]:
 
 
 def next_touch(kernel: Kernel, at: int) -> tuple[int, str] | None:
-    """What becomes of the one register that an instruction writes, in the straight code behind it.
+    """Finds what happens next to the one register that an instruction writes, in the straight code after it.
 
     Returns:
         The place that touches it next, and ``"read"``, ``"written"`` or, where a guard may leave it, ``"filled"``;

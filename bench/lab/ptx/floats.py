@@ -40,7 +40,7 @@ def from_half(bits: Array) -> Array:
 
 
 def from_tf32(bits: Array) -> Array:
-    """What a tensor core reads of 32 bits as TF32: the low 13 are not looked at."""
+    """Returns what a tensor core reads of 32 bits as TF32, which ignores the low 13."""
     return (bits & np.uint32(0xFFFFE000)).view(np.float32)
 
 
@@ -63,7 +63,7 @@ def fma(a: Array, b: Array, c: Array) -> Array:
 
 
 def _flush(x: Array) -> Array:
-    """Subnormal numbers as zeros of their sign."""
+    """Replaces subnormal numbers by zeros of their sign."""
     return np.where(np.abs(x) < TINY, np.copysign(np.float32(0), x), x)
 
 
@@ -72,12 +72,12 @@ def _flushed(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def _exactly(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Computed in float64, rounded once."""
+    """Returns a function that computes in float64 and rounds once."""
     return lambda *operands: function(*(x.astype(np.float64) for x in operands)).astype(np.float32)
 
 
 def _halves(function: Callable[..., Array], unpack: Callable[[Array], Array]) -> Callable[..., Array]:
-    """On both 32-bit halves of 64 bits, or both 16-bit halves of 32."""
+    """Returns a function that works on both halves of a register: of 64 bits or of 32."""
 
     def both(*operands: Array) -> Array:
         width = operands[0].dtype.itemsize // 2
@@ -89,12 +89,12 @@ def _halves(function: Callable[..., Array], unpack: Callable[[Array], Array]) ->
 
 
 def _pack(function: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
-    """Two results of 16 bits to a register; the first operand is the upper half."""
+    """Returns a function that puts two results of 16 bits into a register, the first into the upper half."""
     return lambda high, low: (function(high).astype(np.uint32) << 16) | function(low)
 
 
 def _tf32(x: Array) -> Array:
-    """To nearest, ties away from zero: the low 13 bits are zero."""
+    """Rounds to the nearest TF32, ties away from zero; the low 13 bits become zero."""
     bits = x.view(np.uint32)
     return np.where(np.isfinite(x), (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000), bits)
 

@@ -19,7 +19,7 @@ WARP, WARPGROUP = 32, 128
 
 
 def frozen(*arrays: Indices) -> tuple[Indices, ...]:
-    """The arrays at their common shape, safe to keep: nobody can write to them."""
+    """Returns the arrays at their common shape and read-only, so that they can be kept."""
     kept = tuple(np.array(a, np.intp) for a in np.broadcast_arrays(*arrays))
     for array in kept:
         array.flags.writeable = False
@@ -31,7 +31,7 @@ def _lanes(lanes: int = WARP) -> Indices:
 
 
 def _words(elements: int, itemsize: int) -> tuple[Indices, Indices, int]:
-    """Of each element its register and its place in it, and how many elements a register holds."""
+    """Returns the register of each element, its place in the register, and the number of elements in one."""
     if itemsize not in (1, 2, 4):
         raise ValueError(f"fragments: elements of 1, 2 or 4 bytes expected, got {itemsize}")
     held = 4 // itemsize

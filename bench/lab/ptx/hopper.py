@@ -112,7 +112,7 @@ class SharedOperand:
         return cls(shape, kind, mn_major, at.reshape(offsets.shape))
 
     def values(self, state: Machine, rows: Array) -> Array:
-        """Its numbers now, in some of its programs: float32 ``[rows, mn, k]``."""
+        """Returns its numbers as they are now, in some of its programs: float32 ``[rows, mn, k]``."""
         itemsize = ITEMSIZES[self.kind]
         (mn, k), held = self.shape, CHUNK // itemsize
         bits = state.shared.data.view(ELEMENT[CHUNK])[self.at[rows]].view(ELEMENT[itemsize])
@@ -121,7 +121,7 @@ class SharedOperand:
         return FLOATS[self.kind](np.ascontiguousarray(bits).reshape(-1, mn, k))
 
     def lock(self, state: Machine, rows: Array, change: int) -> None:
-        """Counts operations that read it, in some of its programs: up (1) or down (-1)."""
+        """Adds 1 or -1 to the number of operations that read it, in some of its programs."""
         plane = state.shared.locked.reshape(-1, CHUNK)
         plane[self.at[rows].reshape(-1)] += np.uint8(change & 0xFF)
         state.shared.has_locked = True
@@ -160,7 +160,7 @@ class Issued:
 
     @property
     def registers(self) -> tuple[Register, ...]:
-        """All that it uses."""
+        """All registers that it uses."""
         return self.d if isinstance(self.a, SharedOperand) else self.d + self.a
 
     def lock(self, state: Machine, rows: Array, change: int) -> None:
@@ -208,7 +208,7 @@ def _active(state: Machine, mask: Array | None) -> Array:
 
 
 def _value(state: Machine, register: Register, ctas: Array, group: int) -> Array:
-    """A register in one warpgroup, ``[n, 128]``, whoever uses it."""
+    """Returns a register of one warpgroup, ``[n, 128]``, even if an operation is using it."""
     held = state.held
     state.held = {}
     try:
@@ -293,7 +293,7 @@ def _check_fence(state: Machine, groups: Warpgroups, registers: tuple[Register, 
 
 
 def _multiply(state: Machine, groups: Warpgroups, issued: Issued, rows: Array) -> None:
-    """Does a ``wgmma`` in some of its programs with the operands as they are now: exact sums, rounded once."""
+    """Multiplies a ``wgmma`` in some of its programs with the operands as they are now; sums are rounded once."""
     ctas, (n, k), kind = issued.ctas[rows], issued.b.shape, issued.b.kind
     if isinstance(issued.a, SharedOperand):
         a = issued.a.values(state, rows)

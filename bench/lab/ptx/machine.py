@@ -206,11 +206,11 @@ class Machine:
         return result
 
     def stamps(self, threads: Threads) -> Array:
-        """Who they are, as :meth:`Global.load` and :meth:`Global.store` want it."""
+        """Returns the stamps of threads, as :meth:`Global.load` and :meth:`Global.store` take them."""
         return stamps(threads, self.barriers)
 
     def hold(self, registers: Iterable[Register], reason: str) -> None:
-        """Marks registers that an asynchronous operation uses: to read or write them faults."""
+        """Marks registers that an asynchronous operation uses: reading or writing them is a fault."""
         self.held.update((register.name, reason) for register in registers)
 
     def release(self, registers: Iterable[Register]) -> None:
@@ -380,7 +380,7 @@ class Machine:
     def _next(
         self, at: int, here: Array | None, waiting: list[tuple[int, Array]], blocked: dict[int, Array]
     ) -> tuple[int, Array | None]:
-        """Of the groups of threads that can go on the furthest behind, joined with all that are where it is."""
+        """Returns the smallest instruction at which threads can go on, and these threads."""
         assert here is not None
         groups = [(at, here), *waiting]
         first = min(self._free(groups, blocked))
@@ -389,7 +389,7 @@ class Machine:
         return first, None if joined.all() else joined
 
     def _free(self, groups: list[tuple[int, Array]], blocked: dict[int, Array]) -> set[int]:
-        """Where threads are that can go on: others than those that were blocked there."""
+        """Returns where the threads are that can go on, which are those that were not blocked there."""
         free = {place for place, _ in groups} - blocked.keys()
         for place, before in blocked.items():
             if any(place == other and (mask & ~before).any() for other, mask in groups):

@@ -37,7 +37,7 @@ class Warps:
         return np.stack([state.read(p, "b32").reshape(shape)[self.cta, self.warp] for p in parts(operand)], -1)
 
     def write(self, state: Machine, operand: Operand | None, values: Array) -> None:
-        """The way back; ``values`` are of any type of 32 bits."""
+        """Writes such a vector; ``values`` are of any type of 32 bits."""
         whole = np.zeros((state.ctas, state.warps, WARP), values.dtype)
         for i, register in enumerate(parts(operand)):
             whole = np.zeros_like(whole)

@@ -35,7 +35,7 @@ class Barrier:
     arriving: list[Callable[[], None]] = field(default_factory=list)
 
     def complete(self, parity: int) -> bool:
-        """Whether the last phase of a parity is complete, after all that has to arrive for it has."""
+        """Whether the last phase of a parity is complete; first everything that is due arrives."""
         while self.phase & 1 == parity and self.arriving:
             self.arriving.pop(0)()
             self.left -= 1

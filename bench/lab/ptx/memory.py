@@ -15,7 +15,7 @@ ORIGIN = 1 << 40
 """Address of the first byte of global memory."""
 
 GUARD = 1 << 16
-"""Bytes between two allocations that nobody may touch: more than a tile of rows too many would reach."""
+"""Bytes between two allocations that nobody may touch: an excess tile of rows would not reach further."""
 
 ELEMENT: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 """A type to move accesses of so many bytes with; a complex number is two words to NumPy, and copied as they are."""
@@ -53,7 +53,7 @@ class Threads:
     mask: Array | None
 
     def of(self, array: Array) -> Array:
-        """Their elements of ``[ctas, threads]``, one-dimensional."""
+        """Returns these threads' elements of ``[ctas, threads]``, as one dimension."""
         return array.reshape(-1) if self.mask is None else array[self.mask]
 
 
@@ -291,7 +291,7 @@ class Global:
         return _bytes(self.data.view(ELEMENT[width])[at], width)
 
     def prefetch(self, address: Array) -> None:
-        """Reads nothing: that the line of an address be near is a wish. It must be that of an element all the same."""
+        """Reads nothing, because a prefetch is only a hint; its address must be that of an element all the same."""
         self._place(address, 1)
 
     def store(self, stamp: Array, address: Array, values: Array) -> None:

@@ -16,7 +16,7 @@ def parts(operand: Operand | None) -> tuple[Operand | None, ...]:
 
 
 def _packed(state: Machine, part: Operand | None, kind: str) -> Array:
-    """A part of a vector; one that the compiler has left undefined, to be ignored, is all ones: NaN."""
+    """Returns a part of a vector; one that the compiler left undefined, because it is ignored, is all ones: NaN."""
     if isinstance(part, Register) and part.name not in state.kernel.written:
         return np.full(state.shape, -1).astype(DTYPES[kind])
     return state.read(part, kind)
@@ -114,7 +114,7 @@ class _Copy:
     width: int
 
     def keep(self, some: Array) -> "_Copy":
-        """Of some of the threads."""
+        """Returns the copies of some of the threads."""
         each = (field[some] for field in (self.thread, self.group, self.cta, self.warp, self.at))
         thread, group, cta, warp, at = each
         return _Copy(thread, group, cta, warp, at, self.width)
@@ -131,7 +131,7 @@ def _copies(state: Machine) -> _Copies:
 
 
 def _copy(state: Machine, instruction: Instruction, mask: Array | None) -> None:
-    """``cp.async``: what it writes is nobody's to read before the thread that issued it has waited."""
+    """``cp.async``: nobody may read what it writes before the thread that issued it has waited."""
     destination, source, size, *rest = instruction.operands
     threads, copies, shared = state.threads(mask), _copies(state), state.shared
     width = int(state.read(size, "u32").flat[0])
@@ -199,7 +199,7 @@ def _barrier(state: Machine, instruction: Instruction, mask: Array | None) -> No
 
 
 def _nothing(state: Machine, instruction: Instruction, mask: Array | None) -> None:
-    """What orders accesses within a warp, where no races are looked for, or promises something."""
+    """Does nothing: it orders accesses within a warp, which are not checked for races, or is a promise."""
 
 
 def _shuffle(mode: str) -> Handler:

@@ -55,7 +55,7 @@ def _with(instruction: Instruction, at: int, operand: Operand) -> Instruction:
 
 
 def _other_register(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
-    """Two registers of the same width change places: two operands, or two parts of a vector."""
+    """Exchanges two registers of the same width: two operands, or two parts of a vector."""
     if not instruction.operands:
         return None
     vectors = [(at, o) for at, o in enumerate(instruction.operands) if isinstance(o, Vector) and len(o.parts) > 1]
@@ -93,7 +93,7 @@ def _removed(*names: str) -> Mutation:
 
 
 def _waits_less(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
-    """One more group may still be under way."""
+    """Lets the wait leave one more group under way."""
     if "wait_group" not in instruction.opcode:
         return None
     (count,) = instruction.operands
@@ -102,7 +102,7 @@ def _waits_less(instruction: Instruction, random: random.Random, kernel: Kernel)
 
 
 def _widened(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
-    """A guard is lifted, a limit is one too far, or a copy takes all its bytes."""
+    """Removes a guard, moves a limit by one, or lets a copy take all its bytes."""
     if instruction.guard is not None and instruction.opcode.startswith(("ld.", "st.")):
         return replace(instruction, guard=None)
     if instruction.opcode.startswith(("setp.lt.s", "setp.lt.u")):
@@ -113,7 +113,7 @@ def _widened(instruction: Instruction, random: random.Random, kernel: Kernel) ->
 
 
 def _other_constant(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
-    """An integer constant of the arithmetic with one bit flipped."""
+    """Flips one bit of an integer constant of the arithmetic."""
     if not instruction.operands or instruction.opcode.startswith(
         ("ld.", "st.", "cp.", "bar.", "shfl.", "wgmma", "tcgen")
     ):
@@ -127,7 +127,7 @@ def _other_constant(instruction: Instruction, random: random.Random, kernel: Ker
 
 
 def _other_offset(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
-    """An address off by its access's 16 bytes."""
+    """Moves an address by 16 bytes, those of its access."""
     held = [(at, o) for at, o in enumerate(instruction.operands) if isinstance(o, Address)]
     if not held or instruction.opcode.startswith(("ld.param", "mbarrier", "tcgen05")):
         return None
@@ -136,7 +136,7 @@ def _other_offset(instruction: Instruction, random: random.Random, kernel: Kerne
 
 
 def _other_descriptor(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
-    """A bit of a matrix descriptor: its start, its stride, its swizzle."""
+    """Flips a bit of a matrix descriptor: of its start, its stride or its swizzle."""
     described = any(other.opcode.startswith(("wgmma.mma", "tcgen05.mma")) for other in kernel.instructions)
     if not described or not instruction.opcode.startswith(("or.b64", "add.s64")):
         return None
@@ -163,7 +163,7 @@ EXCHANGED = {
 
 
 def _other_operation(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
-    """Addition for subtraction, left for right, and for or, and so on."""
+    """Exchanges opposites: addition and subtraction, left and right, and and or."""
     for name, other in EXCHANGED.items():
         if instruction.opcode.startswith(name) and "x2" not in instruction.opcode:
             kind = instruction.opcode.removeprefix(name)
@@ -172,7 +172,7 @@ def _other_operation(instruction: Instruction, random: random.Random, kernel: Ke
 
 
 def _other_fill(instruction: Instruction, random: random.Random, kernel: Kernel) -> Instruction | None:
-    """What a masked load leaves: every bit set."""
+    """Sets every bit of what a masked load leaves."""
     if not instruction.opcode.startswith("mov.") or not isinstance(instruction.operands[1], Immediate):
         return None
     (register,) = instruction.destinations
@@ -229,7 +229,7 @@ def drawn(felt: Iterable[Change], kernel: Kernel, most: int) -> list[Change]:
 
 
 def changed(kernel: Kernel, at: int, instruction: Instruction) -> Kernel:
-    """The kernel with one other instruction."""
+    """Returns the kernel with one instruction replaced."""
     instructions = [*kernel.instructions[:at], instruction, *kernel.instructions[at + 1 :]]
     return replace(kernel, instructions=instructions)
 

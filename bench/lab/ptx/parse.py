@@ -224,7 +224,7 @@ def _body(kernel: Kernel, body: str, files: dict[str, str]) -> None:
 
 
 def _resolved(kernel: Kernel, instruction: Instruction, suffix: str) -> Instruction:
-    """A branch within a block means the block's label."""
+    """Gives a branch the label of its own block, if the block declares it."""
     if instruction.opcode.partition(".")[0] == "bra":
         (target,) = instruction.operands
         if isinstance(target, Symbol) and target.name + suffix in kernel.labels:

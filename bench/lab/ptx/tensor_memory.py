@@ -87,7 +87,7 @@ class Memory:
 
     @classmethod
     def of(cls, state: Machine) -> "Memory":
-        """The launch's."""
+        """Returns the tensor memory of a launch."""
         if "tmem" not in state.extra:
             size = state.ctas * TMEM_LANES * TMEM_COLUMNS
             owner, closed = np.zeros((state.ctas, TMEM_COLUMNS), np.int64), np.zeros(state.ctas, bool)
@@ -130,7 +130,7 @@ class Memory:
 
 
 def stamp(state: Machine, cta: Array, warp: Array) -> Array:
-    """Which warp it is, and after how many barriers of its program."""
+    """Returns which warp it is and how many barriers its program has passed."""
     return ((state.barriers[cta] + 1) * WHO + warp + 1).astype(np.int32)
 
 
@@ -172,7 +172,7 @@ def _relinquish(state: Machine, instruction: Instruction, mask: Array | None) ->
 
 
 def _all_given_back(state: Machine) -> None:
-    """What is not given back, the next program on the multiprocessor waits for without end."""
+    """Faults if columns are not given back, because the next program on the multiprocessor would wait forever."""
     owner = Memory.of(state).owner
     if owner.any():
         raise Fault(
@@ -251,7 +251,7 @@ def _bits(constants: list[Operand]) -> int:
 
 
 def _finished(state: Machine, running: list[Access], mask: Array | None) -> list[tuple[Access, Array]]:
-    """What ends with a wait of some warps: accesses, and which of their warps; none of them runs any more."""
+    """Ends the accesses that some warps have waited for, and returns each with its warps."""
     warps = whole_warps(state, mask)
     waiting = np.zeros((state.ctas, state.warps), bool)
     waiting[warps.cta, warps.warp] = True
