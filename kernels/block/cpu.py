@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
