@@ -131,6 +131,10 @@ def launches(problem: configs.Problem, config: configs.Config, share: float) -> 
     if k % RUN or share * WORD % 1:
         raise ValueError(f"expected columns in multiples of {RUN} and a share in 32nds, got {k} and {share}")
     first, *rest = partition.launches(problem, config)
+    if config.direct:
+        groups = partition.launches(problem, replace(config, block_k=configs.GROUP, split=1))[0].program
+        parts = config.block_k // configs.GROUP
+        steps_k = -(-k // config.block_k)
     transposed = problem.transposed
     paired = configs.in_pairs(problem, config)
 
@@ -153,12 +157,33 @@ def launches(problem: configs.Problem, config: configs.Config, share: float) -> 
         return *bases, starts, earlier
 
     def following(row: int) -> tuple[Access, ...]:
-        """What says whether two values follow those before a row, which decides how a program loads."""
+        """What says whether enough values follow those before a row, which decides how a program loads."""
         run = row * (k // RUN) + 1
-        if not paired or run >= n * (k // RUN):
+        if not (paired or config.direct) or run >= n * (k // RUN):
             return ()
         bases = Access("bases", False, 0, 1, INDEX * (run // (BASE // RUN)), INDEX, 0)
         return bases, Access("starts", False, 0, 1, 2 * run, 2, k // RUN * 2)
+
+    def lines(access: Access) -> Access:
+        """The kept part of some columns of a direct kernel's rows: whole lines of 16 bytes, and the one behind them."""
+        part = packed(access, size)
+        begin, end = part.column // 16 * 16, (part.column + part.width) // 16 * 16 + 32
+        last = access.row + config.block_n >= n  # where values are read one by one
+        return part if last else part._replace(column=begin, width=end - begin)
+
+    def along_rows(x: int, y: int) -> Program:
+        """Of a direct kernel: each part of its warps goes on from its own first column."""
+        begin, end = (steps_k * split // config.split for split in (y, y + 1))
+        columns, own = end - begin, list(groups(x, 0))
+        firsts = [begin * parts + part * columns for part in range(parts)]
+        tiles = [own[group][0] for group in firsts if group < len(own) - 1]
+        yield (*following(tiles[0].row + config.block_n), *(a for tile in tiles for a in lookup(tile, size)))
+        for step in range(columns):
+            for group in firsts:
+                if group + step < len(own) - 1:
+                    tile, *others = own[group + step]
+                    yield bits(tile, size), lines(tile), *others
+        yield list(first.program(x, y))[-1]
 
     def program(x: int, y: int) -> Program:
         """As of the whole weight: its tiles come with their bits, and with what precedes a row where it begins."""
@@ -185,6 +210,8 @@ def launches(problem: configs.Problem, config: configs.Config, share: float) -> 
 
     if problem.op == "partition_grad" and rest:
         rest = [reduce(int(share * n * k), config.split, size)]
+    if config.direct:
+        return [replace(first, kernel="multiply_kept_rows", program=along_rows), *rest]
     return [replace(first, program=program), *rest]
 
 
@@ -194,7 +221,9 @@ class Layer(partition.Layer):
 
     def problem(self, op: str) -> configs.Problem:
         """See :class:`.accesses.Layer`."""
-        return replace(super().problem(op), pairs=False, kept=self.share)
+        problem = super().problem(op)
+        pairs = self.case.itemsize == 2 and not problem.transposed and problem.op != "partition_grad"
+        return replace(problem, pairs=pairs, kept=self.share)
 
     def launches(self, op: str, config: configs.Config) -> list[Launch]:
         """See :class:`.accesses.Layer`."""

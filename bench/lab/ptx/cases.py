@@ -258,6 +258,9 @@ def _bitmap_cases() -> tuple[Case, ...]:
         *each(alpha=1, m=3, shape=(20, 1100), density=0.25),  # runs that begin inside of rows; programs share the sums
         *each(alpha=1, m=3, shape=(1100, 20), density=0.75),
         *each(alpha=3, m=64, shape=(64, 128), density=1.0),
+        *(c for alpha in (1, 2) for c in each(KEPT[:2], alpha=alpha, m=16, shape=(134, 2176))),  # values follow
+        *each(KEPT[:2], dtype="fp16", alpha=4, m=40, shape=(96, 1500), density=0.75),
+        Case("bitmap", "kept_split", alpha=1, m=5, shape=(40, 1027), bias=True, density=0.25),
         *each(KEPT[:2], bias=True, activation="relu"),
         *each(seeded=True),
         *each(KEPT[:2], alpha=8, m=33, shape=(20, 1100), seeded=True),
