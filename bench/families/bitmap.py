@@ -46,7 +46,7 @@ def operands(case: "Case", draw: Draw) -> Problem:
 def _kept(case: "Case", draw: Draw) -> Kept:
     """The bitmap of a case, of which only the sizes count where nothing has numbers; or holes of a seed."""
     n, k = case.shape
-    if case.seeded:
+    if case.seeded and not case.holes:
         return public.SeededHoles.of(5, (n, k), k // 2)
     if draw.device != "meta":
         return Bitmap.pack(draw.mask(n, k)).to(draw.device)
@@ -96,7 +96,9 @@ class Case(contract.Case):
     m: int = 0
     alpha: int | None = 2
     seeded: bool = False
-    """Whether existence and ownership are of a seed."""
+    """Whether ownership is of a seed, and existence too."""
+    holes: bool = False
+    """Whether existence is in a bitmap in any case."""
     file: ClassVar[str] = "bitmap"
     operands = operands
 
@@ -110,6 +112,7 @@ CASES = (
     *(Case(op, "bf16", 16, alpha) for op, alpha in product(PRODUCTS, (1, 2, 4, 8))),
     *(Case(op, "bf16", 64, 2) for op in PRODUCTS),
     *(Case(op, "bf16", 16, alpha, seeded=True) for op, alpha in product(PRODUCTS, (2, 4, 8))),
+    *(Case(op, "bf16", 16, alpha, seeded=True, holes=True) for op, alpha in product(PRODUCTS[:2], (2, 4, 8))),
     *(Case(f"kept_{op}", "bf16", 64, 1) for op in partition.MULTIPLIES),
     *(Case(op, "fp32", 16, 2) for op in ("kept_split", "kept_merge_t", "kept_grad")),
 )

@@ -47,7 +47,7 @@ class Problem:
         transposed: Whether the operation is on the transposed weight.
         alpha: Children.
         itemsize: Bytes of an operand's element.
-        pairs: Whether the weight can be read as words of two, as a direct kernel does.
+        pairs: Whether the weight can be read as words of two, or its kept values by lines, as a direct kernel does.
         kept: Share of the entries that exist, where the weight is stored as its kept values alone; none where all are.
         seeded: Whether labels are made of a seed.
     """
@@ -92,12 +92,12 @@ class Problem:
 
 
 def in_pairs(problem: Problem, config: Config) -> bool:
-    """Whether kept values are placed two at a time: more children or rows leave no registers for it.
+    """Whether kept values are placed two at a time, on the transpose: more children or rows leave no registers for it.
 
     A weight without entries has no last tile, which is where such a kernel looks first.
     """
-    able = problem.kept is not None and problem.op != "partition_grad" and problem.itemsize == 2
-    able = able and min(problem.n, problem.k) > 0 and not config.direct
+    able = problem.kept is not None and problem.transposed and problem.itemsize == 2 and not config.direct
+    able = able and problem.op != "partition_grad" and min(problem.n, problem.k) > 0
     return able and problem.alpha <= 4 and config.block_m <= 32
 
 

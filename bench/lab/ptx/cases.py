@@ -41,7 +41,7 @@ class Case:
         block: Of the block family.
         bias: Whether one is added.
         activation: Fused into a forward.
-        holes: Whether some edges belong to nobody.
+        holes: Whether some edges belong to nobody; beside labels of a seed, whether a bitmap says which, and no seed.
         packed: Whether labels are packed, or a plain table.
         lying: How the activations, and the weight of a partition, lie: ``"plain"``, ``"strided"`` (rows apart),
             ``"padded"`` (rows apart and aligned, further than a pipeline loads ahead, and planes of them; labels of
@@ -264,6 +264,7 @@ def _bitmap_cases() -> tuple[Case, ...]:
         *each(KEPT[:2], bias=True, activation="relu"),
         *each(seeded=True),
         *each(KEPT[:2], alpha=8, m=33, shape=(20, 1100), seeded=True),
+        *(c for alpha in (2, 4) for c in each(KEPT[:2], alpha=alpha, shape=(34, 1100), seeded=True, holes=True)),
     )
 
 
