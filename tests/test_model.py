@@ -132,7 +132,10 @@ def test_slots_of_kept_values_are_those_of_the_committed_binaries() -> None:
                 counted = max(row["instructions_per_weight"] / 2, row["integer_per_weight"])
                 assert slots == pytest.approx(counted, rel=0.01), (name, alpha, m)
     of_two, of_eight = (model.KEPT_UNPACKING["split_matmul", False][alpha] for alpha in (2, 8))
-    assert [model.kept_unpacking("split_matmul", False, 2, m) for m in (32, 33, 64)] == [of_two[0], *2 * of_two[1:]]
+    assert [model.kept_unpacking("split_matmul", False, 2, m) for m in (32, 33, 64)] == [
+        of_two[0],
+        *2 * (2 * of_two[1],),
+    ]
     assert model.kept_unpacking("split_matmul", False, 8, 64) == 4 * of_eight[1]
 
 

@@ -24,8 +24,9 @@ from fpe.kernels import (
     split_matmul,
     unpack_values,
 )
+from fpe.kernels.bitmap import holes
 from fpe.kernels.device import KNOWN
-from fpe.kernels.partition import holes, kept
+from fpe.kernels.partition import kept
 
 SPECIFICATION = Path(__file__).resolve().parents[1] / "docs/seeded.md"
 SHAPES = [(64, 512, 412), (9, 139, 57), (17, 784, 10), (5, 33, 33), (3, 20, 1), (40, 300, 299)]

@@ -12,12 +12,12 @@ from ... import kernels as public
 from ...kernels.bitmap import eager as twins
 from ...kernels.bitmap import triton as kernels
 from ...kernels.bitmap.backends import BACKENDS as _BACKENDS
+from ...kernels.bitmap.existence import Kept
 from ...kernels.bitmap.layout import BASE, RUN, WORD, Bitmap, index_sizes
 from ...kernels.gpus import reads_kept_values
 from ...kernels.partition import config as configs
 from ...kernels.partition import eager as partition_twins
 from ...kernels.partition import triton as partition_kernels
-from ...kernels.partition.existence import Kept
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ...kernels.partition.seeded import SeededLabels
 from . import contract, partition

@@ -74,13 +74,14 @@ def check_direct(row: Row) -> list[str]:
     return complaints
 
 
+_LINES = ("gl.load(line_at)",)  # of two neighbouring ones the first: as many bytes as positions have
 ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
 _BY_COLUMNS = (gluon_transposed._rows, gluon_transposed._rows_narrow)
 _BY_TILES = (tiles._partition_multiply, kept_pairs)
 KERNELS = (
     Kernel(tiles._partition_multiply, ("tl.load(words_at", "tl.load(values_at"), _step, loads=_BY_TILES),
     Kernel(gluon.multiply_rows, ROWS, _rows_step, check=check_direct, loads=(gluon._group,)),
-    Kernel(gluon_kept.multiply_kept_rows, ("gl.load(line_at)",), _rows_step, check=check_no_shared, loads=(kept_words,)),
+    Kernel(gluon_kept.multiply_kept_rows, _LINES, _rows_step, check=check_no_shared, loads=(kept_words,)),
     Kernel(gluon_transposed.multiply_columns, _COLUMNS, _columns_step, check=check_direct, loads=_BY_COLUMNS),
     Kernel(tiles._partition_outer, ("tl.load(left_at", "tl.load(right_at"), _outer_step),
 )

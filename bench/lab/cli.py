@@ -92,7 +92,7 @@ def compile_command(
 @rows_options
 @output_option("out/lab")
 def ladder_command(form: str | None, output: Path) -> None:
-    """Count what plain ways cost in machine instructions, up to what is shipped: to apply labels, to place kept values."""
+    """Count machine instructions of plain ways to apply labels and to place kept values, up to what is shipped."""
     from ...kernels.device import interpreting
     from ..cli.output import finish, print_table
 

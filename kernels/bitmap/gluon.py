@@ -131,7 +131,7 @@ def _eight():
 def kept_words(
     values_ptr, word, first, selectors, turn, register, GUARDED: gl.constexpr, LINE: gl.constexpr = LINE
 ):  # fmt: skip
-    """A lane's eight positions as four words of two values, zero where none exists, and the values before the next word.
+    """A lane's eight positions as four words of two, zero where none exists, and the values before the next word.
 
     Args:
         values_ptr: Of 16-bit values as bits; without ``GUARDED`` it begins at 16 bytes.
@@ -141,6 +141,7 @@ def kept_words(
         turn: 0, 8, 16 or 24.
         register: 0 to 3, in the last dimension.
         GUARDED: Whether only values that exist are read, one by one: where two lines do not follow.
+        LINE: Values of 16 bytes.
     """
     if GUARDED:
         bit = turn + 2 * register

@@ -9,8 +9,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..bitmap.gluon import kept_words, lines_follow, patterns, values_before, word_of
+from ..hashing import COLUMN, ROW, signed
 from .fragments import add_rows, hash_of, layout_of, masks_of_rows, places, share_of_row, store
-from .seeded import COLUMN, ROW, signed
 
 _ROW, _COLUMN = gl.constexpr(signed(ROW)), gl.constexpr(signed(COLUMN))
 

@@ -14,10 +14,10 @@ exists.
 import triton
 import triton.language as tl
 
+from ..bitmap.holes_triton import hole_words
 from ..bitmap.triton import count_ones, kept_pairs, kept_tile, two_follow, values_before
 from ..epilogue import activate, in_groups, multiply, multiply_loaded
-from .holes_triton import hole_words
-from .seeded import COLUMN, MIX, ROW, signed
+from ..hashing import COLUMN, MIX, ROW, signed
 
 _ROW, _COLUMN = signed(ROW), signed(COLUMN)
 _FIRST, _SECOND = (signed(factor) for _, factor in MIX)

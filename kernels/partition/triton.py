@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..bitmap.existence import Kept
+from ..bitmap.holes import SeededHoles
 from ..bitmap.layout import BASE, NARROW, RUN, WORD, Bitmap
 from ..bitmap.triton import AS_BITS
 from ..device import device_of, interpreting, stored_dtype
@@ -20,8 +22,6 @@ from ..tables import choose
 from . import tiles
 from .config import Config, Problem, columns_of, in_pairs, warps_of
 from .eager import Labels, stored_like, table
-from .existence import Kept
-from .holes import SeededHoles
 from .labels import PackedLabels, digits, pack_planes, row_bytes
 from .seeded import SeededLabels
 
@@ -332,9 +332,7 @@ def _launch_direct(
         pitch = common["stride_pn"] if each == 4 else 0  # a constant of the kernel where it saves the most
         multiply_columns[grid](*tensors, **shape, **columns, PITCH=pitch, **common)
     else:
-        multiply_rows[grid](
-            *tensors, **shape, SIZE_WORDS=k // 2, STEPS_K=steps, BLOCK_N=config.block_n, **common
-        )
+        multiply_rows[grid](*tensors, **shape, SIZE_WORDS=k // 2, STEPS_K=steps, BLOCK_N=config.block_n, **common)
 
 
 def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config | None, kept: Kept | None) -> Tensor:

@@ -1,8 +1,9 @@
 """Passes of L1 and of shared memory that a product of kept values costs, counted as its PTX is executed.
 
 A wavefront is what a multiprocessor's L1 serves a warp in one pass: of shared memory a word from each of 32 banks, of
-global memory a line of 128 bytes. A shuffle takes the same way as shared memory, in one pass. Loads of 8 and 16 bytes go by half and by quarter warps. Both are read from the
-addresses of every warp that runs. A loop's own cost is the difference of two launches that differ in its length alone.
+global memory a line of 128 bytes. Loads of 8 and 16 bytes go by half and by quarter warps. Both are read from the
+addresses of every warp that runs. A shuffle goes the way of shared memory, in one pass. A loop's own cost is the
+difference of two launches that differ in its length alone.
 """
 
 from collections import Counter
