@@ -280,7 +280,7 @@ QUICK = (
     Case("mlp", "mlp", shape=(14, 70), alpha=4, merged=True, bias=True, activation="relu"),
     Case("sparse", "forward", alpha=2, bias=True),
     Case("pack", "parent_t-dense", alpha=4),
-    Case("bitmap", "kept_split", alpha=1, m=16),
+    Case("bitmap", "kept_split", alpha=1, m=16, shape=(134, 640)),
 )
 """A few of each kind, for CI."""
 
