@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support import MEASURED_ROOF
 
 from fpe.bench.cli import cli
 from fpe.bench.costs import verdict
