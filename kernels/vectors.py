@@ -45,6 +45,10 @@ class Emit:
         """Float32 numbers."""
         return self.b.load(self.at(array, place, FLOATS), align=4)
 
+    def fetch(self, array: int, place: Any) -> None:
+        """Calls what lies at a place from memory."""
+        self._call("llvm.prefetch.p0", ir.VoidType(), self.at(array, place, ir.IntType(8)), *map(I32, (0, 3, 1)))
+
     def weights(self, array: int, place: Any, ahead: Any, exists: Any = None) -> Any:
         """Weights of any type as float32; what lies ``ahead`` of them is called from memory.
 
@@ -53,35 +57,40 @@ class Emit:
             place: Of the first.
             ahead: What is called from memory, from there.
             exists: An integer of as many bits as there are lanes: weights are read one after the other into those whose
-                bit is set, and the others are zero. None reads into all.
+                bit is set, and the others are zero. None reads into all. For sixteen lanes see :meth:`expanded`.
         """
         b, dtype = self.b, self.signature.args[array].dtype
-        byte = ir.IntType(8).as_pointer()
-        self._call(
-            "llvm.prefetch.p0", ir.VoidType(), self.at(array, b.add(place, ahead), byte.pointee), *map(I32, (0, 3, 1))
-        )
+        self.fetch(array, b.add(place, ahead))
         named, element, size = ("f32", F32, 4) if dtype == types.float32 else ("i16", ir.IntType(16), 2)
-        kind, expands = ir.VectorType(element, LANES), exists is not None and LANES == 16
+        kind = ir.VectorType(element, LANES)
         if exists is None:
             raw = b.load(self.at(array, place, kind), align=size)
         else:
-            # From memory AVX-512 expands at half the speed at which it does from a register, here as many as there are.
-            mask, zeros, load = self.lanes(exists), ir.Constant(kind, None), "expandload"
-            at = [self.at(array, place, element)]
-            if expands:
-                count = b.sub(b.shl(I32(1), b.zext(b.ctpop(exists), I32)), I32(1))
-                mask, load = self.lanes(b.trunc(count, exists.type)), "load"
-                at = [self.at(array, place, kind), I32(size)]
-            name = f"llvm.masked.{load}.v{LANES}{named}" + (".p0" if expands else "")
-            raw = self._call(name, kind, *at, mask, zeros)
+            zeros, name = ir.Constant(kind, None), f"llvm.masked.expandload.v{LANES}{named}"
+            raw = self._call(name, kind, self.at(array, place, element), self.lanes(exists), zeros)
         if dtype == types.int16:  # the bits of float16, see AS_INTEGERS
             raw = b.fpext(b.bitcast(raw, ir.VectorType(ir.HalfType(), LANES)), FLOATS)
         elif dtype != types.float32:
             raw = b.bitcast(b.shl(b.zext(raw, WORDS), ir.Constant(WORDS, [16] * LANES)), FLOATS)
-        if expands:
-            name = "llvm.x86.avx512.mask.expand.v16f32"
-            raw = self._call(name, FLOATS, raw, ir.Constant(FLOATS, None), self.lanes(exists))
         return raw
+
+    def expanded(self, vector: Any, word: Any, bit: int) -> Any:
+        """The first of sixteen numbers, one after the other in the lanes whose bits of a word are set; others are zero.
+
+        An instruction that expands takes several times as long as one that permutes by the bits counted below a lane.
+
+        Args:
+            vector: The numbers.
+            word: 32 bits.
+            bit: The first lane's.
+        """
+        b, ones = self.b, [1 << bit + lane for lane in range(LANES)]
+        words = self.splat(word, WORDS)
+        below = b.and_(words, ir.Constant(WORDS, [one - (1 << bit) for one in ones]))
+        order = self._call(f"llvm.ctpop.v{LANES}i32", WORDS, below)
+        has = b.icmp_unsigned("!=", b.and_(words, ir.Constant(WORDS, ones)), ir.Constant(WORDS, [0] * LANES))
+        moved = self._call("llvm.x86.avx512.permvar.sf.512", FLOATS, vector, order)
+        return b.select(has, moved, ir.Constant(FLOATS, [0.0] * LANES))
 
     def lanes(self, bits: Any) -> Any:
         """A mask of vectors from an integer of as many bits."""
@@ -92,14 +101,15 @@ class Emit:
         kind = ir.FunctionType(result, [arg.type for arg in args])
         return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), args)
 
-    def shares(self, vector: Any, masks: list[Any]) -> list[Any]:
-        """A vector of weights as each child has it, zero elsewhere."""
-        zero = ir.Constant(FLOATS, [0.0] * LANES)
-        return [vector if mask is None else self.b.select(mask, vector, zero) for mask in masks]
+    def multiply_add(self, a: Any, b: Any, c: Any, mask: Any = None) -> Any:
+        """``a * b + c`` where a mask says so, else ``c``: one instruction where there are masks of sixteen lanes.
 
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        """``a * b + c``, in one instruction where there is one."""
-        return self.b.fadd(self.b.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+        With fewer lanes ``a`` is zero there, which is made once for all that it is multiplied by.
+        """
+        if mask is not None and LANES < 16:
+            a, mask = self.b.select(mask, a, ir.Constant(FLOATS, [0.0] * LANES)), None
+        made = self.b.fadd(self.b.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+        return made if mask is None else self.b.select(mask, made, c)
 
     def splat(self, scalar: Any, kind: Any = FLOATS) -> Any:
         """A vector of one number."""

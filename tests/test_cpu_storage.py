@@ -1,5 +1,8 @@
 """The CPU kernels on weights stored as their kept values, and on labels of a seed: against float64 truth."""
 
+import ctypes
+import mmap
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -165,6 +168,27 @@ def test_a_plain_table_beside_kept_values_decompresses() -> None:
     ours, twin = (split_matmul(x, w, table, 2, kept=kept, backend=backend) for backend in ("cpu", "eager"))
     truth = split_matmul(x.double(), w.double(), table, 2, kept=kept, backend="eager")
     assert_as_accurate(ours, twin, truth)
+
+
+@needs_numba
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is locked as Linux does it")
+@pytest.mark.parametrize(
+    "case",
+    [Case(n=9), Case(n=8, m=5, turned=True), Case(alpha=2, m=2, dtype=torch.bfloat16, density=0.01)],
+    ids=readable_id,
+)
+def test_nothing_is_read_behind_the_last_value(case: Case) -> None:
+    """Memory that may not be read follows it: a kernel that reads there ends the process."""
+    labels, kept = case.index()
+    x, w, bias = (t.to(case.dtype) for t in case.operands())
+    pages = -(-w.numel() * w.element_size() // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
+    behind = ctypes.addressof(ctypes.c_char.from_buffer(memory, pages))
+    values = torch.frombuffer(memory, dtype=w.dtype, count=w.numel(), offset=pages - w.numel() * w.element_size())
+    values.copy_(w)
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(behind), mmap.PAGESIZE, 0) == 0
+    y = split_matmul(x, values, labels, case.alpha, bias, kept=kept, backend="cpu")
+    assert torch.equal(y, case.result("cpu", case.dtype, case.dtype))
 
 
 @needs_numba

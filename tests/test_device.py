@@ -379,7 +379,7 @@ def test_the_whole_plan_is_walked_without_a_gpu_or_the_extras(tmp_path: Path) ->
     ("arguments", "status", "says"),
     [
         ([], 1, "needs a CUDA device"),
-        (["--dry-run", "--providers", "magic"], 1, "provider must be one of"),
+        (["--dry-run", "--provider", "magic"], 1, "provider must be one of"),
         (["--dry-run", "--only", "magic"], 2, "invalid choice"),
         (["--dry-run", "--minutes", "-3"], 2, "positive number of minutes, got -3"),
         (["--merge", "nothing.tar.gz"], 1, "expected an archive of results"),

@@ -60,7 +60,7 @@ def test_a_gpu_that_no_kernel_can_use_is_broken(monkeypatch: pytest.MonkeyPatch)
 
 def test_data_that_are_missing_say_how_they_are_made(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["study", "budget", "--data", "cifar100_lite2_512", "--output", str(tmp_path)])
-    assert done.exit_code == 1 and "EfficientNet-Lite2" in done.output and "np.savez" in done.output
+    assert done.exit_code == 2 and "EfficientNet-Lite2" in done.output and "np.savez" in done.output
     with pytest.raises(FileNotFoundError, match=r"nothing-like-it.*cifar100_lite2_512"):
         vision.load("nothing-like-it")
 

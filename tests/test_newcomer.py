@@ -28,7 +28,8 @@ def test_commands_are_read_from_shell_and_from_prose(tmp_path: Path) -> None:
     path = tmp_path / "a.md"
     path.write_text(
         "Type `fpe one` or `fpe two --m\n16`, not `fpe.three` nor `fpe study <name>`.\n\n"
-        "```sh\nfpe four  # in a checkout: make five\npip install 'six[seven]'\n```\n\n```python\nfpe.eight\n```\n"
+        "```sh\nfpe four  # in a checkout: make five\npip install 'six[seven]'\nfpe ten # slowly\n```\n\n"
+        "```python\nfpe.eight  # as `fpe eleven` does\n```\n"
         "<!-- table: x -->\n| `fpe nine` |\n<!-- end -->\n"
     )
     assert newcomer.written([path]) == {
@@ -37,6 +38,7 @@ def test_commands_are_read_from_shell_and_from_prose(tmp_path: Path) -> None:
         "fpe four",
         "make five",
         "pip install 'six[seven]'",
+        "fpe ten",
     }
 
 
@@ -44,7 +46,7 @@ QUESTIONS = {
     "how much memory?": r"How much memory\? \| [\d.]+ times the parent's",
     "which GPU?": r"NVIDIA GPUs of compute capability 8\.0",
     "my model?": r"find_pairs\(model\)` says w.*?\(docs/models\.md\)",
-    "how fast?": r"What does it cost on a GPU\? \| a \d+ x \d+ layer takes",
+    "how fast?": r"What does it cost on a GPU\? \| a \d+ x \d+ layer with random masks takes",
     "why not just a wider layer?": r"a dense layer twice as wide.*?\+\d",
 }
 

@@ -16,6 +16,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 LEAST_CONTRAST = 4.5
 """WCAG 2.1, level AA, of text."""
+LEAST_SIZE = 9
+"""Pixels of text in a figure, on a phone too."""
 LOOKS = """
 const channel = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
 const numbers = text => (text.match(/[\\d.]+/g) || []).map(Number);
@@ -27,7 +29,7 @@ function behind(node) {
   }
   return [255, 255, 255];
 }
-const found = {overflow: [], faint: [], texts: 0};
+const found = {overflow: [], faint: [], small: [], texts: 0};
 document.querySelectorAll('details').forEach(d => d.open = true);
 const wide = document.documentElement.clientWidth;
 const whole = document.documentElement.scrollWidth;
@@ -39,6 +41,10 @@ for (const node of document.querySelectorAll('body *')) {
   if (node.getClientRects().length === 0) continue;
   found.texts++;
   const inPicture = node.closest('svg');
+  if (inPicture) {
+    const size = parseFloat(style.fontSize) * inPicture.getBoundingClientRect().width / inPicture.viewBox.baseVal.width;
+    if (!(size >= LEAST_SIZE)) found.small.push(size.toFixed(1) + ' ' + node.textContent.trim().slice(0, 40));
+  }
   if (inPicture && inPicture.querySelector('image, .on-colour')) continue;
   const a = light(numbers(inPicture ? style.fill : style.color)), b = light(behind(node));
   const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
@@ -59,7 +65,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = CliRunner().invoke(cli, ["report", "--quick", "--output", str(folder)])
     assert done.exit_code == 0, done.output
     page = (folder / "report.html").read_text()
-    script = LOOKS.replace("LEAST", str(LEAST_CONTRAST))
+    script = LOOKS.replace("LEAST_SIZE", str(LEAST_SIZE)).replace("LEAST", str(LEAST_CONTRAST))
     (folder / "checked.html").write_text(page.replace("</body>", f"<script>{script}</script></body>"))
     frame = "<!doctype html><body style='margin:0'><iframe src='checked.html' width=WIDTH height=900></iframe>"
     frame += "<script>addEventListener('load', () => document.body.appendChild(document.querySelector('iframe')"
@@ -83,4 +89,4 @@ def test_the_page_fits_and_can_be_read(report: Path, tmp_path: Path, width: int,
     said = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
     assert said is not None, done.stderr[-2000:]
     found = json.loads(html.unescape(said[1]))
-    assert found["texts"] > 500 and found["overflow"] == [] and found["faint"] == []
+    assert found["texts"] > 500 and found["overflow"] == found["faint"] == found["small"] == []

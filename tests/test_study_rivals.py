@@ -139,6 +139,22 @@ def test_points_over_fpe_are_at_equal_epochs_in_all() -> None:
     assert by_epochs[rivals.FPE][1:3] == ("25", "40.0 ± 0.0") and by_epochs[rivals.RIGL][1] == "0"
 
 
+def test_methods_are_compared_trial_by_trial_at_equal_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(condition: str, neurons: int, epochs: int, trial: int, value: float) -> dict:
+        size = {"neurons": neurons, "width": 2, "condition": condition, "before": 0, "epochs": epochs}
+        return {**size, "trial": trial, "test_accuracy": value, "validation_accuracy": value, "nonzeros": 1}
+
+    monkeypatch.setattr(rivals, "PAIRED", ((rivals.RIGL, rivals.SET),))
+    rows = [row(rivals.RIGL, n, 50, t, 60 + n + 9 * t) for n in (4, 8) for t in range(3)]
+    rows += [row(rivals.SET, n, 50, t, 58 + 9 * t) for n in (4, 8) for t in range(2)]
+    rows += [row(rivals.SET, 8, 5, 2, 0), row(rivals.FPE, 8, 50, 0, 0), row(rivals.FPE, 4, 50, 0, 0)]
+    results = Results("rivals", {"data": "d", "trials": 3}, rows[::-1], {})
+    drawn = rivals.paired([results])
+    assert drawn.columns[2:] == ("4 x 2", "8 x 2")
+    assert drawn.rows == [("d", "RigL - SET", "+6.0 ± 0.0", "+10.0 ± 0.0")]
+    assert rivals.by_size(results).columns[1] == "weights at 8 neurons, width 2", "of sizes with as many methods"
+
+
 def test_rotations_are_rotations_and_go_part_of_the_way() -> None:
     torch.testing.assert_close(rotation.rotation(6, 0.0), torch.eye(6), atol=1e-6, rtol=0)
     whole, half = (rotation.rotation(7, share).double() for share in (1.0, 0.5))

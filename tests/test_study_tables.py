@@ -1,14 +1,28 @@
 """The studies' tables: intervals, gains over the control of the same trial, published figures beside ours."""
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
+from support import ROOT
 
 from fpe.bench.results import Results
 from fpe.bench.studies import conditions, intervals, tables
 from fpe.bench.studies import mlp as mlp_study
 from fpe.bench.table import Table
+
+
+def test_when_to_expand_is_one_screen_whose_claims_name_sections_that_there_are() -> None:
+    text = (ROOT / "docs/when.md").read_text()
+    assert text.count("\n") <= 45 and max(map(len, text.splitlines())) <= 130
+    headings = re.findall(r"^## (.+)$", (ROOT / "docs/studies.md").read_text(), re.M)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    defined = dict(re.findall(r"^\[(\w+)\]: studies\.md#(\S+)$", text, re.M))
+    claims = re.split(r"\n- ", text[: text.index("\n[")])[1:]
+    assert anchors.issuperset(defined.values())
+    assert all(re.search(r"\(\[\w+\]\)", claim) for claim in claims), "a claim without its table"
+    assert set(re.findall(r"\(\[(\w+)\]\)", text)) == set(defined)
 
 
 def test_intervals_are_students() -> None:

@@ -202,8 +202,8 @@ def test_the_latency_command_times_and_writes_rows(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--shape", "4by5"], "got '4by5'"),
-        (["--provider", "magic"], "got magic"),
-        (["--column", "speed"], "got 'speed'"),
+        (["--provider", "magic"], "'magic' is not one of"),
+        (["--column", "speed"], "'speed' is not one of"),
         (["--pass", "up"], "got 'up'"),
         (["--level", "step", "--pass", "dX"], "got 'dX'"),
         (["--device", "cuda"], "no CUDA device"),

@@ -39,13 +39,18 @@ MOST_ROWS = 30
 @click.command("results")
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help=f"Print every row, not only the first {MOST_ROWS}.")
+@click.option("--table", "drawn", is_flag=True, help="Print a table of the documents by its name, such as should-i.")
 @rows_options
-def results_command(name: str | None, every: bool, form: str | None) -> None:
+def results_command(name: str | None, every: bool, drawn: bool, form: str | None) -> None:
     """Print a committed results file by its name, or any by its path.
 
     Without a name it lists those that are committed. The name is the file's: boolean, or studies/boolean where two
-    folders have one.
+    folders have one. With --table it is that of a table which is drawn from these files, and without a name these
+    tables are listed.
     """
+    if drawn:
+        _print_drawn(name, form)
+        return
     if name is None:
         files = [(_name_of(path), Results.read(path)) for path in sorted(COMMITTED.rglob("*.jsonl"))]
         if form:
@@ -69,6 +74,22 @@ def results_command(name: str | None, every: bool, form: str | None) -> None:
         print_text(f"{len(results.rows) - len(shown)} more rows: --all prints them, and so do --csv and --json.")
 
 
+def _print_drawn(name: str | None, form: str | None) -> None:
+    """Prints a table of the documents, or the names of all."""
+    from ..report.committed import TABLES
+
+    if name is None:
+        shown = Table("Tables: `fpe results --table NAME` prints one", ("name",), [(key,) for key in TABLES])
+    elif name in TABLES:
+        shown = TABLES[name]()
+    else:
+        raise click.BadParameter(f"{name!r} is none of {', '.join(TABLES)}", param_hint="'NAME'")
+    if form:
+        print_rows(shown.records(), form)
+    else:
+        print_table(shown)
+
+
 def _name_of(path: Path) -> str:
     return str(path.relative_to(COMMITTED).with_suffix(""))
 
@@ -83,7 +104,7 @@ def _found(name: str) -> Path:
     if len(fitting) == 1:
         return known[fitting[0]]
     says = f"is the name of {' and '.join(fitting)}" if fitting else f"is neither a file nor one of {', '.join(known)}"
-    raise click.BadParameter(f"{name!r} {says}", param_hint="NAME")
+    raise click.BadParameter(f"{name!r} {says}", param_hint="'NAME'")
 
 
 def _cell(value: Any) -> str:
@@ -91,11 +112,13 @@ def _cell(value: Any) -> str:
 
 
 @click.command("tune")
-@click.option("--budget", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds.")
+@click.option(
+    "--minutes", type=click.FloatRange(0), default=5.0, show_default=True, help="Start nothing that ends later."
+)
 @output_option()
 @click.option("--dry-run", is_flag=True, help="Run the plan at small sizes under TRITON_INTERPRET=1, without timing.")
 @rows_options
-def tune_command(budget: float, output: Path, dry_run: bool, form: str | None) -> None:
+def tune_command(minutes: float, output: Path, dry_run: bool, form: str | None) -> None:
     """Find the fastest tiles of the block and partition kernels on the GPU at hand.
 
     Copy the files that it writes to kernels/configs/ to have them used.
@@ -120,7 +143,9 @@ def tune_command(budget: float, output: Path, dry_run: bool, form: str | None) -
         measure = tune.device_milliseconds
 
     with stopping("The tables hold what was tuned so far; the same command starts again."):
-        entries = tune.run(todo, device, output, measure, budget, target, limit, partial(click.echo, err=True), workers)
+        entries = tune.run(
+            todo, device, output, measure, 60 * minutes, target, limit, partial(click.echo, err=True), workers
+        )
     if form:
         print_rows(entries, form)
         return

@@ -18,11 +18,20 @@ from ..latency import shapes, suite, whole
 from ..latency.providers import PROVIDERS, find
 from ..results import Results
 from ..table import Table
-from .options import alpha_option, output_option, rows_options, shape_option
+from .options import (
+    ROWS_HELP,
+    SHAPE_HELP,
+    STRUCTURE_HELP,
+    Shapes,
+    alpha_option,
+    block_option,
+    dtype_option,
+    output_option,
+    rows_options,
+    shape_option,
+)
 from .output import NOTHING_WRITTEN, finish, print_rows, print_table, print_text, stopping
 from .progress import progress
-
-BLOCK = (click.IntRange(1), click.IntRange(1))
 
 
 def sized(command: Callable) -> Callable:
@@ -31,15 +40,8 @@ def sized(command: Callable) -> Callable:
         click.option(
             "--gpu", help="A name from `fpe gpus`, or a roof in a JSON file.  [default: the GPU at hand, or h200]"
         ),
-        click.option(
-            "--block",
-            type=BLOCK,
-            metavar="BN BK",
-            default=(64, 64),
-            show_default=True,
-            help="Tile of structure block.",
-        ),
-        click.option("--dtype", type=click.Choice(list(ITEMSIZE)), default="bf16", show_default=True),
+        block_option(),
+        dtype_option(ITEMSIZE),
         click.option(
             "--kept",
             type=click.FloatRange(0, 1),
@@ -58,14 +60,14 @@ def _roof(gpu: str | None) -> Roof:
     try:
         return verdict.find_roof(gpu or at_hand)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--gpu") from error
+        raise click.BadParameter(str(error), param_hint="'--gpu'") from error
 
 
 @click.command("explain")
-@click.option("--m", type=click.IntRange(1), default=1, show_default=True, help="Rows of activations.")
-@click.option("--structure", type=click.Choice(STRUCTURES), default="random", show_default=True)
+@click.option("--m", type=click.IntRange(1), default=1, show_default=True, help=ROWS_HELP)
+@click.option("--structure", type=click.Choice(STRUCTURES), default="random", show_default=True, help=STRUCTURE_HELP)
 @click.option("--pass", "name", type=click.Choice(list(PASSES), case_sensitive=False), default="forward",
-              show_default=True, help="The pass of the layer.")  # fmt: skip
+              show_default=True, help="Pass of the layer.")  # fmt: skip
 @rows_options
 @sized
 def explain_command(
@@ -200,30 +202,50 @@ COLUMNS = ("ms", "low", "high", "over parent", "over wide", "host_milliseconds",
 @click.option(
     "--shape",
     "names",
+    type=Shapes(),
     metavar="NxK",
     multiple=True,
-    help=f"Output x input features of the parent, or one of {', '.join(shapes.SETS)}.  [default: paper; headline on "
-    "CUDA]",
+    help=f"{SHAPE_HELP}, or one of {', '.join(shapes.SETS)}.  [default: paper; headline on CUDA]",
 )
-@click.option("--m", "rows", type=click.IntRange(1), multiple=True, help="Rows of activations.  [default: 1, 64]")
-@click.option("--structure", "structures", type=click.Choice(STRUCTURES), multiple=True, help="[default: all]")
-@click.option("--provider", "who", multiple=True, help=f"Any of {', '.join(PROVIDERS)}.  [default: all]")
+@click.option("--m", "rows", type=click.IntRange(1), multiple=True, help=f"{ROWS_HELP}  [default: 1, 64]")
+@click.option(
+    "--structure",
+    "structures",
+    type=click.Choice(STRUCTURES),
+    multiple=True,
+    help=f"{STRUCTURE_HELP}  [default: all]",
+)
+@click.option(
+    "--provider",
+    "who",
+    type=click.Choice(list(PROVIDERS)),
+    multiple=True,
+    metavar="NAME",
+    help=f"Any of {', '.join(PROVIDERS)}.  [default: all]",
+)
 @click.option(
     "--level", type=click.Choice((*suite.LEVELS, "model")), default="op", show_default=True, help="What is timed."
 )
-@click.option("--pass", "passes", multiple=True, help="A pass of the level.  [default: all]")
+@click.option("--pass", "passes", multiple=True, help="Pass of the layer.  [default: all that the level has]")
 @alpha_option()
-@click.option("--dtype", type=click.Choice(list(ITEMSIZE)), help="[default: fp32; bf16 on CUDA]")
+@dtype_option(ITEMSIZE, None, "  [default: fp32; bf16 on CUDA]")
+@block_option()
 @click.option(
-    "--block", type=BLOCK, metavar="BN BK", default=(64, 64), show_default=True, help="Tile of structure block."
+    "--column",
+    "columns",
+    type=click.Choice(COLUMNS),
+    multiple=True,
+    metavar="NAME",
+    help=f"Columns to print: {', '.join(COLUMNS)}.",
 )
-@click.option("--column", "columns", multiple=True, help=f"Columns to print: {', '.join(COLUMNS)}.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda where there is one]")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="A PyTorch device.  [default: cuda where there is one]"
+)
 @click.option("--seconds", type=click.FloatRange(0), default=0.3, show_default=True, help="Seconds for each pass.")
 @rows_options
 @output_option()
 def latency_command(
-    names: tuple[str, ...],
+    names: tuple[tuple[tuple[int, int], ...], ...],
     rows: tuple[int, ...],
     structures: tuple[str, ...],
     who: tuple[str, ...],
@@ -250,18 +272,15 @@ def latency_command(
         return
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
-        raise click.BadParameter("PyTorch sees no CUDA device", param_hint="--device")
+        raise click.BadParameter("PyTorch sees no CUDA device", param_hint="'--device'")
     place = device or ("cuda" if cuda else "cpu")
     gpu = place == "cuda"
+    chosen = tuple(shape for several in names or [shapes.SETS["headline" if gpu else "paper"]] for shape in several)
+    providers = find(who)
     try:
-        unknown = sorted(set(columns) - set(COLUMNS))
-        if unknown:
-            raise ValueError(f"column must be one of {', '.join(COLUMNS)}, got {unknown[0]!r}")
-        chosen = tuple(shape for name in names or (["headline"] if gpu else ["paper"]) for shape in shapes.find(name))
-        providers = find(who)
         suite.check_passes(level, passes)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.BadParameter(str(error), param_hint="'--pass'") from error
     kinds = structures or STRUCTURES
     plan = suite.Plan(chosen, rows or (1, 64), kinds, (alpha,), (dtype or ("bf16" if gpu else "fp32"),), block)
     found = Results("latency", {"device": place, "level": level, "dry_run": not gpu}, [])

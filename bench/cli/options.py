@@ -1,13 +1,13 @@
 """Options that commands share, and what is checked of them before anything is computed."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..latency.shapes import parse
+from ..latency.shapes import find, parse
 
 MAX_SEED = 2**32 - 1
 """What NumPy takes; PyTorch takes more."""
@@ -31,10 +31,27 @@ def rows_options(command: Callable) -> Callable:
     return command
 
 
-def alpha_option(least: int = 2, says: str = "Children per parent.") -> Callable:
+def alpha_option(least: int = 2, default: int | None = 2) -> Callable:
     """``--alpha``, from 2 on; from 1, the parent itself, where that can be shown."""
-    kind = click.IntRange(least, 254)
-    return click.option("--alpha", type=kind, default=2, show_default=True, help=says)
+    says = "Children per parent." if least == 2 else "Children per parent; 1 is the parent itself."
+    return click.option("--alpha", type=click.IntRange(least, 254), default=default, show_default=True, help=says)
+
+
+def block_option(default: tuple[int, int] | None = (64, 64)) -> Callable:
+    """``--block BN BK``."""
+    says = "Tile of structure block, outputs x inputs."
+    kind = (click.IntRange(1), click.IntRange(1))
+    return click.option("--block", type=kind, metavar="BN BK", default=default, show_default=True, help=says)
+
+
+def dtype_option(kinds: Iterable[str], default: str | None = "bf16", says: str = "") -> Callable:
+    """``--dtype``, one of some."""
+    says = f"Type of the numbers.{says}"
+    return click.option("--dtype", type=click.Choice(list(kinds)), default=default, show_default=True, help=says)
+
+
+ROWS_HELP = "Rows of activations."
+STRUCTURE_HELP = "What the masks look like."
 
 
 class Shape(click.ParamType):
@@ -52,6 +69,22 @@ class Shape(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class Shapes(click.ParamType):
+    """``NxK`` or the name of a set of them: a tuple of pairs."""
+
+    name = "NxK"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple:
+        """Reads it."""
+        try:
+            return find(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+SHAPE_HELP = "Output x input features of the parent"
+
+
 def shape_option(default: tuple[int, int] | None, says: str) -> Callable:
     """``--shape NxK``."""
     return click.option(
@@ -59,22 +92,40 @@ def shape_option(default: tuple[int, int] | None, says: str) -> Callable:
         type=Shape(),
         metavar="NxK",
         default=default,
-        help=f"Output x input features of the parent.  [default: {says}]",
+        help=f"{SHAPE_HELP}.  [default: {says}]",
     )
 
 
-jobs_option = click.option("--jobs", type=click.IntRange(1), help="Number of processes.  [default: one for each core]")
+JOBS_HELP = "Number of processes."
+jobs_option = click.option("--jobs", type=click.IntRange(1), help=f"{JOBS_HELP}  [default: one for each core]")
+one_job_option = click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help=JOBS_HELP)
+data_option = click.option("--data", help="A data set's name or path.  [default: what is installed]")
 device_option = click.option("--device", default="cpu", show_default=True, callback=_device, help="A PyTorch device.")
+
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of all randomness."
+)
+
+
+def trials_option(default: object = None) -> Callable:
+    """``--trials``."""
+    return click.option("--trials", type=click.IntRange(1), help=f"Networks of each kind.{_default(default)}")
+
+
+def epochs_option(default: object = None) -> Callable:
+    """``--epochs``."""
+    says = f"Epochs before the split, and after it.{_default(default)}"
+    return click.option("--epochs", type=click.IntRange(1), help=says)
+
+
+def _default(value: object) -> str:
+    return f"  [default: {value or 'by data set'}]"
 
 
 def common(command: Callable) -> Callable:
     """The options that every measuring command takes."""
-    seed = click.IntRange(0, MAX_SEED)
-    for option in (
-        rows_options,
-        device_option,
-        click.option("--seed", type=seed, default=0, show_default=True, help="Seed of all randomness."),
-    ):
+    for option in (rows_options, device_option, seed_option):
         command = option(command)
     return command
 
@@ -91,7 +142,7 @@ def check_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise click.BadParameter(
-            f"cannot write to {folder}: {error.strerror or error}", param_hint="--output"
+            f"cannot write to {folder}: {error.strerror or error}", param_hint="'--output'"
         ) from error
 
 
@@ -106,6 +157,7 @@ def output_option(default: str = "out") -> Callable:
     return click.option(
         "--output",
         type=kind,
+        metavar="FOLDER",
         default=Path(default),
         show_default=True,
         callback=checked,

@@ -295,14 +295,14 @@ def sentences(layer: Layer, rows: Sequence[dict[str, Any]], name: str, basis: st
 
 def _to_dense(rows: Sequence[dict[str, Any]]) -> str:
     """Where the wide dense layer is faster than the expanded layer for inference: a sentence."""
-    slower = [
-        f"{row['structure']} at {m} rows ({1 / wide:.2f} of its time)"
-        for row in rows
-        for m, wide in row["wide"].items()
-        if round(wide, 2) > 1
-    ]
+    slower: dict[int, list[str]] = {}
+    for row in rows:
+        for m, wide in row["wide"].items():
+            if round(wide, 2) > 1:
+                slower.setdefault(m, []).append(f"{1 / wide:.2f} of {row['structure']}'s time")
     if slower:
-        return f"Use the wide dense layer, fpe.to_dense(model), where it is faster: than structure {', '.join(slower)}."
+        cases = "; ".join(f"at {m} rows it takes {', '.join(slower[m])}" for m in sorted(slower))
+        return f"Use the wide dense layer, fpe.to_dense(model), where it is faster: {cases}."
     if any(row["wide"] for row in rows):
         return "The wide dense layer, fpe.to_dense(model), is faster at none of the batch sizes shown."
     return "The wide dense layer was not measured."

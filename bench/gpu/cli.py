@@ -3,13 +3,14 @@
 import argparse
 import math
 import os
+import re
 import sys
 import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -32,9 +33,19 @@ CORES = 16
 """Of a GPU machine, for a plan that is made elsewhere."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose messages have the form of the other commands'."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong, and ends with status 2."""
+        self.print_usage(sys.stderr)
+        said = re.sub(r"^argument (\S+): ", r"Invalid value for '\1': ", message)
+        self.exit(2, f"Error: {said}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog="fpe gpu",
         description="Measure everything that needs a GPU. Every result is checked before it is timed. A wrong result "
         "is red: it gets no time, and everything else goes on. Rows are written as they come, so an interrupted run "
@@ -46,8 +57,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", dest="form", action="store_const", const="json", help="print the plan's rows as JSON")
     made.add_argument("--csv", dest="form", action="store_const", const="csv", help="print the plan's rows as CSV")
     made.add_argument("--merge", type=Path, metavar="ARCHIVE", help="put an archive into bench/results/<device>/")
-    made.add_argument("--only", nargs="+", choices=NAMES, metavar="STEP", help="run only these steps")
-    made.add_argument("--providers", nargs="+", metavar="NAME", help=f"any of {', '.join(PROVIDERS)} [all]")
+    made.add_argument("--only", nargs="+", action="extend", choices=NAMES, metavar="STEP", help="run only these steps")
+    made.add_argument(
+        "--provider",
+        dest="providers",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help=f"any of {', '.join(PROVIDERS)} [all]",
+    )
     made.add_argument("--output", type=Path, default=Path("out/gpu"), metavar="FOLDER",
                       help=f"folder for {archive.NAME} and summary.txt [out/gpu]")  # fmt: skip
     made.add_argument(
@@ -102,7 +120,7 @@ def main(arguments: Sequence[str] | None = None, worker: Sequence[str] = WORKER)
 
 
 def _fail(message: str) -> int:
-    print(f"fpe gpu: {message}", file=sys.stderr)
+    print(f"Error: {message}", file=sys.stderr)
     return 1
 
 

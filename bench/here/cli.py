@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ...kernels.here import write
-from ..cli.options import output_option, rows_options
+from ..cli.options import output_option, rows_options, seed_option
 from ..cli.output import NOTHING_WRITTEN, finish, print_path, print_table, print_text, stopping
 from . import draw, measure
 
@@ -14,7 +14,7 @@ from . import draw, measure
 @click.option(
     "--rounds", type=click.IntRange(1), default=2, show_default=True, help="Rounds in which everything is measured."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights and labels.")
+@seed_option
 @click.option("--quick", is_flag=True, help="Small layers, to see that it runs. Nothing is kept for 'auto'.")
 @rows_options
 @output_option()

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from fpe.kernels.here import ROWS, CpuRoof, predict
 
 from ..results import Results
-from ..studies.drawing import doubling, figure
+from ..studies.drawing import below, doubling, figure
 from ..table import Table
 from .measure import compared, crossovers, errors
 
@@ -93,8 +93,9 @@ def crossover_table(results: Results) -> Table:
 def sentence(results: Results) -> str:
     """The roof, and how far the model is from the times, in words."""
     s, off = results.settings, abs(errors(results))
+    threads = f"{s['threads']} thread{'s' * (s['threads'] > 1)}"
     return (
-        f"{s['cpu']}, {s['threads']} threads: copies at {s['copy'] / 1e9:.1f} GB/s, multiplies float32 matrices at "
+        f"{s['cpu']}, {threads}: copies at {s['copy'] / 1e9:.1f} GB/s, multiplies float32 matrices at "
         f"{s['flops'] / 1e9:.0f} GFLOP/s. Up to 16 rows the model errs by {off.mean():.0%} on average, by "
         f"{off.max():.0%} at most."
     )
@@ -104,7 +105,7 @@ def ratio_figure(results: Results) -> Figure:
     """Time over the dense parent's by rows of activations: ours and the wide layer, measured and predicted."""
     rows = compared(results)
     layers = list(dict.fromkeys((row["N"], row["K"], row["alpha"]) for row in rows))
-    made, axes = figure(3.6 * len(layers), 3.4, len(layers))
+    made, axes = figure(2.8 * len(layers), 3.6, len(layers))
     for axis, (n, k, alpha) in zip(axes, layers, strict=True):
         own = [row for row in rows if (row["N"], row["K"], row["alpha"]) == (n, k, alpha)]
         m = [row["M"] for row in own]
@@ -115,10 +116,10 @@ def ratio_figure(results: Results) -> Figure:
             axis.plot(m, measured, "o-", color=colour, linewidth=2, markersize=5, label=label)
             axis.fill_between(m, low, high, color=colour, alpha=0.15, linewidth=0)
             axis.plot(m, predicted, ":", color=colour, label=f"{label}, predicted")
-        axis.axhline(1, color="#212529", linewidth=1, linestyle="--")
+        axis.axhline(1, color="#212529", linewidth=1, linestyle="--", label="dense parent")
         doubling(axis)
         axis.set_ylim(bottom=0)
         axis.set(title=f"{n} x {k}, alpha = {alpha}", xlabel="rows of activations")
     axes[0].set_ylabel("time over the dense parent's")
-    axes[0].legend(frameon=False, fontsize=8)
+    below(made, 2 * len(layers) - 1)
     return made

@@ -1,6 +1,6 @@
 """``fpe lab``: what can be proved of the kernels with no GPU. What a command needs is imported when it runs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,18 @@ import click
 
 from ...kernels.structures import STRUCTURES, TWO_FOUR
 from ..cli import ListingGroup
-from ..cli.options import alpha_option, jobs_option, output_option, rows_options, shape_option
+from ..cli.options import (
+    ROWS_HELP,
+    STRUCTURE_HELP,
+    alpha_option,
+    block_option,
+    dtype_option,
+    jobs_option,
+    one_job_option,
+    output_option,
+    rows_options,
+    shape_option,
+)
 
 OPERATIONS = (
     *("forward", "dx", "dw", "split", "merge", "grad", "split_t", "merge_t", "grad_t", "mlp", TWO_FOUR),
@@ -16,6 +27,7 @@ OPERATIONS = (
 )
 
 
+ARCH_HELP = "Compute capability, as 90."
 operations_option = click.option(
     "--op",
     "operations",
@@ -35,7 +47,7 @@ def lab(context: click.Context) -> None:
 
 
 @lab.command("compile")
-@click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability, as 90.  [default: all]")
+@click.option("--arch", "architectures", type=int, multiple=True, help=f"{ARCH_HELP}  [default: all]")
 @operations_option
 @click.option("--quick", is_flag=True, help="A few cases of each kind (under a minute on two cores).")
 @click.option("--all", "show_all", is_flag=True, help="Print every row, not only the worst and those complained of.")
@@ -64,10 +76,7 @@ def compile_command(
     from . import compile as compiler
 
     _compilable(architectures)
-    cases = [case for case in (QUICK if quick else CASES) if case.option in (operations or (case.option,))]
-    if not cases:
-        raise click.BadParameter(f"--quick has no case of {', '.join(operations)}", param_hint="--op")
-
+    cases = _chosen(QUICK if quick else CASES, operations)
     rows, joined = [], []
     for name, chosen in compiler.by_file(cases).items():
         results = compiler.run(chosen, architectures or compiler.ARCHITECTURES, jobs, _bar("Compiling", bool(form)))
@@ -108,8 +117,8 @@ def ladder_command(form: str | None, output: Path) -> None:
 
 
 @lab.command("headline")
-@click.option("--arch", type=int, default=90, show_default=True, help="Compute capability.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of processes.")
+@click.option("--arch", type=int, default=90, show_default=True, help=ARCH_HELP)
+@one_job_option
 @rows_options
 @output_option("out/lab")
 def headline_command(arch: int, jobs: int, form: str | None, output: Path) -> None:
@@ -134,11 +143,13 @@ def headline_command(arch: int, jobs: int, form: str | None, output: Path) -> No
 
 
 @lab.command("traffic")
-@click.option("--m", multiple=True, type=click.IntRange(1), help="Rows of activations; may be given several times.")
+@click.option("--m", multiple=True, type=click.IntRange(1), help=f"{ROWS_HELP}  [default: 1 to 8192]")
 @shape_option(None, "an LLM's MLP")
-@alpha_option(1, "Children per parent; 1: the parent.")
-@click.option("--structure", type=click.Choice(STRUCTURES), help="[default: all; block with --block]")
-@click.option("--block", type=(click.IntRange(1), click.IntRange(1)), metavar="BN BK", help="Tile.  [default: 64 64]")
+@alpha_option(1)
+@click.option(
+    "--structure", type=click.Choice(STRUCTURES), help=f"{STRUCTURE_HELP}  [default: all; block with --block]"
+)
+@block_option(None)
 @click.option(
     "--kept",
     multiple=True,
@@ -146,7 +157,7 @@ def headline_command(arch: int, jobs: int, form: str | None, output: Path) -> No
     help="Share of the entries that exist, stored as packed values; in 32nds. May be given several times.",
 )
 @click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
-@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
+@dtype_option(("bf16", "fp16", "fp32"))
 @click.option("--l2", type=click.FloatRange(0), default=50.0, show_default=True, help="Megabytes of L2.")
 @click.option("--group", type=click.IntRange(1), help="Try another grouping of the programs.")
 @click.option("--quick", is_flag=True, help="Small layers, to see that it runs.")
@@ -170,7 +181,7 @@ def traffic_command(
 
 
 @lab.command("hazards")
-@click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability.  [default: 90 and 100]")
+@click.option("--arch", "architectures", type=int, multiple=True, help=f"{ARCH_HELP}  [default: 90 and 100]")
 @operations_option
 @click.option("--kernels", default="shipped", show_default=True, help="A name for the kernels, written to every row.")
 @jobs_option
@@ -207,19 +218,16 @@ def hazards_command(
         raise click.ClickException(f"{len(bad)} of {len(results.rows)} binaries have hazards; the first: {first}")
 
 
-EXECUTED_FAMILIES = ("partition", "block", "mlp", "semi_structured", "sparse", "pack", "bitmap")
-
-
 @lab.command("execute")
-@click.option("--arch", "architectures", type=int, multiple=True, help="Compute capability, as 90.  [default: all]")
-@click.option("--family", "families", type=click.Choice(EXECUTED_FAMILIES), multiple=True, help="[default: all]")
+@click.option("--arch", "architectures", type=int, multiple=True, help=f"{ARCH_HELP}  [default: all]")
+@operations_option
 @click.option("--quick", is_flag=True, help="A case of each kind.")
 @jobs_option
 @rows_options
 @output_option("out/lab")
 def execute_command(
     architectures: tuple[int, ...],
-    families: tuple[str, ...],
+    operations: tuple[str, ...],
     quick: bool,
     jobs: int | None,
     form: str | None,
@@ -234,7 +242,7 @@ def execute_command(
     from .ptx import cases, execute
 
     _compilable(architectures)
-    chosen = [c for c in (cases.QUICK if quick else cases.CASES) if c.family in (families or (c.family,))]
+    chosen = _chosen(cases.QUICK if quick else cases.CASES, operations)
     wrong = []
     for name, own in execute.by_file(chosen).items():
         results = execute.run(own, architectures or execute.ARCHITECTURES, jobs, _bar("Executing", bool(form)))
@@ -263,7 +271,9 @@ def wavefronts_command(form: str | None, output: Path) -> None:
 
 
 @lab.command("mutate")
-@click.option("--arch", "architectures", type=int, multiple=True, default=(80, 90, 100), show_default=True)
+@click.option(
+    "--arch", "architectures", type=int, multiple=True, default=(80, 90, 100), show_default=True, help=ARCH_HELP
+)
 @click.option(
     "--most",
     type=click.IntRange(1),
@@ -297,6 +307,14 @@ def _bar(title: str, quiet: bool) -> Callable[[Iterable[Any], int], Iterable[Any
     return lambda rows, total: track(rows, title, total, console=Console(stderr=True, quiet=quiet))
 
 
+def _chosen(cases: Sequence[Any], operations: tuple[str, ...]) -> list[Any]:
+    """The cases of some operations, of all of them without one; raises where ``--quick`` has none."""
+    found = [case for case in cases if case.option in (operations or (case.option,))]
+    if not found:
+        raise click.BadParameter(f"--quick has no case of {', '.join(operations)}", param_hint="'--op'")
+    return found
+
+
 def _compilable(architectures: Iterable[int]) -> None:
     """Refuses architectures that are not known, and the interpreter."""
     from ...kernels.device import KNOWN, interpreting
@@ -306,4 +324,4 @@ def _compilable(architectures: Iterable[int]) -> None:
     unknown = set(architectures) - set(KNOWN)
     if unknown:
         known = ", ".join(map(str, KNOWN))
-        raise click.BadParameter(f"expected some of {known}, got {min(unknown)}", param_hint="--arch")
+        raise click.BadParameter(f"expected some of {known}, got {min(unknown)}", param_hint="'--arch'")

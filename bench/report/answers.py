@@ -1,12 +1,13 @@
 """Whether somebody should use this package: short answers, each drawn from committed rows or from the cost model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from fpe.kernels.here import FEW
-from fpe.kernels.model import INFERENCE, crossover
 from fpe.kernels.roofs import PUBLISHED
+from fpe.kernels.structures import BLOCK, RANDOM
 
 from ..costs import verdict
 from ..costs.verdict import rows_in_words
@@ -30,13 +31,14 @@ def should_i() -> Table:
         (
             "What does it gain?",
             f"{_points('random input', widths)} points of test accuracy at {_list(widths)} neurons (CIFAR-100 "
-            "features, two children); little in small transformers of text, nothing in one of images",
+            "features, two children; `fpe results --table by-width`); little in small transformers of text, nothing in "
+            "one of images",
         ),
         (
             "Why not just a wider layer?",
             f"a dense layer twice as wide gains more, with twice the weights: {_points(WIDE, widths[:3])} at "
             f"{_list(widths[:3])} neurons. The same sparse shape, trained from the start, is as good as a split: "
-            f"{_points(FRESH, widths[:3])}",
+            f"{_points(FRESH, widths[:3])} (`fpe results --table controls`)",
         ),
         (
             "Which GPU, which model?",
@@ -64,23 +66,29 @@ def _points(condition: str, widths: tuple[int, ...]) -> str:
 def _gpus() -> str:
     layer = costs.LAYER
     roofs = [PUBLISHED[key] for key in SHOWN_GPUS]
-    held = [f"{rows_in_words(crossover(INFERENCE, layer.sizes('random'), roof, 0.10))} ({roof.name})" for roof in roofs]
-    worst = max(max(row["ratio"].values()) for roof in roofs for row in verdict.predict(layer, roof))
+    found = {roof.name: {row["structure"]: row for row in _inference(verdict.predict(layer, roof))} for roof in roofs}
+    held = [f"{rows_in_words(by[RANDOM]['holds_to'])} ({name})" for name, by in found.items()]
+    slowest = max((ratio, m) for by in found.values() for m, ratio in by[RANDOM]["ratio"].items())[1]
+    random, block = (max(by[kind]["ratio"][slowest] for by in found.values()) for kind in (RANDOM, BLOCK))
     basis = (
         "predicted; measured rows are in docs/benchmarks.md" if costs.measured() else "predicted, nothing is measured"
     )
     return (
-        f"a {layer.n} x {layer.k} layer takes at most 10 % more time than its dense parent at up to {_list(held)} "
-        f"rows in a batch; with more rows up to {worst:.1f} times as long ({basis}; `fpe verdict` says it for "
-        "your layer and GPU)"
+        f"a {layer.n} x {layer.k} layer with random masks takes at most 10 % more time than its dense parent for up to "
+        f"{_list(held)} rows in a batch; at {slowest} rows it takes up to {random:.2f} times as long, with "
+        f"blocks up to {block:.2f} times ({basis}; `fpe verdict` says it for your layer and GPU)"
     )
+
+
+def _inference(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    return (row for row in rows if row["workload"] == "inference")
 
 
 def _memory() -> str:
     rows = {name: sum(parts.values()) for name, parts in costs.memory_rows().items()}
     return (
-        f"{rows['ours, labels']:.2f} times the parent's in training with Adam; {rows['wide dense']:.2f} times for the "
-        "dense layer of the same function"
+        f"{rows['ours, labels']:.3f} times the parent's in training with Adam; {rows['wide dense']:.3f} times for the "
+        "dense layer of the same function (`fpe results --table memory`)"
     )
 
 
@@ -99,5 +107,6 @@ def _cpu() -> str:
     return (
         f"measured: a {first['N']} x {first['K']} layer takes {of['parent']} times as long as its dense parent and "
         f"{of['wide']} times as long as the wide dense layer at {_list([row['M'] for row in large])} rows "
-        f"(`fpe here`). Small networks, compared with their dense form: {', '.join(said)}"
+        f"(`fpe results --table here`; `fpe here` measures your CPU). Small networks, compared with their dense form: "
+        f"{', '.join(said)} (`fpe results --table models-cpu`)"
     )

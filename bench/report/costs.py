@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 
 from fpe.kernels.model import INFERENCE, TRAINING, best, crossover, layer_candidates
 from fpe.kernels.roofs import ASSUMED, PUBLISHED, Roof
-from fpe.kernels.structures import BLOCK, RANDOM, STRUCTURES, TWO_FOUR
+from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, TWO_FOUR
 
 from ..costs import memory, verdict
 from ..costs.verdict import Layer
 from ..latency.problems import Case, Problem
 from ..latency.providers import OURS, PEERS, PROVIDERS
 from ..results import COMMITTED, Results
-from ..studies.drawing import figure, svg
+from ..studies.drawing import BARS, below, figure, svg
 from ..table import Table
 
 LAYER = Layer()
@@ -248,35 +248,36 @@ def memory_rows() -> dict[str, dict[str, float]]:
 
 
 def ratio_lines(rows: Sequence[Mapping[str, Any]], yardstick: str, title: str) -> Figure:
-    """Time over a yardstick's by batch size, a line for each structure: inference left, training right.
+    """Time over a yardstick's by batch size, a line for each structure: inference above, training below.
 
     Args:
         rows: Of a verdict.
         yardstick: ``"ratio"`` (the parent) or ``"wide"``.
-        title: Of the left panel.
+        title: Of both panels.
     """
-    made, axes = figure(8.4, 3.5, 2)
+    made, axes = figure(5.4, 5.8, rows=2)
     for axis, workload in zip(axes, ("inference", "training"), strict=True):
         for row in rows:
             if row["workload"] == workload and row[yardstick]:
                 axis.plot(
                     list(row[yardstick]),
                     list(row[yardstick].values()),
-                    "o-",
+                    "o--" if row["structure"] == SEEDED else "o-",  # it coincides with others
                     markersize=3,
                     linewidth=2,
                     color=COLOURS[row["structure"]],
                     label=row["structure"],
                 )
-        axis.axhline(1, color="#212529", linewidth=1, linestyle="--")
+        over = "the parent's" if yardstick == "ratio" else "the wide dense layer's"
+        axis.axhline(1, color="#212529", linewidth=1, linestyle="--", label=over.removesuffix("'s"))
         if yardstick == "ratio":
             axis.axhline(1.1, color="#868e96", linewidth=1, linestyle=":", label="+10 %")
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
-        over = "the parent's" if yardstick == "ratio" else "the wide dense layer's"
-        axis.set(xlabel="rows of activations M", ylabel=f"time over {over}", title=f"{title}, {workload}")
+        axis.set(ylabel=f"time over {over}", title=f"{title}, {workload}")
         axis.set_ylim(bottom=0)
-        axis.legend(frameon=False)
+    axes[-1].set_xlabel("rows of activations M")
+    below(made, 3)
     made.suptitle(f"{LAYER.n} x {LAYER.k}, alpha = {LAYER.alpha}, {LAYER.dtype}", fontsize=11)
     return made
 
@@ -297,15 +298,16 @@ def roofline(device: Measured | None, layer: Layer = LAYER) -> Figure:
     bandwidth = roof.bandwidth * roof.reach.bandwidth
     peak = roof.flops[layer.dtype] * roof.reach.arithmetic
     x = np.logspace(-0.5, 4, 200)
-    axis.plot(x, np.minimum(bandwidth * x, peak) / 1e12, color="#212529", linewidth=1.5)
+    axis.plot(x, np.minimum(bandwidth * x, peak) / 1e12, color="#adb5bd", linewidth=4, label="roof")
     for name in ("parent", *layer.structures()):
         points = _measured_points(name, device, layer) if device else _predicted_points(name, roof, layer)
         if points:
             colour, marker = COLOURS[name], "o" if device else "."
             axis.plot(*zip(*points, strict=True), marker, linestyle="-", linewidth=1, color=colour, label=name)
         if name == "parent" and not device:
-            for m, point in zip(ROWS[:7:3], points[:7:3], strict=True):
-                axis.annotate(f"M {m}", point, (5, -11), textcoords="offset points", fontsize=8)
+            for m, point in list(zip(ROWS, points, strict=True))[::3]:  # below the slope, above the flat part
+                place = {"xytext": (5, -11)} if m <= 64 else {"xytext": (0, 7), "ha": "center"}
+                axis.annotate(f"M {m}", point, textcoords="offset points", fontsize=8, **place)
     axis.set_xscale("log")
     axis.set_yscale("log")
     title = f"{roof.name}, {layer.n} x {layer.k}, {_kind(device)}"
@@ -349,7 +351,7 @@ def bandwidth_bars(device: Measured) -> Figure:
                 row["provider"] if row["provider"] in ("parent", "wide") else f"{row['provider']}, {row['structure']}"
             )
             reached[name] = row["bytes"] / row["milliseconds"] * 1e3 / device.roof.bandwidth
-    axis.barh(list(reached)[::-1], list(reached.values())[::-1], color="#4dabf7")
+    axis.barh(list(reached)[::-1], list(reached.values())[::-1], color=BARS[1])
     axis.axvline(1, color="#212529", linewidth=1, linestyle="--")
     axis.set(xlabel="compulsory bytes a second over the copy bandwidth", title=f"{LAYER.n} x {LAYER.k}, 16 rows")
     return made
@@ -368,7 +370,7 @@ def traffic_bars(device: Measured | None) -> Figure:
         ("blocks", "block", "blocks"),
     ):
         passes = layer_candidates(TRAINING, LAYER.sizes(structure, m), PUBLISHED[SHOWN_GPU])
-        bars.append((f"{label}, compulsory", sum(c.bytes for p in passes for c in p if c.name == name), "#4dabf7"))
+        bars.append((f"{label}, compulsory", sum(c.bytes for p in passes for c in p if c.name == name), BARS[1]))
     path = COMMITTED / "lab/traffic.jsonl"
     same = {"M": m, "N": LAYER.n, "K": LAYER.k, "alpha": 2}
     rows = Results.read(path).rows if path.exists() else []
@@ -392,12 +394,12 @@ def memory_bars() -> Figure:
     made, (axis,) = figure(7.2, 3.0)
     rows = memory_rows()
     left = np.zeros(len(rows))
-    for part, colour in zip(MEMORY, ("#1864ab", "#e8590c", "#4dabf7", "#a5d8ff", "#ced4da"), strict=True):
+    for part, colour in zip(MEMORY, (BARS[0], "#e8590c", *BARS[1:]), strict=True):
         values = np.array([row[part] for row in rows.values()])
         axis.barh(list(rows), values, left=left, color=colour, label=part)
         left += values
     axis.invert_yaxis()
-    axis.axvline(1, color="#212529", linewidth=1, linestyle="--")
+    axis.axvline(1, color="#212529", linewidth=1, linestyle="--", zorder=0)
     axis.set(xlabel="bytes over the parent's", title="In training with Adam")
     axis.legend(frameon=False, loc="lower right", fontsize=8)
     return made
@@ -426,10 +428,10 @@ def section(device: Measured | None = None) -> dict[str, Any]:
         "sentences": verdict.sentences(LAYER, judged, name, "measured" if device else roof.basis, 0.10).splitlines(),
         "drawings": [(svg(drawn, f"cost{i}", caption), caption) for i, (drawn, caption) in enumerate(drawings)],
         "tables": [
-            *(verdict_summary(device), crossover_table(), memory_table()),
+            *(verdict_summary(device), memory_table()),
             *(t for t in (peers_table(device), energy_table(device)) if t),
         ],
-        "details": [traffic_table(device), roofs_table(), shares_table(roof)],
+        "details": [crossover_table(), traffic_table(device), roofs_table(), shares_table(roof)],
         "assumptions": verdict.assumptions(roof),
     }
 

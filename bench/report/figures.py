@@ -7,20 +7,19 @@ from matplotlib.figure import Figure
 from fpe.kernels.model import bytes_by_format, relative
 
 from ..results import Results
-from ..studies.drawing import figure
+from ..studies.drawing import BARS, figure
 
 
 def ledger_bars(ledgers: Mapping[str, list[dict]]) -> Figure:
     """Non-zero weights of each layer, before and after: the bars are of one length."""
-    made, (axis,) = figure(6.4, 0.55 * len(ledgers) + 1.2)
-    colours = ("#2a7de1", "#74b3f2", "#b8d8fa", "#dcebfb")
+    made, (axis,) = figure(6.8, 0.4 * len(ledgers) + 1.2)
     for y, rows in enumerate(reversed(list(ledgers.values()))):
         left = 0
         for i, row in enumerate(rows):
-            axis.barh(y, row["nonzeros"], left=left, color=colours[i % 4], edgecolor="white")
-            share = f"{row['out']}x{row['in']}"
-            axis.text(left + row["nonzeros"] / 2, y, share, ha="center", va="center", fontsize=8, clip_on=True)
+            axis.barh(y, row["nonzeros"], left=left, color=BARS[i % len(BARS)])
             left += row["nonzeros"]
+        sizes = " + ".join(f"{row['nonzeros']} of {row['out']} x {row['in']}" for row in rows)
+        axis.annotate(sizes, (left, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
     axis.set_yticks(range(len(ledgers)), list(ledgers)[::-1])
     axis.set(xlabel="non-zero weights, layer by layer", title="Nothing was added")
     return made
@@ -32,13 +31,13 @@ def format_bars(n: int, k: int, alphas: tuple[int, ...] = (2, 4, 8)) -> Figure:
     table = {alpha: relative(bytes_by_format(n, k, alpha)) for alpha in alphas}
     names = [name for name in table[alphas[0]] if name != "parent (dense)"]
     height = 0.8 / len(alphas)
-    for i, (alpha, colour) in enumerate(zip(alphas, ("#a5d8ff", "#4dabf7", "#1864ab"), strict=True)):
+    for i, (alpha, colour) in enumerate(zip(alphas, BARS[2::-1], strict=True)):
         for y, name in enumerate(reversed(names)):
             if name not in table[alpha]:
                 continue
             place = y + 0.4 - (i + 0.5) * height
             axis.barh(place, table[alpha][name], height * 0.92, color=colour, label=f"alpha = {alpha}" * (y == 0))
-            axis.text(table[alpha][name] + 0.06, place, f"{table[alpha][name]:.2f}", va="center", fontsize=7.5)
+            axis.text(table[alpha][name] + 0.06, place, f"{table[alpha][name]:.2f}", va="center", fontsize=8)
     axis.axvline(1, color="#212529", linewidth=1, linestyle="--")
     axis.set_yticks(range(len(names)), list(reversed(names)))
     axis.set(xlabel="bytes over the dense parent's, 16-bit weights", title=f"A {n} x {k} layer, stored")
@@ -56,10 +55,11 @@ def traffic_lines(results: Results, n: int, k: int) -> Figure:
         shown = rows.sort_values("M")
         places = range(len(shown))
         axis.plot(places, shown["dram"] / shown["parent"], "o-", color=colours[str(op)], linewidth=2, label=str(op))
-        if op == "forward":
-            axis.plot(places, shown["wide"] / shown["parent"], ":", color="#868e96", label="wide dense, forward, least")
-            axis.set_xticks(places, [str(m) for m in shown["M"]])
-    axis.axhline(1, color="#212529", linewidth=1, linestyle="--")
+    wide = frame[frame["op"] == "forward"].sort_values("M")
+    places = range(len(wide))
+    axis.plot(places, wide["wide"] / wide["parent"], ":", color="#868e96", label="wide dense, forward, least")
+    axis.axhline(1, color="#212529", linewidth=1, linestyle="--", label="dense parent, least")
+    axis.set_xticks(places, [str(m) for m in wide["M"]])
     axis.set(xlabel="rows of activations M", ylabel="DRAM bytes over the parent's least", title=f"{n} x {k}, alpha = 2")
     axis.set_yscale("log", base=2)
     axis.yaxis.set_major_formatter("{x:g}")

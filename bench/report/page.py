@@ -36,7 +36,7 @@ CAPTIONS = {
     "boolean_curves": "Test accuracy by epoch, mean and range over trials. After the split a new optimizer trains the "
     "same weights.",
     "boolean_accuracy": "Test accuracy: a dot is a trial, the bar is their mean. Dashed: the published figures.",
-    "boolean_weights": "First-layer weights of one trial. Empty: the neuron has no such edge.",
+    "boolean_weights": "First-layer weights of one trial. Grey: the neuron has no such edge.",
     "boolean_gram": "Gram matrices of the same weights. Colour off the diagonal blocks is interference of clauses.",
     "vision": "Test accuracy on real data: a dot is a trial. The dotted line is the dense network trained for as many "
     "epochs.",
@@ -134,7 +134,7 @@ def _render(
         ledgers=tables[2:-1],
         formats=tables[-1],
         committed={name.replace("-", "_"): _if_there(TABLES[name]) for name in PLACED},
-        studies=[table for name in STUDIES if name not in PLACED and (table := _if_there(STUDIES[name]))],
+        studies=[(name, table) for name in STUDIES if name not in PLACED and (table := _if_there(STUDIES[name]))],
         choices=case.results.settings,
         real=real.settings,
         headline=_headline(case.results, real),

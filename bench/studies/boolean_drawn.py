@@ -7,9 +7,10 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from ..cli.options import common, output_option
+from ..cli.options import common, epochs_option, output_option, trials_option
 from ..cli.output import GOES_ON, NOTHING_WRITTEN, finish, stopping
 from ..results import Results
 from ..table import Table
@@ -23,8 +24,8 @@ from .study import OwnCommand, committed
 
 
 @click.command("boolean")
-@click.option("--trials", type=click.IntRange(1), help="Networks trained.  [default: 5]")
-@click.option("--epochs", type=click.IntRange(1), help="Epochs before and again after the split.  [default: 1000]")
+@trials_option(boolean.Choices.trials)
+@epochs_option(boolean.Choices.epochs)
 @click.option("--quick", is_flag=True, help="A few steps of two small trials: to see that it runs.")
 @click.option("--sensitivity", is_flag=True, help="Move each unpublished choice in turn instead (hours).")
 @output_option()
@@ -134,7 +135,7 @@ def figures(study: BooleanStudy) -> dict[str, Figure]:
 
 def curves(results: Results) -> Figure:
     """Test accuracy by epoch: mean and range over trials, the split marked."""
-    made, (axis,) = figure(7.2, 3.6)
+    made, (axis,) = figure(5.6, 3.6)
     split, ends = results.settings["epochs"], []
     for condition, rows in results.frame.groupby("condition", sort=False):
         by_epoch = rows.groupby("epoch")["test_accuracy"]
@@ -160,9 +161,11 @@ def curves(results: Results) -> Figure:
         )
     axis.axvline(split, color="#adb5bd", linestyle=":", linewidth=1.2)
     axis.annotate("split", (split, axis.get_ylim()[0]), (4, 4), textcoords="offset points", color="#868e96")
-    axis.set(xlabel="epoch", ylabel="test accuracy, %", title="The same weights, more neurons")
+    trials = results.frame["trial"].nunique()
+    about = f"epoch (line: mean, band: all of {trials} trials)"
+    axis.set(xlabel=about, ylabel="test accuracy, %", title="The same weights, more neurons")
+    axis.set_xticks(np.linspace(0, 2 * split, 5))
     axis.margins(x=0)
-    axis.set_xlim(right=2 * split * 1.16)
     return made
 
 
@@ -188,7 +191,7 @@ def accuracy(results: Results) -> Figure:
 def gram_matrices(study: BooleanStudy) -> Figure:
     """Gram matrices of the first layer: blocks on the diagonal are clauses."""
     shown = [name for name in ("dense-continued", "random", "clause") if name in study.weights]
-    made, axes = figure(3.1 * len(shown), 3.4, len(shown))
+    made, axes = figure(2.8 * len(shown), 3.1, len(shown))
     grams = {name: study.weights[name].T @ study.weights[name] for name in shown}
     scale = max(float(np.quantile(np.abs(g), 0.995)) for g in grams.values()) or 1.0
     literals = study.results.settings["literals"]
@@ -199,19 +202,20 @@ def gram_matrices(study: BooleanStudy) -> Figure:
             axis.axhline(edge - 0.5, color="white", linewidth=0.4)
             axis.axvline(edge - 0.5, color="white", linewidth=0.4)
         axis.set(title=name, xticks=[], yticks=[], xlabel="input, clause by clause")
-    made.colorbar(image, ax=list(axes), shrink=0.8, label=r"$W_1^\top W_1$")
+    made.colorbar(image, ax=list(axes), shrink=0.8, label="product of two columns")
     return made
 
 
 def weight_maps(study: BooleanStudy) -> Figure:
-    """First-layer weights, neuron by input: white is no edge."""
+    """First-layer weights, neuron by input: grey is no edge."""
     shown = [name for name in ("dense-continued", "random", "clause") if name in study.weights]
-    made, axes = figure(3.1 * len(shown), 2.6, len(shown))
+    made, axes = figure(2.8 * len(shown), 2.4, len(shown))
     scale = max(float(np.quantile(np.abs(study.weights[name]), 0.995)) for name in shown) or 1.0
     literals = study.results.settings["literals"]
+    colours = colormaps["RdBu_r"].with_extremes(bad="#868e96")
     for axis, name in zip(axes, shown, strict=True):
         weights = np.where(study.weights[name] == 0, np.nan, study.weights[name])
-        image = axis.imshow(weights, cmap="RdBu_r", vmin=-scale, vmax=scale, aspect="auto", interpolation="nearest")
+        image = axis.imshow(weights, cmap=colours, vmin=-scale, vmax=scale, aspect="auto", interpolation="nearest")
         for edge in range(literals, weights.shape[1], literals):
             axis.axvline(edge - 0.5, color="#dee2e6", linewidth=0.5)
         axis.set(title=name, xticks=[], yticks=[], xlabel="input, clause by clause", ylabel="neuron")

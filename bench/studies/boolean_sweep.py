@@ -182,7 +182,7 @@ def regressions(results: Results) -> Table:
 
 def lines(results: Results) -> Figure:
     """Relative improvement by clauses at 8 neurons, and by neurons at 8 clauses."""
-    made, (left, right) = figure(9.2, 3.6, 2)
+    made, (left, right) = figure(8.4, 3.6, 2)
     gained = gains(results)
     for condition in ("random", "clause"):
         kind = gained[gained["condition"] == condition]
@@ -200,7 +200,7 @@ def lines(results: Results) -> Figure:
 
 def heatmap(results: Results) -> Figure:
     """Mean relative improvement of every number of clauses and neurons, a panel for each split."""
-    made, axes = figure(9.2, 3.4, 2)
+    made, axes = figure(8.4, 3.4, 2)
     gained = gains(results)
     by_split = {c: rows.pivot_table("relative", "neurons", "clauses") for c, rows in gained.groupby("condition")}
     limit = max(float(np.nanmax(np.abs(grid.to_numpy()))) for grid in by_split.values())
@@ -210,7 +210,8 @@ def heatmap(results: Results) -> Figure:
         for (y, x), value in np.ndenumerate(grid.to_numpy()):
             shade = "white" if abs(value) > 0.6 * limit else "#111111"  # whatever the page's colours are
             if not np.isnan(value):
-                axis.text(x, y, f"{value:+.0f}", ha="center", va="center", fontsize=8, color=shade)
+                shown = f"{round(value):+d}" if round(value) else "0"
+                axis.text(x, y, shown, ha="center", va="center", fontsize=8, color=shade)
         axis.set_xticks(range(len(grid.columns)), [f"{c}" for c in grid.columns])
         axis.set_yticks(range(len(grid.index)), [f"{n}" for n in grid.index])
         axis.set(xlabel="clauses", title=f"{condition} split, improvement over dense, %")
@@ -221,7 +222,7 @@ def heatmap(results: Results) -> Figure:
 
 def features(results: Results) -> Figure:
     """Capacity and cosine by clauses at 8 neurons, and the gain of every network against the change of both."""
-    made, axes = figure(9.2, 6.4, 2, 2)
+    made, axes = figure(8.4, 6.4, 2, 2)
     gained = gains(results)
     for condition, rows in gained.groupby("condition"):
         colour, eight = COLOURS[str(condition)], rows[rows["neurons"] == 8]

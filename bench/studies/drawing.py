@@ -29,8 +29,6 @@ STYLE = {
     "axes.spines.right": False,
     "axes.edgecolor": "#adb5bd",
     "axes.labelcolor": "#343a40",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
     "xtick.color": "#495057",
     "ytick.color": "#495057",
     "svg.hashsalt": "fpe",
@@ -49,8 +47,11 @@ THEME: dict[str, tuple[str, str]] = {
     "#e8590c": ("#c2410c", "#ff9a5c"),
     "#2f9e44": ("#237a34", "#69d17f"),
     "#9c36b5": ("#8a2aa3", "#d08be0"),
+    "#0c8599": ("#0b7285", "#3bc9db"),
 }
 """What a colour of the figures is on a light page and on a dark one: each is legible as text there."""
+BARS = ("#1864ab", "#4dabf7", "#a5d8ff", "#ced4da")
+"""Colours of bars that stand beside each other, on both pages: nothing is written in them or on them."""
 
 
 def themed(text: str, name: str, title: str) -> str:
@@ -134,3 +135,9 @@ def doubling(axis: Axes) -> None:
     """An axis to the base of two, labelled with plain numbers."""
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:g}")
+
+
+def below(made: Figure, columns: int) -> None:
+    """One legend for all axes, the first one's, below them."""
+    names = made.axes[0].get_legend_handles_labels()
+    made.legend(*names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)

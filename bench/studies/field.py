@@ -24,7 +24,7 @@ from ..results import Results
 from ..table import Table
 from . import sweep
 from .conditions import CONTINUED, WIDE
-from .drawing import doubling, figure, line
+from .drawing import below, doubling, figure, line
 from .intervals import interval
 from .mlp import perceptron
 from .protocol import Training
@@ -101,6 +101,8 @@ def read(name: str) -> np.ndarray:
         return load_sample_image(f"{name}.jpg").astype(np.float32) / 255
     from matplotlib.image import imread
 
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"there is no file {name}; --data takes the path of a picture, china or flower")
     picture = np.asarray(imread(Path(name)), dtype=np.float32)[..., :3]
     return picture / 255 if picture.max() > 1 else picture
 
@@ -213,6 +215,7 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
     """A row for each method and width."""
     frame = over_dense(results)
     rows = []
+    frame = frame.sort_values("neurons", ascending=False, kind="stable")
     for (neurons, method, width), own in frame.groupby(["neurons", "condition", "width"], sort=False):
         control = method == CONTINUED
         rows.append(
@@ -236,29 +239,31 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
 LOOKS = {
     CONTINUED: "#4a4f57",
     FPE: "#2a7de1",
-    FPE_MOVING: "#1864ab",
-    STATIC: "#f59f00",
+    FPE_MOVING: "#0c8599",
+    STATIC: "#2f9e44",
     RIGL: "#e8590c",
     WIDE: "#8a8f98",
 }
 
 
-def by_weights(results: Results) -> Figure:
-    """PSNR by non-zero weights."""
-    made, (axis,) = figure(5.6, 3.6)
-    frame = results.frame
-    for method, colour in LOOKS.items():
-        own = frame[frame["condition"] == method]
-        for width, rows in own.groupby("width"):
-            label = method if method == CONTINUED else f"{method}, width {width}"
-            line(axis, rows, "nonzeros", colour, label, "decibels", "-" if width == 2 else ":")
-    doubling(axis)
-    axis.set(xlabel="non-zero weights", ylabel="PSNR of the image, dB", title=Path(results.settings["data"]).stem)
-    axis.legend(frameon=False, fontsize=7)
+def by_weights(several: Sequence[Results]) -> Figure:
+    """PSNR by non-zero weights, a panel for each image."""
+    made, axes = figure(4.2 * len(several), 4.4, len(several))
+    for axis, results in zip(axes, several, strict=True):
+        frame = results.frame
+        for method, colour in LOOKS.items():
+            own = frame[frame["condition"] == method]
+            for width, rows in own.groupby("width"):
+                label = method if method == CONTINUED else f"{method}, width {width}"
+                line(axis, rows, "nonzeros", colour, label, "decibels", "-" if width == 2 else ":")
+        doubling(axis)
+        title = f"An image learned: {Path(results.settings['data']).stem}"
+        axis.set(xlabel="non-zero weights", ylabel="PSNR of the image, dB", title=title)
+    below(made, 3)
     return made
 
 
-FILES = ("field-china",)
+FILES = ("field-china", "field-flower")
 """Committed rows."""
 
 SWEEP: Sweep = Sweep(
@@ -272,6 +277,6 @@ SWEEP: Sweep = Sweep(
     [Cell(name, 4) for name in (CONTINUED, FPE, RIGL, WIDE)],
     {"trials": 2, "epochs": 1, "batch": 32, "pixels": 20},
     tables={name: lambda name=name: SWEEP.shown(name) for name in FILES},  # type: ignore[misc]
-    figures={"field": lambda: by_weights(committed(FILES[0]))},
+    figures={"field": lambda: by_weights([committed(name) for name in FILES])},
 )
 STUDIES = (SWEEP,)

@@ -14,11 +14,13 @@ from .mlp import Cell
 from .tables import OF_A_SEED, against_control, differences, still_shallow
 
 ALPHAS = {2: "#2a7de1", 4: "#e8590c", 8: "#2f9e44"}
+MANY = ("#2a7de1", "#e8590c", "#2f9e44", "#9c36b5", "#0c8599", "#868e96")
+"""Colours of lines in an order."""
 
 
 def widths(results: Sequence[Results]) -> Figure:
     """Relative improvement by width and alpha, random and Gram split, a panel for each data set."""
-    made, axes = figure(4.6 * len(results), 3.6, len(results))
+    made, axes = figure(4.2 * len(results), 3.6, len(results))
     for axis, one in zip(axes, results, strict=True):
         frame = against_control(one)
         frame = frame[still_shallow(frame)]
@@ -35,7 +37,7 @@ def widths(results: Sequence[Results]) -> Figure:
 
 def vision(results: Results) -> Figure:
     """The paper's Fig. 6: dense weights a split is worth, when to split, cosine, and the expansion factor."""
-    made, axes = figure(9.2, 6.6, 2, 2)
+    made, axes = figure(8.4, 6.6, 2, 2)
     frame = against_control(results)
     shallow = frame[(frame["layers"] == Cell.layers) & (frame["around"] == 0) & (frame["rewire"] == "")]
     half = shallow[shallow["split"] == Cell.split]
@@ -48,8 +50,8 @@ def vision(results: Results) -> Figure:
     line(axes[2], dense, "neurons", COLOURS["dense"], "dense", "cosine_similarity")
     when = shallow[(shallow["condition"] == "random magnitude") & (shallow["alpha"] == 2) & (shallow["neurons"] == 8)]
     line(axes[1], when, "split", ALPHAS[2], "8 neurons, alpha = 2", "points")
-    for shade, (neurons, rows) in enumerate(wide.groupby("neurons")):
-        line(axes[3], rows, "alpha", f"C{shade}", f"{neurons} neurons", "points")
+    for colour, (neurons, rows) in zip(MANY, wide.groupby("neurons"), strict=True):
+        line(axes[3], rows, "alpha", colour, f"{neurons} neurons", "points")
 
     axes[0].set(xlabel="non-zero weights", ylabel="test accuracy, %", title="a. Equal weights")
     axes[1].set(xlabel="share of the epochs before the split", ylabel="points over dense", title="b. When to split")
@@ -57,9 +59,10 @@ def vision(results: Results) -> Figure:
     axes[3].set(xlabel="alpha", ylabel="points over dense", title="d. Expansion factor")
     for axis in (axes[0], axes[2], axes[3]):
         doubling(axis)
-    for axis in axes:
-        axis.legend(frameon=False, fontsize=8, ncols=2 if axis is axes[3] else 1)
-    axes[3].margins(y=0.25)
+    for axis in axes[:3]:
+        axis.legend(frameon=False, fontsize=8)
+    axes[3].set_ylim(top=1.4 * axes[3].get_ylim()[1])  # room for the names of six lines
+    axes[3].legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
     return made
 
 
@@ -82,19 +85,19 @@ def hidden(results: Results) -> Figure:
 
 
 def of_a_seed(results: Sequence[Results]) -> Figure:
-    """What labels and holes of a seed change, trial by trial: a row of panels for each data set."""
-    made, axes = figure(10.4, 2.9 * len(results), len(OF_A_SEED), len(results))
-    for i, one in enumerate(results):
-        for axis, (ours, theirs) in zip(axes[i * len(OF_A_SEED) :], OF_A_SEED, strict=False):
+    """What labels and holes of a seed change, trial by trial: a column of panels for each data set."""
+    made, axes = figure(3.8 * len(results), 2.2 * len(OF_A_SEED), len(results), len(OF_A_SEED))
+    for row, (ours, theirs) in zip(axes.reshape(-1, len(results)), OF_A_SEED, strict=True):
+        for axis, one in zip(row, results, strict=True):
             points = differences(one, ours, theirs).rename("points").reset_index()
             for alpha, rows in points.groupby("alpha"):
                 line(axis, rows, "neurons", ALPHAS[int(alpha)], f"alpha = {alpha}", "points")
             axis.axhline(0, color="#212529", linewidth=1, linestyle="--")
             doubling(axis)
-            axis.set_title(f"{ours}\n- {theirs}", fontsize=8)
-        axes[i * len(OF_A_SEED)].set_ylabel(f"points, {one.settings['data']}", fontsize=8)
-    for axis in axes[-len(OF_A_SEED) :]:
-        axis.set_xlabel("neurons before the split")
+            axis.set_title(f"{ours} - {theirs}", fontsize=9)
+        row[0].set_ylabel("points")
+    for axis, one in zip(axes[-len(results) :], results, strict=True):
+        axis.set_xlabel(f"neurons before the split, {one.settings['data']}")
     axes[0].legend(frameon=False, fontsize=8)
     return made
 
@@ -107,7 +110,7 @@ def _strips(frame: pd.DataFrame, title: str) -> Figure:
     for y, points in enumerate(reversed(groups.values())):
         mean, half = mean_and_half(points)
         axis.plot([mean - half, mean + half], [y, y], color="#2a7de1", linewidth=6, alpha=0.3, solid_capstyle="butt")
-        axis.scatter(points, np.full(len(points), y), color="#1864ab", s=12, zorder=3, linewidth=0)
+        axis.scatter(points, np.full(len(points), y), color="#2a7de1", s=12, zorder=3, linewidth=0)
     axis.axvline(0, color="#212529", linewidth=1, linestyle="--")
     axis.set_yticks(range(len(groups)), list(groups)[::-1], fontsize=8)
     axis.set(xlabel="points of test accuracy over the dense network that trained as long", title=title)

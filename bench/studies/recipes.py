@@ -71,7 +71,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "cifar100quarter_lite2_512",
-            "rivals",
+            "moment, rivals",
             "a part of cifar100_lite2_512 (docs/studies.md says which)",
             "make cifar100_lite2_512, keep the rows that docs/studies.md names, write "
             "np.savez('cifar100quarter_lite2_512.npz', X=, y=, Xt=, yt=) and give --data its path",
@@ -100,7 +100,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "python-reference",
-            "transformer",
+            "transformer, converged",
             "the Python language reference, as every Python ships it for help()",
             "comes with Python",
             Path(__file__),

@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 
 from fpe.expansion import PaddingWarning
 
-from ..cli.options import common, output_option
+from ..cli.options import common, data_option, epochs_option, one_job_option, output_option, trials_option
 from ..cli.output import GOES_ON, print_path, print_results, print_table, stopping
 from ..cli.progress import progress
 from ..results import Results
@@ -124,6 +124,8 @@ class Sweep(Study):
             try:
                 with stopping(GOES_ON):
                     path, results, cells = self.run(output, quick, bool(form), jobs, seed=seed, device=device, **chosen)
+            except FileNotFoundError as error:
+                raise click.BadParameter(str(error), param_hint="'--data'") from error
             except (OSError, ValueError) as error:
                 raise click.ClickException(str(error)) from error
             if form:
@@ -134,20 +136,14 @@ class Sweep(Study):
 
         default = {field.name: field.default for field in fields(self.settings)}
         options = [
-            click.option(
-                "--trials", type=click.IntRange(1), help=f"Networks of each kind.  [default: {default['trials']}]"
-            ),
-            click.option(
-                "--epochs",
-                type=click.IntRange(1),
-                help=f"Epochs before the split, and after it.  [default: {default['epochs']}]",
-            ),
-            click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of processes."),
+            trials_option(default["trials"]),
+            epochs_option(default["epochs"]),
+            one_job_option,
             click.option("--quick", is_flag=True, help="A few steps of small networks: to see that it runs."),
             output_option(),
         ]
         if "data" in default:
-            options.insert(0, click.option("--data", help="A data set's name or path.  [default: what is installed]"))
+            options.insert(0, data_option)
         command = common(run)
         for option in reversed(options):
             command = option(command)

@@ -312,7 +312,7 @@ def _trained(
     batch = max(1, settings.tokens // data.x.shape[1])
     stack = Stack([model.to(settings.device) for model in models])
     stack.train(
-        _batches(data, last - first, batch, generators(settings, stage)),
+        samples_of(data, last - first, batch, generators(settings, stage)),
         Training(settings.epochs, batch, settings.lr),
         classification_loss,
         own=True,
@@ -322,7 +322,7 @@ def _trained(
     return stack
 
 
-def _batches(data: Data, steps: int, batch: int, generators: Sequence[torch.Generator]) -> Batches:
+def samples_of(data: Data, steps: int, batch: int, generators: Sequence[torch.Generator]) -> Batches:
     """Random samples of its own for each network; the targets of a sequence's places follow one another."""
     for _ in range(steps):
         drawn = torch.stack([torch.randint(len(data.x), (batch,), generator=one) for one in generators])
@@ -388,7 +388,7 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
 
 def curves(several: Sequence[Results]) -> Figure:
     """Validation loss by steps: the dense model, both kinds of pairs expanded, and the ceiling."""
-    made, axes = figure(9.2, 3.6, len(several))
+    made, axes = figure(8.4, 3.6, len(several))
     looks = {CONTINUED: "#4a4f57", PARTITION: "#2a7de1", FRESH: "#e8590c", WIDE: "#2f9e44"}
     for axis, results in zip(axes, several, strict=True):
         frame, steps = results.frame, STEPS * results.settings["epochs"]
@@ -404,7 +404,7 @@ def curves(several: Sequence[Results]) -> Figure:
                 label = f"{NAMED.get(condition, condition)}, {size}"
                 axis.plot(at, points, style, color=colour, linewidth=1.6, label=label)
         axis.set(xlabel="steps", ylabel="validation loss, bits", title=results.settings["data"])
-    axes[0].legend(frameon=False, fontsize=7)
+    axes[0].legend(frameon=False, fontsize=8)
     return made
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import fpe
 
-from ..cli.options import common, output_option
+from ..cli.options import alpha_option, common, data_option, epochs_option, output_option, trials_option
 from ..cli.output import NOTHING_WRITTEN, finish, stopping
 from ..results import Results
 from ..table import Table
@@ -113,18 +113,19 @@ def run(choices: Choices, seed: int = 0, device: str = "cpu", quiet: bool = Fals
 
 
 def table(results: Results) -> Table:
-    """Accuracy on real data and relative improvement over the dense network trained as long."""
+    """Accuracy on real data, points over the dense network that trained as long, and relative improvement."""
     frame = results.frame
     control = frame[frame["condition"] == "dense-continued"].set_index("trial")["test_accuracy"]
     rows = []
     for condition, group in frame.groupby("condition", sort=False):
         accuracy = group.set_index("trial")["test_accuracy"]
-        improvement = (accuracy - control) / control * 100
+        gain = accuracy - control
+        over = [interval(gain, 1, "+"), interval(gain / control * 100, 1, "+")]
         rows.append(
             (
                 str(condition),
                 interval(accuracy),
-                "-" if str(condition).startswith("dense") else interval(improvement, 2, "+"),
+                *(["-", "-"] if str(condition).startswith("dense") else over),
                 *described(group),
             )
         )
@@ -133,7 +134,8 @@ def table(results: Results) -> Table:
         f"{settings['data']}, {settings['neurons']} neurons, alpha = {settings['alpha']}, {settings['epochs']} + "
         f"{settings['epochs']} epochs, {settings['trials']} trials; ± is a 95 % interval"
     )
-    return Table(title, ("condition", "test %", "improvement over dense %", "cosine", "neurons", "non-zeros"), rows)
+    columns = ("condition", "test %", "points", "improvement over dense %", "cosine", "neurons", "non-zeros")
+    return Table(title, columns, rows)
 
 
 def accuracy_figure(results: Results) -> Figure:
@@ -152,11 +154,11 @@ def accuracy_figure(results: Results) -> Figure:
 
 
 @click.command("vision")
-@click.option("--data", help="'fashion-mnist', 'digits' or an .npz with X, y, Xt, yt.  [default: what is installed]")
+@data_option
 @click.option("--neurons", type=click.IntRange(1), help="Hidden neurons before the split.")
-@click.option("--alpha", type=click.IntRange(2, 254), help="Children per neuron.")
-@click.option("--trials", type=click.IntRange(1), help="Networks trained.")
-@click.option("--epochs", type=click.IntRange(1), help="Epochs before and again after the split.")
+@alpha_option(default=None)
+@trials_option(Choices.trials)
+@epochs_option()
 @output_option()
 @common
 def vision_command(output: Path, seed: int, device: str, form: str | None, **given: Any) -> None:
@@ -166,6 +168,8 @@ def vision_command(output: Path, seed: int, device: str, form: str | None, **giv
     try:
         with stopping(NOTHING_WRITTEN):
             results = run(choices, seed, device, quiet=bool(form))
+    except FileNotFoundError as error:
+        raise click.BadParameter(str(error), param_hint="'--data'") from error
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     finish(results, output / "vision.jsonl", table(results), form)

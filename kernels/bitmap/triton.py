@@ -50,7 +50,7 @@ def values_before(
 ):
     """How many values stand before a word of some rows, ``[rows]``: those before its run, and the run's ones."""
     at = rows.to(tl.int64) * WORDS + word
-    inside = row_mask & (word < WORDS)
+    inside = tl.where(word < WORDS, row_mask, False)  # Triton 3.9's interpreter takes no vector & scalar for a mask
     run = at // (RUN // WORD)
     bases = tl.load(bases_ptr + run // (BASE // RUN), mask=inside, other=0)
     starts = tl.load(starts_ptr + run, mask=inside, other=0).to(tl.int32) & 0xFFFF

@@ -21,7 +21,7 @@ from ..vectors import F32, FLOATS, I64, LANES, Emit
 from .eager import block_grad_eager
 from .layout import BlockLayout
 
-STAMP = "e45e9c12"
+STAMP = "02e3da86"
 """Of the other files that these kernels are compiled from: see :mod:`fpe.kernels.vectors`."""
 TOGETHER = 4
 """Rows of activations that a row of a block is multiplied by at once."""

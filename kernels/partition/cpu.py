@@ -30,56 +30,58 @@ from .eager import Labels, partition_grad_eager
 from .labels import PackedLabels, pack_planes
 from .seeded import SEEDS, SeededLabels
 
-STAMP = "17dc6821"
+STAMP = "cdebbe0d"
 """Of the other files that these kernels are compiled from: see :mod:`fpe.kernels.vectors`."""
 NEAR = 24 << 10
 """Bytes of activations that stay in the innermost cache."""
 TOGETHER = 16
 """Rows of weights that a tile of activations is multiplied by before the next one."""
+AHEAD = 2048
+"""Values from one that is read to the one that is called from memory meanwhile."""
 ACROSS = 4
 """Rows of weights that go into a sum at once where the reduction runs across them."""
 
 
 @intrinsic
 def _dots(
-    typing: Any, sums, w, w_at, ahead, exists, exists_at, bits, bits_at, digit, x, x_at, x_row, x_child, groups,
-    children, rows, merge,
+    typing: Any, sums, w, w_at, ahead, exists, exists_at, bits, bits_at, words_ahead, digit, x, x_at, x_row, x_child,
+    groups, children, rows, merge,
 ) -> Any:  # fmt: skip
     """Adds to ``sums`` the products of whole groups of a row of weights with rows of activations.
 
     ``sums[a, m] += sum_k w_a[k] * x[m, k]``, or of a merge ``sums[m] += sum_a sum_k w_a[k] * x[m, a, k]``.
     """
     signature = types.void(
-        sums, w, w_at, ahead, exists, exists_at, bits, bits_at, digit, x, x_at, x_row, x_child, groups, children, rows,
-        merge,
+        sums, w, w_at, ahead, exists, exists_at, bits, bits_at, words_ahead, digit, x, x_at, x_row, x_child, groups,
+        children, rows, merge,
     )  # fmt: skip
     alpha, count, merges = children.count, rows.count, bool(merge.count)
     own = 1 if merges else alpha
-    apart = max(1, 8 // (own * count))  # sums that are added to in turns, to hide the latency of an addition
+    apart = max(1, LANES // (own * count))  # sums that are added to in turns, to hide the latency of an addition
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         emit = Emit(context, b, signature, args)
-        _, _, w_at, ahead, _, exists_at, _, bits_at, digit, _, x_at, x_row, x_child, groups, *_ = args
+        _, _, w_at, ahead, _, exists_at, _, bits_at, words_ahead, digit, _, x_at, x_row, x_child, groups, *_ = args
         stored = Stored(emit, 1, 4, 6, digit, alpha)
         acc = {(a, m): emit.sums(apart) for a in range(own) for m in range(count)}
         place = stored.begin(w_at)
         with cgutils.for_range(b, groups) as loop:
             first = b.mul(loop.index, I64(GROUP))
-            words = stored.words(bits_at, loop.index)
+            words = stored.words(bits_at, loop.index, words_ahead)
             for edge in range(0, GROUP, LANES):
                 weights = stored.weights(place, exists_at, loop.index, edge, ahead)
-                shares = emit.shares(weights, stored.owners(words, edge))
+                owners = stored.owners(words, edge)
                 planes = range(alpha if merges else 1)
                 start = b.add(x_at, b.add(first, I64(edge)))
                 loaded = {
-                    (a, m): emit.load(9, emit.plus(start, (x_row, m), (x_child, a)))
+                    (a, m): emit.load(10, emit.plus(start, (x_row, m), (x_child, a)))
                     for a in planes
                     for m in range(count)
                 }
                 for a in range(alpha):
                     for m in range(count):
                         to = acc[0 if merges else a, m][edge // LANES % apart]
-                        b.store(emit.multiply_add(shares[a], loaded[a if merges else 0, m], b.load(to)), to)
+                        b.store(emit.multiply_add(weights, loaded[a if merges else 0, m], b.load(to), owners[a]), to)
         for (a, m), vectors in acc.items():
             emit.add_total(0, I64(a * count + m), vectors)
         return context.get_dummy_value()
@@ -120,21 +122,19 @@ def _spread(
         starts = [stored.begin(b.load(emit.at(5, I64(n), I64))) for n in range(depth)]
         with cgutils.for_range(b, groups) as loop:
             first = b.mul(loop.index, I64(GROUP))
-            words = [stored.words(each, loop.index) for each in own]
+            words = [stored.words(each, loop.index, b.mul(bits_row, I64(depth))) for each in own]
             for edge in range(0, GROUP, LANES):
                 k = b.add(first, I64(edge))
-                shares = []
-                for n in range(depth):
-                    weights = stored.weights(starts[n], exist[n], loop.index, edge, ahead)
-                    shares.append(emit.shares(weights, stored.owners(words[n], edge)))
+                given = [stored.weights(starts[n], exist[n], loop.index, edge, ahead) for n in range(depth)]
+                owners = [stored.owners(each, edge) for each in words]
                 for m in range(count):
                     for plane in range(1 if merges else alpha):
                         to = emit.at(0, emit.plus(b.add(out_at, k), (out_row, m), (out_child, plane)), FLOATS)
                         acc = b.load(to, align=4)
                         for n in range(depth):
                             for a in range(planes):
-                                share = shares[n][a if merges else plane]
-                                acc = emit.multiply_add(share, factors[n, a, m], acc)
+                                owner = owners[n][a if merges else plane]
+                                acc = emit.multiply_add(given[n], factors[n, a, m], acc, owner)
                         b.store(acc, to, align=4)
         return context.get_dummy_value()
 
@@ -194,7 +194,7 @@ def _along_rows(x, w, starts, exists, bits, seed, k, row_words, digit, children,
     flat = x.reshape(-1)
     step = min(max(NEAR // (4 * count * planes) // GROUP * GROUP, GROUP), -(-k // GROUP) * GROUP)
     sums = np.empty((TOGETHER, m // count, own * count), np.float32)
-    last = np.zeros(2 * GROUP, w.dtype)
+    last = np.zeros(step + GROUP, w.dtype)
     table, across, plane = bits, row_words, digit
     if seed is not None:  # a tile's, made as it is begun
         plane = step // WORD
@@ -207,32 +207,42 @@ def _along_rows(x, w, starts, exists, bits, seed, k, row_words, digit, children,
             groups, rest = min(step, k - k0) // GROUP, min(step, k - k0) % GROUP
             if exists is not None:  # bits of whole groups say where a row ends
                 groups, rest = -(-min(step, k - k0) // GROUP), 0
+            if seed is not None:
+                for i in range(together):
+                    make_labels(made[i], seed, n0 + i, k0 // WORD, children)
             for b in range(m // count):
                 x_at = b * count * planes * width + k0
                 for i in range(together):
                     n = n0 + i
                     w_at = _place(starts, exists, row_words, n, k0, k)
-                    # The next row of this tile; after the last one the first row, of the next tile after the last pass.
-                    after, column = n + 1, k0
-                    if i == together - 1:
-                        after, column = n0, k0 + step if b == m // count - 1 and k0 + step < k else k0
-                    ahead = _place(starts, exists, row_words, min(after, stop - 1), column, k) - w_at
                     exists_at = bits_at = n * row_words + k0 // WORD
                     if seed is not None:
                         bits_at = i * across
-                        if b == 0:
-                            make_labels(made[i], seed, n, k0 // WORD, children)
-                    _dots(
-                        sums[i, b], w, w_at, ahead, exists, exists_at, table, bits_at, plane, flat, x_at,
-                        planes * width, width, groups, children, rows, merge,
-                    )  # fmt: skip
-                    if exists is None and rest:
-                        done = groups * GROUP
-                        for j in range(rest):
+                    ahead, words_ahead = AHEAD, AHEAD // WORD
+                    if step < k:
+                        # The next row of this tile; after the last one the first row, of the next tile after the last.
+                        after, column = n + 1, k0
+                        if i == together - 1:
+                            after, column = n0, k0 + step if b == m // count - 1 and k0 + step < k else k0
+                        ahead = _place(starts, exists, row_words, min(after, stop - 1), column, k) - w_at
+                        words_ahead = row_words
+                    # Groups that are read where they lie, and those that are copied first, with so many values: what is
+                    # left of a row, and kept values behind which there may be less than the vector that is read.
+                    there, copied, values = groups, min(rest, 1), rest
+                    if exists is not None and w_at + groups * GROUP > len(w) - LANES:
+                        there, copied, values = 0, groups, len(w) - w_at
+                    if there:
+                        _dots(
+                            sums[i, b], w, w_at, ahead, exists, exists_at, table, bits_at, words_ahead, plane, flat,
+                            x_at, planes * width, width, there, children, rows, merge,
+                        )  # fmt: skip
+                    if copied:
+                        done = there * GROUP
+                        for j in range(values):
                             last[j] = w[w_at + done + j]
                         _dots(
-                            sums[i, b], last, 0, 0, exists, exists_at, table, bits_at + done // WORD, plane, flat,
-                            x_at + done, planes * width, width, 1, children, rows, merge,
+                            sums[i, b], last, 0, 0, exists, exists_at, table, bits_at + done // WORD, 0, plane, flat,
+                            x_at + done, planes * width, width, copied, children, rows, merge,
                         )  # fmt: skip
         for b in range(m // count):
             for a in range(own):
@@ -272,7 +282,7 @@ def _across_rows(
     depth = len(across)
     step = min(max(NEAR // (4 * depth) // GROUP * GROUP, GROUP), -(-(stop - start) // GROUP) * GROUP)
     places, first = np.empty(depth, np.int64), np.zeros(1, np.int64)
-    last = np.zeros(2 * GROUP, w.dtype)
+    last = np.zeros(step + GROUP, w.dtype)
     one = (0,)
     table, bits_row, plane = bits, row_words, digit
     if seed is not None:  # of the rows that are multiplied together
@@ -285,6 +295,9 @@ def _across_rows(
             groups, rest = -(-min(step, stop - k0) // GROUP), 0
         whole = n // depth * depth
         done = groups * GROUP
+        if exists is not None:  # the last rows go one by one, copied: there may be less than the vectors that are read
+            while whole and _place(starts, exists, row_words, whole - 1, k0, k) + done > len(w) - LANES:
+                whole -= depth
         for b in range(blocks):
             out_at = b * count * own * width + k0
             for i in range(n):
@@ -300,9 +313,13 @@ def _across_rows(
                             make_labels(made[j], seed, i + j, k0 // WORD, children)
                     x_at = (b * n + i) * planes * count
                     if groups and alone:
+                        values = w
+                        if exists is not None and places[0] + done > len(w) - LANES:
+                            last[: len(w) - places[0]] = w[places[0] :]
+                            values, places[0] = last, 0
                         _spread(
-                            to, out_at, own * width, width, w, places, 0, exists, exists_at, row_words, table, bits_at,
-                            bits_row, plane, flat, x_at, groups, children, rows, merge, one,
+                            to, out_at, own * width, width, values, places, 0, exists, exists_at, row_words, table,
+                            bits_at, bits_row, plane, flat, x_at, groups, children, rows, merge, one,
                         )  # fmt: skip
                     elif groups:
                         ahead = _place(starts, exists, row_words, min(i + depth, n - 1), k0, k) - places[0]
@@ -350,7 +367,8 @@ class _Weight(NamedTuple):
         elif labels is not None:
             w, bits = torch.where(labels < alpha, w, w.new_zeros(())), _words(pack_planes(labels, alpha))
         if kept is not None:
-            exists = pad(kept.bits, (0, -kept.bits.shape[1] % (GROUP // WORD)))
+            missing = -kept.bits.shape[1] % (GROUP // WORD)
+            exists = pad(kept.bits, (0, missing)) if missing else kept.bits  # it would be copied
             starts = kept.starts.contiguous().numpy().view(np.uint16), kept.bases.contiguous().numpy()
             return cls(kept.shape, kept.transposed, numbers(w), starts, _words(exists), bits, seed)
         stored = (w.T if transposed else w).contiguous()

@@ -11,6 +11,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
 
 from ..cpu import compiled
 from ..hashing import COLUMN, MIX, ROW
@@ -26,7 +27,19 @@ FOUR = ir.VectorType(I32, 4)
 EVEN, BYTE, FOUR_BYTES = np.uint32(0x55555555), np.uint32(0xFF), np.uint32(0x01010101)
 TURNED = (np.uint32(0xFFFF0000), np.uint32(0xFF00FF00), np.uint32(0xAAAAAAAA))
 """Where the edges of a word have a one in their column's own digits."""
-FACTORS = tuple(np.uint32(factor) for _, factor in MIX)
+
+
+@intrinsic
+def _hash(typing: Any, first, word, odd) -> Any:
+    """The hash of a word of labels, in 32 bits: Numba's own arithmetic takes 64, half as many to a vector."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        mixed = b.add(args[0], b.mul(b.trunc(args[1], I32), I32(COLUMN)))
+        for shift, factor in MIX:
+            mixed = b.mul(b.xor(mixed, b.lshr(mixed, I32(shift))), I32(factor))
+        return b.lshr(b.xor(mixed, b.lshr(mixed, I32(16))), args[2])
+
+    return types.uint32(first, word, odd), codegen
 
 
 @compiled
@@ -47,10 +60,7 @@ def make_labels(out, key, row, word, children):
     odd = np.uint32(row % 2)
     one, two, three = out[0], out[min(1, len(out) - 1)], out[len(out) - 1]
     for i in range(len(one)):
-        mixed = np.uint32(first + np.uint32(i) * np.uint32(COLUMN))
-        mixed = np.uint32((mixed ^ (mixed >> np.uint32(MIX[0][0]))) * FACTORS[0])
-        mixed = np.uint32((mixed ^ (mixed >> np.uint32(MIX[1][0]))) * FACTORS[1])
-        bits = np.uint32(((mixed ^ (mixed >> np.uint32(16))) >> odd) & EVEN)
+        bits = np.uint32(_hash(first, i, odd) & EVEN)
         if len(children) < 8:
             bits |= bits >> np.uint32(15)
         if len(children) == 2:
@@ -89,17 +99,20 @@ class Stored:
         self.w, self.exists, self.bits, self.digit = w, exists, bits, digit
         self.packs = not isinstance(emit.signature.args[exists], types.NoneType)
 
-    def words(self, at: Any, group: Any) -> list[Any]:
+    def words(self, at: Any, group: Any, ahead: Any) -> list[Any]:
         """The four words of a group of labels, for each binary digit; none for an only child.
 
         Args:
             at: Place of the first word of the row's.
             group: Number of the group in the row.
+            ahead: Words from there to those that are called from memory.
         """
         if self.children == 1:
             return []
         start = self.emit.plus(at, (group, 4))
         places = [self.emit.plus(start, (self.digit, digit)) for digit in range(digits(self.children))]
+        for place in places:
+            self.emit.fetch(self.bits, self.b.add(place, ahead))
         return [self.b.load(self.emit.at(self.bits, place, FOUR), align=4) for place in places]
 
     def owners(self, words: list[Any], edge: int) -> list[Any]:
@@ -137,7 +150,10 @@ class Stored:
             b.store(b.add(at, I64(LANES)), place)
             return self.emit.weights(self.w, at, ahead)
         lanes = ir.IntType(LANES)
-        first = b.bitcast(self.emit.at(self.exists, self.emit.plus(exists_at, (group, 4)), I32), lanes.as_pointer())
-        some = b.load(b.gep(first, [I64(edge // LANES)]), align=LANES // 8)
+        words = self.emit.at(self.exists, self.emit.plus(exists_at, (group, 4)), I32)
+        some = b.load(b.gep(b.bitcast(words, lanes.as_pointer()), [I64(edge // LANES)]), align=LANES // 8)
         b.store(b.add(at, b.zext(b.ctpop(some), I64)), place)
-        return self.emit.weights(self.w, at, ahead, some)
+        if LANES < 16:
+            return self.emit.weights(self.w, at, ahead, some)
+        word = b.load(b.gep(words, [I64(edge // 32)]), align=4)
+        return self.emit.expanded(self.emit.weights(self.w, at, ahead), word, edge % 32)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ....kernels.gpus import reads_kept_values, runs_mma_sp
 from ....kernels.partition.labels import PackedLabels
+from ....kernels.structures import TWO_FOUR
 from ...families import FAMILIES, TYPES
 from ...families.contract import Draw, Problem, laid
 from ...families.semi_structured import FORMS
@@ -90,6 +91,13 @@ class Case:
             "" if self.density == 0.5 else f"density{self.density:g}",
         )
         return "-".join((*names, *filter(None, more)))
+
+    @property
+    def option(self) -> str:
+        """By which name the command line chooses it."""
+        if self.family in ("semi_structured", "sparse", "pack"):
+            return TWO_FOUR
+        return self.family if self.family == "mlp" else self.op
 
 
 class _Draw(Draw):
