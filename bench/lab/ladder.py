@@ -186,7 +186,7 @@ def direct(arch: int, rung: str) -> dict[str, Any]:
     row = compile_launch(launch)
     if row["loop_shared"]:
         raise RuntimeError(f"fpe lab ladder: {row['kernel']} has instructions on shared memory in its loop")
-    return _row(rung, SHIPPED[rung], arch, row, row["instructions_per_weight"], 0.0, _CASES[rung].alpha)
+    return _row(rung, SHIPPED[rung], arch, row, row["instructions_per_weight"], 0.0, _CASES[rung].alpha or 1)
 
 
 def _row(

@@ -170,8 +170,9 @@ def _direct_rule(problem: Problem, device: Device) -> Config:
         narrowest, depth = (COLUMNS // 2, 32) if narrow else (COLUMNS, 32 if sums <= 2 and problem.alpha <= 4 else 16)
     most = min(power_below(128 * 32 // (sums * narrowest)), 32 if problem.alpha <= 4 else 16)
     block_m = min(max(8, power_above(problem.m)), most)
-    tiles_m, read = ceil(problem.m / block_m), min(problem.m, block_m) * children
-    partial, weights = problem.m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
+    tiles_m, partial = ceil(problem.m / block_m), problem.m * outputs * sums * 4
+    read: float = min(problem.m, block_m) * children
+    weights: float = problem.n * problem.k * problem.itemsize
     if problem.kept is not None:
         weights *= problem.kept
         read /= max(problem.kept, 1 / 32)
