@@ -45,7 +45,7 @@ if __name__ == "kernels":
         _theirs.loader.exec_module(sys.modules[__name__])
 else:
     from . import flops
-    from .bitmap import Bitmap, pack_values, pack_values_eager, unpack_values, unpack_values_eager
+    from .bitmap import Bitmap, SeededHoles, pack_values, pack_values_eager, unpack_values, unpack_values_eager
     from .block import (
         BlockLayout,
         block_grad,
@@ -60,7 +60,6 @@ else:
     from .partition import (
         HOLE,
         PackedLabels,
-        SeededHoles,
         SeededLabels,
         masked_matmul,
         merge_matmul,

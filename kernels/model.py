@@ -6,7 +6,8 @@ plain numbers out, neither a device nor Triton nor torch.
 Its inputs are a layer and a batch (:class:`Sizes`), and what a device can do (:class:`~fpe.kernels.roofs.Roof`).
 
 Left out: bytes that large batches move twice because operands outgrow L2 (``fpe lab traffic`` counts them; arithmetic
-limits those sizes), the rounding of sizes up to whole tiles, and overlap between launches.
+limits those sizes), passes of L1 (``fpe lab wavefronts`` counts those of kept values), the rounding of sizes up to
+whole tiles, and overlap between launches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,13 +44,13 @@ UNPACKING: Mapping[tuple[str, bool], Mapping[int, tuple[float, float]]] = {
 Counted by ``fpe lab compile`` in the binaries for compute capability 9.0 (the others differ little): the instructions
 at the integer rate, or half of all where that is more. A test holds them equal to the committed counts."""
 KEPT_UNPACKING: Mapping[tuple[str, bool], Mapping[int, tuple[float, float]]] = {
-    ("split_matmul", False): {1: (5.39, 8.31), 2: (8.44, 12.75), 4: (11.86, 11.86), 8: (32.0, 32.0)},
+    ("split_matmul", False): {1: (5.03, 5.06), 2: (6.61, 6.61), 4: (8.12, 8.12), 8: (11.61, 11.61)},
     ("split_matmul", True): {1: (9.35, 12.81), 2: (12.69, 19.0), 4: (21.44, 21.44), 8: (44.5, 44.5)},
-    ("merge_matmul", False): {1: (5.39, 8.31), 2: (8.58, 13.12), 4: (12.35, 12.35), 8: (31.75, 31.75)},
+    ("merge_matmul", False): {1: (5.03, 5.06), 2: (6.61, 6.61), 4: (8.17, 8.17), 8: (11.72, 11.72)},
     ("merge_matmul", True): {1: (9.35, 12.81), 2: (12.96, 16.28), 4: (17.09, 17.09), 8: (39.25, 39.25)},
 }
 """The same for each position of a weight of which the kept values alone are stored, existing or not: for 16 rows, and
-for 64, of which more than two children make several tiles as of fewer."""
+for each tile of 64."""
 KEPT_VALUES, DECOMPRESSED, MASKED_DENSE = "kept values", "decompressed", "masked dense"
 """Ways to run an operation on kept values: read as they are multiplied, written to their places first, the twin's."""
 
@@ -268,7 +269,8 @@ def kept_unpacking(op: str, transposed: bool, alpha: int, m: int) -> float:
     """Integer slots that an operation on kept values spends on a position; as :func:`unpacking` counts them."""
     table = KEPT_UNPACKING[op, transposed]
     known = min((count for count in table if count >= alpha), default=max(table))
-    rows = max(min(128 // known, DECODE_ROWS), 16)  # of a tile: sums of all children share the registers
+    # Of a tile: sums of all children share the registers, on the stored weight with more that is under way.
+    rows = max(min(128 // known, DECODE_ROWS if transposed else 32), 16)
     few, many = table[known]
     return (few if m <= 32 else many) * ceil(m / rows) * max(alpha / known, 1.0)
 

@@ -22,6 +22,11 @@ from fpe.kernels.structures import STRUCTURES
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FORMS = ("contiguous", "transposed", "sliced", "expanded")
+MEASURED_ROOF = {
+    "name": "test", "arch": 90, "bandwidth": 4.2e12, "flops": {"bf16": 7e14}, "l2": 6e7, "integer": 1.6e13,
+    "shares": {"blocks": [0.8, 0.7]}, "provenance": {"device": "x"},
+}  # fmt: skip
+"""A file of a device's roof, as a measurement leaves it."""
 
 
 def bytes_touched(access: Access) -> np.ndarray:

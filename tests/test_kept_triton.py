@@ -27,6 +27,7 @@ from fpe.kernels import (
 from fpe.kernels.bitmap import layout
 from fpe.kernels.device import KNOWN
 from fpe.kernels.partition import kept as choice
+from fpe.kernels.partition import triton as partition_triton
 from fpe.kernels.partition.config import MAX_ALPHA, Config, Problem
 from fpe.kernels.roofs import PUBLISHED
 from fpe.kernels.tables import choose
@@ -352,3 +353,20 @@ def test_the_rule_chooses_tiles_of_whole_words(arch: int) -> None:
         assert problem.fits(config, KNOWN[arch]) and not config.direct
     assert problem.fits(replace(config, block_m=16, block_n=16, block_k=32), KNOWN[arch])
     assert not problem.fits(replace(config, block_m=16, block_n=16, block_k=16), KNOWN[arch])
+
+
+def test_the_direct_kernel_reads_whole_lines_along_rows() -> None:
+    mask = torch.rand(16, 256, generator=seeded()) < 0.5
+    kept, holes = Bitmap.pack(mask), SeededHoles.of(5, (16, 256), 128)
+    values = torch.zeros(kept.nnz + 8, dtype=torch.float16)
+    aligned = values[8:]
+
+    def reads(values: Tensor, kept: Bitmap | SeededHoles) -> bool:
+        return partition_triton._by_lines(partition_triton.kept_weight(values, None, kept))
+
+    assert reads(aligned, kept)
+    assert not reads(values[7:-1], kept)  # 16 bytes begin elsewhere
+    assert not reads(aligned, kept.T)
+    assert not reads(values[: holes.nnz], holes)
+    with patch.object(partition_triton, "NARROW", kept.nnz):
+        assert not reads(aligned, kept)

@@ -151,7 +151,7 @@ PRINTED: dict[tuple[str, ...], tuple[Callable[[], Table], ...]] = {
     ("lab", "execute"): (of("lab/execute", execute.table), of("lab/execute", execute.complaints)),
     ("lab", "hazards"): (of("lab/hazards", survey.table),),
     ("lab", "headline"): (of("lab/headline-compile", summary.compile_times),),
-    ("lab", "ladder"): (of("lab/ladder", summary.ladder),),
+    ("lab", "ladder"): (of("lab/ladder", summary.ladder), of("lab/ladder", partial(summary.ladder, kept=True))),
     ("lab", "mutate"): (of("lab/mutation", mutate.table),),
     ("lab", "traffic"): (of("lab/traffic", traffic.table), of("lab/traffic-seeded", traffic.table)),
     ("lab", "wavefronts"): (of("lab/wavefronts", summary.wavefronts),),

@@ -98,12 +98,17 @@ def kept_pairs() -> Iterator[Kept]:
 
 
 def over_parent(kept: Kept) -> dict[str, float]:
-    """What a pair stores, over its parent: weights; weights and index; those with gradients and Adam's two moments."""
+    """What a pair stores, over its parent: weights; weights and index; those with gradients and Adam's two moments.
+
+    Moments have 16 bits, as the weights and the gradients do, or 32: twice as many bytes.
+    """
     parent, wide = (memory.columns(model) for model in (kept.parent(), kept.expanded()))
+    training = ("parameter_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes")
     parts = {
         "weights": ("parameter_bytes",),
         "weights and index": ("parameter_bytes", "index_bytes"),
-        "training": ("parameter_bytes", "index_bytes", "gradient_bytes", "optimizer_bytes"),
+        "training": training,
+        "training, float32 moments": (*training, "optimizer_bytes"),
     }
     return {part: sum(wide[n] for n in names) / sum(parent[n] for n in names) for part, names in parts.items()}
 
@@ -120,5 +125,8 @@ def storage() -> Table:
         ("-".join(map(str, kept.sizes)), f"{kept.alpha}", kept.name, *(f"{share:.3f}" for share in shares.values()))
         for kept, shares in storage_rows()
     ]
-    columns = ("d-h-c", "alpha", "masks and policy", "weights", "weights and index", "in training with Adam")
+    columns = (
+        *("d-h-c", "alpha", "masks and policy", "weights", "weights and index"),
+        *("in training with Adam", "its moments in float32"),
+    )
     return Table("Bytes of a pair of layers over its parent's, bfloat16", columns, rows)

@@ -12,12 +12,12 @@ from ... import kernels as public
 from ...kernels.bitmap import eager as twins
 from ...kernels.bitmap import triton as kernels
 from ...kernels.bitmap.backends import BACKENDS as _BACKENDS
+from ...kernels.bitmap.existence import Kept
 from ...kernels.bitmap.layout import BASE, RUN, WORD, Bitmap, index_sizes
 from ...kernels.gpus import reads_kept_values
 from ...kernels.partition import config as configs
 from ...kernels.partition import eager as partition_twins
 from ...kernels.partition import triton as partition_kernels
-from ...kernels.partition.existence import Kept
 from ...kernels.partition.labels import PackedLabels, digits, row_bytes
 from ...kernels.partition.seeded import SeededLabels
 from . import contract, partition
@@ -46,7 +46,7 @@ def operands(case: "Case", draw: Draw) -> Problem:
 def _kept(case: "Case", draw: Draw) -> Kept:
     """The bitmap of a case, of which only the sizes count where nothing has numbers; or holes of a seed."""
     n, k = case.shape
-    if case.seeded:
+    if case.seeded and not case.holes:
         return public.SeededHoles.of(5, (n, k), k // 2)
     if draw.device != "meta":
         return Bitmap.pack(draw.mask(n, k)).to(draw.device)
@@ -96,7 +96,9 @@ class Case(contract.Case):
     m: int = 0
     alpha: int | None = 2
     seeded: bool = False
-    """Whether existence and ownership are of a seed."""
+    """Whether ownership is of a seed, and existence too."""
+    holes: bool = False
+    """Whether existence is in a bitmap in any case."""
     file: ClassVar[str] = "bitmap"
     operands = operands
 
@@ -110,6 +112,7 @@ CASES = (
     *(Case(op, "bf16", 16, alpha) for op, alpha in product(PRODUCTS, (1, 2, 4, 8))),
     *(Case(op, "bf16", 64, 2) for op in PRODUCTS),
     *(Case(op, "bf16", 16, alpha, seeded=True) for op, alpha in product(PRODUCTS, (2, 4, 8))),
+    *(Case(op, "bf16", 16, alpha, seeded=True, holes=True) for op, alpha in product(PRODUCTS[:2], (2, 4, 8))),
     *(Case(f"kept_{op}", "bf16", 64, 1) for op in partition.MULTIPLIES),
     *(Case(op, "fp32", 16, 2) for op in ("kept_split", "kept_merge_t", "kept_grad")),
 )
@@ -131,6 +134,10 @@ def launches(problem: configs.Problem, config: configs.Config, share: float) -> 
     if k % RUN or share * WORD % 1:
         raise ValueError(f"expected columns in multiples of {RUN} and a share in 32nds, got {k} and {share}")
     first, *rest = partition.launches(problem, config)
+    if config.direct:
+        groups = partition.launches(problem, replace(config, block_k=configs.GROUP, split=1))[0].program
+        parts = config.block_k // configs.GROUP
+        steps_k = -(-k // config.block_k)
     transposed = problem.transposed
     paired = configs.in_pairs(problem, config)
 
@@ -153,12 +160,33 @@ def launches(problem: configs.Problem, config: configs.Config, share: float) -> 
         return *bases, starts, earlier
 
     def following(row: int) -> tuple[Access, ...]:
-        """What says whether two values follow those before a row, which decides how a program loads."""
+        """What says whether enough values follow those before a row, which decides how a program loads."""
         run = row * (k // RUN) + 1
-        if not paired or run >= n * (k // RUN):
+        if not (paired or config.direct) or run >= n * (k // RUN):
             return ()
         bases = Access("bases", False, 0, 1, INDEX * (run // (BASE // RUN)), INDEX, 0)
         return bases, Access("starts", False, 0, 1, 2 * run, 2, k // RUN * 2)
+
+    def lines(access: Access) -> Access:
+        """The kept part of some columns of a direct kernel's rows: whole lines of 16 bytes, and the one behind them."""
+        part = packed(access, size)
+        begin, end = part.column // 16 * 16, (part.column + part.width) // 16 * 16 + 32
+        last = access.row + config.block_n >= n  # where values are read one by one
+        return part if last else part._replace(column=begin, width=end - begin)
+
+    def along_rows(x: int, y: int) -> Program:
+        """Of a direct kernel: each part of its warps goes on from its own first column."""
+        begin, end = (steps_k * split // config.split for split in (y, y + 1))
+        columns, own = end - begin, list(groups(x, 0))
+        firsts = [begin * parts + part * columns for part in range(parts)]
+        tiles = [own[group][0] for group in firsts if group < len(own) - 1]
+        yield (*following(tiles[0].row + config.block_n), *(a for tile in tiles for a in lookup(tile, size)))
+        for step in range(columns):
+            for group in firsts:
+                if group + step < len(own) - 1:
+                    tile, *others = own[group + step]
+                    yield bits(tile, size), lines(tile), *others
+        yield list(first.program(x, y))[-1]
 
     def program(x: int, y: int) -> Program:
         """As of the whole weight: its tiles come with their bits, and with what precedes a row where it begins."""
@@ -185,6 +213,8 @@ def launches(problem: configs.Problem, config: configs.Config, share: float) -> 
 
     if problem.op == "partition_grad" and rest:
         rest = [reduce(int(share * n * k), config.split, size)]
+    if config.direct:
+        return [replace(first, kernel="multiply_kept_rows", program=along_rows), *rest]
     return [replace(first, program=program), *rest]
 
 
@@ -194,7 +224,9 @@ class Layer(partition.Layer):
 
     def problem(self, op: str) -> configs.Problem:
         """See :class:`.accesses.Layer`."""
-        return replace(super().problem(op), pairs=False, kept=self.share)
+        problem = super().problem(op)
+        pairs = self.case.itemsize == 2 and not problem.transposed and problem.op != "partition_grad"
+        return replace(problem, pairs=pairs, kept=self.share)
 
     def launches(self, op: str, config: configs.Config) -> list[Launch]:
         """See :class:`.accesses.Layer`."""

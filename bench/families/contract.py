@@ -81,7 +81,7 @@ class Case:
     def id(self) -> str:
         """As ``forward-64x128-bf16-m16`` or ``split-alpha2-bf16-m16``."""
         structure = f"{self.block[0]}x{self.block[1]}" if self.block else f"alpha{self.alpha}"
-        structure += "-seeded" if self.seeded else ""
+        structure += "-seeded" * self.seeded + "-holes" * self.holes
         end = f"-{self.activation}" if self.activation else ""
         size = "" if self.shape == self.usual else f"-{self.shape[0]}x{self.shape[1]}"
         return f"{self.op}-{structure}-{self.dtype}-m{self.m}{end}{size}"
@@ -89,9 +89,9 @@ class Case:
     @property
     def name(self) -> str:
         """All of it, as ``compile-split-bf16-16-2-(14336, 4096)``: rows of what compiling took are found by it."""
-        parts = [getattr(self, part.name) for part in fields(self) if part.name != "seeded"]
+        parts = [getattr(self, part.name) for part in fields(self) if part.name not in ("seeded", "holes")]
         named = [str(part) for part in parts if part is not None]
-        return "-".join([self.file.replace("-", "_"), *named, *["seeded"] * self.seeded])
+        return "-".join([self.file.replace("-", "_"), *named, *["seeded"] * self.seeded, *["holes"] * self.holes])
 
     @property
     def option(self) -> str:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ... import kernels as public
+from ...kernels.bitmap.gluon import kept_words
 from ...kernels.bitmap.triton import kept_pairs
 from ...kernels.device import Device
 from ...kernels.partition import config as configs
 from ...kernels.partition import eager as twins
-from ...kernels.partition import gluon, gluon_transposed, tiles
+from ...kernels.partition import gluon, gluon_kept, gluon_transposed, tiles
 from ...kernels.partition import triton as kernels
 from ...kernels.partition.backends import MERGE, SPLIT
 from ...kernels.partition.config import GROUP
@@ -52,27 +53,35 @@ def _outer_step(given: Mapping[str, Any], size: int) -> tuple[int, int]:
     return given["BLOCK_M"] * (left + right) * size, given["BLOCK_N"]
 
 
+def check_no_shared(row: Row, load_bits: int = 128) -> list[str]:
+    """Complaints of any direct kernel."""
+    complaints = as_meant(row, load_bits)
+    if row["loop_shared"]:
+        complaints.append(f"{row['loop_shared']} instructions on shared memory in a loop that needs none")
+    return complaints
+
+
 def check_direct(row: Row) -> list[str]:
     """Complaints of a kernel whose weights go from memory to the tensor cores through nothing in between."""
     # A split's sums of 16 rows and eight children leave a lane four columns of the transpose.
-    complaints = as_meant(row, 64 if row["op"] == "split_t" and row["alpha"] > 4 else 128)
+    complaints = check_no_shared(row, 64 if row["op"] == "split_t" and row["alpha"] > 4 else 128)
     few = row["tile"].startswith(("8", "16"))
     if few and row["instructions_per_weight"] > ISSUE_SLOTS:
         spent = row["instructions_per_weight"]
         complaints.append(f"{spent} instructions a weight: unpacking would outlast the memory")
-    if row["loop_shared"]:
-        complaints.append(f"{row['loop_shared']} instructions on shared memory in a loop that needs none")
     if few and row["arch"] == 90 and row["in_flight_l2"] < IN_FLIGHT:
         complaints.append(f"{row['in_flight_l2']} bytes in flight on a multiprocessor: memory would wait")
     return complaints
 
 
+_LINES = ("gl.load(line_at)",)  # of two neighbouring ones the first: as many bytes as positions have
 ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
 _BY_COLUMNS = (gluon_transposed._rows, gluon_transposed._rows_narrow)
 _BY_TILES = (tiles._partition_multiply, kept_pairs)
 KERNELS = (
     Kernel(tiles._partition_multiply, ("tl.load(words_at", "tl.load(values_at"), _step, loads=_BY_TILES),
     Kernel(gluon.multiply_rows, ROWS, _rows_step, check=check_direct, loads=(gluon._group,)),
+    Kernel(gluon_kept.multiply_kept_rows, _LINES, _rows_step, check=check_no_shared, loads=(kept_words,)),
     Kernel(gluon_transposed.multiply_columns, _COLUMNS, _columns_step, check=check_direct, loads=_BY_COLUMNS),
     Kernel(tiles._partition_outer, ("tl.load(left_at", "tl.load(right_at"), _outer_step),
 )

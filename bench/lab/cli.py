@@ -101,9 +101,9 @@ def compile_command(
 @rows_options
 @output_option("out/lab")
 def ladder_command(form: str | None, output: Path) -> None:
-    """Count what plain ways of applying labels cost in machine instructions, up to the way that is shipped."""
+    """Count machine instructions of plain ways to apply labels and to place kept values, up to what is shipped."""
     from ...kernels.device import interpreting
-    from ..cli.output import finish
+    from ..cli.output import finish, print_table
 
     if interpreting():
         raise click.ClickException("kernels are interpreted where TRITON_INTERPRET=1; unset it to compile them")
@@ -112,6 +112,8 @@ def ladder_command(form: str | None, output: Path) -> None:
 
     results = ladder.run()
     finish(results, output / "ladder.jsonl", summary.ladder(results), form)
+    if not form:
+        print_table(summary.ladder(results, kept=True))
 
 
 @lab.command("headline")

@@ -4,8 +4,9 @@ Each rung is a matmul of two children (alpha = 2, 16 rows) that differs in how t
 tiled kernels ship the last rung before ``"no labels"``, which multiplies the whole tile twice: the floor of tiles. Up
 to 64 rows ``"direct"`` is shipped (``kernels/partition/gluon.py``).
 
-Each rung of kept values is a matmul of one child that differs in how values find their places. What is shipped are the
-helpers of ``kernels/bitmap/triton.py``, which the rungs call.
+Each rung of kept values is a matmul of one child that differs in how values find their places. On the transpose the
+helpers of ``kernels/bitmap/triton.py`` are shipped, which the rungs call; along rows ``"kept, direct"`` is
+(``kernels/partition/gluon_kept.py``).
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ from triton.compiler import ASTSource
 from ...kernels.bitmap.layout import WORD
 from ...kernels.bitmap.triton import kept_pairs, kept_tile
 from ...kernels.device import interpreting
-from ..families import partition
+from ..families import bitmap, partition
 from ..results import Results
 from . import sass
 from .compile import compile_launch, disassemble, launches
@@ -29,18 +30,23 @@ RUNGS = {
     "word masks": "two weights to a 32-bit word, one mask for both (shipped for more rows)",
     "no labels": "both children take the whole tile: what the matmul costs without labels",
 }
-DIRECT, SEED = "direct", "direct, of a seed"
 SHIPPED = {
-    DIRECT: "fragments loaded from memory, masks by sign replication (shipped for up to 64 rows)",
-    SEED: "the same with labels made in registers, a hash for 64 weights (shipped for up to 64 rows)",
+    "direct": "fragments loaded from memory, masks by sign replication (shipped for up to 64 rows)",
+    "direct, of a seed": "the same with labels made in registers, a hash for 64 weights (shipped for up to 64 rows)",
+    "kept, direct": "fragments made of two lines of values, by shifts and a `prmt` a word (shipped along rows)",
 }
-"""The rungs without tiles: the shipped kernel, compiled as it ships."""
+"""The rungs without tiles: the shipped kernels, compiled as they ship."""
+_CASES = {
+    "direct": partition.Case("split", "bf16", 16, 2),
+    "direct, of a seed": partition.Case("split", "bf16", 16, 2, seeded=True),
+    "kept, direct": bitmap.Case("kept_split", "bf16", 16, 1),
+}
 TILE = (64, 128, 16)
 """``BLOCK_N, BLOCK_K, BLOCK_M``."""
 KEPT_RUNGS = {
     "scan": "the bits of a row are added up by `tl.cumsum`, and every position is gathered",
-    "count": "the ones below each bit are counted (shipped from five children or 33 rows on)",
-    "pairs": "one count and one address for two neighbours, placed by one `prmt` (shipped for fewer)",
+    "count": "the ones below each bit are counted (shipped on the transpose, from five children or 33 rows on)",
+    "pairs": "one count and one address for two neighbours, placed by one `prmt` (shipped on the transpose)",
     "all exist": "the tile is loaded whole: what the matmul costs without a bitmap",
 }
 KEPT_TILE = (64, 64, 16)
@@ -175,12 +181,12 @@ def climb(rung: str, arch: int) -> dict[str, Any]:
 
 
 def direct(arch: int, rung: str) -> dict[str, Any]:
-    """Counts the main loop of the kernel that is shipped for few rows, with either kind of labels."""
-    (launch,) = launches([partition.Case("split", "bf16", TILE[2], 2, seeded=rung == SEED)], [arch])
+    """Counts the main loop of a kernel that is shipped for few rows."""
+    (launch,) = launches([_CASES[rung]], [arch])
     row = compile_launch(launch)
     if row["loop_shared"]:
         raise RuntimeError(f"fpe lab ladder: {row['kernel']} has instructions on shared memory in its loop")
-    return _row(rung, SHIPPED[rung], arch, row, row["instructions_per_weight"], 0.0)
+    return _row(rung, SHIPPED[rung], arch, row, row["instructions_per_weight"], 0.0, _CASES[rung].alpha or 1)
 
 
 def _row(
@@ -207,9 +213,8 @@ def run(architectures: tuple[int, ...] = (80, 90)) -> Results:
         row
         for arch in architectures
         for row in (
-            *(climb(rung, arch) for rung in RUNGS),
+            *(climb(rung, arch) for rung in (*RUNGS, *KEPT_RUNGS)),
             *(direct(arch, rung) for rung in SHIPPED),
-            *(climb(rung, arch) for rung in KEPT_RUNGS),
         )
     ]
     settings = {"triton": triton.__version__, "tile": list(TILE), "kept_tile": list(KEPT_TILE)}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fpe.kernels import SeededHoles, unpack_values
+from fpe.kernels.bitmap.existence import Kept
 from fpe.kernels.here import kernel_wins
-from fpe.kernels.partition.existence import Kept
 
 from .base import ExpandedLinear, Topology
 from .dense_form import placed_copy

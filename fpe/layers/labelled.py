@@ -19,9 +19,9 @@ from fpe.kernels import (
     split_matmul,
     unpack_values,
 )
+from fpe.kernels.bitmap.existence import Kept
 from fpe.kernels.memo import once_per_version
 from fpe.kernels.partition.eager import table
-from fpe.kernels.partition.existence import Kept
 from fpe.kernels.partition.interleaved import quad_codes
 from fpe.kernels.partition.labels import digits, row_bytes
 from fpe.kernels.partition.seeded import SEEDS, TURNED, VERSION, VERSIONS

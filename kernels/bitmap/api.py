@@ -4,9 +4,9 @@ from torch import Tensor
 
 from ..checks import check_tensor
 from ..dispatch import choose_backend
-from ..partition.existence import Kept, check_kept, index_of, seed_of
 from . import ops
 from .backends import BACKENDS
+from .existence import Kept, check_kept, index_of, seed_of
 
 
 def unpack_values(values: Tensor, kept: Kept, *, backend: str = "auto") -> Tensor:

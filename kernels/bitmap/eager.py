@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..partition.existence import Kept
+from .existence import Kept
 
 
 def unpack_values_eager(values: Tensor, kept: Kept) -> Tensor:

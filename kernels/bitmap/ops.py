@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from ..library import define, implementation
-from ..partition.existence import existing
 from .backends import BACKENDS
+from .existence import existing
 
 
 def _save_unpack(ctx: Any, args: tuple[Any, ...], result: Tensor) -> None:

@@ -1,6 +1,6 @@
 """The bitmap operations on the GPU: a kernel moves values to their places or back; others read tiles through bits.
 
-Holes of a seed have a kernel of their own for it (:mod:`fpe.kernels.partition.holes_triton`).
+Holes of a seed have a kernel of their own for it (:mod:`.holes_triton`).
 
 A program takes a tile. How many values stand before each of its rows is stored for runs of words
 (:func:`values_before`), and the ones before a bit are counted: no program waits for another, nothing is added
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..device import interpreting
 from ..epilogue import rows_contiguous
-from ..partition.existence import Kept
-from ..partition.holes_triton import move_by_seed
+from .existence import Kept
+from .holes_triton import move_by_seed
 from .layout import BASE, RUN, WORD, Bitmap
 
 BLOCK_N, BLOCK_K = 8, 256

@@ -9,6 +9,7 @@ from memory directly.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from ..hashing import COLUMN, ROW, signed
 from ..partition.fragments import (
     activate,
     add_rows,
@@ -22,7 +23,6 @@ from ..partition.fragments import (
     store,
 )
 from ..partition.gluon import sums_of_rows
-from ..partition.seeded import COLUMN, ROW, signed
 
 _ROW, _COLUMN = gl.constexpr(signed(ROW)), gl.constexpr(signed(COLUMN))
 

@@ -2,14 +2,12 @@
 
 from .api import masked_matmul, merge_matmul, partition_grad, split_matmul
 from .eager import merge_matmul_eager, partition_grad_eager, split_matmul_eager
-from .holes import SeededHoles
 from .labels import HOLE, PackedLabels
 from .seeded import SeededLabels
 
 __all__ = [
     "HOLE",
     "PackedLabels",
-    "SeededHoles",
     "SeededLabels",
     "masked_matmul",
     "merge_matmul",

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from ..activations import check_activation
+from ..bitmap.existence import Kept, check_kept, index_of
+from ..bitmap.holes import SeededHoles
 from ..bitmap.layout import Bitmap, check_bitmap
 from ..checks import as_rows, autocast, check_tensor
 from ..dispatch import UnsupportedError, choose_backend, stays
@@ -14,8 +16,6 @@ from . import kept as packed
 from . import ops
 from .backends import MERGE, SPLIT, SPLIT_OF_SEED
 from .eager import Labels
-from .existence import Kept, check_kept, index_of
-from .holes import SeededHoles
 from .labels import PackedLabels, check_alpha, digits, row_bytes
 from .seeded import SeededLabels
 

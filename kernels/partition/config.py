@@ -47,7 +47,7 @@ class Problem:
         transposed: Whether the operation is on the transposed weight.
         alpha: Children.
         itemsize: Bytes of an operand's element.
-        pairs: Whether the weight can be read as words of two, as a direct kernel does.
+        pairs: Whether the weight can be read as words of two, or its kept values by lines, as a direct kernel does.
         kept: Share of the entries that exist, where the weight is stored as its kept values alone; none where all are.
         seeded: Whether labels are made of a seed.
     """
@@ -92,12 +92,12 @@ class Problem:
 
 
 def in_pairs(problem: Problem, config: Config) -> bool:
-    """Whether kept values are placed two at a time: more children or rows leave no registers for it.
+    """Whether kept values are placed two at a time, on the transpose: more children or rows leave no registers for it.
 
     A weight without entries has no last tile, which is where such a kernel looks first.
     """
-    able = problem.kept is not None and problem.op != "partition_grad" and problem.itemsize == 2
-    able = able and min(problem.n, problem.k) > 0
+    able = problem.kept is not None and problem.transposed and problem.itemsize == 2 and not config.direct
+    able = able and problem.op != "partition_grad" and min(problem.n, problem.k) > 0
     return able and problem.alpha <= 4 and config.block_m <= 32
 
 
@@ -162,37 +162,44 @@ def _direct_rule(problem: Problem, device: Device) -> Config:
     """
     sums, children = problem.sums, problem.alpha // problem.sums
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
-    of_a_warp, depth = 16, GROUP
+    narrowest, tiles, depth = 16, 1, GROUP
     if problem.transposed:
         # It takes 32 columns where one pass of 16 rows then does for two. It loads 16 rows of the weight at a time, or
         # 32 where the registers hold them beside the sums.
         narrow = sums > 4 and problem.m > 8 and not problem.seeded
-        of_a_warp, depth = (COLUMNS // 2, 32) if narrow else (COLUMNS, 32 if sums <= 2 and problem.alpha <= 4 else 16)
-    widest = 4 * of_a_warp
-    most = min(power_below(128 * 32 // (sums * of_a_warp)), 32 if problem.alpha <= 4 else 16)
+        narrowest, depth = (COLUMNS // 2, 32) if narrow else (COLUMNS, 32 if sums <= 2 and problem.alpha <= 4 else 16)
+    most = min(power_below(128 * 32 // (sums * narrowest)), 32 if problem.alpha <= 4 else 16)
     block_m = min(max(8, power_above(problem.m)), most)
-    tiles_m, read = ceil(problem.m / block_m), min(problem.m, block_m) * children
-    partial, weights = problem.m * outputs * sums * 4, problem.n * problem.k * problem.itemsize
+    tiles_m, partial = ceil(problem.m / block_m), problem.m * outputs * sums * 4
+    read: float = min(problem.m, block_m) * children
+    weights: float = problem.n * problem.k * problem.itemsize
+    if problem.kept is not None:
+        weights *= problem.kept
+        read /= max(problem.kept, 1 / 32)
+        tiles = 2 if problem.alpha == 1 and block_m <= 16 else 1  # of a warp, which share its loads of activations
     allowed = (0.02 if problem.m <= 16 else 0.04) * weights
-    out, split, warps = widest, 1, 4
+    out, split, warps = 4 * tiles * narrowest, 1, 4
+
+    def of_a_warp() -> int:
+        return narrowest * min(tiles, max(out // 32, 1))
 
     def fills(share: float) -> bool:
         return tiles_m * ceil(outputs / out) * split >= share * device.sms
 
     def steps() -> float:
-        return reduced / (depth * (warps * of_a_warp // out) * split)
+        return reduced / (depth * (warps * of_a_warp() // out) * split)
 
-    while not fills(1.5) and out > of_a_warp and steps() >= 4 and 4 * read <= out:
+    while not fills(1.5) and out > narrowest and steps() >= 4 and 4 * read <= out:
         out //= 2
     while not fills(1.5) and steps() >= 8 and 2 * split * partial <= allowed:
         split *= 2
     if not fills(1.5) and steps() >= 4:
         warps = 8
-    while not fills(0.5) and out > of_a_warp and steps() >= 4:
+    while not fills(0.5) and out > narrowest and steps() >= 4:
         out //= 2
     while not fills(0.5) and steps() >= 8 and split < 16:
         split *= 2
-    inner = depth * (warps * of_a_warp // out)
+    inner = depth * (warps * of_a_warp() // out)
     block_n, block_k = (inner, out) if problem.transposed else (out, inner)
     return Config(block_m, block_n, block_k, split, 8, warps, 1, direct=True)
 

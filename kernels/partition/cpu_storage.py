@@ -14,9 +14,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..cpu import compiled
+from ..hashing import COLUMN, MIX, ROW
 from ..vectors import I32, I64, LANES, WORDS, Emit
 from .labels import digits
-from .seeded import COLUMN, MIX, ROW
 
 GROUP = 128
 """Edges whose labels lie together: see :class:`PackedLabels`."""

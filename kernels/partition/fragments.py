@@ -8,7 +8,7 @@ bytes.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .seeded import MIX, signed
+from ..hashing import MIX, signed
 
 _FIRST, _SECOND = (signed(factor) for _, factor in MIX)
 

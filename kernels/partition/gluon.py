@@ -25,8 +25,8 @@ registers]``; a tile is 16 outputs, or 64 or 32 on the transpose.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from ..hashing import COLUMN, ROW, signed
 from .fragments import add_rows, fetch, hash_of, layout_of, layout_of_lanes, masks_of_rows, places, share_of_row, store
-from .seeded import COLUMN, ROW, signed
 
 _ROW, _COLUMN = gl.constexpr(signed(ROW)), gl.constexpr(signed(COLUMN))
 

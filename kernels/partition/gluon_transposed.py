@@ -3,6 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from ..hashing import COLUMN, ROW, signed
 from .fragments import (
     constraints,
     fetch,
@@ -18,7 +19,6 @@ from .fragments import (
     share,
     store,
 )
-from .seeded import COLUMN, ROW, signed
 
 _ROW, _COLUMN = gl.constexpr(signed(ROW)), gl.constexpr(signed(COLUMN))
 

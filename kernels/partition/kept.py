@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from ..activations import finish
 from ..bitmap.backends import BACKENDS
+from ..bitmap.existence import Index, Kept, existing
 from ..device import device_of
 from ..dispatch import AUTO_ON_CPU, fastest_of_kept, fastest_on_cpu
 from ..gpus import reads_kept_values
@@ -20,7 +21,6 @@ from ..model import KEPT_VALUES
 from . import ops
 from .backends import SPLIT
 from .config import DIRECT_ROWS
-from .existence import Index, Kept, existing
 from .labels import PackedLabels
 from .seeded import SeededLabels
 

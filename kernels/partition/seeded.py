@@ -4,12 +4,13 @@
 ``triton.py`` and ``gluon.py`` gives the same labels for ever: a checkpoint holds the seed alone.
 """
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..checks import check_pair
+from ..hashing import COLUMN, ROW, SEEDS, WORD, check_seed, key_of, mixed, signed
 from ..structures import SEEDED_CHILDREN as CHILDREN
 
 VERSION, TURNED = 1, 2
@@ -18,18 +19,8 @@ VERSION, TURNED = 1, 2
 VERSIONS = 1 << 8
 """There are fewer: what a state dict has room for."""
 
-SEEDS = 1 << 32
-"""Seeds are integers from 0 to below this."""
-
 ALIGNED = (2, 128)
 """Multiples at which the rows and columns of a part of a weight begin for a kernel to make the part's labels."""
-
-WORD = (1 << 32) - 1
-GOLDEN = 0x9E3779B9
-ROW, COLUMN = 0x9E3779B1, 0x85EBCA77
-"""What two neighbouring rows, and the words of columns, add to what is hashed."""
-MIX = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
-"""Shifts and factors of the rounds of the hash, MurmurHash3's finaliser; a last shift by 16 follows."""
 
 _CHUNK = 1 << 22  # edges unpacked at a time: bounds the working memory of large layers
 
@@ -109,8 +100,7 @@ class SeededLabels(NamedTuple):
     def key(self) -> int:
         """What a kernel adds to what it hashes, signed 32 bits: the seed, and where the part begins."""
         row, column = self.offsets
-        key = (key_of(self.seed) + row // 2 * ROW + column // 32 * COLUMN) & WORD
-        return key - (key >> 31 << 32)
+        return signed((key_of(self.seed) + row // 2 * ROW + column // 32 * COLUMN) & WORD)
 
     @property
     def why_no_kernel(self) -> str | None:
@@ -152,35 +142,6 @@ def _labels(key: int, row: int, column: int, shape: tuple[int, int], alpha: int,
     return labels
 
 
-Integers = TypeVar("Integers", int, Tensor)
-
-
-def mixed(x: Integers) -> Integers:
-    """A hash of integers modulo 2^32."""
-    x = x & WORD
-    for shift, factor in MIX:
-        x = ((x ^ (x >> shift)) * factor) & WORD
-    return x ^ (x >> 16)
-
-
-def key_of(seed: int, begin: int = GOLDEN) -> int:
-    """A seed as what is hashed begins with it: seeds beside each other begin far apart."""
-    return mixed(seed + begin)
-
-
-def check_seed(op: str, name: str, seed: object) -> None:
-    """Raises unless a seed of something is one."""
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"{op}: the seed of {name} must be an integer, got {type(seed).__name__}")
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"{op}: the seed of {name} must be from 0 to 2^32 - 1, got {seed}")
-
-
 def beside(seed: int, places: int = 1) -> int:
     """The seed some places further on: that of another layer, whose labels have nothing to do with the first's."""
     return (seed + places) % SEEDS
-
-
-def signed(constant: int) -> int:
-    """A word as the 32-bit integer that has its bits: what the kernels' constants are."""
-    return constant - (constant >> 31 << 32)

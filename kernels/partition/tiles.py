@@ -14,10 +14,10 @@ exists.
 import triton
 import triton.language as tl
 
+from ..bitmap.holes_triton import hole_words
 from ..bitmap.triton import count_ones, kept_pairs, kept_tile, two_follow, values_before
 from ..epilogue import activate, in_groups, multiply, multiply_loaded
-from .holes_triton import hole_words
-from .seeded import COLUMN, MIX, ROW, signed
+from ..hashing import COLUMN, MIX, ROW, signed
 
 _ROW, _COLUMN = signed(ROW), signed(COLUMN)
 _FIRST, _SECOND = (signed(factor) for _, factor in MIX)
@@ -238,10 +238,9 @@ def _partition_multiply(
         accs += (tl.zeros([BLOCK_M, OUT] if TURNED else [OUT, BLOCK_M], dtype=tl.float32),)
     last_step = steps * (pid_split + 1) // SPLIT
     free_step = last_step
-    if PAIRS:  # of guards are free the tiles that two values follow: not those of the last rows
-        row = (steps - 1) * BLOCK_N if TRANSPOSED else (pid_out + 1) * BLOCK_N
-        free_step = tl.minimum(last_step, steps - 1) if TRANSPOSED else last_step
-        free = two_follow(starts_ptr, bases_ptr, row, N, WORDS, NNZ, RUN, BASE, WORD)
+    if PAIRS:  # of the transpose; of guards are free the tiles that two values follow: not those of the last rows
+        free_step = tl.minimum(last_step, steps - 1)
+        free = two_follow(starts_ptr, bases_ptr, (steps - 1) * BLOCK_N, N, WORDS, NNZ, RUN, BASE, WORD)
         free_step = tl.where(free, tl.maximum(free_step, first_step), first_step)
     for guarded in tl.static_range(2 if PAIRS else 1):
         begin, end = first_step, free_step

@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..bitmap.layout import BASE, RUN, WORD, Bitmap
+from ..bitmap.existence import Kept
+from ..bitmap.holes import SeededHoles
+from ..bitmap.layout import BASE, NARROW, RUN, WORD, Bitmap
 from ..bitmap.triton import AS_BITS
 from ..device import device_of, interpreting, stored_dtype
 from ..epilogue import aligned_pairs, launch_options, launch_reduce, rows_contiguous
@@ -20,8 +22,6 @@ from ..tables import choose
 from . import tiles
 from .config import Config, Problem, columns_of, in_pairs, warps_of
 from .eager import Labels, stored_like, table
-from .existence import Kept
-from .holes import SeededHoles
 from .labels import PackedLabels, digits, pack_planes, row_bytes
 from .seeded import SeededLabels
 
@@ -146,6 +146,12 @@ def _planes_and_key(labels: PackedLabels | SeededLabels | None) -> tuple[Tensor 
     return (None if labels is None else labels.words), 0
 
 
+def _by_lines(weight: StoredWeight) -> bool:
+    """Whether a direct kernel can read kept values: along their rows, 16 bytes at a time, by numbers of 32 bits."""
+    bitmap, aligned = isinstance(weight.kept, Bitmap), weight.words.data_ptr() % 16 == 0
+    return bitmap and aligned and not weight.transposed and len(weight.words) < NARROW
+
+
 def _packed(labels: Tensor, alpha: int) -> PackedLabels:
     """Packs a plain table without looking for holes, which would wait for the device."""
     return PackedLabels(pack_planes(labels, alpha), (labels.shape[0], labels.shape[1]), alpha)
@@ -178,7 +184,8 @@ def _launch_multiply(
     (n, k), bias = weight.shape, None if bias is None else bias.contiguous()
     op = "merge_matmul" if merge else "split_matmul"
     device = device_of(x)
-    pairs = x.element_size() == 2 and weight.per_word == 2 and n * k < 2**32 and not interpreting()
+    pairs = x.element_size() == 2 and not interpreting()
+    pairs = pairs and (weight.per_word == 2 and n * k < 2**32 if kept is None else _by_lines(weight))
     seeded = isinstance(labels, SeededLabels)
     problem = Problem(op, m, n, k, weight.transposed, alpha, x.element_size(), pairs, _share(kept), seeded)
     config = config or choose(problem, device)
@@ -270,9 +277,10 @@ def _launch_direct(
         config: A direct one.
     """
     from .gluon import multiply_rows
+    from .gluon_kept import multiply_kept_rows
     from .gluon_transposed import multiply_columns
 
-    words, labels, (n, k), transposed = weight.words, weight.planes, weight.shape, weight.transposed
+    words, labels, (n, k), transposed, kept = weight.words, weight.planes, weight.shape, weight.transposed, weight.kept
     m, size_in, size_out = x.shape[0], (n if transposed else k), (k if transposed else n)
     step = config.block_n if transposed else config.block_k
     steps = -(-size_in // step)
@@ -282,11 +290,12 @@ def _launch_direct(
     unroll = config.block_n // (16 * warps_in)  # of a transposed one
     each = columns_of(config.block_m, sums) // 8  # a lane's
     loads = unroll * each // 2 if transposed else 8
-    unit = 4 if words.stride(0) % 4 == 0 else 1
+    pitch = -(-k // WORD) if kept is not None else words.stride(0)
+    unit = 4 if pitch % 4 == 0 else 1
+    most = 2 if transposed or kept is not None else 4 if merge else 8  # children whose sums leave room for the loads
     common: dict[str, Any] = {
         "stride_xm": pairs.stride(0) // 4,
         "stride_xa": pairs.stride(1) // 4 if merge else 0,
-        "stride_wn": words.stride(0) // unit,
         "KEY": weight.key,
         "stride_pp": 0 if labels is None else labels.stride(0),
         "stride_pn": 0 if labels is None else labels.stride(1),
@@ -294,8 +303,8 @@ def _launch_direct(
         "stride_om": sums * size_out,
         "stride_oa": size_out,
         "ALPHA": alpha,
-        "DIGITS": digits(alpha),
-        "SEEDED": labels is None,
+        "DIGITS": _digits(alpha, kept),
+        "SEEDED": labels is None and alpha > 1,
         "MERGE": merge,
         "WARPS_IN": warps_in,
         "WARPS_OUT": warps_out,
@@ -303,23 +312,27 @@ def _launch_direct(
         "SPLIT": config.split,
         "UNIT": unit,
         "WHOLE": size_in % step == 0,
-        "AHEAD": turns_ahead(alpha, config.block_m, loads, merge and transposed),
         "KIND": "bf16" if x.dtype == torch.bfloat16 else "f16",
         "ACTIVATION": activation if config.split == 1 else None,
         "HAS_BIAS": bias is not None and config.split == 1,
         "num_warps": config.num_warps,
-        "maxnreg": 255 if config.block_m > 16 or alpha > (2 if transposed else 4 if merge else 8) else REGISTERS,
+        "maxnreg": REGISTERS if config.block_m <= 16 and alpha <= most else 255,
     }
-    programs = -(-m // config.block_m) * -(-size_out // (config.block_k if transposed else config.block_n))
+    grid = -(-m // config.block_m) * -(-size_out // (config.block_k if transposed else config.block_n)), config.split
+    shape = {"M": m, "N": n}
+    if kept is not None:
+        tensors = (pairs, words, *_index(kept), labels, bias, out)
+        index = {"K": k, "WORDS": pitch, "NNZ": kept.nnz, "stride_bn": pitch // unit}
+        multiply_kept_rows[grid](*tensors, **shape, **index, STEPS_K=steps, BLOCK_N=config.block_n, **common)
+        return
     tensors = (pairs, words, labels, bias, out)
+    common |= {"stride_wn": pitch // unit, "AHEAD": turns_ahead(alpha, config.block_m, loads, merge and transposed)}
     if transposed:
-        shape = {"M": m, "N": n, "K": k, "STEPS_N": steps, "UNROLL": unroll, "WHOLE_COLUMNS": k % 8 == 0}
+        columns = {"K": k, "STEPS_N": steps, "UNROLL": unroll, "EACH": each, "WHOLE_COLUMNS": k % 8 == 0}
         pitch = common["stride_pn"] if each == 4 else 0  # a constant of the kernel where it saves the most
-        multiply_columns[(programs, config.split)](*tensors, **shape, EACH=each, PITCH=pitch, **common)
+        multiply_columns[grid](*tensors, **shape, **columns, PITCH=pitch, **common)
     else:
-        multiply_rows[(programs, config.split)](
-            *tensors, M=m, N=n, SIZE_WORDS=k // 2, STEPS_K=steps, BLOCK_N=config.block_n, **common
-        )
+        multiply_rows[grid](*tensors, **shape, SIZE_WORDS=k // 2, STEPS_K=steps, BLOCK_N=config.block_n, **common)
 
 
 def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config | None, kept: Kept | None) -> Tensor:
@@ -376,6 +389,11 @@ def _share(kept: Kept | None) -> float | None:
     return None if kept is None else round(kept.nnz / max(kept.shape[0] * kept.shape[1], 1), 2)
 
 
+def _digits(alpha: int, kept: Kept | None) -> int:
+    """Planes of labels; none of an only child beside ``kept``."""
+    return 0 if kept is not None and alpha == 1 else digits(alpha)
+
+
 def _index(kept: Kept | None) -> tuple[Tensor | None, ...]:
     """Returns the index that says where kept values are."""
     return tuple(t.contiguous() for t in kept.tensors) if isinstance(kept, Bitmap) else (None, None, None)
@@ -385,7 +403,7 @@ def _shared_options(config: Config, alpha: int, operand: Tensor, kept: Kept | No
     """Returns the launch options of both kernels."""
     return {
         "ALPHA": alpha,
-        "DIGITS": 0 if kept is not None and alpha == 1 else digits(alpha),
+        "DIGITS": _digits(alpha, kept),
         "KEPT": kept is not None,
         "MADE": isinstance(kept, SeededHoles),
         "KEPT_KEY": kept.key if isinstance(kept, SeededHoles) else 0,

@@ -42,7 +42,7 @@ class Case:
         block: Of the block family.
         bias: Whether one is added.
         activation: Fused into a forward.
-        holes: Whether some edges belong to nobody.
+        holes: Whether some edges belong to nobody; beside labels of a seed, whether a bitmap says which, and no seed.
         packed: Whether labels are packed, or a plain table.
         lying: How the activations, and the weight of a partition, lie: ``"plain"``, ``"strided"`` (rows apart),
             ``"padded"`` (rows apart and aligned, further than a pipeline loads ahead, and planes of them; labels of
@@ -266,9 +266,13 @@ def _bitmap_cases() -> tuple[Case, ...]:
         *each(alpha=1, m=3, shape=(20, 1100), density=0.25),  # runs that begin inside of rows; programs share the sums
         *each(alpha=1, m=3, shape=(1100, 20), density=0.75),
         *each(alpha=3, m=64, shape=(64, 128), density=1.0),
+        *(c for alpha in (1, 2) for c in each(KEPT[:2], alpha=alpha, m=16, shape=(134, 2176))),  # values follow
+        *each(KEPT[:2], dtype="fp16", alpha=4, m=40, shape=(96, 1500), density=0.75),
+        Case("bitmap", "kept_split", alpha=1, m=5, shape=(40, 1027), bias=True, density=0.25),
         *each(KEPT[:2], bias=True, activation="relu"),
         *each(seeded=True),
         *each(KEPT[:2], alpha=8, m=33, shape=(20, 1100), seeded=True),
+        *(c for alpha in (2, 4) for c in each(KEPT[:2], alpha=alpha, shape=(34, 1100), seeded=True, holes=True)),
     )
 
 
@@ -284,7 +288,7 @@ QUICK = (
     Case("mlp", "mlp", shape=(14, 70), alpha=4, merged=True, bias=True, activation="relu"),
     Case("sparse", "forward", alpha=2, bias=True),
     Case("pack", "parent_t-dense", alpha=4),
-    Case("bitmap", "kept_split", alpha=1, m=16),
+    Case("bitmap", "kept_split", alpha=1, m=16, shape=(134, 640)),
 )
 """A few of each kind, for CI."""
 

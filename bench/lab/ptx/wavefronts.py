@@ -2,7 +2,8 @@
 
 A wavefront is what a multiprocessor's L1 serves a warp in one pass: of shared memory a word from each of 32 banks, of
 global memory a line of 128 bytes. Loads of 8 and 16 bytes go by half and by quarter warps. Both are read from the
-addresses of every warp that runs. A loop's own cost is the difference of two launches that differ in its length alone.
+addresses of every warp that runs. A shuffle goes the way of shared memory, in one pass. A loop's own cost is the
+difference of two launches that differ in its length alone.
 """
 
 from collections import Counter
@@ -32,13 +33,23 @@ LENGTHS = (1024, 2048)
 
 @dataclass
 class Wavefronts:
-    """Watches an execution and counts wavefronts by the memory that serves them, ``"global"`` or ``"shared"``."""
+    """Watches the first program of an execution: wavefronts by what serves them, ``"global"`` or ``"shared"``.
 
+    Attributes:
+        warps: Of a program.
+        counted: What was seen.
+        loaded: Loads since the last turn of a loop: the instruction, which threads made it, and from where.
+    """
+
+    warps: int
     counted: Counter[str] = field(default_factory=Counter)
+    loaded: list[tuple[Instruction, Array, Array]] = field(default_factory=list)
 
     def __call__(self, state: Machine, instruction: Instruction, here: Array | None) -> None:
         """As :class:`.machine.Machine` calls it."""
         name, *parts = instruction.opcode.split(".")
+        if name == "shfl":
+            self.counted["shared"] += self.warps
         if name not in ("ld", "st", "ldmatrix", "cp") or not {"global", "shared"} & {
             p.partition("::")[0] for p in parts
         }:
@@ -49,14 +60,28 @@ class Wavefronts:
         addresses = [operand for operand in instruction.operands if isinstance(operand, Address)]
         for space, address in zip(spaces, addresses, strict=True):
             at = state.address(address, 32 if space.startswith("shared") else 64)
+            if name == "ld" and self._again(instruction, active, at):
+                continue
             width = 16 if name in ("ldmatrix", "cp") else _width(parts)
             lanes = int(instruction.opcode.partition(".x")[2][0]) * 8 if name == "ldmatrix" else WARP
-            for addresses_of, runs in zip(at.reshape(-1, WARP), active.reshape(-1, WARP), strict=True):
+            own = slice(self.warps)
+            for addresses_of, runs in zip(at.reshape(-1, WARP)[own], active.reshape(-1, WARP)[own], strict=True):
                 where = addresses_of[:lanes][runs[:lanes]].astype(np.int64)
                 if space.startswith("shared"):
                     self.counted["shared"] += _of_banks(addresses_of[:lanes], runs[:lanes], width)
                 else:
                     self.counted["global"] += len(np.unique(where // LINE))
+
+    def _again(self, instruction: Instruction, active: Array, at: Array) -> bool:
+        """Whether a load repeats an earlier one, as Triton makes them for copies: the assembler drops it."""
+        if any(instruction is earlier for earlier, _, _ in self.loaded):
+            self.loaded.clear()
+        again = any(
+            earlier.opcode == instruction.opcode and np.array_equal(by, active) and np.array_equal(of, at)
+            for earlier, by, of in self.loaded
+        )
+        self.loaded.append((instruction, active, at))
+        return again
 
 
 def _width(parts: list[str]) -> int:
@@ -79,11 +104,13 @@ def _of_banks(at: Array, runs: Array, width: int) -> int:
 def of_kept_values(arch: int, density: float, alpha: int = 1) -> dict[str, float]:
     """Wavefronts a position of the loop of ``split_matmul`` on kept values, of a random mask, for few rows."""
     device = KNOWN[arch]
-    config = replace(choose(Problem("split_matmul", ROWS, 14336, 4096, False, alpha, 2, kept=density), device), split=1)
+    problem = Problem("split_matmul", ROWS, 14336, 4096, False, alpha, 2, pairs=True, kept=density)
+    config = replace(choose(problem, device), split=1)
     counts = []
     for k in LENGTHS:
-        watch, launched = Wavefronts(), list[Execution]()
-        mask = torch.rand(config.block_n, k, generator=torch.Generator().manual_seed(0)) < density
+        watch, launched = Wavefronts(config.num_warps), list[Execution]()
+        # Values follow those of the first program, which so takes the loop that all but the last ones take.
+        mask = torch.rand(2 * config.block_n, k, generator=torch.Generator().manual_seed(0)) < density
         kept = Bitmap.pack(mask)
         with executing(arch, launched, watch=watch):
             x, values = torch.ones(ROWS, k, dtype=torch.bfloat16), torch.ones(kept.nnz, dtype=torch.bfloat16)

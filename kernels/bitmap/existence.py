@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..bitmap.layout import Bitmap, check_bitmap
 from .holes import SeededHoles
+from .layout import Bitmap, check_bitmap
 
 Kept = Bitmap | SeededHoles
 """Which entries of a weight exist: in bits, or of the seed that its labels are of."""

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..hashing import COLUMN, MIX, ROW, signed
 from .holes import COLUMNS, SWAPS, SeededHoles
-from .seeded import COLUMN, MIX, ROW, signed
 
 ROWS, WORDS = 8, 8
 """Rows and words of a program."""

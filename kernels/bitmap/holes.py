@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_pair, check_tensor
-from .seeded import COLUMN, ROW, WORD, check_seed, key_of, mixed
+from ..hashing import COLUMN, ROW, WORD, check_seed, key_of, mixed, signed
 
 BEGIN = 0x3C6EF372
 """What is added to a seed for its holes, as ``GOLDEN`` is for its labels."""
@@ -77,8 +77,7 @@ class SeededHoles(NamedTuple):
     @property
     def key(self) -> int:
         """What a kernel adds to what it hashes, signed 32 bits."""
-        key = key_of(self.seed, BEGIN)
-        return key - (key >> 31 << 32)
+        return signed(key_of(self.seed, BEGIN))
 
     def to(self, device: torch.device | str) -> "SeededHoles":
         """Returns the same object: it is on no device."""
