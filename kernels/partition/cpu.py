@@ -34,7 +34,7 @@ from .eager import Labels, partition_grad_eager
 from .labels import PackedLabels, pack_planes
 from .seeded import SEEDS, SeededLabels
 
-STAMP = "cdebbe0d"
+STAMP = "02b7ab45"
 """Of the other files that these kernels are compiled from: see :mod:`fpe.kernels.vectors`."""
 NEAR = 24 << 10
 """Bytes of activations that stay in the innermost cache."""
