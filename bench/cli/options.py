@@ -113,10 +113,12 @@ def trials_option(default: object = None) -> Callable:
     return click.option("--trials", type=click.IntRange(1), help=f"Networks of each kind.{_default(default)}")
 
 
-def epochs_option(default: object = None) -> Callable:
+EPOCHS_HELP = "Epochs of training: before the split, and as many after it."
+
+
+def epochs_option(default: object = None, says: str = EPOCHS_HELP) -> Callable:
     """``--epochs``."""
-    says = f"Epochs before the split, and after it.{_default(default)}"
-    return click.option("--epochs", type=click.IntRange(1), help=says)
+    return click.option("--epochs", type=click.IntRange(1), help=f"{says}{_default(default)}")
 
 
 def _default(value: object) -> str:

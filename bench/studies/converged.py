@@ -284,6 +284,7 @@ SWEEP: Sweep = Sweep(
     table,
     [Cell(CONTINUED, 1), Cell(PARTITION), Cell(CONTINUED)],
     {"trials": 2, "epochs": 1, "tokens": 64, "data": "digits"},
+    epochs_help="Epochs of training: hundreds of steps, which a round takes at most.",
     tables={TEXT: lambda: SWEEP.shown(TEXT)},
     figures={"converged": lambda: curves(committed(TEXT))},
 )

@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 
 from fpe.expansion import PaddingWarning
 
-from ..cli.options import common, data_option, epochs_option, one_job_option, output_option, trials_option
+from ..cli.options import EPOCHS_HELP, common, data_option, epochs_option, one_job_option, output_option, trials_option
 from ..cli.output import GOES_ON, print_path, print_results, print_table, stopping
 from ..cli.progress import progress
 from ..results import Results
@@ -55,6 +55,7 @@ class Sweep(Study):
         table: From the results and cells to what is printed.
         small: Cells of ``--quick``.
         quick: Settings of ``--quick``, by name.
+        epochs_help: What the epochs of its settings are.
     """
 
     about: str
@@ -65,6 +66,7 @@ class Sweep(Study):
     table: Callable[[Results, Sequence[Any]], Table]
     small: Sequence[Any]
     quick: dict[str, Any]
+    epochs_help: str = EPOCHS_HELP
 
     def run(
         self, folder: Path, quick: bool = False, quiet: bool = False, jobs: int = 1, **given: Any
@@ -137,7 +139,7 @@ class Sweep(Study):
         default = {field.name: field.default for field in fields(self.settings)}
         options = [
             trials_option(default["trials"]),
-            epochs_option(default["epochs"]),
+            epochs_option(default["epochs"], self.epochs_help),
             one_job_option,
             click.option("--quick", is_flag=True, help="A few steps of small networks: to see that it runs."),
             output_option(),

@@ -422,6 +422,7 @@ SWEEP: Sweep = Sweep(
     table,
     [Cell(condition, BOTH) for condition in (CONTINUED, PARTITION, WIDE)],
     {"trials": 2, "epochs": 1, "tokens": 64},
+    epochs_help="Epochs of training: hundreds of steps, before the split and after it together.",
     tables={name: lambda name=name: SWEEP.shown(name) for name in (*FILES, LONG)},  # type: ignore[misc]
     figures={"transformer": lambda: curves([committed(name) for name in FILES])},
 )
