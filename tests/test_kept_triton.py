@@ -330,13 +330,14 @@ def test_auto_asks_the_cost_model_and_triton_does_not(monkeypatch: pytest.Monkey
     monkeypatch.setattr(dispatch, "roof_of", lambda index: PUBLISHED["h200"])
     dispatch.ranked_on.cache_clear()
 
-    def reads(m: int, nnz: int, backend: str = "auto", alpha: int = 1) -> str | None:
-        return choice._reader("split_matmul", (m, 4096, 4096, alpha), nnz, there, None, torch.ones(1), False, backend)
+    def reads(m: int, nnz: int, backend: str = "auto", alpha: int = 1, turned: bool = False) -> str | None:
+        return choice._reader("split_matmul", (m, 4096, 4096, alpha), nnz, there, None, torch.ones(1), turned, backend)
 
     assert reads(1, 4096 * 2048) == reads(1, 0) == "triton"
     assert reads(65, 4096 * 2048) is None
-    costly = reads(64, 4096 * 2048, alpha=8)  # four tiles of rows count all bits again
-    assert costly is None and reads(64, 4096 * 2048, "triton", 8) == "triton"
+    assert reads(64, 4096 * 2048, alpha=8) == "triton"
+    costly = reads(64, 4096 * 2048, alpha=8, turned=True)  # four tiles of rows count all bits again
+    assert costly is None and reads(64, 4096 * 2048, "triton", 8, turned=True) == "triton"
     assert reads(1, 4096 * 2048, "eager") is None
     dispatch.ranked_on.cache_clear()
 

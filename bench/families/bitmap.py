@@ -167,12 +167,20 @@ def launches(problem: configs.Problem, config: configs.Config, share: float) -> 
         bases = Access("bases", False, 0, 1, INDEX * (run // (BASE // RUN)), INDEX, 0)
         return bases, Access("starts", False, 0, 1, 2 * run, 2, k // RUN * 2)
 
-    def lines(access: Access) -> Access:
-        """The kept part of some columns of a direct kernel's rows: whole lines of 16 bytes, and the one behind them."""
+    def lines(access: Access) -> Iterator[Access]:
+        """The kept part of some columns of a direct kernel's rows: whole lines of 16 bytes, and the one behind them.
+
+        Behind a row's last values are the next row's first. They are counted as those of the tile's own rows, of which
+        only one row is another.
+        """
         part = packed(access, size)
+        if access.row + config.block_n >= n:  # where values are read one by one
+            yield part
+            return
         begin, end = part.column // 16 * 16, (part.column + part.width) // 16 * 16 + 32
-        last = access.row + config.block_n >= n  # where values are read one by one
-        return part if last else part._replace(column=begin, width=end - begin)
+        yield part._replace(column=begin, width=min(end, part.pitch) - begin)
+        if end > part.pitch:
+            yield part._replace(column=0, width=end - part.pitch)
 
     def along_rows(x: int, y: int) -> Program:
         """Of a direct kernel: each part of its warps goes on from its own first column."""
@@ -185,7 +193,7 @@ def launches(problem: configs.Problem, config: configs.Config, share: float) -> 
             for group in firsts:
                 if group + step < len(own) - 1:
                     tile, *others = own[group + step]
-                    yield bits(tile, size), lines(tile), *others
+                    yield bits(tile, size), *lines(tile), *others
         yield list(first.program(x, y))[-1]
 
     def program(x: int, y: int) -> Program:

@@ -23,7 +23,6 @@ DOCUMENTS = (
     "docs/seeded.md",
     "docs/semi_structured.md",
     "docs/studies.md",
-    "docs/when.md",
 )
 
 DOWNLOADS = ("traffic", "compiled")
