@@ -38,7 +38,19 @@ CASES = (
 SKIPPED = ("test_latency", "__main__", "compatible")
 """Modules that do more than define something as they are imported, or need a test runner."""
 
-NEEDS = {"fpe.models.hugging_face": "transformers", "fpe.models.lora": "peft"}
+NEEDS = {
+    "fpe.models.hugging_face": "transformers",
+    "fpe.models.lora": "peft",
+    **dict.fromkeys(
+        (
+            "fpe.kernels.vectors",
+            "fpe.kernels.block.cpu",
+            "fpe.kernels.partition.cpu",
+            "fpe.kernels.partition.cpu_storage",
+        ),
+        "numba",
+    ),
+}
 """Modules that import a package which may be absent."""
 
 

@@ -266,7 +266,7 @@ def curves(results: Results) -> Figure:
         steps = before + int(own["steps"].iloc[0]) / len(bits) * np.arange(1, len(bits) + 1)
         label = _named(Cell(str(condition), int(rounds))) if rounds == 2 or condition == CONTINUED else None
         axis.plot(steps, bits, "--" if rounds == 1 else "-", color=looks[str(condition)], linewidth=1.4, label=label)
-    axis.set(xlabel="steps", ylabel="validation loss, bits", title="Until it stops falling")
+    axis.set(xlabel="steps", ylabel="validation loss, bits", title="Until it stops falling, in two rounds")
     axis.legend(frameon=False, fontsize=8)
     return made
 
