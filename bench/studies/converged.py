@@ -40,6 +40,7 @@ from .transformer import (
     Watch,
     measured,
     model_of,
+    over,
     pairs,
     samples_of,
     sequences,
@@ -196,13 +197,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
 def beside(results: Results) -> pd.DataFrame:
     """The rows beside the dense model after two rounds, trial by trial; ``bits`` and ``points`` over it."""
     frame = results.frame
-    last = (frame["condition"] == CONTINUED) & (frame["rounds"] == 2)
-    dense = frame[last].set_index("trial")[["test_bits", "test_accuracy"]]
-    joined = frame.join(dense.add_prefix("dense_"), on="trial")
-    return joined.assign(
-        bits=joined["test_bits"] - joined["dense_test_bits"],
-        points=joined["test_accuracy"] - joined["dense_test_accuracy"],
-    )
+    return over(frame, frame[(frame["condition"] == CONTINUED) & (frame["rounds"] == 2)], ["trial"])
 
 
 def table(results: Results, shown: Sequence[Cell]) -> Table:

@@ -346,9 +346,13 @@ NAMED = {PARTITION: "partition", RANKING: "ranking", FRESH: "partition, new weig
 
 def beside(results: Results) -> pd.DataFrame:
     """The rows beside the dense model of the same size, trial by trial; ``bits`` and ``points`` over it."""
-    frame, key = results.frame, ["size", "trial"]
-    dense = frame[frame["condition"] == CONTINUED].set_index(key)[["test_bits", "test_accuracy"]]
-    joined = frame.join(dense.add_prefix("dense_"), on=key)
+    frame = results.frame
+    return over(frame, frame[frame["condition"] == CONTINUED], ["size", "trial"])
+
+
+def over(frame: pd.DataFrame, dense: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """The rows beside those of a dense model with the same ``key``; ``bits`` and ``points`` over it."""
+    joined = frame.join(dense.set_index(key)[["test_bits", "test_accuracy"]].add_prefix("dense_"), on=key)
     return joined.assign(
         bits=joined["test_bits"] - joined["dense_test_bits"],
         points=joined["test_accuracy"] - joined["dense_test_accuracy"],
