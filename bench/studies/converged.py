@@ -1,4 +1,4 @@
-"""The narrow transformer of text, trained until its validation loss stops falling: what does a split gain then?
+"""Small transformers trained until their validation loss stops falling: what does a split gain then?
 
 The study :mod:`.transformer` trains for a number of steps. Here a round of training ends by itself. Once the validation
 loss, its mean over a cell's trials, has not fallen by :data:`ENOUGH` in :data:`PATIENCE` looks, the step size is cut;
@@ -36,6 +36,7 @@ from .transformer import (
     NAMED,
     PARTITION,
     RANKING,
+    SIZES,
     STEPS,
     Watch,
     measured,
@@ -47,7 +48,6 @@ from .transformer import (
 )
 from .trials import generators
 
-SIZE = "narrow"
 EVERY = 200
 """Steps between two looks."""
 
@@ -59,7 +59,7 @@ CUT, CUTS = 4.0, 2
 
 
 GROUPS = (0, 1)
-"""Of the cells that matter most."""
+"""Of every cell."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,19 @@ class Cell:
         condition: What trains.
         rounds: After how many of them it is looked at.
         group: Networks of one group share their step sizes and their end; those of another have other seeds.
+        size: Of the model.
     """
 
     condition: str
     rounds: int = 2
     group: int = 0
+    size: str = "narrow"
 
 
 def cells() -> list[Cell]:
-    """The compact model before and after its second round, the split between them, and new weights after either."""
-    first = [Cell(CONTINUED, 1, group) for group in GROUPS]
-    second = [Cell(condition, 2, group) for group in GROUPS for condition in (PARTITION, CONTINUED)]
-    return [*first, *second, Cell(WIDE, 1), Cell(WIDE), Cell(FRESH, 1), Cell(FRESH), Cell(RANKING)]
+    """The compact model before and after its second round, both policies between them, new weights after either."""
+    looks = [(CONTINUED, 1), (CONTINUED, 2), (PARTITION, 2), (RANKING, 2), (WIDE, 1), (WIDE, 2), (FRESH, 1), (FRESH, 2)]
+    return [Cell(condition, rounds, group, size) for size in SIZES for group in GROUPS for condition, rounds in looks]
 
 
 @dataclass
@@ -160,9 +161,9 @@ def _stack(condition: str, dense: Sequence[nn.Module], settings: Settings) -> St
 
 
 @lru_cache(maxsize=3)
-def _first(condition: str, settings: Settings) -> tuple[Stack, Plateau]:
+def _first(condition: str, size: str, settings: Settings) -> tuple[Stack, Plateau]:
     """The first round of what begins with new weights: the networks, and what was seen."""
-    dense: list[nn.Module] = seeded(lambda: model_of(settings, SIZE), settings.trials, settings.seed)
+    dense: list[nn.Module] = seeded(lambda: model_of(settings, size), settings.trials, settings.seed)
     stack = _stack(condition, dense, settings)
     return stack, _round(stack, settings, 0)
 
@@ -172,7 +173,7 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
     settings = replace(settings, seed=settings.seed + cell.group)
     data = sequences(settings.data, settings.device)
     split = cell.condition in (PARTITION, RANKING)
-    stack, watch = _first(CONTINUED if split else cell.condition, settings)
+    stack, watch = _first(CONTINUED if split else cell.condition, cell.size, settings)
     if cell.rounds == 2:
         stack = _stack(cell.condition, stack.models(), settings) if split else copy.deepcopy(stack)
         watch = _round(stack, settings, 1)
@@ -197,21 +198,23 @@ def run_cell(cell: Cell, settings: Settings) -> list[dict[str, Any]]:
 def beside(results: Results) -> pd.DataFrame:
     """The rows beside the dense model after two rounds, trial by trial; ``bits`` and ``points`` over it."""
     frame = results.frame
-    return over(frame, frame[(frame["condition"] == CONTINUED) & (frame["rounds"] == 2)], ["trial"])
+    return over(frame, frame[(frame["condition"] == CONTINUED) & (frame["rounds"] == 2)], ["size", "trial"])
 
 
 def table(results: Results, shown: Sequence[Cell]) -> Table:
-    """A row for each cell, beside the dense model that trains for two rounds."""
+    """A row for each cell, beside the dense model of its size that trains for two rounds."""
     frame = beside(results)
     rows = []
     for cell in dict.fromkeys(replace(cell, group=0) for cell in shown):
-        own = frame[(frame["condition"] == cell.condition) & (frame["rounds"] == cell.rounds)]
+        wanted = pd.Series({"size": cell.size, "condition": cell.condition, "rounds": cell.rounds})
+        own = frame[(frame[list(wanted.index)] == wanted).all(axis=1)]
         if not len(own):
             continue
-        control = cell == Cell(CONTINUED)
+        control = cell.condition == CONTINUED and cell.rounds == 2
         steps = dict.fromkeys(f"{count}" for count in own["steps"])
         rows.append(
             (
+                cell.size,
                 _named(cell),
                 f"{own['nonzeros'].iloc[0]}",
                 f"{own['trial'].nunique()}",
@@ -224,9 +227,10 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
             )
         )
     s = results.settings
-    about = f"{SIZE}, width {s['width']}, {s['data']}, alpha = 2, MLPs and attention"
+    about = f"width {s['width']}, {s['data']}, alpha = 2, MLPs and attention"
     title = f"Transformers trained until validation stops improving ({about}, test; ± is a 95 % interval)"
     columns = (
+        "size",
         "model",
         "weights",
         "trials",
