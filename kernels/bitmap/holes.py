@@ -44,18 +44,24 @@ class SeededHoles(NamedTuple):
     def of(cls, seed: int, shape: tuple[int, int], count: int) -> "SeededHoles":
         """The holes of a seed, after checks.
 
+        Args:
+            seed: 0 to 2^32 - 1; that of the labels.
+            shape: ``(N, K)`` of the weight.
+            count: Entries that each row keeps, 1 to ``K``.
+
         Raises:
             TypeError: ``seed`` is not an integer.
-            ValueError: An argument is out of range.
+            ValueError: Another argument is not what it must be, or a number is out of range.
         """
-        n, k = shape
-        return cls(seed, (n, k), count).check("SeededHoles.of")
+        op = "SeededHoles.of"
+        return cls(seed, check_pair(op, "shape", shape, 0), count).check(op)
 
     def check(self, op: str, name: str = "kept") -> "SeededHoles":
-        """Returns the holes, or raises where a field is out of range."""
+        """Returns the holes, or raises ``TypeError`` or ``ValueError`` where a field is out of range."""
         check_seed(op, name, self.seed)
         check_pair(op, f"the shape of {name}", self.shape, 0)
-        if not isinstance(self.per_row, int) or not 1 <= self.per_row <= self.shape[1]:
+        whole = isinstance(self.per_row, int) and not isinstance(self.per_row, bool)
+        if not whole or not 1 <= self.per_row <= self.shape[1]:
             raise ValueError(f"{op}: {name} must keep 1 to {self.shape[1]} entries of each row, got {self.per_row!r}")
         return self
 

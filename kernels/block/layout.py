@@ -116,11 +116,15 @@ class BlockLayout(NamedTuple):
         return tiles(weight, self.block)[self.rows.long(), self.cols.long()]
 
     def validate(self) -> "BlockLayout":
-        """Checks that the index tensors agree with each other; returns the layout.
+        """Reads the index tensors and checks that they describe one set of blocks; returns the layout.
 
         Raises:
-            ValueError: An index is out of range, out of order, or the row and column orders differ.
+            TypeError: An index is no int32 tensor.
+            ValueError: An index has another length than it must have, or holds other numbers than
+                :meth:`from_mask` would put there.
         """
+        for name, index in zip(self._fields[2:], self.tensors, strict=True):
+            check_tensor("BlockLayout.validate", name, index, (None,), dtype=torch.int32)
         fresh = None
         rows, cols = self.rows, self.cols
         inside = rows.shape == cols.shape and bool(
@@ -130,8 +134,8 @@ class BlockLayout(NamedTuple):
             fresh = BlockLayout.from_mask(self.mask(), self.shape, self.block)
         if fresh is None or any(not torch.equal(a, b) for a, b in zip(fresh.tensors, self.tensors, strict=True)):
             raise ValueError(
-                "BlockLayout.validate: rows, cols, row_ptr, col_ptr and col_order do not describe one "
-                f"set of blocks in a grid of {list(self.grid)}"
+                f"BlockLayout.validate: {', '.join(self._fields[2:])} do not describe one set of blocks in a grid of "
+                f"{list(self.grid)}"
             )
         return self
 

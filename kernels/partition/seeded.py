@@ -52,17 +52,24 @@ class SeededLabels(NamedTuple):
     def of(cls, seed: int, shape: tuple[int, int], alpha: int, offsets: tuple[int, int] = (0, 0)) -> "SeededLabels":
         """The labels of a seed, after checks.
 
+        Args:
+            seed: 0 to 2^32 - 1.
+            shape: ``(N, K)`` of the weight, or of the part of one.
+            alpha: Number of children: 2, 4 or 8.
+            offsets: Row and column of the whole weight at which the part begins.
+
         Raises:
             TypeError: ``seed`` is not an integer.
-            ValueError: An argument is out of range.
+            ValueError: Another argument is not what it must be, or a number is out of range.
         """
-        shape, offsets = tuple(shape), tuple(offsets)  # type: ignore[assignment]
-        return cls(seed, shape, alpha, offsets).check("SeededLabels.of")
+        op = "SeededLabels.of"
+        shape, offsets = check_pair(op, "shape", shape, 0), check_pair(op, "offsets", offsets, 0)
+        return cls(seed, shape, alpha, offsets).check(op)
 
     def check(self, op: str, name: str = "labels") -> "SeededLabels":
-        """Returns the labels, or raises where a field is out of range."""
+        """Returns the labels, or raises ``TypeError`` or ``ValueError`` where a field is out of range."""
         check_seed(op, name, self.seed)
-        if self.alpha not in CHILDREN:
+        if not isinstance(self.alpha, int) or self.alpha not in CHILDREN:
             raise ValueError(f"{op}: labels of a seed know {CHILDREN} children, got alpha = {self.alpha!r}")
         check_pair(op, f"the shape of {name}", self.shape, 0)
         check_pair(op, f"the offsets of {name}", self.offsets, 0)
@@ -90,7 +97,17 @@ class SeededLabels(NamedTuple):
         return self.shape[::-1] if self.transposed else self.shape
 
     def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> "SeededLabels":
-        """The labels of some rows and columns of the weight that is meant, from the first up to the last but one."""
+        """The labels of a part of the weight: of ``rows[0] .. rows[1] - 1`` and ``columns[0] .. columns[1] - 1``.
+
+        Rows and columns are those of the transposed weight where these are its labels.
+
+        Raises:
+            ValueError: A range does not lie within the weight.
+        """
+        for name, span, size in zip(("rows", "columns"), (rows, columns), self.sizes, strict=True):
+            first, stop = check_pair("SeededLabels.part", name, span, 0)
+            if not first <= stop <= size:
+                raise ValueError(f"SeededLabels.part: {name} must lie within 0 .. {size}, got {span!r}")
         spans = (columns, rows) if self.transposed else (rows, columns)
         (top, bottom), (left, right) = spans
         offsets = (self.offsets[0] + top, self.offsets[1] + left)

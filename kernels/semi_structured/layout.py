@@ -157,11 +157,19 @@ class SemiStructuredLayout(NamedTuple):
         return values if self.kept is None else torch.where(self.kept, values, values.new_zeros(()))
 
     def from_parent(self, weight: Tensor) -> Tensor:
-        """Values of an :meth:`interleaved` layout from the parent's weight ``[N, K]``: ``[1, N, 2 * quads]``."""
-        if self.shape[1] == 4 * weight.shape[1]:
-            values = weight.repeat_interleave(2, -1)[None]
-        else:
-            values = pad(weight, (0, weight.shape[1] % 2))[None]
+        """Values of an :meth:`interleaved` layout: ``[1, N, 2 * quads]``, differentiable.
+
+        Args:
+            weight: The parent's weight ``[N, K]`` of any dtype, where the layout has ``alpha * K`` inputs.
+
+        Raises:
+            TypeError: ``weight`` is not a tensor.
+            ValueError: Its shape does not fit.
+        """
+        n, inputs = self.shape
+        alpha = 4 if isinstance(weight, Tensor) and weight.shape == (n, inputs // 4) else 2
+        check_tensor("SemiStructuredLayout.from_parent", "weight", weight, (n, inputs // alpha), any_dtype=True)
+        values = (weight.repeat_interleave(2, -1) if alpha == 4 else pad(weight, (0, weight.shape[1] % 2)))[None]
         return values if self.kept is None else torch.where(self.kept, values, values.new_zeros(()))
 
     def transposed(self, values: Tensor) -> tuple[Tensor, "SemiStructuredLayout"]:
@@ -179,7 +187,15 @@ class SemiStructuredLayout(NamedTuple):
         return pad(parent.T, (0, self.shape[0] % 2))[None].contiguous(), self.transpose()
 
     def transpose(self) -> "SemiStructuredLayout":
-        """The layout of :meth:`transposed` alone: it does not depend on the values."""
+        """The layout of :meth:`transposed` alone: it does not depend on the values.
+
+        Raises:
+            ValueError: The layout has one child, whose transposed weight is not 2:4.
+        """
+        if self.children != 2:
+            raise ValueError(
+                f"SemiStructuredLayout.transpose: the transposed weight is 2:4 where children is 2, got {self.children}"
+            )
         second = self._replace(kept=None).mask()[1].to(torch.uint8)
         return self.interleaved(second.T)
 
