@@ -1,7 +1,8 @@
 """Labels as a function of a seed: who owns each edge, with nothing stored.
 
-``docs/seeded.md`` says what the function is, with test vectors. What is written of it here and, for the kernels, in
-``triton.py`` and ``gluon.py`` gives the same labels for ever: a checkpoint holds the seed alone.
+``docs/seeded.md`` defines the function and has test vectors. The function never changes, because a checkpoint holds the
+seed alone. It is written here, and for the kernels in ``tiles.py``, ``fragments.py``, ``cpu_storage.py`` and
+``semi_structured/gluon.py``.
 """
 
 from typing import Any, NamedTuple
@@ -14,10 +15,10 @@ from ..hashing import COLUMN, ROW, SEEDS, WORD, check_seed, key_of, mixed, signe
 from ..structures import SEEDED_CHILDREN as CHILDREN
 
 VERSION, TURNED = 1, 2
-"""Of the function, and of the one that has rows and columns changed. Another has another number, and these stay."""
+"""Versions of the function: the first, and the one with rows and columns exchanged. Another one gets another number."""
 
 VERSIONS = 1 << 8
-"""There are fewer: what a state dict has room for."""
+"""Versions are below this: a state dict has eight bits for them."""
 
 ALIGNED = (2, 128)
 """Multiples at which the rows and columns of a part of a weight begin for a kernel to make the part's labels."""
