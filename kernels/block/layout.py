@@ -11,9 +11,10 @@ from ..checks import check_pair, check_readable, check_tensor
 class BlockLayout(NamedTuple):
     """Positions of the kept ``bn x bk`` blocks of a weight ``W[N, K]``.
 
-    Values are stored compactly as ``[blocks, bn, bk]``, block rows first. Blocks at the lower and right
-    edges reach past ``N`` and ``K`` where these are no multiples; what lies outside is padding: read as
-    zero, and its gradient is zero.
+    Only the kept blocks are stored, ``[blocks, bn, bk]``, block row after block row. With ``R = ceil(N / bn)`` and
+    ``C = ceil(K / bk)`` the weight has ``R x C`` blocks. Blocks at the lower and right edges reach past ``N`` and ``K``
+    where these are no multiples. What lies outside is padding: finite values there change no result, and their gradient
+    is zero.
 
     Attributes:
         shape: ``(N, K)``.
@@ -24,7 +25,7 @@ class BlockLayout(NamedTuple):
         col_ptr: int32 ``[C + 1]``, the same for block columns, counting in ``col_order``.
         col_order: int32 ``[blocks]``, storage positions ordered by column, then row.
         col_rows: int32 ``[blocks]``, block row of each entry of ``col_order``.
-        longest_rows: int32 ``[R]``, block rows by descending number of blocks: the order in which programs start.
+        longest_rows: int32 ``[R]``, block rows by falling number of blocks: the order in which programs start.
         longest_cols: int32 ``[C]``, the same for block columns.
         panels: int32 ``[blocks]``, storage positions by panels of 32 block rows, within a panel by column: dW taken
             in this order finds its operands in L2.
@@ -89,7 +90,7 @@ class BlockLayout(NamedTuple):
 
     @property
     def values_shape(self) -> tuple[int, int, int]:
-        """Shape of the compact values, ``(blocks, bn, bk)``."""
+        """Shape of the stored values, ``(blocks, bn, bk)``."""
         return (self.rows.shape[0], *self.block)
 
     @property
@@ -104,14 +105,14 @@ class BlockLayout(NamedTuple):
         return mask
 
     def to_dense(self, values: Tensor) -> Tensor:
-        """Expands compact values ``[blocks, bn, bk]`` of any dtype to the weight ``[N, K]``, zero elsewhere."""
+        """Expands values ``[blocks, bn, bk]`` of any dtype to the weight ``[N, K]``, zero elsewhere; differentiable."""
         check_tensor("BlockLayout.to_dense", "values", values, self.values_shape, any_dtype=True)
         (r, c), (bn, bk) = self.grid, self.block
         tiles = values.new_zeros(r, c, bn, bk).index_put((self.rows.long(), self.cols.long()), values)
         return tiles.transpose(1, 2).reshape(r * bn, c * bk)[: self.shape[0], : self.shape[1]]
 
     def from_dense(self, weight: Tensor) -> Tensor:
-        """Takes the kept blocks of a weight ``[N, K]`` of any dtype: ``[blocks, bn, bk]``, padding zero."""
+        """Takes the kept blocks ``[blocks, bn, bk]`` of a weight ``[N, K]`` of any dtype; padding is zero."""
         check_tensor("BlockLayout.from_dense", "weight", weight, self.shape, any_dtype=True)
         return tiles(weight, self.block)[self.rows.long(), self.cols.long()]
 
