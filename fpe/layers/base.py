@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.parametrize import is_parametrized
 
 from .dense_form import dense_weight, forget
-from .placement import exports_to_onnx, of_constant_size, on, overwrite, tensors_of, whole
+from .placement import exports_to_onnx, of_constant_size, of_the_batch, on, overwrite, tensors_of, whole
 from .state import Header, checksum, decode, encode, layer_entries
 
 Topology = Any  # what a kind's constructor takes: a Partition, a mask
@@ -311,14 +311,18 @@ class ExpandedLinear(nn.Module):
         mark = self.fingerprint
         if mark.is_meta or type(mark) is not Tensor:
             return
-        if self.training and self._asked:  # DistributedDataParallel writes in every step; an answer waits for the GPU
+        if torch._C._functorch.is_batchedtensor(mark):
+            mark = of_the_batch(mark)
+        elif self.training and self._asked:  # DistributedDataParallel writes in every step; an answer waits for the GPU
             return
-        self._stamped, self._asked = mark._version, True
+        else:
+            self._stamped, self._asked = mark._version, True
         if bool((mark.cpu() - self._own_fingerprint()).abs().max() > 0.5):
             raise RuntimeError(
                 f"{type(self).__name__}: the buffers of a layer with other edges were written into this one: by "
-                "DistributedDataParallel, where processes expanded with different seeds, or by an average over models "
-                "whose masks differ. Give every process the same generator, or load one state into all"
+                "DistributedDataParallel, where processes expanded with different seeds, by an average over models "
+                "whose masks differ, or by vmap over such models. Give every process or model the same generator, or "
+                "load one state into all"
             )
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
