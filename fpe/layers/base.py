@@ -349,8 +349,8 @@ class ExpandedLinear(nn.Module):
         header, words = decode(state, name)
         if header != self._header():
             raise ValueError(
-                f"state dict: '{name}' should be of {list(self._header())} (kind, in, out, settings), got "
-                f"{list(header)}"
+                f"state dict: '{name}' should be of {self._header().told()}, got {header.told()}; where the state is "
+                "right, build the model from it with fpe.restore"
             )
         try:
             topology = self._parse(header, words)
