@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -115,10 +115,7 @@ class ExpandedLinear(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As of any module; refuses another ``weight``, as ``torchao.quantize_`` would put there."""
         if name == "weight":
-            raise TypeError(
-                f"{type(self).__name__}: weight is made of edge_weight and cannot be replaced; to quantize, take "
-                "fpe.to_dense(model), or write with set_wide_weight"
-            )
+            self._refuse_weight()
         super().register_parameter(name, param)
 
     def _multiply(self, x: Tensor) -> Tensor:
@@ -141,6 +138,16 @@ class ExpandedLinear(nn.Module):
         :meth:`set_wide_weight`.
         """
         return self.wide_weight()
+
+    @weight.setter
+    def weight(self, value: object) -> None:
+        self._refuse_weight()
+
+    def _refuse_weight(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__}: weight is made of edge_weight and cannot be replaced; to quantize, take "
+            "fpe.to_dense(model), or write with set_wide_weight"
+        )
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[out_features, in_features]``, differentiable."""
