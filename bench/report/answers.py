@@ -107,6 +107,6 @@ def _cpu() -> str:
     return (
         f"measured: a {first['N']} x {first['K']} layer takes {of['parent']} times as long as its dense parent and "
         f"{of['wide']} times as long as the wide dense layer at {_list([row['M'] for row in large])} rows "
-        f"(`fpe results --table here`; `fpe here` measures your CPU). Small networks, compared with the wide dense ones they equal: "
-        f"{', '.join(said)} (`fpe results --table models-cpu`)"
+        f"(`fpe results --table here`; `fpe here` measures your CPU). Small networks, compared with the "
+        f"wide dense ones they equal: {', '.join(said)} (`fpe results --table models-cpu`)"
     )
