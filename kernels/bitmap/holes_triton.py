@@ -90,7 +90,7 @@ def _holes_move(
 def move_by_seed(values: Tensor, dense: Tensor, kept: SeededHoles, pack: bool) -> None:
     """Takes kept values from a weight's rows or writes them there, both as integers."""
     n, k = dense.shape
-    _holes_move[(triton.cdiv(n, ROWS) * triton.cdiv(k, WORDS * COLUMNS),)](
+    _holes_move[(-(-n // ROWS) * -(-k // (WORDS * COLUMNS)),)](
         values,
         dense,
         N=n,
