@@ -45,7 +45,7 @@ def check_tensor(
     if value.layout is not torch.strided or value.is_nested or value.is_quantized:
         kind = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)
         raise TypeError(f"{op}: {name} must be a dense tensor, got one that is {kind.removeprefix('torch.')}")
-    if shape is not None and value.shape != shape:
+    if shape is not None and (batched or value.shape != shape):
         check_shape(op, name, value, shape, batched=batched)
     if dtype is None and (like is not None or any_dtype):
         dtype = value.dtype if like is None else like.dtype
@@ -62,11 +62,13 @@ def check_shape(op: str, name: str, value: Tensor, shape: Sequence[int | None], 
     """Raises ``ValueError`` unless a tensor has a shape; the arguments are those of :func:`check_tensor`."""
     got = value.shape
     tail = got[max(len(got) - len(shape), 0) :] if batched else got
-    if tail == shape:
+    # Lengths come first: of shapes of two lengths torch.export would note that there are not as many rows as columns.
+    if len(tail) == len(shape) and (
+        tail == shape or all(w is None or w == g for w, g in zip(shape, tail, strict=True))
+    ):
         return
-    if len(tail) != len(shape) or any(w is not None and w != g for w, g in zip(shape, tail, strict=True)):
-        wanted = ["..."] * batched + ["*" if size is None else str(size) for size in shape]
-        raise ValueError(f"{op}: {name} must have shape [{', '.join(wanted)}], got {list(got)}")
+    wanted = ["..."] * batched + ["*" if size is None else str(size) for size in shape]
+    raise ValueError(f"{op}: {name} must have shape [{', '.join(wanted)}], got {list(got)}")
 
 
 def check_readable(op: str, name: str, value: Tensor) -> None:
