@@ -156,7 +156,7 @@ def _load(wide: nn.Module, state: dict[str, Any]) -> None:
     # A state of format 2 has its topology in entries of their own, which the layers have read.
     if missing or unexpected:
         raise ValueError(
-            f"state dict: expected the entries of the model, got no '{', '.join(missing)}'"
+            f"state dict: expected the entries of the model, got no '{', '.join(missing)}'{_instead(unexpected)}"
             if missing
             else f"state dict: expected the entries of the model, got '{', '.join(unexpected)}' besides"
         )
@@ -170,6 +170,11 @@ def _load(wide: nn.Module, state: dict[str, Any]) -> None:
         raise ValueError(
             f"restore: '{', '.join(left)}' of the model on 'meta' stand in no state dict; build the model on a device"
         )
+
+
+def _instead(unexpected: list[str]) -> str:
+    """The first names that a state has in place of those that are missing: a wrapper's prefix shows in them."""
+    return f", but '{', '.join(unexpected[:3])}'" if unexpected else ""
 
 
 def _shared(model: nn.Module) -> list[list[str]]:

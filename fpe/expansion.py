@@ -15,7 +15,7 @@ from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, Structure
 
 from .checkpoint import guard_state_dict
 from .companion import note_expansion
-from .groups import Group, Pair, dense_layers, is_linear, named_groups
+from .groups import Group, Pair, dense_layers, errors_name, is_linear, named_groups
 from .layers import BlockLinear, ExpandedLinear, MaskedLinear, MergeLinear, SplitLinear, StackedLinear
 from .models.discovery import LAST, candidates, find_pairs
 from .partition import Partition, check_block, check_generator
@@ -115,10 +115,11 @@ def expand(
             firsts, second = dense_layers(model, group)
             own = None if seed is None else beside(seed, 2 * i)
             divided = group_of.get(group.firsts[0])
-            partition = _partition(firsts, alpha, split, structure, block, divided, generator, own)
-            children, replaced[group.second] = _expand_together(
-                firsts, second, partition, resparsify, block=block, holes=holes, generator=generator
-            )
+            with errors_name("expand", group):
+                partition = _partition(firsts, alpha, split, structure, block, divided, generator, own)
+                children, replaced[group.second] = _expand_together(
+                    firsts, second, partition, resparsify, block=block, holes=holes, generator=generator
+                )
             if group.parts > 1:
                 children = [StackedLinear(children)]
             replaced.update(zip(group.firsts, children, strict=True))
@@ -196,7 +197,7 @@ def _expand_together(
         policy = choose(fc2.out_features, firsts[0].in_features, alpha, bool(block or partition.block_shape))
     if policy != "partition" and any(weight.is_meta for weight in (*weights, fc2.weight)):
         raise ValueError(
-            f"expand: resparsify={policy!r} chooses among weights, and these are on 'meta'; load them first, or take "
+            f"resparsify={policy!r} chooses among weights, and these are on 'meta'; load them first, or take "
             "resparsify='partition'"
         )
     chosen = plan(weights, fc2.weight, partition, policy, block=block, holes=holes, generator=generator)

@@ -1,7 +1,8 @@
 """Which layers are expanded together: pairs, and gated triples whose first layers share one partition."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -49,6 +50,15 @@ class Group(NamedTuple):
         """As a reader would write it."""
         firsts = ", ".join(self.firsts) + (f" ({self.parts} in one)" if self.parts > 1 else "")
         return f"{f'({firsts})' if len(self.firsts) > 1 else firsts} -> {self.second}"
+
+
+@contextmanager
+def errors_name(op: str, group: Group) -> Iterator[None]:
+    """Has a ``ValueError`` say in which group of a model it was raised."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{op}: {group}: {error}") from error
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -138,7 +138,8 @@ def plan(
     limit = size if policy == "input" else size + alpha * w2.numel()
     if excess >= limit:
         raise ValueError(
-            f"resparsify={policy!r} must remove (alpha-1)*c*h = {excess} weights and has {limit} to choose from"
+            f"resparsify={policy!r} must remove (alpha-1)*c*h = {excess} weights and has {limit} to choose from; take "
+            "'magnitude', 'partition' or a smaller alpha"
         )
     if holes == "seeded":
         every = torch.ones(c, alpha, h, dtype=torch.bool, device=partition.labels.device)

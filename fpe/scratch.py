@@ -8,7 +8,7 @@ from torch import Generator, nn
 
 from .checkpoint import guard_state_dict
 from .expansion import found_groups, like
-from .groups import Pair, dense_layers, named_groups
+from .groups import Pair, dense_layers, errors_name, named_groups
 from .layers import MaskedLinear
 from .partition import check_generator
 from .surgery import replace_modules, widened_between
@@ -52,8 +52,10 @@ def sparse(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"sparse: model must be an nn.Module, got {type(model).__name__}")
-    if width < 2 or masked not in ("first", "both"):
-        raise ValueError(f"sparse: expected width >= 2 and masked 'first' or 'both', got {width} and {masked!r}")
+    if not isinstance(width, int) or width < 2 or masked not in ("first", "both"):
+        raise ValueError(
+            f"sparse: expected a whole width >= 2 and masked 'first' or 'both', got {width!r} and {masked!r}"
+        )
     check_generator("sparse", generator)
     replaced: dict[str, nn.Module] = {}
     for group in found_groups("sparse", model) if pairs is None else named_groups(model, pairs):
@@ -61,7 +63,8 @@ def sparse(
         if len(firsts) > 1:
             raise ValueError(f"sparse: expected pairs of two layers, got the gated triple {group.names}")
         (first,) = group.firsts
-        replaced[first], replaced[group.second] = _sparse_pair(firsts[0], fc2, width, masked, generator)
+        with errors_name("sparse", group):
+            replaced[first], replaced[group.second] = _sparse_pair(firsts[0], fc2, width, masked, generator)
         replaced.update(widened_between(model, first, group.second, width, group.between))
     return guard_state_dict(replace_modules(model, replaced))
 
@@ -76,7 +79,7 @@ def _sparse_pair(
     count = budget - sizes[1] if masked == "first" else round(budget * sizes[0] / sum(sizes))
     if count < 1:
         raise ValueError(
-            f"sparse: a dense second layer of {fc2.out_features} x {hidden} takes {sizes[1]} of the pair's {budget} "
+            f"a dense second layer of {fc2.out_features} x {hidden} takes {sizes[1]} of the pair's {budget} "
             "weights and leaves the first none; take masked='both' or a smaller width"
         )
 

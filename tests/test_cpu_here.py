@@ -16,7 +16,7 @@ from torch import Tensor
 import fpe
 from fpe.bench.cli import cli
 from fpe.bench.cli.doctor import _devices
-from fpe.bench.here import measure
+from fpe.bench.here import draw, measure
 from fpe.bench.results import Results
 from fpe.kernels import HOLE, cpu, here, split_matmul
 from fpe.layers import MaskedLinear, MergeLinear, SplitLinear, dense_form
@@ -237,6 +237,12 @@ def test_here_measures_every_provider_and_keeps_nothing_of_a_quick_run(fresh: Pa
     assert results.rows == [{k: v for k, v in row.items() if k != "study"} for row in rows]
     assert not list(fresh.glob("fixed*")) and here.roof_here() is None
     assert measure.roof_of(results).rates.keys() == {"torch", "compiled", "kept", "seeded", "labels 2"}
+
+
+@pytest.mark.parametrize(("load", "says"), [(None, ""), (0.6, ""), (3.21, "Other work kept 3.2 threads busy")])
+def test_here_says_that_other_work_disturbed_it(load: float | None, says: str) -> None:
+    told = draw.disturbed(Results("here", {"load": load}, [], {}))
+    assert told.startswith(says) and bool(told) == bool(says)
 
 
 @needs_numba

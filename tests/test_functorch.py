@@ -1,6 +1,7 @@
 """Every operation under the transforms of ``torch.func`` and under forward mode, beside its dense masked weights."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from every_op import OPS, WITH_BIAS, WITH_EPILOGUE, Case, Function, Maker, Probl
 from support import SIZES, Recipe, mlp, readable_id, seeded
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
 import fpe
 
@@ -195,6 +196,33 @@ def test_gradients_of_each_sample_of_an_expanded_model(structure: str, resparsif
         model(sample).square().sum().backward()
         for name, p in model.named_parameters():
             torch.testing.assert_close(together[name][i], p.grad)
+
+
+def of_each(models: list[torch.nn.Module], x: Tensor) -> Tensor:
+    """PyTorch's recipe for ensembles: ``vmap`` over the states of models that are built alike."""
+    return vmap(lambda *state: functional_call(models[0], state, (x,)))(*stack_module_state(models))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(("structure", "resparsify"), MODELS, ids="-".join)
+def test_an_ensemble_of_expanded_models(structure: str, resparsify: str, training: bool) -> None:
+    wide = Recipe(structure, resparsify).expand(mlp(*SIZES).double()).train(training)
+    models = [deepcopy(wide) for _ in range(3)]
+    for i, model in enumerate(models):
+        for p in model.parameters():
+            p.data.mul_(1 + i)
+    x = torch.randn(4, SIZES[0], dtype=torch.float64, generator=seeded())
+    together = of_each(models, x)
+    for i, model in enumerate(models):
+        torch.testing.assert_close(together[i], model(x))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_an_ensemble_of_other_masks_is_refused(training: bool) -> None:
+    recipe = Recipe(resparsify="partition")
+    models = [recipe.expand(mlp(*SIZES), i).train(training) for i in range(2)]
+    with pytest.raises(RuntimeError, match="masks differ"):
+        of_each(models, torch.ones(2, SIZES[0]))
 
 
 @pytest.mark.parametrize(("structure", "resparsify"), MODELS, ids="-".join)

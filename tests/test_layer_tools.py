@@ -407,6 +407,8 @@ def test_a_wide_weight_can_be_written(recipe: Recipe) -> None:
         given = torch.randn(layer.out_features, layer.in_features, generator=seeded())
         layer.set_wide_weight(given)
         assert torch.equal(layer.weight, torch.where(layer.kept(), given, 0))
+        with torch.no_grad(), pytest.raises(TypeError, match="set_wide_weight"):
+            layer.weight += 1.0
 
 
 @pytest.mark.parametrize("policy", ["magnitude", "partition", "block"])

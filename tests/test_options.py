@@ -101,11 +101,25 @@ def test_data_that_are_not_there_are_refused_by_name(words: tuple[str, ...], tmp
     assert "Error: Invalid value for '--data': there is no" in done.output and "no-such" in done.output
 
 
-def test_fpe_gpu_refuses_in_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
+FRACTIONS = {option.opts[0]: words for words, option in OPTIONS if isinstance(option.type, click.FloatRange)}
+
+
+@pytest.mark.parametrize(("name", "words"), FRACTIONS.items(), ids=lambda v: v if isinstance(v, str) else "")
+def test_nan_is_in_no_range(name: str, words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(cli, [*words, name, "nan"])
+    assert done.exit_code == 2 and f"Error: Invalid value for '{name}': 'nan' is not a number" in done.output
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "some"])
+@pytest.mark.parametrize("name", ["--minutes", "--jobs"])
+def test_fpe_gpu_refuses_in_the_same_form(name: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        gpu(["--minutes", "-1"])
+        gpu(["--plan", name, value])
     assert caught.value.code == 2
-    assert "Error: Invalid value for '--minutes': expected a positive number" in capsys.readouterr().err
+    assert f"Error: Invalid value for '{name}': expected a positive number" in capsys.readouterr().err
+
+
+def test_fpe_gpu_refuses_an_unknown_provider(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu(["--dry-run", "--provider", "magic"]) == 1
     assert "Error: provider must be one of" in capsys.readouterr().err
 

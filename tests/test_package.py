@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from collections.abc import Iterator
@@ -163,7 +164,23 @@ def test_no_room_is_imported_by_its_folder_name() -> None:
         assert [(str(p), m) for p, m in imports_of(room) if is_in(m, "kernels") or is_in(m, "bench")] == []
 
 
-# The wheel
+# What is built of it
+
+
+def test_the_source_distribution_holds_what_the_checkout_does(tmp_path: Path) -> None:
+    """So that whoever packages it can run its tests and build its documents."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    tracked = {name for name in listed.split("\n") if name and (ROOT / name).is_file()}
+    if not tracked:
+        pytest.skip("this is no checkout: no list of its files")
+    source = tmp_path / "source"
+    for name in tracked:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    python("setup.py", "-q", "sdist", "-d", str(tmp_path), cwd=source)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert tracked - held == {".gitignore"}
 
 
 @pytest.fixture(scope="session")

@@ -144,3 +144,12 @@ def test_in_training_the_weights_are_packed_anew_and_codes_and_metadata_are_not(
                 ours.edge_weight.sub_(0.1)
     each = {"pack_values": 3, "pack_transposed": 3} if structure == "2:4" else {"pack_parent": 3}
     assert made == {"pack_metadata": len(each), "interleaved": 1, **each}
+
+
+def test_a_2_to_4_layer_runs_on_the_cpu_kernels_by_its_labels() -> None:
+    pytest.importorskip("numba")
+    made = layer("cpu")
+    x = torch.randn(3, 24, generator=seeded(), requires_grad=True)
+    torch.testing.assert_close(made(x), fpe.to_dense(made)(x))
+    made(x).sum().backward()
+    assert x.grad is not None and all(parameter.grad is not None for parameter in made.parameters())

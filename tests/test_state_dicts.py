@@ -232,6 +232,25 @@ def test_restore_refuses_another_architecture() -> None:
             fpe.restore(dense, state)
 
 
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (Recipe(alpha=3), "SplitLinear of 24 inputs, 26 outputs, .* got a SplitLinear of 24 inputs, 39 outputs"),
+        (BLOCKS, "should be of a SplitLinear .* got a BlockLinear .* fpe.restore"),
+    ],
+    ids=["alpha", "kind"],
+)
+def test_a_state_of_another_expansion_is_told_in_words(other: Recipe, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Recipe().expand(mlp(*SIZES)).load_state_dict(other.expand(mlp(*SIZES)).state_dict())
+
+
+def test_restore_shows_the_names_of_a_wrapper() -> None:
+    state = Recipe().expand(mlp(*SIZES)).state_dict()
+    with pytest.raises(ValueError, match=r"got no '0.weight, .*, but 'module.0.edge_weight"):
+        fpe.restore(mlp(*SIZES), {f"module.{name}": value for name, value in state.items()})
+
+
 @pytest.mark.parametrize("kind", [fpe.SplitLinear, fpe.MergeLinear])
 @pytest.mark.parametrize("gains", [True, False])
 def test_a_topology_of_another_number_of_edges_is_built_and_not_loaded(kind: type, gains: bool) -> None:

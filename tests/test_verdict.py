@@ -156,3 +156,8 @@ def test_a_measured_verdict_needs_times_of_its_layer(
 def test_bad_arguments_are_named(arguments: list[str], message: str) -> None:
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code != 0 and message in done.output and "Traceback" not in done.output
+
+
+def test_where_there_is_one_structure_none_is_advised() -> None:
+    told = CliRunner().invoke(cli, ["verdict", "--gpu", "h200", "--kept", "0.5"]).output
+    assert "At 8192 rows a forward costs" in told and "take structure" not in told

@@ -10,7 +10,7 @@ import torch
 
 from ..results import COMMITTED, Results
 from ..table import Table
-from .options import common, output_option, rows_options
+from .options import Number, common, output_option, rows_options
 from .output import NOTHING_WRITTEN, print_path, print_results, print_rows, print_table, print_text, stopping
 
 
@@ -112,9 +112,7 @@ def _cell(value: Any) -> str:
 
 
 @click.command("tune")
-@click.option(
-    "--minutes", type=click.FloatRange(0), default=5.0, show_default=True, help="Start nothing that ends later."
-)
+@click.option("--minutes", type=Number(0), default=5.0, show_default=True, help="Start nothing that ends later.")
 @output_option()
 @click.option("--dry-run", is_flag=True, help="Run the plan at small sizes under TRITON_INTERPRET=1, without timing.")
 @rows_options

@@ -22,6 +22,7 @@ from .options import (
     ROWS_HELP,
     SHAPE_HELP,
     STRUCTURE_HELP,
+    Number,
     Shapes,
     alpha_option,
     block_option,
@@ -44,7 +45,7 @@ def sized(command: Callable) -> Callable:
         dtype_option(ITEMSIZE),
         click.option(
             "--kept",
-            type=click.FloatRange(0, 1),
+            type=Number(0, 1),
             help="Share of the entries that exist, stored alone beside a "
             "bitmap; with --alpha 1 any mask.  [default: all are stored]",
         ),
@@ -89,7 +90,7 @@ def explain_command(
 @click.command("verdict")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.10,
     show_default=True,
     help="Share of extra time that still counts as equal.",
@@ -241,7 +242,7 @@ COLUMNS = ("ms", "low", "high", "over parent", "over wide", "host_milliseconds",
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), help="A PyTorch device.  [default: cuda where there is one]"
 )
-@click.option("--seconds", type=click.FloatRange(0), default=0.3, show_default=True, help="Seconds for each pass.")
+@click.option("--seconds", type=Number(0), default=0.3, show_default=True, help="Seconds for each pass.")
 @rows_options
 @output_option()
 def latency_command(

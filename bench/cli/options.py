@@ -1,5 +1,6 @@
 """Options that commands share, and what is checked of them before anything is computed."""
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -52,6 +53,17 @@ def dtype_option(kinds: Iterable[str], default: str | None = "bf16", says: str =
 
 ROWS_HELP = "Rows of activations."
 STRUCTURE_HELP = "What the masks look like."
+
+
+class Number(click.FloatRange):
+    """A number in a range; ``nan`` is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Reads it."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 class Shape(click.ParamType):

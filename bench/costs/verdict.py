@@ -286,10 +286,8 @@ def sentences(layer: Layer, rows: Sequence[dict[str, Any]], name: str, basis: st
         above = "; ".join(
             f"{row['structure']} {row['ratio'][large]:.2f} ({' + '.join(row['runs_as'][large])})" for row in ordered
         )
-        lines.append(
-            f"With more rows take structure {ordered[0]['structure']!r}: at {large} rows a forward costs, in units of "
-            f"its parent's time, {above}."
-        )
+        advice = f"With more rows take structure {ordered[0]['structure']!r}: at" if len(ordered) > 1 else "At"
+        lines.append(f"{advice} {large} rows a forward costs, in units of its parent's time, {above}.")
     return "\n".join([*lines, _to_dense(serving)])
 
 

@@ -73,16 +73,25 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--resume", type=Path, metavar="ARCHIVE", help="continue with another machine's rows")
     made.add_argument("--commit", metavar="HASH", help="commit of the code, if it is not a git checkout")
-    made.add_argument("--jobs", type=int, metavar="N", help=f"processes that compile [all cores; {CORES} in a plan]")
+    made.add_argument("--jobs", type=_jobs, metavar="N", help=f"processes that compile [all cores; {CORES} in a plan]")
     made.add_argument("--dry-run", action="store_true", help="run the plan on the CPU, small and eager")
     return made
 
 
 def _minutes(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a positive number of minutes, got {text}")
     return value
+
+
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a positive number of processes, got {text}")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None, worker: Sequence[str] = WORKER) -> int:

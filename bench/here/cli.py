@@ -36,3 +36,4 @@ def here(rounds: int, seed: int, quick: bool, form: str | None, output: Path) ->
         print_text(draw.sentence(results))
         if kept:
             print_path("Roof, for backend='auto'", kept)
+            print_text(draw.disturbed(results))

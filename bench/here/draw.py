@@ -12,6 +12,9 @@ from ..studies.drawing import below, doubling, figure
 from ..table import Table
 from .measure import compared, crossovers, errors
 
+BUSY = 1.0
+"""Threads that other work keeps busy, from which on times are not to be relied on."""
+
 
 def _layer(row: dict[str, Any]) -> tuple[str, str]:
     """The first cells of a point."""
@@ -98,6 +101,17 @@ def sentence(results: Results) -> str:
         f"{s['cpu']}, {threads}: copies at {s['copy'] / 1e9:.1f} GB/s, multiplies float32 matrices at "
         f"{s['flops'] / 1e9:.0f} GFLOP/s. Up to 16 rows the model errs by {off.mean():.0%} on average, by "
         f"{off.max():.0%} at most."
+    )
+
+
+def disturbed(results: Results) -> str:
+    """What to do where other work ran beside the measurement; nothing where little did."""
+    load = results.settings["load"] or 0.0
+    return (
+        f"Other work kept {load:.1f} threads busy as it began. Measure again when little else runs: until then "
+        "backend='auto' may choose what is slower."
+        if load >= BUSY
+        else ""
     )
 
 

@@ -11,6 +11,7 @@ from ..cli import ListingGroup
 from ..cli.options import (
     ROWS_HELP,
     STRUCTURE_HELP,
+    Number,
     alpha_option,
     block_option,
     dtype_option,
@@ -153,12 +154,12 @@ def headline_command(arch: int, jobs: int, form: str | None, output: Path) -> No
 @click.option(
     "--kept",
     multiple=True,
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Share of the entries that exist, stored as packed values; in 32nds. May be given several times.",
 )
-@click.option("--dropped", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
+@click.option("--dropped", type=Number(0, 1), default=0.0, show_default=True, help="Share of blocks dropped.")
 @dtype_option(("bf16", "fp16", "fp32"))
-@click.option("--l2", type=click.FloatRange(0), default=50.0, show_default=True, help="Megabytes of L2.")
+@click.option("--l2", type=Number(0), default=50.0, show_default=True, help="Megabytes of L2.")
 @click.option("--group", type=click.IntRange(1), help="Try another grouping of the programs.")
 @click.option("--quick", is_flag=True, help="Small layers, to see that it runs.")
 @rows_options

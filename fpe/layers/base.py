@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.parametrize import is_parametrized
 
 from .dense_form import dense_weight, forget
-from .placement import exports_to_onnx, of_constant_size, on, overwrite, tensors_of, whole
+from .placement import exports_to_onnx, of_constant_size, of_the_batch, on, overwrite, tensors_of, whole
 from .state import Header, checksum, decode, encode, layer_entries
 
 Topology = Any  # what a kind's constructor takes: a Partition, a mask
@@ -113,10 +113,7 @@ class ExpandedLinear(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As of any module; refuses another ``weight``, as ``torchao.quantize_`` would put there."""
         if name == "weight":
-            raise TypeError(
-                f"{type(self).__name__}: weight is made of edge_weight and cannot be replaced; to quantize, take "
-                "fpe.to_dense(model), or write with set_wide_weight"
-            )
+            self._refuse_weight()
         super().register_parameter(name, param)
 
     def _multiply(self, x: Tensor) -> Tensor:
@@ -139,6 +136,16 @@ class ExpandedLinear(nn.Module):
         :meth:`set_wide_weight`.
         """
         return self.wide_weight()
+
+    @weight.setter
+    def weight(self, value: object) -> None:
+        self._refuse_weight()
+
+    def _refuse_weight(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__}: weight is made of edge_weight and cannot be replaced; to quantize, take "
+            "fpe.to_dense(model), or write with set_wide_weight"
+        )
 
     def wide_weight(self) -> Tensor:
         """The weight of the equivalent dense layer, ``[out_features, in_features]``, differentiable."""
@@ -309,14 +316,18 @@ class ExpandedLinear(nn.Module):
         mark = self.fingerprint
         if mark.is_meta or type(mark) is not Tensor:
             return
-        if self.training and self._asked:  # DistributedDataParallel writes in every step; an answer waits for the GPU
+        if torch._C._functorch.is_batchedtensor(mark):
+            mark = of_the_batch(mark)
+        elif self.training and self._asked:  # DistributedDataParallel writes in every step; an answer waits for the GPU
             return
-        self._stamped, self._asked = mark._version, True
+        else:
+            self._stamped, self._asked = mark._version, True
         if bool((mark.cpu() - self._own_fingerprint()).abs().max() > 0.5):
             raise RuntimeError(
                 f"{type(self).__name__}: the buffers of a layer with other edges were written into this one: by "
-                "DistributedDataParallel, where processes expanded with different seeds, or by an average over models "
-                "whose masks differ. Give every process the same generator, or load one state into all"
+                "DistributedDataParallel, where processes expanded with different seeds, by an average over models "
+                "whose masks differ, or by vmap over such models. Give every process or model the same generator, or "
+                "load one state into all"
             )
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -343,8 +354,8 @@ class ExpandedLinear(nn.Module):
         header, words = decode(state, name)
         if header != self._header():
             raise ValueError(
-                f"state dict: '{name}' should be of {list(self._header())} (kind, in, out, settings), got "
-                f"{list(header)}"
+                f"state dict: '{name}' should be of {self._header().told()}, got {header.told()}; where the state is "
+                "right, build the model from it with fpe.restore"
             )
         try:
             topology = self._parse(header, words)

@@ -293,7 +293,8 @@ class SplitLinear(_LabelledLinear):
     def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Kept | None, bias: Tensor | None) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias[a * parents + n]``."""
         bias = None if bias is None else bias.view(self.alpha, -1)
-        if self.exchanges and (x.is_cuda or self.backend not in ("auto", "eager")):
+        by_labels = self.backend == "cpu" or (self.backend in ("auto", "eager") and not x.is_cuda)
+        if self.exchanges and not by_labels:
             assert isinstance(labels, PackedLabels)  # a 2:4 layer's
             trains = torch.is_grad_enabled() and weight.requires_grad
             compress = _compress if trains or torch.compiler.is_compiling() else _compress_once

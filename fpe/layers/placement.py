@@ -27,6 +27,14 @@ def overwrite(t: Tensor, value: Tensor) -> None:
         t.copy_(value)
 
 
+def of_the_batch(t: Tensor) -> Tensor:
+    """All slices of a tensor of which ``vmap`` shows one, the dimension that it runs over in front."""
+    levels = torch._C._functorch
+    while levels.is_batchedtensor(t):
+        t = levels.get_unwrapped(t).movedim(levels.maybe_get_bdim(t), 0)
+    return t
+
+
 def on(held: Held, device: torch.device) -> Held:
     """A tensor, or a named tuple with tensors, on a device; ``None`` stays."""
     moved = {name: t.to(device) for name, t in tensors_of(held).items() if t.device != device}

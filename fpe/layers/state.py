@@ -40,6 +40,13 @@ class Header(NamedTuple):
     out_features: int
     settings: tuple[int, ...] = (0,) * SETTINGS
 
+    def told(self) -> str:
+        """What the layer is, in words."""
+        from . import KINDS
+
+        name = KINDS[self.kind].__name__ if 0 <= self.kind < len(KINDS) else f"layer of unknown kind {self.kind}"
+        return f"a {name} of {self.in_features} inputs, {self.out_features} outputs, settings {self.settings}"
+
 
 def encode(header: Header, topology: Tensor) -> Tensor:
     """The extra state, int64 on the CPU, from a header and the topology's words (int64)."""
