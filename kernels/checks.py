@@ -12,7 +12,7 @@ def check_tensor(
     op: str,
     name: str,
     value: object,
-    shape: Sequence[int | None],
+    shape: Sequence[int | None] | None,
     *,
     batched: bool = False,
     dtype: torch.dtype | None = None,
@@ -27,7 +27,7 @@ def check_tensor(
         op: Name of the operation, for the message.
         name: Name of the argument, for the message.
         value: What the caller passed.
-        shape: Expected size of each dimension; ``None`` accepts any.
+        shape: Expected size of each dimension; ``None`` accepts any, instead of all of them too.
         batched: Any number of leading dimensions may stand before ``shape``.
         dtype: The required dtype; without it, any floating dtype, or that of ``like``.
         like: A tensor whose device and (without ``dtype``) dtype are required.
@@ -42,14 +42,11 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
-    if value.layout != torch.strided or value.is_nested or value.is_quantized:
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized:
         kind = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)
         raise TypeError(f"{op}: {name} must be a dense tensor, got one that is {kind.removeprefix('torch.')}")
-    got = tuple(value.shape)
-    tail = got[max(len(got) - len(shape), 0) :] if batched else got
-    if len(tail) != len(shape) or any(w is not None and w != g for w, g in zip(shape, tail, strict=True)):
-        wanted = ["..."] * batched + ["*" if size is None else str(size) for size in shape]
-        raise ValueError(f"{op}: {name} must have shape [{', '.join(wanted)}], got {list(got)}")
+    if shape is not None and (batched or value.shape != shape):
+        check_shape(op, name, value, shape, batched=batched)
     if dtype is None and (like is not None or any_dtype):
         dtype = value.dtype if like is None else like.dtype
     if dtype is None and value.dtype not in FLOATING:
@@ -61,6 +58,19 @@ def check_tensor(
         raise ValueError(f"{op}: {name} must be on {beside.device}, got {value.device}")
 
 
+def check_shape(op: str, name: str, value: Tensor, shape: Sequence[int | None], *, batched: bool = False) -> None:
+    """Raises ``ValueError`` unless a tensor has a shape; the arguments are those of :func:`check_tensor`."""
+    got = value.shape
+    tail = got[max(len(got) - len(shape), 0) :] if batched else got
+    # Lengths come first: of shapes of two lengths torch.export would note that there are not as many rows as columns.
+    if len(tail) == len(shape) and (
+        tail == shape or all(w is None or w == g for w, g in zip(shape, tail, strict=True))
+    ):
+        return
+    wanted = ["..."] * batched + ["*" if size is None else str(size) for size in shape]
+    raise ValueError(f"{op}: {name} must have shape [{', '.join(wanted)}], got {list(got)}")
+
+
 def check_readable(op: str, name: str, value: Tensor) -> None:
     """Raises unless a tensor has values, which one on the meta device has not."""
     if value.is_meta:
@@ -69,11 +79,34 @@ def check_readable(op: str, name: str, value: Tensor) -> None:
 
 def check_pair(op: str, name: str, value: object, least: int) -> tuple[int, int]:
     """Returns a pair of integers, each at least 0 or 1, or raises ``ValueError``."""
-    sizes = list(value) if isinstance(value, tuple | list) else []
-    if len(sizes) != 2 or any(not isinstance(s, int) or isinstance(s, bool) or s < least for s in sizes):
-        kind = "positive integers" if least else "integers that are not negative"
-        raise ValueError(f"{op}: {name} must be a pair of {kind}, got {value!r}")
-    return sizes[0], sizes[1]
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        first, second = value
+        if _is_size(first, least) and _is_size(second, least):
+            return first, second
+    kind = "positive integers" if least else "integers that are not negative"
+    raise ValueError(f"{op}: {name} must be a pair of {kind}, got {value!r}")
+
+
+def _is_size(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def in_one_dtype(op: str, name: str, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Casts two checked operands as :func:`autocast` does; raises unless they then have one dtype.
+
+    Args:
+        op: Name of the operation, for the message.
+        name: Of the first operand, for the message.
+        first: An operand.
+        second: The one whose dtype is wanted.
+
+    Raises:
+        TypeError: They have different ones.
+    """
+    first, second = autocast(first, second)
+    if first.dtype != second.dtype:
+        raise TypeError(f"{op}: {name} must be {second.dtype}, got {first.dtype}")
+    return first, second
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -88,4 +121,12 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def as_rows(x: Tensor, features: int) -> Tensor:
     """Joins all but the last ``features`` dimensions into one, adding it where there is none."""
     leading = x.dim() - features
+    if leading == 1:
+        return x
     return x.flatten(0, leading - 1) if leading else x.unsqueeze(0)
+
+
+def from_rows(y: Tensor, x: Tensor, features: int) -> Tensor:
+    """Gives the rows of a result the leading dimensions of ``x``, which :func:`as_rows` joined."""
+    leading = x.shape[: x.dim() - features]
+    return y if len(leading) == 1 else y.view(*leading, *y.shape[1:])

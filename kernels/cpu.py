@@ -111,20 +111,23 @@ def shared_out(work: Callable[[int, int], object], size: int, unit: int, threads
 
 def numbers(t: Tensor) -> np.ndarray:
     """A contiguous tensor's memory as a flat array; 16-bit floats as :data:`AS_INTEGERS` has their bits."""
-    flat = t.detach().reshape(-1)
-    return flat.view(AS_INTEGERS.get(t.dtype, t.dtype)).numpy()
+    flat, kind = t.detach(), AS_INTEGERS.get(t.dtype)
+    return (flat if kind is None else flat.view(kind)).numpy().reshape(-1)
 
 
-def zeros(*shape: int) -> Tensor:
-    """Float32 zeros, not written by PyTorch: its threads, once woken, keep the cores busy that ours are to run on."""
-    return torch.from_numpy(np.zeros(shape, np.float32))
+def floats(t: Tensor) -> np.ndarray:
+    """A tensor's numbers in float32; its own memory where it is that already."""
+    return t.detach().float().numpy()
 
 
-def padded(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Activations ``[M, ..., F]`` in float32, with zeros up to multiples of ``rows`` and ``columns``; contiguous."""
+def padded(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Activations ``[M, ..., F]``, with zeros up to multiples of ``rows`` and ``columns``; contiguous.
+
+    They are not written by PyTorch: its threads, once woken, keep the cores busy that ours are to run on.
+    """
     m, features = x.shape[0], x.shape[-1]
     if m % rows == features % columns == 0:
-        return x.detach().float().contiguous()
-    whole = zeros(-(-m // rows) * rows, *x.shape[1:-1], -(-features // columns) * columns)
+        return np.ascontiguousarray(x)
+    whole = np.zeros((-(-m // rows) * rows, *x.shape[1:-1], -(-features // columns) * columns), np.float32)
     whole[:m, ..., :features] = x
     return whole

@@ -110,4 +110,4 @@ def stored_dtype(x: Tensor) -> torch.dtype:
 
     Triton's interpreter truncates where hardware rounds to bfloat16; the launcher converts instead.
     """
-    return torch.float32 if interpreting() and x.dtype == torch.bfloat16 else x.dtype
+    return torch.float32 if x.dtype == torch.bfloat16 and interpreting() else x.dtype

@@ -236,15 +236,17 @@ def why_not_triton(operand: Tensor, limit: str | None = None) -> str | None:
         return f"it needs a CUDA device (or TRITON_INTERPRET=1), the tensors are on {operand.device}"
     if operand.dtype not in TRITON_DTYPES:
         return f"it takes float16, bfloat16 and float32, got {operand.dtype}"
-    return (too_old(operand.device) or _unfenced(operand.device) if operand.is_cuda else None) or limit
+    if not operand.is_cuda:
+        return limit
+    arch = arch_of(operand.device)
+    return _too_old(arch) or _unfenced(arch) or limit
 
 
-def _unfenced(device: torch.device) -> str | None:
+def _unfenced(arch: int) -> str | None:
     """Returns why the installed Triton's kernels may read stale shared memory on a device, or ``None``.
 
     On 9.0 the kernels set the fence that is missing (:attr:`Device.sets_fence`). Further on Triton cannot pipeline one.
     """
-    arch = arch_of(device)
     if architecture(arch).matrix != "tcgen05.mma" or fences_copies():
         return None
     return f"on compute capability {arch / 10} it needs Triton 3.7.1 or newer: older ones leave out a fence"
@@ -252,5 +254,8 @@ def _unfenced(device: torch.device) -> str | None:
 
 def too_old(device: torch.device) -> str | None:
     """Returns why the kernels cannot run on a CUDA device, or ``None`` if they can."""
-    arch = arch_of(device)
+    return _too_old(arch_of(device))
+
+
+def _too_old(arch: int) -> str | None:
     return f"it needs compute capability {OLDEST / 10} or newer, got {arch / 10}" if arch < OLDEST else None

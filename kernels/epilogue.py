@@ -110,7 +110,7 @@ def launch_reduce(partial: Tensor, result: Tensor, bias: Tensor | None = None, a
         activation: As :func:`activate` takes it.
     """
     block = 1024
-    _reduce[(triton.cdiv(result.numel(), block),)](
+    _reduce[(-(-result.numel() // block),)](
         partial,
         bias,
         result,

@@ -7,6 +7,7 @@ and 11.0 for 10.0, 12.1 for 12.0.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 
@@ -60,6 +61,7 @@ OLDEST = min(ARCHITECTURES)
 """The first compute capability that the kernels run on."""
 
 
+@cache
 def architecture(arch: int) -> Architecture:
     """The newest known architecture that is not newer than a compute capability, as 103 for 10.3; else the oldest."""
     return ARCHITECTURES[max((known for known in ARCHITECTURES if known <= arch), default=OLDEST)]

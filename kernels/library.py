@@ -11,13 +11,17 @@ Operations are defined on a ``Library`` rather than by ``custom_op``, whose Pyth
 call: more than a small matmul.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
+from torch._C._functorch import (
+    get_single_level_autograd_function_allowed,
+    set_single_level_autograd_function_allowed,
+)
 from torch.autograd import forward_ad
 
 from .activations import ACTIVATIONS
@@ -32,7 +36,12 @@ def implementation(module: str, op: str) -> Run:
 
     The module is imported when one of its operations first runs, so that Triton is not where nothing needs it.
     """
-    return import_module(f".{module}", __package__).OPERATIONS[op]
+    return _operations(module)[op]
+
+
+@cache
+def _operations(module: str) -> Mapping[str, Run]:
+    return import_module(f".{module}", __package__).OPERATIONS
 
 
 def save_operands(ctx: Any, args: tuple[Any, ...], index: Sequence[Tensor]) -> None:
@@ -94,15 +103,24 @@ def _where_wanted(op: Run, differentiated: Run) -> Run:
     """Returns an operation's autograd kernel, which only runs the operation if no gradient or tangent is wanted."""
 
     def autograd(*args: Any) -> Tensor:
-        tensors = [t for t in args if isinstance(t, Tensor)]
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in args if isinstance(t, Tensor)):
             return differentiated(*args)
-        if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors if t.is_floating_point()):
+        if _in_forward_mode() and any(_tangent(t) is not None for t in args):
             return differentiated(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
     return autograd
+
+
+def _in_forward_mode() -> bool:
+    """Whether a tensor may have a tangent: to ask one takes longer than to know that none has."""
+    return forward_ad._current_level >= 0
+
+
+def _tangent(value: object) -> Tensor | None:
+    differentiable = isinstance(value, Tensor) and value.is_floating_point()
+    return forward_ad.unpack_dual(value).tangent if differentiable else None
 
 
 def _differentiated(
@@ -116,7 +134,8 @@ def _differentiated(
         if activation is not None and args[activation] is not None:  # its gradient needs what it is applied to
             return ACTIVATIONS[args[activation]](op(*_replaced(args, activation, None)))
         primals, tangents = args, {}
-        for i in (*range(operands), *([] if bias is None or args[bias] is None else [bias])):
+        linear = (*range(operands), *([] if bias is None or args[bias] is None else [bias]))
+        for i in linear if _in_forward_mode() else ():
             primal, tangent = forward_ad.unpack_dual(args[i])
             if tangent is not None:
                 primals, tangents[i] = _replaced(primals, i, primal), tangent
@@ -147,8 +166,12 @@ class _Node(torch.autograd.Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """Past ``Function.apply``, which would hand a call inside of a transform to all levels at once."""
-        with enable_single_level_autograd_function():
+        before = get_single_level_autograd_function_allowed()
+        set_single_level_autograd_function_allowed(True)
+        try:
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+        finally:
+            set_single_level_autograd_function_allowed(before)
 
 
 def _node(op: Run, name: str, backward: Callable[..., Any], save: Callable[..., None]) -> type[_Node]:

@@ -8,9 +8,9 @@ an entry holds for problems of up to ``max_m`` rows whose attributes are those t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ NOTES = ("family", "max_m", "config", "milliseconds", "rule_milliseconds", "trie
 Config = TypeVar("Config")
 
 
-class Problem(Protocol[Config]):
+class Problem(Hashable, Protocol[Config]):
     """What a launch must do, of any family.
 
     Attributes:
@@ -56,6 +56,15 @@ def choose(problem: Problem[Config], device: Device) -> Config:
     for entry in tuned(problem.family, device, problem.config):
         if entry.holds(problem) and problem.fits(entry.config, device):
             return entry.config
+    return _by_rule(problem, device, device.sets_fence)
+
+
+@lru_cache(maxsize=4096)
+def _by_rule(problem: Problem[Config], device: Device, sets_fence: bool) -> Config:
+    """What no table says, kept: a host asks before every launch.
+
+    ``sets_fence`` is the one thing that a device says, and so a rule may ask, which the installed Triton decides too.
+    """
     config: Any = problem.rule(device)
     while config.num_stages > 2 and not problem.fits(config, device):
         config = replace(config, num_stages=config.num_stages - 1)

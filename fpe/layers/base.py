@@ -93,22 +93,20 @@ class ExpandedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x @ weight.T + bias`` by the kept edges, ``[..., in_features]`` to ``[..., out_features]``."""
-        stamped = self._stamped
+        stamped, compiling = self._stamped, torch.compiler.is_compiling()
         if (
-            stamped is not None
-            and not torch.compiler.is_compiling()
-            and self._buffers["fingerprint"]._version != stamped  # type: ignore[union-attr]
+            stamped is not None and not compiling and self._buffers["fingerprint"]._version != stamped  # type: ignore[union-attr]
         ):
             self._check_replica()
         if self.share is not None:
             return self.share(self, x)
-        dense = dense_weight(self, x)
+        dense = None if compiling else dense_weight(self, x)
         if dense is not None:
             return linear(x, dense, self.bias)
         if not isinstance(x, Tensor) or x.shape[-1:] != (self.in_features,):
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{type(self).__name__}: the input must have shape [..., {self.in_features}], got {got}")
-        if torch.compiler.is_compiling() and exports_to_onnx():
+        if compiling and exports_to_onnx():
             raise RuntimeError(f"{type(self).__name__}: ONNX has no such operation; export fpe.to_dense(model)")
         return self._multiply(x)
 

@@ -24,7 +24,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 
 from fpe.kernels.here import roof_here
 
@@ -123,17 +122,16 @@ def dense_weight(layer: "ExpandedLinear", x: object) -> Tensor | None:
 
     Returns:
         The weight; or none where the layer's operation is to be called: on other devices, with a backend that was asked
-        for, while a graph is traced or compiled, where it is faster, where it was measured to be faster than the dense
+        for, while a graph is traced, where it is faster, where it was measured to be faster than the dense
         weight, and for an ``x`` that it will refuse by name.
     """
     if (
-        is_compiling()
+        layer.backend != "auto"
+        or not layer.keeps_dense
         or not isinstance(x, Tensor)
         or not x.is_cpu
         or not x.dim()
         or x.size(-1) != layer.in_features
-        or not layer.keeps_dense
-        or layer.backend != "auto"
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state() is not None
     ):

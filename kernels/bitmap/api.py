@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..checks import check_tensor
+from ..checks import check_shape, check_tensor
 from ..dispatch import choose_backend
 from . import ops
 from .backends import BACKENDS
@@ -30,7 +30,7 @@ def unpack_values(values: Tensor, kept: Kept, *, backend: str = "auto") -> Tenso
     op = "unpack_values"
     check_tensor(op, "values", values, (None,))
     check_kept(op, kept, values)
-    check_tensor(op, "values", values, (kept.nnz,))
+    check_shape(op, "values", values, (kept.nnz,))
     chosen = choose_backend(op, backend, values, BACKENDS)
     w = ops.unpack_values(values, *index_of(kept), seed_of(kept), *kept.shape, chosen)
     return w.T if kept.transposed else w
@@ -55,9 +55,9 @@ def pack_values(w: Tensor, kept: Kept, *, backend: str = "auto") -> Tensor:
         UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "pack_values"
-    check_tensor(op, "w", w, (None, None))
+    check_tensor(op, "w", w, None)
     check_kept(op, kept, w)
-    check_tensor(op, "w", w, kept.sizes)
+    check_shape(op, "w", w, kept.sizes)
     chosen = choose_backend(op, backend, w, BACKENDS)
     stored = w.T if kept.transposed else w
     return ops.pack_values(stored, *index_of(kept), seed_of(kept), kept.nnz, chosen)

@@ -91,7 +91,7 @@ def _holes_move(
 def move_by_seed(values: Tensor, dense: Tensor, kept: SeededHoles, pack: bool) -> None:
     """Takes kept values from the weight ``dense``, or writes them there; both are integers of their size."""
     n, k = dense.shape
-    _holes_move[(triton.cdiv(n, ROWS) * triton.cdiv(k, WORDS * COLUMNS),)](
+    _holes_move[(-(-n // ROWS) * -(-k // (WORDS * COLUMNS)),)](
         values,
         dense,
         N=n,

@@ -161,6 +161,6 @@ def check_bitmap(op: str, kept: object, on: Tensor | None = None, name: str = "k
     if not isinstance(kept, Bitmap):
         raise TypeError(f"{op}: {name} must be a Bitmap, got {type(kept).__name__}")
     (n, k), (runs, bases), on = kept.shape, index_sizes(kept.shape), kept.bits if on is None else on
-    wanted = (((n, -(-k // WORD)), torch.int32), ((runs,), torch.int16), ((bases,), index_dtype(kept.nnz)))
-    for part, tensor, (shape, dtype) in zip(("bits", "starts", "bases"), kept.tensors, wanted, strict=True):
-        check_tensor(op, f"{name}.{part}", tensor, shape, dtype=dtype, on=on, is_index=True)
+    check_tensor(op, f"{name}.bits", kept.bits, (n, -(-k // WORD)), dtype=torch.int32, on=on, is_index=True)
+    check_tensor(op, f"{name}.starts", kept.starts, (runs,), dtype=torch.int16, on=on, is_index=True)
+    check_tensor(op, f"{name}.bases", kept.bases, (bases,), dtype=index_dtype(kept.nnz), on=on, is_index=True)

@@ -199,7 +199,7 @@ def _bitmap_move(
 def move_by_bits(values: Tensor, dense: Tensor, kept: Bitmap, pack: bool) -> None:
     """Takes kept values from the weight ``dense``, or writes them there; both are integers of their size."""
     n, k = dense.shape
-    _bitmap_move[(triton.cdiv(n, BLOCK_N) * triton.cdiv(k, BLOCK_K),)](
+    _bitmap_move[(-(-n // BLOCK_N) * -(-k // BLOCK_K),)](
         values,
         dense,
         *(t.contiguous() for t in kept.tensors),

@@ -4,11 +4,14 @@ import torch
 from torch import Tensor
 
 from ..activations import check_activation
-from ..checks import as_rows, autocast, check_pair, check_tensor
+from ..checks import as_rows, autocast, check_pair, check_shape, check_tensor, from_rows, in_one_dtype
 from ..dispatch import choose_backend
 from . import ops
 from .backends import BACKENDS
 from .layout import BlockLayout
+
+INDEX = tuple(f"layout.{name}" for name in ops.INDEX)
+"""The index tensors, for messages."""
 
 
 def block_matmul(
@@ -51,11 +54,10 @@ def block_matmul(
     if bias is not None:
         check_tensor(op, "bias", bias, (n,), like=values)
         (bias,) = autocast(bias)
-    x, values = autocast(x, values)
-    check_tensor(op, "x", x, (k,), batched=True, like=values)
+    x, values = in_one_dtype(op, "x", x, values)
     chosen = choose_backend(op, backend, x, BACKENDS, layout.block)
     y = ops.block_matmul(as_rows(x, 1), values, *layout.tensors, bias, activation, n, k, chosen)
-    return y.view(*x.shape[:-1], n)
+    return from_rows(y, x, 1)
 
 
 def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: str = "auto") -> Tensor:
@@ -81,12 +83,11 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
     op = "block_matmul_t"
     n, k = _check_values(op, values, layout)
     check_tensor(op, "dy", dy, (n,), batched=True, on=values)
-    dy, values = autocast(dy, values)
-    check_tensor(op, "dy", dy, (n,), batched=True, like=values)
+    dy, values = in_one_dtype(op, "dy", dy, values)
     dx = ops.block_matmul_t(
         as_rows(dy, 1), values, *layout.tensors, n, k, choose_backend(op, backend, dy, BACKENDS, layout.block)
     )
-    return dx.view(*dy.shape[:-1], k)
+    return from_rows(dx, dy, 1)
 
 
 def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "auto") -> Tensor:
@@ -110,35 +111,32 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
         UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "block_grad"
-    _check_layout(op, layout)
-    n, k = layout.shape
-    check_tensor(op, "x", x, (k,), batched=True)
+    check_tensor(op, "x", x, None)
+    n, k = _check_layout(op, layout, x)
+    check_shape(op, "x", x, (k,), batched=True)
     check_tensor(op, "dy", dy, (*x.shape[:-1], n), on=x)
-    _check_index(op, layout, x)
-    dy, x = autocast(dy, x)
-    check_tensor(op, "dy", dy, (*x.shape[:-1], n), like=x)
+    dy, x = in_one_dtype(op, "dy", dy, x)
     chosen = choose_backend(op, backend, x, BACKENDS, layout.block)
     return ops.block_grad(as_rows(dy, 1), as_rows(x, 1), *layout.tensors, *layout.block, chosen)
 
 
 def _check_values(op: str, values: Tensor, layout: BlockLayout) -> tuple[int, int]:
-    _check_layout(op, layout)
-    check_tensor(op, "values", values, layout.values_shape)
-    _check_index(op, layout, values)
-    return layout.shape
+    """Raises unless values are the blocks of a layout that is in order; returns the sizes of the weight."""
+    check_tensor(op, "values", values, None)
+    shape = _check_layout(op, layout, values)
+    check_shape(op, "values", values, layout.values_shape)
+    return shape
 
 
-def _check_layout(op: str, layout: object) -> None:
+def _check_layout(op: str, layout: object, operand: Tensor) -> tuple[int, int]:
+    """Raises unless all index tensors are as long as they must be and where the operand is; returns the sizes."""
     if not isinstance(layout, BlockLayout):
         raise TypeError(f"{op}: layout must be a BlockLayout, got {type(layout).__name__}")
-    check_pair(op, "layout.shape", layout.shape, 0)
+    shape = check_pair(op, "layout.shape", layout.shape, 0)
     check_pair(op, "layout.block", layout.block, 1)
-    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32)
-
-
-def _check_index(op: str, layout: BlockLayout, operand: Tensor) -> None:
-    """Raises unless all index tensors are as long as they must be and where the operand is."""
+    check_tensor(op, "layout.rows", layout.rows, (None,), dtype=torch.int32, on=operand, is_index=True)
     (rows, columns), blocks = layout.grid, layout.rows.shape[0]
-    sizes = (blocks, blocks, rows + 1, columns + 1, blocks, blocks, rows, columns, blocks)
-    for name, index, size in zip(BlockLayout._fields[2:], layout.tensors, sizes, strict=True):
-        check_tensor(op, f"layout.{name}", index, (size,), dtype=torch.int32, on=operand, is_index=True)
+    sizes = (blocks, rows + 1, columns + 1, blocks, blocks, rows, columns, blocks)
+    for name, index, size in zip(INDEX[1:], layout.tensors[1:], sizes, strict=True):
+        check_tensor(op, name, index, (size,), dtype=torch.int32, on=operand, is_index=True)
+    return shape

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..activations import finish
-from ..cpu import compiled, numbers, padded, shared_out, threads_for, zeros
+from ..cpu import compiled, floats, numbers, padded, shared_out, threads_for
 from ..vectors import F32, FLOATS, I64, LANES, Emit
 from .eager import block_grad_eager
 from .layout import BlockLayout
@@ -171,52 +172,47 @@ def _across_rows(x, values, bn, bk, pointers, order, block_rows, rows, out, star
                 )  # fmt: skip
 
 
-def _in_vectors(values: Tensor) -> Tensor:
-    """The blocks with rows of whole vectors: a copy where theirs are not."""
+def _in_vectors(values: Tensor) -> tuple[np.ndarray, int]:
+    """The blocks, flat, with rows of whole vectors, and how long these are: a copy where theirs are not."""
     missing = -values.shape[2] % LANES
-    return (pad(values, (0, missing)) if missing else values).contiguous()
+    blocks = pad(values, (0, missing)) if missing else values.contiguous()
+    return numbers(blocks), blocks.shape[2]
 
 
 def block_matmul(
     x: Tensor, values: Tensor, layout: BlockLayout, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
     """``block_matmul`` on ``x[M, K]``: returns ``y[M, N]``."""
-    (rows, _), (bn, bk) = layout.grid, layout.block
-    m = x.shape[0]
+    (rows, columns), (bn, bk), m = layout.grid, layout.block, x.shape[0]
     together = 1 if m == 1 else TOGETHER
-    ready = padded(x, together, bk)
-    blocks = _in_vectors(values)
-    width = blocks.shape[2]
+    ready = padded(floats(x), together, bk)
+    w, width = _in_vectors(values)
     if width != bk:
-        ready = pad(ready.unflatten(1, (-1, bk)), (0, width - bk)).flatten(1)
-    y = zeros(ready.shape[0], rows * bn)
-    if len(values) and m:
-        x_in, w, out = ready.numpy(), numbers(blocks), y.numpy()
+        ready = padded(ready.reshape(len(ready), columns, bk), 1, width).reshape(len(ready), columns * width)
+    out = np.zeros((len(ready), rows * bn), np.float32)
+    if len(w) and m:
         pointers, cols, count = layout.row_ptr.numpy(), layout.cols.numpy(), (0,) * together
         threads = threads_for(values.numel() * m)
-        shared_out(lambda i, j: _along_rows(x_in, w, bn, width, pointers, cols, count, out, i, j), rows, 1, threads)
-    y = y[:m, : layout.shape[0]]
+        shared_out(lambda i, j: _along_rows(ready, w, bn, width, pointers, cols, count, out, i, j), rows, 1, threads)
+    y = torch.from_numpy(out[:m, : layout.shape[0]])
     return finish(y if bias is None else y + bias, activation).to(x.dtype)
 
 
 def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout) -> Tensor:
     """``block_matmul_t`` on ``dy[M, N]``: returns ``dx[M, K]``."""
-    (_, columns), (bn, bk) = layout.grid, layout.block
-    m = dy.shape[0]
+    (_, columns), (bn, bk), m = layout.grid, layout.block, dy.shape[0]
     together = 1 if m == 1 else TOGETHER
-    ready = padded(dy, together, bn)
-    blocks = _in_vectors(values)
-    width = blocks.shape[2]
-    dx = zeros(ready.shape[0], columns * width)
-    if len(values) and m:
-        dy_in, w, out, count = ready.numpy(), numbers(blocks), dx.numpy(), (0,) * together
+    ready = padded(floats(dy), together, bn)
+    w, width = _in_vectors(values)
+    out = np.zeros((len(ready), columns * width), np.float32)
+    if len(w) and m:
         pointers, order, rows = layout.col_ptr.numpy(), layout.col_order.numpy(), layout.col_rows.numpy()
-        threads = threads_for(values.numel() * m)
+        count, threads = (0,) * together, threads_for(values.numel() * m)
         shared_out(
-            lambda i, j: _across_rows(dy_in, w, bn, width, pointers, order, rows, count, out, i, j), columns, 1, threads
+            lambda i, j: _across_rows(ready, w, bn, width, pointers, order, rows, count, out, i, j), columns, 1, threads
         )
-    dx = dx[:m] if width == bk else dx[:m].unflatten(1, (-1, width))[..., :bk].flatten(1)
-    return dx[:, : layout.shape[1]].contiguous().to(dy.dtype)
+    own = out[:m].reshape(m, columns, width)[..., :bk].reshape(m, columns * bk)  # a copy where blocks were padded
+    return torch.from_numpy(own[:, : layout.shape[1]]).contiguous().to(dy.dtype)
 
 
 OPERATIONS = {"block_matmul": block_matmul, "block_matmul_t": block_matmul_t, "block_grad": block_grad_eager}

@@ -220,7 +220,7 @@ def _launch_multiply(
     if not result.numel():
         return result.to(a.dtype)
     out = result if config.split == 1 else a.new_empty(config.split, m, size_out, dtype=torch.float32)
-    _block_multiply[(triton.cdiv(m, config.block_m) * segments, config.split)](
+    _block_multiply[(-(-m // config.block_m) * segments, config.split)](
         a,
         values,
         bias,

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..activations import check_activation
-from ..checks import as_rows, autocast, check_tensor
+from ..checks import as_rows, autocast, check_tensor, from_rows, in_one_dtype
 from ..dispatch import choose_backend
 from ..partition.api import Given, by_labels, check_labels, merge_matmul, split_matmul
 from ..partition.config import limit as too_many_children
@@ -83,8 +83,8 @@ def expanded_mlp(
         if labels2 is not None:
             return merge_matmul(h, w2, labels2, bias2, backend=backend)
         return linear(h.flatten(-2), w2, bias2)
-    given = [t if t is None else autocast(t)[0] for t in (x, w1, w2, bias1, bias2)]
-    x, w1, w2 = (t for t in given[:3] if t is not None)
-    check_tensor(op, "x", x, (k,), batched=True, like=w1)
-    y = ops.expanded_mlp(as_rows(x, 1), w1, *first, w2, *second, alpha, given[3], given[4], activation, chosen)
-    return y.view(*x.shape[:-1], w2.shape[0])
+    x, w1 = in_one_dtype(op, "x", x, w1)
+    (w2,) = autocast(w2)
+    biases = [b if b is None else autocast(b)[0] for b in (bias1, bias2)]
+    y = ops.expanded_mlp(as_rows(x, 1), w1, *first, w2, *second, alpha, *biases, activation, chosen)
+    return from_rows(y, x, 1)

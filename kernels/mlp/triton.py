@@ -168,7 +168,7 @@ def expanded_mlp_triton(
     planes1, planes2 = (None if s is None or s.planes is None else s.planes.contiguous() for s in (first, second))
     words2 = words2 if second is None else second.words
     with torch.cuda.device_of(x):
-        _expanded_mlp[(triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_o))](
+        _expanded_mlp[(-(-m // config.block_m), -(-n // config.block_o))](
             x,
             first.words,
             planes1,

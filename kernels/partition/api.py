@@ -10,7 +10,7 @@ from ..activations import check_activation
 from ..bitmap.existence import Kept, check_kept, index_of
 from ..bitmap.holes import SeededHoles
 from ..bitmap.layout import Bitmap, check_bitmap
-from ..checks import as_rows, autocast, check_tensor
+from ..checks import as_rows, autocast, check_shape, check_tensor, from_rows, in_one_dtype
 from ..dispatch import UnsupportedError, choose_backend, stays
 from . import kept as packed
 from . import ops
@@ -67,29 +67,13 @@ def split_matmul(
             another weight, orientation or ``alpha``.
         UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
-    return _split("split_matmul", "w", x, w, labels, alpha, bias, activation, kept, backend)
-
-
-def _split(
-    op: str,
-    name: str,
-    x: Tensor,
-    w: Tensor,
-    labels: Labels | None,
-    alpha: int,
-    bias: Tensor | None,
-    activation: str | None,
-    kept: Kept | None,
-    backend: str,
-) -> Tensor:
-    """:func:`split_matmul`, under the name of an operation and of its weight."""
-    n, k = _check_weight(op, w, kept, name)
+    op = "split_matmul"
+    n, k = _check_weight(op, w, kept)
     check_tensor(op, "x", x, (k,), batched=True, on=w)
     check_alpha(op, alpha)
     table, seed, transposed = _check_owners(op, labels, (n, k), alpha, w, kept)
     bias = _check_epilogue(op, bias, (alpha, n), activation, w)
-    x, w = autocast(x, w)
-    check_tensor(op, "x", x, (k,), batched=True, like=w)
+    x, w = in_one_dtype(op, "x", x, w)
     backends = SPLIT_OF_SEED if isinstance(labels, SeededLabels) and kept is None else SPLIT
     asked = by_labels(op, backend, labels, backends=backends)
     chosen = choose_backend(op, asked, w, backends, alpha, transposed, by_cost=True)
@@ -99,7 +83,7 @@ def _split(
         )
     else:
         y = ops.split_matmul(as_rows(x, 1), w, table, seed, bias, activation, alpha, transposed, chosen)
-    return y.view(*x.shape[:-1], alpha, n)
+    return from_rows(y, x, 1)
 
 
 def merge_matmul(
@@ -150,15 +134,14 @@ def merge_matmul(
     table, seed, transposed = _check_owners(op, labels, (n, k), alpha, w, kept)
     bias = _check_epilogue(op, bias, (n,), activation, w)
     given = w
-    z, w = autocast(z, w)
-    check_tensor(op, "z", z, (None, k), batched=True, like=w)
+    z, w = in_one_dtype(op, "z", z, w)
     chosen = choose_backend(op, by_labels(op, backend, labels), w, MERGE, alpha, (n, k), by_cost=True)
     if kept is not None:
         y = packed.kept_merge(as_rows(z, 2), w, *index_of(kept), table, seed, bias, activation, n, transposed, chosen)
     else:
         constant = stays(given, w)
         y = ops.merge_matmul(as_rows(z, 2), w, table, seed, bias, activation, constant, transposed, chosen)
-    return y.view(*z.shape[:-2], n)
+    return from_rows(y, z, 2)
 
 
 def partition_grad(
@@ -201,10 +184,11 @@ def partition_grad(
         n, k = labels.shape
     check_tensor(op, "x", x, (k,), batched=True)
     check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), on=x)
-    dy, x = autocast(dy, x)
-    check_tensor(op, "dy", dy, (*x.shape[:-1], None, n), like=x)
+    dy, x = in_one_dtype(op, "dy", dy, x)
     alpha = dy.shape[-2]
     check_alpha(op, alpha)
+    if kept is not None:
+        check_kept(op, kept, x)
     table, seed, transposed = _check_owners(op, labels, (n, k), alpha, x, kept)
     chosen = choose_backend(op, by_labels(op, backend, labels), x, SPLIT, alpha, by_cost=True)
     if kept is not None:
@@ -263,27 +247,34 @@ def masked_matmul(
     op = "masked_matmul"
     check_tensor(op, "values", values, (None,))
     check_bitmap(op, kept, values)
-    if bias is not None:
-        check_tensor(op, "bias", bias, (kept.sizes[0],), like=values)
-        bias = bias.unsqueeze(0)
-    return _split(op, "values", x, values, None, 1, bias, activation, kept, backend).squeeze(-2)
+    check_shape(op, "values", values, (kept.nnz,))
+    n, k = kept.sizes
+    check_tensor(op, "x", x, (k,), batched=True, on=values)
+    bias = _check_epilogue(op, bias, (n,), activation, values)
+    x, values = in_one_dtype(op, "x", x, values)
+    chosen = choose_backend(op, backend, values, SPLIT, 1, by_cost=True)
+    of_one_child = None if bias is None else bias.unsqueeze(0)
+    y = packed.kept_split(
+        as_rows(x, 1), values, *kept.tensors, None, [], of_one_child, activation, 1, n, kept.transposed, chosen
+    )
+    return y.view(*x.shape[:-1], n)
 
 
-def _check_weight(op: str, w: Tensor, kept: Kept | None, name: str = "w") -> tuple[int, int]:
+def _check_weight(op: str, w: Tensor, kept: Kept | None) -> tuple[int, int]:
     """The sizes of a weight, or of the one whose kept values ``w`` are."""
     if kept is None:
-        check_tensor(op, name, w, (None, None))
+        check_tensor(op, "w", w, (None, None))
         return w.shape[0], w.shape[1]
-    check_kept(op, kept)
-    check_tensor(op, name, w, (kept.nnz,))
+    check_tensor(op, "w", w, None)
+    check_kept(op, kept, w)
+    check_shape(op, "w", w, (kept.nnz,))
     return kept.sizes
 
 
 def _check_owners(op: str, labels: object, shape: tuple[int, int], alpha: int, on: Tensor, kept: Kept | None) -> Given:
-    """Returns what :func:`check_labels` does; with ``kept``, both have the orientation in which it is stored."""
+    """Returns what :func:`check_labels` does; with a checked ``kept``, both must be stored in one orientation."""
     if kept is None:
         return check_labels(op, labels, shape, alpha, on)
-    check_kept(op, kept, on)
     if isinstance(kept, SeededHoles) and not (
         isinstance(labels, SeededLabels) and (labels.seed, labels.offsets) == (kept.seed, (0, 0))
     ):

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 
 from ..activations import finish
 from ..bitmap.layout import BASE, RUN, WORD, Bitmap
-from ..cpu import compiled, numbers, padded, shared_out, threads_for, zeros
+from ..cpu import compiled, floats, numbers, padded, shared_out, threads_for
 from ..vectors import F32, FLOATS, I64, LANES, Emit
 from .cpu_storage import GROUP, Stored, make_labels
 from .eager import Labels, partition_grad_eager
@@ -389,39 +389,40 @@ def _words(bits: Tensor) -> np.ndarray:
 
 
 def _multiply(
-    x: Tensor, w: Tensor, labels: Labels | None, alpha: int, merge: bool, kept: Bitmap | None = None
+    x: np.ndarray, w: Tensor, labels: Labels | None, alpha: int, merge: bool, kept: Bitmap | None = None
 ) -> Tensor:
-    """The sums in float32: ``x[M, planes, K]`` and ``w[N, K]`` to ``[M, alpha, N]``, or ``[M, 1, N]`` of a merge."""
-    (m, inputs), own = (x.shape[0], x.shape[2]), 1 if merge else alpha
+    """The sums: float32 ``x[M, planes, K]`` and ``w[N, K]`` to ``[M, alpha, N]``, or ``[M, 1, N]`` of a merge."""
+    (m, planes, inputs), own = x.shape, 1 if merge else alpha
     outputs = w.shape[0] if kept is None else kept.sizes[0]
     if min(m, inputs, outputs) == 0:
-        return zeros(m, own, outputs)
+        return torch.from_numpy(np.zeros((m, own, outputs), np.float32))
     weight = _Weight.of(w, labels, alpha, kept)
     (n, k), parts = weight.shape, weight.arguments()
     row_words = -(-k // GROUP) * (GROUP // WORD)
     together, threads = _together(m, alpha), threads_for(n * k * m)
     counted = (0,) * alpha, (0,) * together, (0,) * merge
     if not weight.transposed:
-        rows_in = padded(x, together, GROUP)
-        out = x.new_empty(rows_in.shape[0], own, n, dtype=torch.float32)
-        ready, to = rows_in.numpy(), out.numpy()
+        ready = padded(x, together, GROUP)
+        y = torch.empty(len(ready), own, n, dtype=torch.float32)
+        to = y.numpy()
         shared_out(
             lambda i, j: _along_rows(ready, *parts, k, row_words, n * row_words, *counted, to, i, j),
             n,
             TOGETHER,
             threads,
         )
-        return out[:m]
-    by_row = padded(x, together, 1).unflatten(0, (-1, together)).permute(0, 3, 2, 1).contiguous().numpy()
-    out = zeros(by_row.shape[0] * together, own, -(-k // GROUP) * GROUP)
-    across, to = (0,) * ACROSS, out.numpy()
+        return y if len(to) == m else y[:m]
+    whole = padded(x, together, 1)
+    by_row = np.ascontiguousarray(whole.reshape(-1, together, planes, inputs).transpose(0, 3, 2, 1))
+    out = np.zeros((len(whole), own, -(-k // GROUP) * GROUP), np.float32)
+    across = (0,) * ACROSS
     shared_out(
-        lambda i, j: _across_rows(by_row, *parts, n, k, row_words, n * row_words, *counted, across, to, i, j),
+        lambda i, j: _across_rows(by_row, *parts, n, k, row_words, n * row_words, *counted, across, out, i, j),
         k,
         GROUP,
         threads,
     )
-    return out[:m, :, :k]
+    return torch.from_numpy(out[:m, :, :k])
 
 
 def split_matmul(
@@ -434,7 +435,7 @@ def split_matmul(
     kept: Bitmap | None = None,
 ) -> Tensor:
     """``split_matmul`` on ``x[M, K]``: returns ``y[M, alpha, N]``."""
-    y = _multiply(x.unsqueeze(1), w, labels, alpha, False, kept)
+    y = _multiply(floats(x)[:, None], w, labels, alpha, False, kept)
     return finish(y if bias is None else y + bias, activation).to(x.dtype)
 
 
@@ -447,7 +448,7 @@ def merge_matmul(
     kept: Bitmap | None = None,
 ) -> Tensor:
     """``merge_matmul`` on ``z[M, alpha, K]``: returns ``y[M, N]``."""
-    y = _multiply(z, w, labels, z.shape[1], True, kept)[:, 0]
+    y = _multiply(floats(z), w, labels, z.shape[1], True, kept)[:, 0]
     return finish(y if bias is None else y + bias, activation).to(z.dtype)
 
 

@@ -8,7 +8,6 @@ in one reduction, in a fixed order, so that results do not change between runs.
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -197,8 +196,8 @@ def _launch_multiply(
         if config.split > 1:
             launch_reduce(out, result, bias, activation)
         return result
-    programs = triton.cdiv(k, config.block_k) if weight.transposed else triton.cdiv(n, config.block_n)
-    tiles._partition_multiply[(triton.cdiv(m, config.block_m) * programs, config.split)](
+    programs = -(-k // config.block_k) if weight.transposed else -(-n // config.block_n)
+    tiles._partition_multiply[(-(-m // config.block_m) * programs, config.split)](
         x,
         weight.words,
         weight.planes,
@@ -278,10 +277,6 @@ def _launch_direct(
         alpha: Children.
         config: A direct one.
     """
-    from .gluon import multiply_rows
-    from .gluon_kept import multiply_kept_rows
-    from .gluon_transposed import multiply_columns
-
     words, labels, (n, k), transposed, kept = weight.words, weight.planes, weight.shape, weight.transposed, weight.kept
     m, size_in, size_out = x.shape[0], (n if transposed else k), (k if transposed else n)
     step = config.block_n if transposed else config.block_k
@@ -323,6 +318,8 @@ def _launch_direct(
     grid = -(-m // config.block_m) * -(-size_out // (config.block_k if transposed else config.block_n)), config.split
     shape = {"M": m, "N": n}
     if kept is not None:
+        from .gluon_kept import multiply_kept_rows
+
         tensors = (pairs, words, *_index(kept), labels, bias, out)
         index = {"K": k, "WORDS": pitch, "NNZ": kept.nnz, "stride_bn": pitch // unit}
         multiply_kept_rows[grid](*tensors, **shape, **index, STEPS_K=steps, BLOCK_N=config.block_n, **common)
@@ -330,10 +327,14 @@ def _launch_direct(
     tensors = (pairs, words, labels, bias, out)
     common |= {"stride_wn": pitch // unit, "AHEAD": turns_ahead(alpha, config.block_m, loads, merge and transposed)}
     if transposed:
+        from .gluon_transposed import multiply_columns
+
         columns = {"K": k, "STEPS_N": steps, "UNROLL": unroll, "EACH": each, "WHOLE_COLUMNS": k % 8 == 0}
         pitch = common["stride_pn"] if each == 4 else 0  # a constant of the kernel where it saves the most
         multiply_columns[grid](*tensors, **shape, **columns, PITCH=pitch, **common)
     else:
+        from .gluon import multiply_rows
+
         multiply_rows[grid](*tensors, **shape, SIZE_WORDS=k // 2, STEPS_K=steps, BLOCK_N=config.block_n, **common)
 
 
@@ -354,7 +355,7 @@ def _launch_outer(dy: Tensor, x: Tensor, labels: Labels | None, config: Config |
         Problem("partition_grad", m, n, k, transposed, alpha, x.element_size(), kept=_share(kept)), device_of(x)
     )
     out = result if config.split == 1 else x.new_empty((config.split, *shape), dtype=torch.float32)
-    tiles._partition_outer[(triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k), config.split)](
+    tiles._partition_outer[(-(-n // config.block_n) * -(-k // config.block_k), config.split)](
         left,
         right,
         planes,

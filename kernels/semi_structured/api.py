@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import as_rows, autocast, check_pair, check_tensor
+from ..checks import as_rows, autocast, check_pair, check_tensor, from_rows, in_one_dtype
 from ..dispatch import choose_backend, stays
 from . import ops
 from .backends import BACKENDS
@@ -48,13 +48,12 @@ def semi_structured_matmul(
         check_tensor(op, "bias", bias, (layout.children, n), like=values)
         (bias,) = autocast(bias)
     given = values
-    x, values = autocast(x, values)
-    check_tensor(op, "x", x, (k,), batched=True, like=values)
+    x, values = in_one_dtype(op, "x", x, values)
     rows = as_rows(x, 1)
     used = _kept(values, layout)
     chosen = choose_backend(op, backend, rows, BACKENDS, layout.children * n, k, by_cost=True)
     y = ops.semi_structured_matmul(rows, used, layout.codes, bias, k, stays(given, used), chosen)
-    return y.view(*x.shape[:-1], layout.children, n)
+    return from_rows(y, x, 1)
 
 
 def semi_structured_matmul_t(
@@ -87,13 +86,12 @@ def semi_structured_matmul_t(
     n, k = _check_values(op, values, layout)
     check_tensor(op, "dy", dy, (layout.children, n), batched=True, on=values)
     given = values
-    dy, values = autocast(dy, values)
-    check_tensor(op, "dy", dy, (layout.children, n), batched=True, like=values)
+    dy, values = in_one_dtype(op, "dy", dy, values)
     rows = as_rows(dy, 2)
     used = _kept(values, layout)
     chosen = choose_backend(op, backend, rows, BACKENDS, layout.children * n, k, by_cost=True)
     dx = ops.semi_structured_matmul_t(rows, used, layout.codes, k, stays(given, used), chosen)
-    return dx.view(*dy.shape[:-2], k)
+    return from_rows(dx, dy, 2)
 
 
 def semi_structured_grad(dy: Tensor, x: Tensor, layout: SemiStructuredLayout, *, backend: str = "auto") -> Tensor:
@@ -121,8 +119,7 @@ def semi_structured_grad(dy: Tensor, x: Tensor, layout: SemiStructuredLayout, *,
     check_tensor(op, "x", x, (k,), batched=True)
     check_tensor(op, "dy", dy, (*x.shape[:-1], layout.children, n), on=x)
     _check_index(op, layout, x)
-    dy, x = autocast(dy, x)
-    check_tensor(op, "dy", dy, (*x.shape[:-1], layout.children, n), like=x)
+    dy, x = in_one_dtype(op, "dy", dy, x)
     rows = as_rows(x, 1)
     chosen = choose_backend(op, backend, rows, BACKENDS, layout.children * n, k, by_cost=True)
     dvalues = ops.semi_structured_grad(as_rows(dy, 2), rows, layout.codes, chosen)

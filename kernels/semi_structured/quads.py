@@ -159,7 +159,7 @@ def _launch_copy(
 ) -> None:
     block_n, block_k = 16, 256
     with torch.cuda.device_of(source):
-        kernel[(triton.cdiv(layout.shape[0], block_n), triton.cdiv(layout.shape[1], block_k))](
+        kernel[(-(-layout.shape[0] // block_n), -(-layout.shape[1] // block_k))](
             source,
             layout.codes.contiguous(),
             out,

@@ -238,7 +238,7 @@ def semi_structured_matmul_triton(
     m, (n, k) = x.shape[0], layout.shape
     config = config or _chosen("semi_structured_matmul", m, layout, x)
     x, pairs, bias = rows_contiguous(x), pairs_of(values), None if bias is None else bias.contiguous()
-    grid = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
+    grid = -(-m // config.block_m) * -(-n // config.block_n)
 
     def launch(out: Tensor) -> None:
         _multiply[(grid, config.split)](
@@ -264,7 +264,7 @@ def semi_structured_matmul_t_triton(
     m, k = dy.shape[0], layout.shape[1]
     config = config or _chosen("semi_structured_matmul_t", m, layout, dy)
     dy, pairs = rows_contiguous(dy), pairs_of(values)
-    grid = triton.cdiv(m, config.block_m) * triton.cdiv(k, config.block_k)
+    grid = -(-m // config.block_m) * -(-k // config.block_k)
 
     def launch(out: Tensor) -> None:
         _multiply_t[(grid, config.split)](
@@ -287,7 +287,7 @@ def semi_structured_grad_triton(
     m, (n, k) = x.shape[0], layout.shape
     config = config or _chosen("semi_structured_grad", m, layout, x)
     dy, x = rows_contiguous(dy), rows_contiguous(x)
-    grid = triton.cdiv(n, config.block_n) * triton.cdiv(k, config.block_k)
+    grid = -(-n // config.block_n) * -(-k // config.block_k)
 
     def launch(out: Tensor) -> None:
         _outer[(grid, config.split)](
