@@ -256,6 +256,32 @@ def test_every_kernel_is_executed_by_some_case() -> None:
     assert ("fpe.kernels.epilogue", "multiply") in helpers and len(launched) >= 14
 
 
+def test_new_mutants_take_the_place_of_those_of_their_cases(tmp_path: Path) -> None:
+    path, (one, other) = tmp_path / "mutation.jsonl", mutate.CASES[:2]
+
+    def results(rows: list[tuple[int, Case, int]], most: int = 6) -> Results:
+        settings = {"triton": "3.7.1", "architectures": sorted({arch for arch, *_ in rows}), "most": most}
+        return Results("lab-mutation", settings, [{"arch": a, "case": case.id, "at": at} for a, case, at in rows])
+
+    def places(found: Results) -> list[int]:
+        return [row["at"] for row in found.rows]
+
+    old, new = results([(80, one, 1), (80, other, 2), (90, one, 3)]), results([(80, one, 4), (80, one, 5)])
+    assert mutate.joined(path, new, [one]) is new
+    old.write(path)
+    assert places(mutate.joined(path, new, [one])) == [4, 5, 2, 3]
+    assert places(mutate.joined(path, new, [one, other])) == [4, 5, 3]  # of the other case none was drawn
+    assert mutate.joined(path, new, [one]).settings["architectures"] == [80, 90]
+    more = results([(80, one, 4)], most=7)
+    assert mutate.joined(path, more, [one]) is more
+
+
+def test_operations_without_mutants_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    done = CliRunner().invoke(cli.lab, ["mutate", "--op", "unpack"])
+    assert done.exit_code == 2 and "fpe lab mutate has no case of unpack" in done.output
+
+
 def test_committed_mutants_were_killed() -> None:
     """Most of them, and of every class half: what survives and why is in docs/lab.md, class by class."""
     rows = Results.read(COMMITTED / "lab/mutation.jsonl").rows
