@@ -175,8 +175,37 @@ for last in ([38], [39], [38, 39], None):
 
 
 def test_kept_values_are_read_up_to_the_last_and_not_beyond() -> None:
-    """Tiles are read without guards where two values follow: an access past the last value is a fault."""
+    """Tiles are read without guards where enough values follow: an access past the last value is a fault."""
     done = _python("-c", ENDS)
+    assert done.returncode == 0, done.stderr
+
+
+FOLLOWING = """
+import torch
+from fpe.bench.lab.ptx.harness import executing
+from fpe.kernels import Bitmap
+from fpe.kernels.partition.config import Config
+from fpe.kernels.partition.triton import split_matmul_triton
+
+config = Config(block_m=8, block_n=32, block_k=256, split=1, group=1, num_warps=4, num_stages=1, direct=True)
+x = torch.ones(3, 40).bfloat16()
+for following in (15, 16):
+    mask = torch.zeros(130, 40, dtype=torch.bool)
+    mask[:32] = True
+    mask[-1, :following] = True
+    kept, done = Bitmap.pack(mask), []
+    values = torch.arange(kept.nnz).fmod(7).bfloat16()
+    with executing(80, done):
+        y = split_matmul_triton(x, values, None, 1, config=config, kept=kept)
+    assert torch.equal(y[:, 0].float(), x.float() @ kept.to_dense(values).float().T), following
+    (launch,) = done
+    assert (launch.executed["prmt.b32"] > 0) == (following == 16), (following, launch.executed)
+"""
+
+
+def test_lines_of_kept_values_are_read_where_two_of_them_follow() -> None:
+    """The first program's rows are whole: with 15 values behind them the second of two lines would pass the end."""
+    done = _python("-c", FOLLOWING)
     assert done.returncode == 0, done.stderr
 
 
