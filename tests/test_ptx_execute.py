@@ -175,8 +175,37 @@ for last in ([38], [39], [38, 39], None):
 
 
 def test_kept_values_are_read_up_to_the_last_and_not_beyond() -> None:
-    """Tiles are read without guards where two values follow: an access past the last value is a fault."""
+    """Tiles are read without guards where enough values follow: an access past the last value is a fault."""
     done = _python("-c", ENDS)
+    assert done.returncode == 0, done.stderr
+
+
+FOLLOWING = """
+import torch
+from fpe.bench.lab.ptx.harness import executing
+from fpe.kernels import Bitmap
+from fpe.kernels.partition.config import Config
+from fpe.kernels.partition.triton import split_matmul_triton
+
+config = Config(block_m=8, block_n=32, block_k=256, split=1, group=1, num_warps=4, num_stages=1, direct=True)
+x = torch.ones(3, 40).bfloat16()
+for following in (15, 16):
+    mask = torch.zeros(130, 40, dtype=torch.bool)
+    mask[:32] = True
+    mask[-1, :following] = True
+    kept, done = Bitmap.pack(mask), []
+    values = torch.arange(kept.nnz).fmod(7).bfloat16()
+    with executing(80, done):
+        y = split_matmul_triton(x, values, None, 1, config=config, kept=kept)
+    assert torch.equal(y[:, 0].float(), x.float() @ kept.to_dense(values).float().T), following
+    (launch,) = done
+    assert (launch.executed["prmt.b32"] > 0) == (following == 16), (following, launch.executed)
+"""
+
+
+def test_lines_of_kept_values_are_read_where_two_of_them_follow() -> None:
+    """The first program's rows are whole: with 15 values behind them the second of two lines would pass the end."""
+    done = _python("-c", FOLLOWING)
     assert done.returncode == 0, done.stderr
 
 
@@ -254,6 +283,32 @@ def test_every_kernel_is_executed_by_some_case() -> None:
         "multiply_twice",
     } <= executed
     assert ("fpe.kernels.epilogue", "multiply") in helpers and len(launched) >= 14
+
+
+def test_new_mutants_take_the_place_of_those_of_their_cases(tmp_path: Path) -> None:
+    path, (one, other) = tmp_path / "mutation.jsonl", mutate.CASES[:2]
+
+    def results(rows: list[tuple[int, Case, int]], most: int = 6) -> Results:
+        settings = {"triton": "3.7.1", "architectures": sorted({arch for arch, *_ in rows}), "most": most}
+        return Results("lab-mutation", settings, [{"arch": a, "case": case.id, "at": at} for a, case, at in rows])
+
+    def places(found: Results) -> list[int]:
+        return [row["at"] for row in found.rows]
+
+    old, new = results([(80, one, 1), (80, other, 2), (90, one, 3)]), results([(80, one, 4), (80, one, 5)])
+    assert mutate.joined(path, new, [one]) is new
+    old.write(path)
+    assert places(mutate.joined(path, new, [one])) == [4, 5, 2, 3]
+    assert places(mutate.joined(path, new, [one, other])) == [4, 5, 3]  # of the other case none was drawn
+    assert mutate.joined(path, new, [one]).settings["architectures"] == [80, 90]
+    more = results([(80, one, 4)], most=7)
+    assert mutate.joined(path, more, [one]) is more
+
+
+def test_operations_without_mutants_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    done = CliRunner().invoke(cli.lab, ["mutate", "--op", "unpack"])
+    assert done.exit_code == 2 and "fpe lab mutate has no case of unpack" in done.output
 
 
 def test_committed_mutants_were_killed() -> None:

@@ -89,8 +89,8 @@ def _product(case: "Case", draw: Draw, kept: Kept) -> Problem:
 class Case(contract.Case):
     """A launch of an operation on packed values.
 
-    Of ``alpha`` positions one is kept. Where values are only moved there are no activations; a product has as many
-    children.
+    One of every ``alpha`` positions is kept. A product has ``alpha`` children, too; an operation that only moves values
+    has no activations.
     """
 
     m: int = 0

@@ -74,7 +74,7 @@ def check_direct(row: Row) -> list[str]:
     return complaints
 
 
-_LINES = ("gl.load(line_at)",)  # of two neighbouring ones the first: as many bytes as positions have
+_LINES = ("gl.load(line_at)",)  # the first of two lines: its bytes are those of the positions if all of them exist
 ROWS, _COLUMNS = ("gl.load(upper_ptrs", "gl.load(lower_ptrs"), ("gl.load(words_at",)
 _BY_COLUMNS = (gluon_transposed._rows, gluon_transposed._rows_narrow)
 _BY_TILES = (tiles._partition_multiply, kept_pairs)

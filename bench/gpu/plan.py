@@ -1,6 +1,6 @@
 """The plan of ``fpe gpu``: steps in the order of what matters, and the units of each.
 
-First come the headline's own kernels, compiled by all cores; then the headline, every pass checked where it is timed;
+First come the headline's own kernels, compiled by all cores; then the headline, each layer checked where it is timed;
 then what a model's decode and training cost; then the wide gate, and what follows from it.
 """
 
@@ -125,7 +125,7 @@ def _timed(context: Context, parts: Sequence[Part]) -> Iterator[Unit]:
 
 
 def who_is_timed(context: Context, names: tuple[str, ...] = ()) -> list[Provider]:
-    """Providers of a part, those asked for; "eager" is left out on a device: it is "masked", but slower."""
+    """Providers of a part, those asked for; a device leaves "eager" out, which does what "masked" does, but slower."""
     everyone = tuple(name for name in PROVIDERS if context.dry or name != "fpe/eager")
     return find(tuple(name for name in names or everyone if name in (context.providers or everyone)))
 

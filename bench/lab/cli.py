@@ -282,22 +282,30 @@ def wavefronts_command(form: str | None, output: Path) -> None:
     show_default=True,
     help="Largest number of mutants of a class and case.",
 )
+@operations_option
 @jobs_option
 @rows_options
 @output_option("out/lab")
-def mutate_command(architectures: tuple[int, ...], most: int, jobs: int | None, form: str | None, output: Path) -> None:
-    """Break the compiled kernels on purpose and count what `fpe lab execute` would have seen."""
+def mutate_command(
+    architectures: tuple[int, ...],
+    most: int,
+    operations: tuple[str, ...],
+    jobs: int | None,
+    form: str | None,
+    output: Path,
+) -> None:
+    """Break the compiled kernels on purpose and count what `fpe lab execute` would have seen.
+
+    A file that exists keeps its rows of other architectures and operations.
+    """
     from ..cli.output import finish
     from .ptx import mutate
 
+    chosen = _chosen(mutate.CASES, operations, "fpe lab mutate")
     _compilable(architectures)
-    results = mutate.run(
-        architectures=architectures,
-        most=most,
-        jobs=jobs,
-        progress=_bar("Mutating", bool(form)),
-    )
-    finish(results, output / "mutation.jsonl", mutate.table(results), form)
+    results = mutate.run(chosen, architectures, most, jobs, _bar("Mutating", bool(form)))
+    file = output / "mutation.jsonl"
+    finish(mutate.joined(file, results, chosen), file, mutate.table(results), form)
 
 
 def _bar(title: str, quiet: bool) -> Callable[[Iterable[Any], int], Iterable[Any]]:
@@ -308,11 +316,11 @@ def _bar(title: str, quiet: bool) -> Callable[[Iterable[Any], int], Iterable[Any
     return lambda rows, total: track(rows, title, total, console=Console(stderr=True, quiet=quiet))
 
 
-def _chosen(cases: Sequence[Any], operations: tuple[str, ...]) -> list[Any]:
-    """The cases of some operations, of all of them without one; raises where ``--quick`` has none."""
+def _chosen(cases: Sequence[Any], operations: tuple[str, ...], whose: str = "--quick") -> list[Any]:
+    """The cases of some operations, of all of them without one; raises where those of ``whose`` have none."""
     found = [case for case in cases if case.option in (operations or (case.option,))]
     if not found:
-        raise click.BadParameter(f"--quick has no case of {', '.join(operations)}", param_hint="'--op'")
+        raise click.BadParameter(f"{whose} has no case of {', '.join(operations)}", param_hint="'--op'")
     return found
 
 

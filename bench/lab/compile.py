@@ -10,10 +10,14 @@ instructions for each byte of weight. dW streams both operands, so there it is f
 ``instructions_per_weight`` is the same for each weight and thread: what an issue slot of a lane costs, comparable with
 the slots that a device has while a weight comes out of DRAM; ``integer_per_weight`` are those at the integer rate.
 
-``in_flight`` are bytes of a multiprocessor: of streamed loads into registers that its threads have under way at most,
-with as many programs as fit. ``in_flight_l2`` are those that are under way from memory to L2 at most: the same, or
-what the loop prefetches: so many turns of its weights as lie between a prefetch and the load. A device needs its
+``in_flight`` are bytes of a multiprocessor: the most that its threads have under way in streamed loads into registers,
+with as many programs as fit. ``in_flight_l2`` are the most that are under way from memory to L2: the same bytes, or
+those that the loop prefetches, which are the weights of all turns between a prefetch and the load. A device needs its
 memory's bandwidth times its latency in flight, and the latency that counts is that of memory.
+
+Kept values are counted as if every position existed. So for the ``kept_`` operations ``instructions_per_weight`` and
+``integer_per_weight`` are for each position, and both numbers of bytes in flight are upper bounds: a position that does
+not exist brings no byte, and of a mask that keeps a share of the positions about that share is under way.
 """
 
 import hashlib

@@ -3,8 +3,9 @@
 What TileLens 3.1 can do here, tried: its sanitizer follows addresses symbolically, loops and indices read from memory
 included, and names the tensor that a pointer came from. It gives equal ``tl.arange`` of one program the same symbol,
 so that of a square tile it sees the diagonal alone. Its race detector records accesses and judges none of them (its
-solver is an empty file). So bounds are checked twice, by the sanitizer and lane by lane in the trace, and races are
-found in the trace: exact for what was run, blind to atomics, which these kernels do not use.
+solver is an empty file). So bounds are checked twice, by the sanitizer and lane by lane in the trace; those of kept
+values only in the trace (:data:`UNFOLLOWED`). Races are found in the trace. It is exact for what was run, and blind to
+atomics, which these kernels do not use.
 """
 
 from collections.abc import Callable, Iterable, Iterator

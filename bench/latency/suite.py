@@ -1,4 +1,6 @@
-"""The latency suite: every provider of a case, checked against float64 truth and then timed side by side.
+"""The latency suite: the providers of a case, timed side by side; each layer is checked against float64 truth first.
+
+Only single passes of the expanded layer's function are checked: not the parent, and not networks or training steps.
 
 Levels: ``"op"`` is a layer without bias: forward, dX alone, dW alone, forward + backward. ``"merge"`` is the same of
 the layer's successor, back to ``K`` features, in which an edge reads one child. ``"layer"`` has a bias. ``"mlp"`` is

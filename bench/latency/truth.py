@@ -24,7 +24,7 @@ class WrongResultError(ValueError):
 
 
 class Expected(NamedTuple):
-    """Rows of a result in float64, and what bounds their error; see :mod:`bench.accuracy`."""
+    """Rows of a result in float64, and what bounds their error; see :mod:`fpe.bench.accuracy`."""
 
     rows: Tensor
     truth: Tensor

@@ -7,15 +7,17 @@ change that this case cannot see: the document says of each class why.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, product
+from pathlib import Path
 from typing import Any
 
 import triton
 
 from ...results import Results
 from ...table import Table
+from ..compile import insert
 from .cases import Case, runs_on
 from .execute import Row, execute, good, in_parallel
 from .felt import Change, Watch, live, next_touch, pure
@@ -40,6 +42,8 @@ CASES = (
     Case("sparse", "forward", m=31, shape=(250, 328)),
     Case("pack", "parent-fragments", shape=(120, 112), lying="padded"),
     Case("pack", "transposed-fragments", shape=(67, 130)),
+    Case("bitmap", "kept_split", m=13, shape=(70, 1100), bias=True, activation="relu", density=0.75),
+    Case("bitmap", "kept_merge", alpha=1, m=13, shape=(118, 1100), density=0.75),
 )
 """With tails, with reductions of several steps, and with rows apart: what a case does not show cannot be seen in it."""
 
@@ -298,6 +302,26 @@ def run(
     rows = list(chain.from_iterable(progress(in_parallel(run_case, todo, jobs), len(todo))))
     settings = {"triton": triton.__version__, "architectures": list(architectures), "most": most}
     return Results("lab-mutation", settings, rows)
+
+
+def joined(path: Path, results: Results, cases: Iterable[Case]) -> Results:
+    """A file's rows with new ones in the place of those of the same cases and architectures; the rest stays.
+
+    A file holds mutants of one version of Triton, at most so many of a class and case: a file of another is replaced
+    whole.
+
+    Args:
+        path: The file; where there is none the new rows are all.
+        results: Of :func:`run`.
+        cases: What was run.
+    """
+    ids, architectures = {case.id for case in cases}, results.settings["architectures"]
+
+    def replaced(row: Row, settings: Mapping[str, Any]) -> bool:
+        same = all(settings[name] == results.settings[name] for name in ("triton", "most"))
+        return not same or (row["arch"] in architectures and row["case"] in ids)
+
+    return insert(path, results, replaced)
 
 
 def table(results: Results) -> Table:

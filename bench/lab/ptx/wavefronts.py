@@ -1,9 +1,10 @@
 """Passes of L1 and of shared memory that a product of kept values costs, counted as its PTX is executed.
 
 A wavefront is what a multiprocessor's L1 serves a warp in one pass: of shared memory a word from each of 32 banks, of
-global memory a line of 128 bytes. Loads of 8 and 16 bytes go by half and by quarter warps. Both are read from the
-addresses of every warp that runs. A shuffle goes the way of shared memory, in one pass. A loop's own cost is the
-difference of two launches that differ in its length alone.
+global memory a line of 128 bytes. Accesses of 8 and 16 bytes to shared memory go by half and by quarter warps. Of
+global memory, each distinct line of a warp's access counts once. Both are read from the addresses of the first
+program's warps. A shuffle goes the way of shared memory, in one pass. The cost of a loop is the difference of two
+launches that differ only in its length.
 """
 
 from collections import Counter
