@@ -237,7 +237,7 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
         return [*found, costs("blocks", formats["blocks"] + activations, useful, speed=small, why=why)]
     stored = formats["seeded labels" if structure == SEEDED else "partition labels"] + activations
     found.append(costs("packed labels", stored, alpha * useful, why=_too_old(roof)))
-    why = _too_old(roof) or _why_not_sparse(op, sizes)
+    why = _too_old(roof) or _why_not_sparse("sparse tensor cores", op, sizes)
     rate = 2 * architecture(roof.arch).warp_mma
     # A merge's activations are laid side by side first, by a copy; weights that have changed are compressed anew.
     more, launches = (2.0 * size * m * alpha * k, 2) if op == "merge_matmul" else (0.0, 1)
@@ -247,6 +247,7 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
 
     moved, packs = anew("sparse tensor cores")
     found.append(costs("sparse tensor cores", stored, alpha * useful, launches + packs, rate, why, more + moved))
+    why = _too_old(roof) or _why_not_sparse("torch.sparse", op, sizes)
     why = why or ("it takes alpha = 2" if alpha != 2 else "")
     why = why or (f"it takes sizes in multiples of 16, got {n} x {k}" if n % 16 or k % 16 else "")
     two_four = formats.get(TWO_FOUR, formats["partition labels"]) + activations
@@ -385,23 +386,27 @@ def _too_old(roof: Roof) -> str:
 
 
 def _why_not_gathered(m: int, roof: Roof) -> str:
-    """Returns why the kernels cannot read kept values while they multiply, or ``None``."""
+    """Returns why kernels cannot read kept values while they multiply; empty if they can."""
     if m > DECODE_ROWS:
         return f"it takes up to {DECODE_ROWS} rows, got {m}"
     fenced = reads_kept_values(roof.arch)
     return "" if fenced else f"Triton leaves out a fence on compute capability {roof.arch / 10}"
 
 
-def _why_not_sparse(op: str, sizes: Sizes) -> str:
-    """Returns why sparse tensor cores cannot run an operation, or ``None``."""
+def _why_not_sparse(name: str, op: str, sizes: Sizes) -> str:
+    """Returns why a candidate of sparse tensor cores cannot be chosen for an operation; empty if it can."""
     if op == "partition_grad":
         return "no operand of dW is sparse"
     if sizes.dtype not in ("bf16", "fp16"):
         return f"it takes bf16 and fp16, got {sizes.dtype}"
     if sizes.structure == SEEDED:
-        return "it takes labels in a table, not a seed"
+        if name != "sparse tensor cores" or op != "split_matmul":
+            return "it takes stored labels, not those of a seed"
+        if sizes.alpha != 2:
+            return f"it takes two children of a seed, got {sizes.alpha}"
+        return "it takes labels of a seed only if it is asked for by name"  # until a GPU has timed it
     if op == "split_matmul" and sizes.structure != TWO_FOUR:
-        return f"it takes structure {TWO_FOUR} here"
+        return f"it takes a split of structure {TWO_FOUR} alone"
     return "" if sizes.alpha in (2, 4) else f"it takes alpha = 2 or 4, got {sizes.alpha}"
 
 

@@ -212,7 +212,11 @@ def test_yardsticks_are_never_chosen() -> None:
 @pytest.mark.parametrize(
     ("options", "name", "why"),
     [
-        ({}, "sparse tensor cores", "structure 2:4"),
+        ({}, "sparse tensor cores", "a split of structure 2:4 alone"),
+        ({"structure": "seeded"}, "sparse tensor cores", "only if it is asked for by name"),
+        ({"structure": "seeded", "alpha": 4}, "sparse tensor cores", "two children of a seed, got 4"),
+        ({"structure": "seeded", "op": "merge_matmul"}, "sparse tensor cores", "stored labels"),
+        ({"structure": "seeded"}, "torch.sparse", "stored labels"),
         ({"structure": "2:4"}, "sparse tensor cores", ""),
         ({"structure": "2:4"}, "torch.sparse", ""),
         ({"structure": "2:4", "n": 1000}, "torch.sparse", "multiples of 16"),
