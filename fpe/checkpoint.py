@@ -93,7 +93,10 @@ def restore(
         raise TypeError(f"restore: state must be a state dict, got {type(state).__name__}")
     state = dict(state)
     if (alpha is None) != (seed is None) or (pairs is not None and seed is None):
-        raise ValueError(f"restore: a dense state goes with alpha and seed, got {alpha}, {seed} and pairs={pairs}")
+        raise ValueError(
+            "restore: alpha and seed go together, with a dense state, and pairs only with them; got "
+            f"alpha={alpha}, seed={seed}, pairs={pairs}"
+        )
     if alpha is not None:
         from .expansion import expand
 
@@ -156,9 +159,9 @@ def _load(wide: nn.Module, state: dict[str, Any]) -> None:
     # A state of format 2 has its topology in entries of their own, which the layers have read.
     if missing or unexpected:
         raise ValueError(
-            f"state dict: expected the entries of the model, got no '{', '.join(missing)}'"
+            f"state dict: it lacks entries of the model: {', '.join(missing)}"
             if missing
-            else f"state dict: expected the entries of the model, got '{', '.join(unexpected)}' besides"
+            else f"state dict: it has entries that the model has not: {', '.join(unexpected)}"
         )
     for names in shared:  # assigning made a tensor of each name
         _, first = _owner(wide, names[0])
@@ -168,7 +171,8 @@ def _load(wide: nn.Module, state: dict[str, Any]) -> None:
     left = [name for name, t in chain(wide.named_parameters(), wide.named_buffers()) if t.is_meta]
     if left:
         raise ValueError(
-            f"restore: '{', '.join(left)}' of the model on 'meta' stand in no state dict; build the model on a device"
+            f"restore: these tensors of the model on 'meta' are in no state dict: {', '.join(left)}; build the model "
+            "on a device instead"
         )
 
 

@@ -281,23 +281,24 @@ PADDED = 1.05
 
 
 class PaddingWarning(UserWarning):
-    """Blocks store many more weights than they keep, because their size does not divide a plane of children."""
+    """Blocks store many more weights than a layer keeps, because the size of a child's weight is no multiple of theirs."""
 
 
 def _say_what_padding_costs(blocks: BlockLinear) -> None:
-    """Warns where a layer stores much more than it keeps, and names the smaller block that pads least."""
+    """Warns where a layer stores many more weights than it keeps, and names the smaller block that pads least."""
     stored, kept, thrifty = blocks.edge_weight.numel(), blocks.nonzeros, blocks.grid.thriftiest()
     if stored > PADDED * kept and thrifty.padding < blocks.grid.padding:
-        taken = blocks.grid.thriftiest(min(SUPPORTED_BLOCKS))
-        no_kernel = (
-            f"; the Triton kernels take sides from {min(SUPPORTED_BLOCKS)} on, of which {taken.block} pads least, a "
-            f"factor of {taken.padding:.2f}"
-        )
+        least = min(SUPPORTED_BLOCKS)
+        taken, note = blocks.grid.thriftiest(least), ""
+        if min(thrifty.block) < least:
+            note = f"; the Triton kernels take sides from {least} on"
+            if min(taken.block) >= least:
+                note += f", of which {taken.block} pads least, a factor of {taken.padding:.2f}"
         warnings.warn(
             f"expand: blocks of {blocks.block_shape} store {stored} weights of a {blocks.out_features} x "
-            f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many: a plane is no "
-            f"multiple of them. With blocks of {thrifty.block} padding costs a factor of {thrifty.padding:.2f} instead "
-            f"of {blocks.grid.padding:.2f}{no_kernel * (min(thrifty.block) < min(SUPPORTED_BLOCKS))}",
+            f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many, because the "
+            f"size of a child's weight is no multiple of a block's. With blocks of {thrifty.block} padding costs a factor "
+            f"of {thrifty.padding:.2f} instead of {blocks.grid.padding:.2f}{note}",
             PaddingWarning,
             stacklevel=_callers_level(),
         )

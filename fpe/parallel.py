@@ -149,7 +149,7 @@ class _Style(ParallelStyle):
         size, unit = module.matrix_shape[self.SHARE.AXIS], module.unit[self.SHARE.AXIS]
         chunk, processes = _chunk(size, mesh), mesh.size()
         if (processes - 1) * chunk >= size:
-            return f"{size} parents do not divide among {processes} processes"
+            return f"{size} parents, {chunk} to a process, leave none for the last of {processes} processes"
         if chunk % unit and processes > 1:
             return f"{chunk} parents to a process are no multiple of the structure's {unit}"
         return None
@@ -194,8 +194,11 @@ def parallel_plan(model: nn.Module) -> dict[str, ParallelStyle]:
         model: What :func:`fpe.expand` returned.
 
     Raises:
-        ValueError: The model has no expanded pair, or has FPE layers of other kinds, which no process can share.
+        TypeError: ``model`` is not a module.
+        ValueError: The model has no expanded pair, or has FPE layers that processes cannot share: masked or block ones.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"parallel_plan: model must be an nn.Module, got {type(model).__name__}")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, ExpandedLinear)}
     for name, layer in layers.items():
         if not isinstance(layer, SplitLinear | MergeLinear):

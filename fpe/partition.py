@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from fpe.kernels import HOLE, SeededHoles, SeededLabels
 from fpe.kernels.block.layout import grid, tiles
+from fpe.kernels.checks import check_tensor
 from fpe.kernels.partition.seeded import SEEDS
 from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, TWO_FOUR, Structure
 
@@ -125,7 +126,9 @@ class Partition:
         _check_sizes(out_features, len(groups), alpha)
         names, index = groups.unique(return_inverse=True)
         if len(names) < alpha:
-            raise ValueError(f"from_groups: alpha = {alpha} children need as many groups, got {len(names)}")
+            raise ValueError(
+                f"from_groups: {alpha} children of a neuron need at least {alpha} groups of inputs, got {len(names)}"
+            )
         dealt = deal(out_features, len(names), alpha, generator)
         return cls(dealt[:, index].contiguous(), alpha)
 
@@ -156,7 +159,8 @@ class Partition:
         if weight.is_meta:
             raise ValueError("from_gram: weight is on 'meta' and has no values to cluster")
         if weight.dim() != 2 or not bool(weight.isfinite().all()):
-            raise ValueError(f"from_gram: weight must be a finite matrix, got shape {list(weight.shape)}")
+            got = "NaN or infinity in it" if weight.dim() == 2 else f"shape {list(weight.shape)}"
+            raise ValueError(f"from_gram: weight must be a finite matrix, got {got}")
         out_features, in_features = weight.shape
         _check_sizes(out_features, in_features, alpha)
         if clusters is None:
@@ -211,7 +215,7 @@ class Partition:
         rows, columns = grid((out_features, in_features), (bn, bk))
         if columns < alpha:
             raise ValueError(
-                f"Partition.block: alpha = {alpha} children need as many tiles in a row, got {columns} of "
+                f"Partition.block: {alpha} children of a neuron need at least {alpha} tiles in a row, got {columns} of "
                 f"width {bk} over {in_features} inputs"
             )
         dealt = deal(rows, columns, alpha, generator)
@@ -264,11 +268,21 @@ class Partition:
         block: tuple[int, int] | None = None,
         generator: Generator | None = None,
     ) -> "Partition":
-        """Deals the edges of a structure by name; ``block`` is that of structure ``"block"``.
+        """Deals the edges at random in a structure that is given by its name.
+
+        Args:
+            structure: ``"random"``, ``"2:4"``, ``"block"`` or ``"seeded"``, whose seed is drawn from the generator.
+            out_features: Parents ``N``.
+            in_features: Inputs ``K``.
+            alpha: Children per parent.
+            block: ``(bn, bk)``, for structure ``"block"``.
+            generator: Source of randomness (CPU).
 
         Raises:
-            ValueError: A size is out of range, or the structure cannot have it.
+            ValueError: The structure is unknown, a size is out of range, or the structure cannot have it.
         """
+        if structure not in RULES:
+            raise ValueError(f"Partition: structure must be one of {STRUCTURES}, got {structure!r}")
         _check_alpha(alpha)
         return RULES[structure].deal(out_features, in_features, alpha, block, generator)
 
@@ -292,7 +306,12 @@ class Partition:
 
         Args:
             removed: bool ``[out_features, in_features]``.
+
+        Raises:
+            TypeError: ``removed`` is not a bool tensor.
+            ValueError: It has another shape.
         """
+        check_tensor("Partition.without", "removed", removed, self.shape, dtype=torch.bool)
         return replace(self, labels=self.labels.masked_fill(removed, HOLE), kept=None)
 
     def to(self, device: torch.device | str) -> "Partition":
@@ -445,10 +464,11 @@ def seeded_labels(seed: int, shape: tuple[int, int], alpha: int, turned: bool) -
 
 def _check_sizes(out_features: int, in_features: int, alpha: int, turned: bool = False) -> None:
     _check_alpha(alpha)
-    if out_features < 1:
-        raise ValueError(f"Partition: out_features must be at least 1, got {out_features}")
-    if in_features < (1 if turned else alpha):
-        raise ValueError(f"Partition: alpha = {alpha} children need as many inputs, got {in_features}")
+    for name, size in (("out_features", out_features), ("in_features", in_features)):
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"Partition: {name} must be a positive integer, got {size!r}")
+    if in_features < alpha and not turned:
+        raise ValueError(f"Partition: {alpha} children of a neuron need at least {alpha} inputs, got {in_features}")
 
 
 def deal(rows: int, cards: int, alpha: int, generator: Generator | None) -> Tensor:

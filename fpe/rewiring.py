@@ -69,8 +69,10 @@ class Rewiring:
         group: The processes that train replicas of the model. Default: all, if ``torch.distributed`` is initialised.
 
     Raises:
-        TypeError: ``generator`` is not a ``torch.Generator``.
-        ValueError: The model has no FPE layer, the optimizer lacks one's weight, or a number is out of range.
+        TypeError: ``model`` is not a module, or ``generator`` is not a ``torch.Generator``.
+        ValueError: The model has no FPE layer, or one whose edges cannot move (a seed says where all of them are, or
+            processes share the layer by :mod:`fpe.parallel`); the optimizer does not hold a layer's weight; ``regrow``
+            is unknown; a number is out of range.
 
     Example:
         >>> wide = fpe.expand(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)))
@@ -95,6 +97,8 @@ class Rewiring:
         group: "ProcessGroup | None" = None,
     ) -> None:
         check_generator("Rewiring", generator)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Rewiring: model must be an nn.Module, got {type(model).__name__}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, ExpandedLinear)}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not self.layers:
@@ -165,7 +169,10 @@ class Rewiring:
         size, kept = layer.wide_weight().abs(), layer.kept()
         if self.regrow == "gradient":
             if name not in self._gradients:
-                raise RuntimeError(f"Rewiring: '{name}' has seen no backward pass since the last move")
+                raise RuntimeError(
+                    f"Rewiring: regrow='gradient' needs a forward and a backward pass before step() moves edges, and "
+                    f"'{name}' has seen none since the last step()"
+                )
             growth = self._gradients[name]
             if self._replicated:
                 distributed.all_reduce(growth, group=self.group)

@@ -52,8 +52,10 @@ def sparse(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"sparse: model must be an nn.Module, got {type(model).__name__}")
-    if width < 2 or masked not in ("first", "both"):
-        raise ValueError(f"sparse: expected width >= 2 and masked 'first' or 'both', got {width} and {masked!r}")
+    if not isinstance(width, int) or width < 2 or masked not in ("first", "both"):
+        raise ValueError(
+            f"sparse: expected an integer width >= 2 and masked 'first' or 'both', got {width!r} and {masked!r}"
+        )
     check_generator("sparse", generator)
     replaced: dict[str, nn.Module] = {}
     for group in found_groups("sparse", model) if pairs is None else named_groups(model, pairs):

@@ -53,7 +53,7 @@ BAD_INPUT = (
     bad("no-module", TypeError, "nn.Module", "int", model=3),
     *(bad(f"alpha-{a}", ValueError, "alpha", repr(a), alpha=a) for a in (1, 0, -1, 2.0, "2", True, None, 255)),
     bad("alpha-2:4-float", ValueError, "alpha", "2.0", alpha=2.0, structure="2:4"),
-    bad("alpha-more-than-inputs", ValueError, "alpha = 25", "got 24", alpha=25),
+    bad("alpha-more-than-inputs", ValueError, "at least 25 inputs", "got 24", alpha=25),
     bad("split", ValueError, "random", "'halves'", split="halves"),
     bad("structure", ValueError, "2:4", "'4:8'", structure="4:8"),
     bad("policy", ValueError, "magnitude", "'none'", resparsify="none"),

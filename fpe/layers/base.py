@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.parametrize import is_parametrized
 
+from fpe.kernels.checks import check_tensor
+
 from .dense_form import dense_weight, forget
 from .placement import exports_to_onnx, of_constant_size, on, overwrite, tensors_of, whole
 from .state import Header, checksum, decode, encode, layer_entries
@@ -151,8 +153,17 @@ class ExpandedLinear(nn.Module):
         raise NotImplementedError
 
     def set_wide_weight(self, weight: Tensor) -> None:
-        """Takes the weights of the kept edges from a dense weight ``[out_features, in_features]``."""
+        """Takes the weights of the kept edges from a dense weight ``[out_features, in_features]``.
+
+        Raises:
+            TypeError: ``weight`` is not a tensor.
+            ValueError: It has another shape.
+        """
         raise NotImplementedError
+
+    def _check_weight(self, method: str, weight: object, shape: tuple[int, int]) -> None:
+        """Raises unless a weight that a method is given has a shape."""
+        check_tensor(f"{type(self).__name__}.{method}", "weight", weight, shape, any_dtype=True)
 
     @property
     def nonzeros(self) -> int:

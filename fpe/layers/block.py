@@ -150,7 +150,8 @@ class BlockLinear(ExpandedLinear):
 
     @torch.no_grad()
     def set_wide_weight(self, weight: Tensor) -> None:
-        """Takes the kept weights from a dense ``[outputs, inputs]``."""
+        """Takes the weights of the kept edges from a dense weight ``[outputs, inputs]``."""
+        self._check_weight("set_wide_weight", weight, (self.out_features, self.in_features))
         self.set_edge_weight(self.layout.from_dense(self.grid.to_planes(torch.where(self.kept(), weight, 0))))
 
     def _removed(self) -> Tensor:

@@ -43,7 +43,13 @@ class KeptLinear(ExpandedLinear):
 
     @torch.no_grad()
     def set_matrix(self, weight: Tensor) -> None:
-        """Takes the weights of the edges from a matrix ``[N, K]``."""
+        """Takes the weights of the edges from a matrix ``[N, K]``.
+
+        Raises:
+            TypeError: ``weight`` is not a tensor.
+            ValueError: It has another shape.
+        """
+        self._check_weight("set_matrix", weight, self.matrix_shape)
         self.set_edge_weight(self._stored(weight))
 
     def beats_wide(self, x: Tensor) -> bool:

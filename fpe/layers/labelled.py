@@ -148,7 +148,8 @@ class _LabelledLinear(KeptLinear):
 
     @torch.no_grad()
     def set_wide_weight(self, weight: Tensor) -> None:
-        """Takes the weights of the kept edges from the children's wide weight."""
+        """Takes the weights of the kept edges from a dense weight ``[out_features, in_features]``."""
+        self._check_weight("set_wide_weight", weight, (self.out_features, self.in_features))
         masks = self.partition.masks()
         self.set_matrix(torch.where(masks, self._children(weight), weight.new_zeros(())).sum(0))
 

@@ -63,7 +63,8 @@ class MaskedLinear(KeptLinear):
 
     @torch.no_grad()
     def set_wide_weight(self, weight: Tensor) -> None:
-        """Takes the kept weights from a dense ``[outputs, inputs]``."""
+        """Takes the weights of the kept edges from a dense weight ``[outputs, inputs]``."""
+        self._check_weight("set_wide_weight", weight, self.matrix_shape)
         self.set_matrix(weight)
 
     def kept(self) -> Tensor:

@@ -106,7 +106,7 @@ def find_pairs(model: nn.Module, pairs: Iterable[Pair] | None = None, example_in
             refused[name] = (
                 f"holds weights of three dimensions ({', '.join(stacks)}), as of experts, and no linear layers"
             )
-    unknown = "is in no block of the table" + (
+    unknown = "is in no block that fpe knows" + (
         "" if example_inputs is not None else "; pass example_inputs, or name it in pairs"
     )
     for name in left:
