@@ -281,7 +281,7 @@ PADDED = 1.05
 
 
 class PaddingWarning(UserWarning):
-    """Blocks store many more weights than a layer keeps, because the size of a child's weight is no multiple of theirs."""
+    """Blocks store many more weights than a layer keeps, because their sides do not divide those of a child's."""
 
 
 def _say_what_padding_costs(blocks: BlockLinear) -> None:
@@ -296,9 +296,9 @@ def _say_what_padding_costs(blocks: BlockLinear) -> None:
                 note += f", of which {taken.block} pads least, a factor of {taken.padding:.2f}"
         warnings.warn(
             f"expand: blocks of {blocks.block_shape} store {stored} weights of a {blocks.out_features} x "
-            f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many, because the "
-            f"size of a child's weight is no multiple of a block's. With blocks of {thrifty.block} padding costs a factor "
-            f"of {thrifty.padding:.2f} instead of {blocks.grid.padding:.2f}{note}",
+            f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many, because "
+            f"their sides do not divide those of a child's weight. With blocks of {thrifty.block} padding costs a factor of "
+            f"{thrifty.padding:.2f} instead of {blocks.grid.padding:.2f}{note}",
             PaddingWarning,
             stacklevel=_callers_level(),
         )

@@ -67,12 +67,12 @@ BAD_INPUT = (
         bad(f"block-{b}", ValueError, "positive", repr(b), structure="block", block=b)
         for b in ((0, 4), (4,), 4, (4, 2.0))
     ),
-    bad("block-wide", ValueError, "alpha = 2", "got 1", structure="block", block=(4, 24)),
+    bad("block-wide", ValueError, "at least 2 tiles", "got 1", structure="block", block=(4, 24)),
     bad("groups-missing", ValueError, "groups", "None", split="groups"),
     bad("groups-stray", ValueError, "groups", "'random'", groups=[0] * 24),
     bad("groups-length", ValueError, "24", "got 3", split="groups", groups=[0, 1, 2]),
     bad("groups-float", TypeError, "integers", "float32", split="groups", groups=[0.5] * 24),
-    bad("groups-few", ValueError, "alpha = 2", "got 1", split="groups", groups=[7] * 24),
+    bad("groups-few", ValueError, "at least 2 groups", "got 1", split="groups", groups=[7] * 24),
     bad("groups-which", ValueError, "mapping", "'0', '4'", split="groups", groups=[0, 1] * 6, model=mlp(*DEEP)),
     bad("groups-names", ValueError, "'0'", "'fc1'", split="groups", groups={"fc1": [0, 1] * 12}),
     bad("excess", ValueError, "48", "32", resparsify="input", model=mlp(4, 8, 6)),
