@@ -296,8 +296,8 @@ def _say_what_padding_costs(blocks: BlockLinear) -> None:
                 note += f", of which {taken.block} pads least, a factor of {taken.padding:.2f}"
         warnings.warn(
             f"expand: blocks of {blocks.block_shape} store {stored} weights of a {blocks.out_features} x "
-            f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many, because "
-            f"their sides do not divide those of a child's weight. With blocks of {thrifty.block} padding costs a factor of "
+            f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many, because their "
+            f"sides do not divide those of a child's weight. With blocks of {thrifty.block} padding costs a factor of "
             f"{thrifty.padding:.2f} instead of {blocks.grid.padding:.2f}{note}",
             PaddingWarning,
             stacklevel=_callers_level(),
