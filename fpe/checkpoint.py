@@ -17,15 +17,15 @@ from .surgery import chains, replace_modules, sequential_leaves, widened_between
 
 Model = TypeVar("Model", bound=nn.Module)
 STACK = 2
-"""Layers that one layer may hold, one above the other."""
+"""Most layers that a :class:`.StackedLinear` of a checkpoint holds."""
 
 
 def guard_state_dict(model: Model) -> Model:
     """Makes ``model.load_state_dict`` refuse a state that does not fit before it changes anything; returns the model.
 
-    It looks at what the state holds. Missing and unexpected names are PyTorch's matter: they are reported, and with
-    ``strict=True`` refused after what fits has been loaded. Inside a larger model whose ``load_state_dict`` is called,
-    what stands before this part has been loaded by then.
+    Only entries that the state holds are checked. Missing and unexpected names are left to PyTorch, which returns them,
+    or with ``strict=True`` raises ``RuntimeError`` after it has loaded what fits. If the model is part of a larger one
+    whose ``load_state_dict`` is called, the parts before it are loaded before its own entries are checked.
     """
     model.register_load_state_dict_pre_hook(_check_all)
     return model
@@ -58,14 +58,14 @@ def restore(
         torch.save(wide.state_dict(), path)
         wide = fpe.restore(make_model(), torch.load(path, weights_only=True))
 
-    If ``seed`` is given, the state is the *dense* model's. Labels of a seed need not be stored: a checkpoint of the
-    parent, ``alpha`` and the seed define the model that ``fpe.expand(dense, alpha, structure="seeded",
-    resparsify="partition", seed=seed)`` makes.
+    If ``seed`` is given, the state is the *dense* model's. Labels of a seed need not be stored, so a checkpoint of the
+    parent, ``alpha`` and the seed define the expanded model: the one that ``fpe.expand(dense, alpha,
+    structure="seeded", resparsify="partition", seed=seed)`` makes.
 
     Args:
         model: The dense model; it is not changed.
-        state: ``state_dict()`` of the expanded model, or the file that :func:`fpe.save` wrote. A tensor that the
-            dense model shares needs only one of its names, as in files of safetensors.
+        state: ``state_dict()`` of the expanded model, or the path of a file that :func:`fpe.save` wrote. A tensor that
+            several names of the dense model share needs only one of them, as in files of safetensors.
         alpha: Children per neuron; only for a dense state.
         seed: As in :func:`fpe.expand`; only for a dense state.
         pairs: As in :func:`fpe.expand`; only for a dense state.
@@ -74,8 +74,10 @@ def restore(
         A new model with the state loaded.
 
     Raises:
-        TypeError: ``model`` is not a module, or ``state`` is not a mapping.
-        ValueError: The state is damaged, or belongs to another architecture.
+        TypeError: ``model`` is not a module, or ``state`` is neither a mapping nor a path.
+        ValueError: The state is damaged, or belongs to another architecture; the file is not one that :func:`fpe.save`
+            wrote; ``alpha`` is given without ``seed`` or the other way round, or ``pairs`` without them.
+        ImportError: ``state`` is a path, and safetensors is not installed.
 
     Example:
         >>> def make_model():
@@ -113,7 +115,7 @@ def restore(
 
 
 def replacements(model: nn.Module, state: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """What an expanded model has in place of the modules of a dense one, by name, weights included.
+    """The modules that an expanded model has in place of a dense model's, by name, with their weights.
 
     Args:
         model: The dense model.

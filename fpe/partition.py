@@ -25,14 +25,16 @@ class Partition:
     Attributes:
         labels: uint8 ``[out_features, in_features]``; ``labels[n, k]`` is the child of parent ``n`` that owns
             the edge from input ``k``, or ``HOLE`` (255) where the edge has been pruned.
-        alpha: Children per parent, at least 2.
+        alpha: Children per parent, from 2 to 254.
         structure: ``"random"`` (any label anywhere), ``"2:4"`` (two of every four consecutive inputs to each
             of two children), ``"block"`` (one label to a tile) or ``"seeded"`` (a function of a seed).
         block_shape: ``(bn, bk)`` of structure ``"block"``, else ``None``.
-        seed: The seed of structure ``"seeded"``, else ``None``. It says who owns an edge; ``HOLE`` says that there is
-            none.
-        kept: Edges of each parent, if the seed of structure ``"seeded"`` also says which exist; else ``None``.
-        turned: Whether structure ``"seeded"`` divides the outputs of an input, not the inputs of an output.
+        seed: The seed of structure ``"seeded"``, else ``None``. It says which child owns an edge; some edges may be
+            pruned nevertheless (``HOLE``).
+        kept: Number of edges of each parent, if the seed of structure ``"seeded"`` also says which edges exist; else
+            ``None``.
+        turned: With structure ``"seeded"``: whether the outputs of each input are divided among the children, instead
+            of the inputs of each output.
 
     Example:
         >>> partition = fpe.Partition.random(2, 8, 2, generator=torch.Generator().manual_seed(0))
@@ -144,8 +146,8 @@ class Partition:
         Args:
             weight: The parent's trained weight ``[out_features, in_features]``.
             alpha: Children per parent.
-            clusters: Number of clusters, ``alpha .. in_features``. Default: a quarter of the inputs (four to
-                a cluster, as the Boolean task's clauses), at most 256.
+            clusters: Number of clusters, from ``alpha`` to ``in_features``. Default: a quarter of the inputs (four to a
+                cluster, as in the clauses of the Boolean task), at least ``alpha`` and at most 256.
             generator: Source of randomness (CPU).
 
         Raises:
@@ -238,13 +240,13 @@ class Partition:
 
         Args:
             out_features: Parents ``N``.
-            in_features: Inputs ``K``, at least ``alpha`` unless they are turned.
+            in_features: Inputs ``K``, at least ``alpha`` unless ``turned``.
             alpha: Children per parent: 2, 4 or 8.
             seed: 0 to 2^32 - 1. The same seed always gives the same labels, on every device.
             kept: Number of edges that each parent keeps, chosen by the seed too
                 (:class:`fpe.kernels.SeededHoles`); ``None`` keeps all.
-            turned: Whether each child gets one of every ``alpha`` consecutive outputs of an input instead: the labels
-                of the transposed weight.
+            turned: Whether each child gets one of every ``alpha`` consecutive outputs of an input instead. These are
+                the labels of the transposed weight.
 
         Raises:
             TypeError: ``seed`` is not an integer.
@@ -288,7 +290,7 @@ class Partition:
 
     @property
     def unit(self) -> tuple[int, int]:
-        """The unit that policy ``"input"`` removes: a tile, a quad, or a single edge."""
+        """``(bn, bk)`` of what policy ``"input"`` removes as a whole: a tile, a quad ``(1, 4)``, or a single edge."""
         return self.block_shape or RULES[self.structure].unit
 
     @property
@@ -297,7 +299,7 @@ class Partition:
         return self.labels.shape[0], self.labels.shape[1]
 
     def masks(self) -> Tensor:
-        """Each child's mask, bool ``[alpha, out_features, in_features]``: disjoint, covering the parent."""
+        """Each child's mask, bool ``[alpha, out_features, in_features]``: disjoint, together all edges that exist."""
         children = torch.arange(self.alpha, device=self.labels.device, dtype=torch.uint8)
         return self.labels == children[:, None, None]
 
@@ -323,7 +325,7 @@ class Partition:
 
         Raises:
             ValueError: A label names no child and is not ``HOLE``; a tile holds two labels; a group of four
-                gives a child more than two inputs. The message names the first place.
+                gives a child more than two inputs; a label is not that of the seed. The message names the first place.
         """
         labels = self.labels
         foreign = (labels >= self.alpha) & (labels != HOLE)
@@ -350,8 +352,8 @@ class Rules:
 
     Attributes:
         deal: Draws a partition, from outputs, inputs, ``alpha``, ``block`` and a generator.
-        check: Raises ``ValueError`` where labels are not of the structure.
-        unit: What policy ``"input"`` removes whole, where the partition has no blocks.
+        check: Raises ``ValueError`` if the labels of a partition do not have the structure.
+        unit: ``(bn, bk)`` of what policy ``"input"`` removes as a whole, if the partition has no blocks.
     """
 
     deal: Callable[[int, int, int, tuple[int, int] | None, Generator | None], Partition]
@@ -445,7 +447,7 @@ def check_generator(op: str, generator: object) -> None:
         return
     if not isinstance(generator, Generator):
         raise TypeError(
-            f"{op}: generator must be a torch.Generator or None, got {type(generator).__name__}; of a seed make one by "
+            f"{op}: generator must be a torch.Generator or None, got {type(generator).__name__}; from a seed: "
             "torch.Generator().manual_seed(seed)"
         )
     if generator.device.type != "cpu":
@@ -458,7 +460,7 @@ def _check_alpha(alpha: object) -> None:
 
 
 def seeded_labels(seed: int, shape: tuple[int, int], alpha: int, turned: bool) -> SeededLabels:
-    """The labels of a seed for a weight ``[N, K]``; turned ones are those of its transpose, turned back."""
+    """The labels of a seed for a weight of shape ``[N, K]``; if ``turned``, the transposed ones of ``[K, N]``."""
     return SeededLabels.of(seed, shape[::-1], alpha).T if turned else SeededLabels.of(seed, shape, alpha)
 
 

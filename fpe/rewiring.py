@@ -6,12 +6,12 @@ Whatever is regrown, a layer keeps its number of weights and its structure:
 ===========================  =========================================================================================
 layer                        what moves
 ===========================  =========================================================================================
-``SplitLinear``              an edge goes to another child, or to a place that nobody owns
-``SplitLinear``, 2:4         two places of a group of four change owners, so that each child keeps its number there
-``SplitLinear``, seeded      an edge goes to a place without one, whose owner the seed says
+``SplitLinear``              an edge goes to another child, or to a place that no child owns
+``SplitLinear``, 2:4         two places of a group of four exchange owners, so that each child keeps its number there
+``SplitLinear``, seeded      an edge goes to a place that has none; the seed says which child owns it there
 ``MergeLinear``              an edge reads another child
 ``MaskedLinear``             an edge goes anywhere
-``BlockLinear``              a whole block goes anywhere; while siblings share no block, they never will
+``BlockLinear``              a whole block goes anywhere; siblings whose masks are disjoint keep them disjoint
 ===========================  =========================================================================================
 """
 
@@ -50,7 +50,7 @@ class Rewiring:
             rewiring.step()
 
     New edges begin at exactly zero, and so does the optimizer's state for them (moments, momentum). Dropped edges
-    do not come back in the same move. With ``steps`` the moved share falls along RigL's cosine and ends at zero.
+    do not come back in the same move. With ``steps`` the share that moves falls to zero along RigL's cosine.
 
     **Several processes.** Where ``torch.distributed`` is initialised, the processes of ``group`` move the same edges:
     gradients are summed over them, and the first one's masks are sent to all. Call :meth:`step` in each, after the same
@@ -61,10 +61,11 @@ class Rewiring:
         optimizer: The optimizer that trains it; it must hold the weights of those layers.
         every: Steps between moves (RigL's default).
         fraction: Share of a layer's edges that move, at most (RigL's default).
-        steps: Steps after which nothing moves any more; ``None`` for no end, at a constant fraction.
+        steps: Number of steps after which nothing moves any more, the fraction falling along a cosine; ``None`` for no
+            end and a constant fraction.
         regrow: ``"random"`` (the paper's) or ``"gradient"`` (RigL's: where an edge's gradient is largest). The latter
-            reads the inputs and gradients of the layers before the steps that move. It sums all backward passes since
-            the last :meth:`step`, as the optimizer does where several make one step.
+            observes the inputs and gradients of the layers before each step that moves edges. It sums all backward
+            passes since the last :meth:`step`, as gradients are accumulated for one step of the optimizer.
         generator: Source of randomness (CPU).
         group: The processes that train replicas of the model. Default: all, if ``torch.distributed`` is initialised.
 
@@ -137,10 +138,10 @@ class Rewiring:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Counts a step of the optimizer and moves edges if it is time; returns whether it moved any.
+        """Counts a step of the optimizer and moves edges if it is time; returns whether it was time.
 
         Raises:
-            RuntimeError: Regrowth by gradient is due and no backward pass has run.
+            RuntimeError: Edges are to move by gradient, and a layer has seen no backward pass since the last call.
         """
         due = self.due
         self.taken += 1
@@ -263,9 +264,9 @@ def moved(
         size: Magnitudes ``[P, N, K]``, a plane for each child.
         kept: bool ``[P, N, K]``.
         growth: How much each place deserves an edge, ``[P, N, K]``.
-        share: Share of the kept units that move, at most: no more than there is room for.
+        share: Share of the kept units that move, at most; fewer move where there is not enough room.
         unit: ``(bn, bk)`` of what moves together.
-        siblings_disjoint: Whether a place belongs to one plane at most.
+        siblings_disjoint: Whether a position is kept in one plane at most, and must be so afterwards.
         places: Where an edge may be, bool ``[P, N, K]``.
     """
     area = unit[0] * unit[1]

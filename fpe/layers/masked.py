@@ -15,7 +15,8 @@ from .state import Header, to_bits, to_words
 class MaskedLinear(KeptLinear):
     """A linear layer with any mask: the successor under the paper's magnitude ranking.
 
-    ``edge_weight`` is ``[nnz]``, the weights where the mask is true, row after row.
+    ``edge_weight`` is ``[nnz]``, the weights where the mask is true, row after row. The backend is ``"auto"``; set the
+    attribute ``backend`` to choose another.
 
     Args:
         mask: bool ``[outputs, inputs]``, true where an edge exists.
@@ -68,11 +69,11 @@ class MaskedLinear(KeptLinear):
         self.set_matrix(weight)
 
     def kept(self) -> Tensor:
-        """The mask."""
+        """The mask, bool ``[outputs, inputs]``."""
         return self.bitmap.unpack()
 
     def places(self) -> Tensor:
-        """Where the mask is true."""
+        """The positions of the true entries in the flattened mask, int64 ``[nnz]``."""
         return self.kept().flatten().nonzero().squeeze(1)
 
     @torch.no_grad()
