@@ -45,7 +45,7 @@ def sized(command: Callable) -> Callable:
         click.option(
             "--kept",
             type=click.FloatRange(0, 1),
-            help="Share of the weights that exist, if only these are stored, with a bitmap; with --alpha 1 for "
+            help="Share of the entries that exist, if only these are stored, with a bitmap; with --alpha 1 for "
             "a layer of any mask.  [default: all are stored]",
         ),
         alpha_option(1),
