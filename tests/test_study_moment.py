@@ -87,3 +87,37 @@ def test_the_second_round_goes_on_from_the_first() -> None:
     assert [row["validation_bits"] for row in split] != [row["validation_bits"] for row in first]
     assert all(after["curve"][0] < before["curve"][0] for before, after in zip(first, split, strict=True))
     assert first[0]["nonzeros"] == split[0]["nonzeros"] and first[0]["steps"] == 100 and not first[0]["stopped"]
+
+
+def test_a_round_is_compared_with_the_dense_model_of_its_size_trial_by_trial() -> None:
+    made = [(cell, trial) for cell in converged.cells() for trial in (3 * cell.group, 3 * cell.group + 1)]
+    bits = {CONTINUED: 2.0, PARTITION: 1.5}
+    rows = [
+        {
+            **asdict(cell),
+            "trial": trial,
+            "test_bits": bits.get(cell.condition, 1.0) + 0.1 * trial + (cell.size == "usual") - 0.25 * cell.rounds,
+            "test_accuracy": 50.0,
+            "validation_bits": 1.0,
+            "nonzeros": 7,
+            "steps": 200 + cell.group,
+            "stopped": cell.condition != PARTITION,
+        }
+        for cell, trial in made
+    ]
+    results = Results("converged", {"data": "d", "width": 32}, rows[::-1], {})
+    drawn = converged.table(results, converged.cells())
+    assert len(drawn.rows) == 16
+    shown = {row[:2]: row for row in drawn.rows}
+    for size in transformer.SIZES:
+        assert shown[size, CONTINUED][7] == "-" and shown[size, "dense"][7] == "+0.2500 ± 0.0000"
+        assert shown[size, "partition"][7] == "-0.5000 ± 0.0000" and shown[size, "partition"][3] == "4"
+        assert shown[size, "partition"][4].endswith(", cut off") and "cut off" not in shown[size, "ranking"][4]
+
+
+def test_a_usual_model_begins_as_one() -> None:
+    settings = converged.Settings(data="digits", trials=1, epochs=1, tokens=64)
+    narrow, usual = (
+        converged.run_cell(converged.Cell(CONTINUED, 1, size=size), settings) for size in transformer.SIZES
+    )
+    assert narrow[0]["nonzeros"] < usual[0]["nonzeros"] and (narrow[0]["size"], usual[0]["size"]) == ("narrow", "usual")

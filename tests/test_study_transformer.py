@@ -106,12 +106,17 @@ def test_an_adapters_network_is_frozen_and_learns_other_classes() -> None:
     assert all(torch.equal(old, new) for old, new in zip(model.buffers(), after.buffers(), strict=True))
 
 
-def test_a_sparse_autoencoder_pays_for_errors_and_for_its_code() -> None:
+def test_a_sparse_autoencoder_pays_for_errors_and_for_its_code_by_the_lengths_of_directions() -> None:
     x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
     outputs = torch.tensor([[[1.0, 1.0, 0.5], [3.0, 2.0, 0.0]]])
-    expected = ((1 + bottleneck.SPARSITY * 0.5) + 4) / 2
-    assert float(bottleneck.sparse_loss(outputs, x)) == pytest.approx(expected)
+    expected = ((1 + 2.0 * 0.5) + 4) / 2
+    assert float(bottleneck.sparse_loss(outputs, x, 2.0)) == pytest.approx(expected)
     model = bottleneck.Autoencoder(2, 3)
+    before = model(x[0])
+    with torch.no_grad():
+        for parameter, by in ((model.encode.weight, 0.5), (model.encode.bias, 0.5), (model.decode.weight, 2)):
+            parameter.mul_(by)
+    torch.testing.assert_close(model(x[0]), before)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

@@ -24,7 +24,7 @@ from ..results import Results
 from ..table import Table
 from . import conditions, transformer
 from .conditions import CONTINUED, WIDE
-from .drawing import figure
+from .drawing import below, figure
 from .intervals import interval, mean_and_half
 from .protocol import Training
 from .stack import Batches, Stack, classification_loss, seeded
@@ -251,31 +251,36 @@ def _named(cell: Cell) -> str:
     return f"{name}{', continued' if cell.rounds == 2 else ''}"
 
 
-def curves(results: Results) -> Figure:
-    """Validation loss by the steps of both rounds, of the first group."""
-    made, (axis,) = figure(5.6, 3.6)
-    frame = results.frame
-    frame = frame[frame["group"] == 0]
+def curves(several: Sequence[Results]) -> Figure:
+    """Validation loss by the steps of both rounds, of the first group: a row of panels for each data set."""
+    made, axes = figure(8.4, 3.3 * len(several), len(SIZES), len(several))
     looks = {CONTINUED: "#4a4f57", PARTITION: "#2a7de1", RANKING: "#9c36b5", FRESH: "#e8590c", WIDE: "#2f9e44"}
-    for (condition, rounds), own in frame.groupby(["condition", "rounds"], sort=False):
-        begun = condition if conditions.from_scratch(str(condition)) else CONTINUED
-        earlier = frame[(frame["condition"] == begun) & (frame["rounds"] == 1)]
-        before = int(earlier["steps"].iloc[0]) if rounds == 2 else 0
-        bits = [mean_and_half(look)[0] for look in zip(*own["curve"], strict=True)]
-        steps = before + int(own["steps"].iloc[0]) / len(bits) * np.arange(1, len(bits) + 1)
-        label = _named(Cell(str(condition), int(rounds))) if rounds == 2 or condition == CONTINUED else None
-        axis.plot(steps, bits, "--" if rounds == 1 else "-", color=looks[str(condition)], linewidth=1.4, label=label)
-    axis.set(xlabel="steps", ylabel="validation loss, bits", title="Until it stops falling, in two rounds")
-    axis.legend(frameon=False, fontsize=8)
+    panels = [(results, size) for results in several for size in SIZES]
+    for axis, (results, size) in zip(axes, panels, strict=True):
+        frame = results.frame
+        frame = frame[(frame["group"] == 0) & (frame["size"] == size)]
+        for (condition, rounds), own in frame.groupby(["condition", "rounds"], sort=False):
+            begun = condition if conditions.from_scratch(str(condition)) else CONTINUED
+            earlier = frame[(frame["condition"] == begun) & (frame["rounds"] == 1)]
+            before = int(earlier["steps"].iloc[0]) if rounds == 2 else 0
+            bits = [mean_and_half(look)[0] for look in zip(*own["curve"], strict=True)]
+            steps = before + int(own["steps"].iloc[0]) / len(bits) * np.arange(1, len(bits) + 1)
+            label = _named(Cell(str(condition), int(rounds))) if rounds == 2 or condition == CONTINUED else None
+            style = "--" if rounds == 1 else "-"
+            axis.plot(steps, bits, style, color=looks[str(condition)], linewidth=1.4, label=label)
+        axis.set(xlabel="steps", title=f"{results.settings['data']}, {size}")
+    for axis in axes[:: len(SIZES)]:
+        axis.set_ylabel("validation loss, bits")
+    below(made, 3)
     return made
 
 
-TEXT = "converged-text"
+FILES = ("converged-text", "converged-fashion-mnist")
 """Committed rows."""
 
 SWEEP: Sweep = Sweep(
     "converged",
-    "Train the narrow transformer of text until its validation loss stops falling, split or wide or neither.",
+    "Train small transformers until their validation loss stops falling, split or wide or neither.",
     "converged",
     Settings,
     cells,
@@ -284,7 +289,7 @@ SWEEP: Sweep = Sweep(
     [Cell(CONTINUED, 1), Cell(PARTITION), Cell(CONTINUED)],
     {"trials": 2, "epochs": 1, "tokens": 64, "data": "digits"},
     epochs_help="Epochs of training: hundreds of steps, which a round takes at most.",
-    tables={TEXT: lambda: SWEEP.shown(TEXT)},
-    figures={"converged": lambda: curves(committed(TEXT))},
+    tables={name: lambda name=name: SWEEP.shown(name) for name in FILES},  # type: ignore[misc]
+    figures={"converged": lambda: curves([committed(name) for name in FILES])},
 )
 STUDIES = (SWEEP,)
