@@ -14,8 +14,8 @@ SUCCESSORS = (nn.Linear, MaskedLinear, MergeLinear)
 class ExpandedMLP(nn.Module):
     """An expanded layer, its activation and its successor: :func:`fpe.kernels.expanded_mlp` on their parameters.
 
-    It owns the two layers and trains like them. It runs in one launch on a GPU, if no gradient is wanted and the hidden
-    layer is small enough; otherwise as several operations.
+    It owns the two layers and trains like them. It runs in one launch on a GPU if its numbers are float16 or bfloat16,
+    no gradient is wanted and the hidden layer is small enough; otherwise as several operations.
 
     Args:
         first: The expanded layer.
