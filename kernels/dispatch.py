@@ -40,9 +40,9 @@ class Backend:
 
     Attributes:
         module: Where they are (:func:`fpe.kernels.library.implementation`).
-        in_model: Its name in the cost model.
-        why_not: Returns why it cannot run a call, or ``None`` if it can. It takes the tensor whose device and dtype
-            decide, and the arguments that matter in its family.
+        in_model: What the cost model calls it.
+        why_not: Returns why it cannot run a call, or ``None``. It takes the tensor whose device and dtype decide, and
+            whatever else matters for the calls of the family.
     """
 
     module: str
@@ -69,7 +69,7 @@ def choose_backend(
 
     Raises:
         ValueError: No such backend exists.
-        UnsupportedError: The backend that was asked for by name cannot run this call; the message says why.
+        UnsupportedError: The one insisted on cannot run this call; the message says why.
     """
     if requested == "auto":
         if not operand.is_cuda:
@@ -116,16 +116,16 @@ def fastest(
 
 
 def fastest_of_kept(op: str, sizes: tuple[int, int, int, int], kept: float, operand: Tensor, transposed: bool) -> str:
-    """The faster way to run an operation on kept values, by its name in the cost model.
+    """The faster way to run an operation on kept values, as the cost model names it; see :func:`fastest`.
 
-    The eager twin is never taken: where Triton runs, decompressing by its kernel is quicker.
+    The twin is none: where Triton runs, it decompresses quicker.
 
     Args:
-        op: As in :func:`fastest`.
-        sizes: As in :func:`fastest`.
+        op: As there.
+        sizes: As there.
         kept: Share of the entries that exist.
         operand: A CUDA tensor of the call: its device and dtype decide.
-        transposed: As in :func:`fastest`.
+        transposed: As there.
     """
     share = round(kept, 2)  # few different ones: answers are kept
     order = ranked_on(operand.get_device(), op, sizes, dtype_name(operand), RANDOM, True, transposed, share)
@@ -140,9 +140,9 @@ def fastest_on_cpu(
     *call: object,
     density: float | None = None,
 ) -> str:
-    """:func:`fastest` on a CPU, by the cost model of :mod:`.here`: the CPU kernel or the eager twin.
+    """:func:`fastest` on a CPU, where the model is that of :mod:`.here`: its kernels, or the eager twin.
 
-    It is the twin if ``fpe here`` has not measured this machine.
+    It is the twin where nobody has measured the machine (``fpe here``).
 
     Args:
         op: As :func:`ranked` takes it; no CPU kernel computes ``"partition_grad"``.
@@ -159,28 +159,24 @@ def fastest_on_cpu(
 def stays(given: Tensor, used: Tensor) -> bool:
     """Whether a weight is the same tensor from call to call, so that forms of it can be kept.
 
-    That is so if no gradient of it is wanted and the operation takes it as it was given. What was cast or masked is a
-    new tensor in every call.
-
-    Args:
-        given: The weight that the caller passed.
-        used: The weight that the operation takes.
+    It is where no gradient of it is wanted and the operation takes it as it was given: what was cast or masked is a new
+    tensor in every call.
     """
     return used is given and not (torch.is_grad_enabled() and given.requires_grad)
 
 
 EAGER = MASKED_DENSE
-"""The eager twin's name in the cost model; the twin can always run."""
+"""What the cost model calls the eager twin; it can always run."""
 AUTO_ON_CPU = "auto on a CPU"
 """A choice that stays open until the operation runs, for :func:`fastest_on_cpu`."""
 CPU = "labels on a CPU"
-"""The CPU kernels' name in the cost model's place; their cost has a model of its own (:mod:`.here`)."""
+"""The kernel that runs on CPUs, whose cost is a model of its own (:mod:`.here`)."""
 
 
 def ranked(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transposed: bool = False) -> tuple[str, ...]:
-    """Names of the cost model's candidates, fastest first, up to the eager twin, which can always run.
+    """The candidates of the cost model, the one that is predicted to be fastest first; those after the twin left out.
 
-    Arguments are those of :func:`~fpe.kernels.model.candidates`, but sizes may be 0 here.
+    Arguments are those of :func:`~fpe.kernels.model.candidates`; sizes may be 0 here.
     """
     if min(sizes.m, sizes.n, sizes.k) < 1:
         return (EAGER,)
@@ -200,12 +196,12 @@ def ranked_on(
     transposed: bool,
     kept: float | None = None,
 ) -> tuple[str, ...]:
-    """:func:`ranked` on a CUDA device by its index. Answers are kept, because every call asks."""
+    """:func:`ranked` on a CUDA device by its index, kept: a host asks before every call."""
     return ranked(op, Sizes(*sizes, structure, dtype, kept=kept), roof_of(index), constant, transposed)
 
 
 def dtype_name(operand: Tensor) -> str:
-    """The cost model's name of the type in which an operand's products are computed."""
+    """What the cost model calls the type that an operand's products are computed in."""
     if operand.dtype == torch.float32:
         return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
     return {torch.float16: "fp16", torch.bfloat16: "bf16"}[operand.dtype]
@@ -213,12 +209,12 @@ def dtype_name(operand: Tensor) -> str:
 
 @cache
 def roof_of(index: int) -> Roof:
-    """The roof of a CUDA device by its index: see :func:`roof_for`."""
+    """The roof of a CUDA device: the measured one that is shipped, else what is published of it or of its like."""
     return roof_for(torch.cuda.get_device_name(index), arch_of(torch.device("cuda", index)))
 
 
 def roof_for(name: str, arch: int) -> Roof:
-    """The roof of a GPU by its name: the measured one if it is shipped, else :func:`~fpe.kernels.roofs.roof_named`.
+    """The roof of a GPU by its name, measured if one is shipped, else :func:`~fpe.kernels.roofs.roof_named`.
 
     Measured roofs are ``kernels/configs/roof_<name>.json``, as ``fpe gpu`` writes them.
     """
@@ -248,8 +244,7 @@ def why_not_triton(operand: Tensor, limit: str | None = None) -> str | None:
 def _unfenced(device: torch.device) -> str | None:
     """Returns why the installed Triton's kernels may read stale shared memory on a device, or ``None``.
 
-    On 9.0 the kernels set the missing fence themselves (:attr:`Device.sets_fence`). On newer devices they cannot,
-    because Triton does not pipeline a loop that has one.
+    On 9.0 the kernels set the fence that is missing (:attr:`Device.sets_fence`). Further on Triton cannot pipeline one.
     """
     arch = arch_of(device)
     if architecture(arch).matrix != "tcgen05.mma" or fences_copies():
