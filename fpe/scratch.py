@@ -54,7 +54,7 @@ def sparse(
         raise TypeError(f"sparse: model must be an nn.Module, got {type(model).__name__}")
     if not isinstance(width, int) or width < 2 or masked not in ("first", "both"):
         raise ValueError(
-            f"sparse: expected an integer width >= 2 and masked 'first' or 'both', got {width!r} and {masked!r}"
+            f"sparse: expected a whole width >= 2 and masked 'first' or 'both', got {width!r} and {masked!r}"
         )
     check_generator("sparse", generator)
     replaced: dict[str, nn.Module] = {}
