@@ -254,7 +254,7 @@ class SplitLinear(_LabelledLinear):
     Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children. ``edge_weight`` is the parent's
     weight ``[parents, inputs]``; or ``[nnz]``, the weights of the others row after row, if no child owns some edges.
 
-    With the 2:4 structure, on a GPU or with a backend other than ``"auto"`` and ``"eager"``, the layer runs
+    With the 2:4 structure, on a GPU or with a backend other than ``"auto"``, ``"eager"`` and ``"cpu"``, the layer runs
     :func:`fpe.kernels.semi_structured_matmul`. The children's values are then compressed in every forward in training,
     and once for each version of the weight without gradients.
 
@@ -262,8 +262,7 @@ class SplitLinear(_LabelledLinear):
         partition: Who owns each edge of the parent, labels ``[parents, inputs]``.
         bias: Whether every output has a bias.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``; with two children of a seed also
-            ``"sparse_tensor_core"``. With the 2:4 structure ``"auto"``, ``"sparse_tensor_core"``, ``"triton"``,
-            ``"torch"`` or ``"eager"``.
+            ``"sparse_tensor_core"``, and with the 2:4 structure also ``"sparse_tensor_core"`` or ``"torch"``.
         device: As in ``nn.Linear``.
         dtype: As in ``nn.Linear``.
 
@@ -298,7 +297,7 @@ class SplitLinear(_LabelledLinear):
     def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Kept | None, bias: Tensor | None) -> Tensor:
         """``y[..., a * parents + n] = sum_k x[..., k] * w[n, k] * (labels[n, k] == a) + bias[a * parents + n]``."""
         bias = None if bias is None else bias.view(self.alpha, -1)
-        if self.exchanges and (x.is_cuda or self.backend not in ("auto", "eager")):
+        if self.exchanges and self.backend != "cpu" and (x.is_cuda or self.backend not in ("auto", "eager")):
             assert isinstance(labels, PackedLabels)  # a 2:4 layer's
             trains = torch.is_grad_enabled() and weight.requires_grad
             compress = _compress if trains or torch.compiler.is_compiling() else _compress_once
