@@ -40,8 +40,8 @@ Labelled = TypeVar("Labelled", bound="_LabelledLinear")
 class _LabelledLinear(KeptLinear):
     """A layer stored as the weights of its parent's edges and the labels of these, packed into bits.
 
-    ``edge_weight`` is the parent's weight ``[N, K]``; or ``[nnz]``, the weights of the others, if some edges do not
-    exist.
+    ``edge_weight`` is the parent's weight ``[N, K]``. If some edges do not exist, it is ``[nnz]``, the weights of the
+    others.
     """
 
     STORED: ClassVar[tuple[str, ...]] = ("packed", "bitmap")
@@ -252,7 +252,7 @@ class SplitLinear(_LabelledLinear):
     """An expanded layer: ``alpha`` children per parent, each with the edges that its label gives it.
 
     Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children. ``edge_weight`` is the parent's
-    weight ``[parents, inputs]``; or ``[nnz]``, the weights of the others row after row, if no child owns some edges.
+    weight ``[parents, inputs]``. If some edges do not exist, it is ``[nnz]``, the weights of the others, row after row.
 
     With the 2:4 structure, on a GPU or with a backend other than ``"auto"``, ``"eager"`` and ``"cpu"``, the layer runs
     :func:`fpe.kernels.semi_structured_matmul`. The children's values are then compressed in every forward in training,
@@ -311,7 +311,7 @@ class MergeLinear(_LabelledLinear):
     """The successor of an expanded layer in which every parent edge reads exactly one child.
 
     Input ``[..., alpha * parents]`` in planes of children, output ``[..., outputs]``. ``edge_weight`` is the parent's
-    weight ``[outputs, parents]``; or ``[nnz]``, the weights of the others row after row, if some edges do not exist.
+    weight ``[outputs, parents]``. If some edges do not exist, it is ``[nnz]``, the weights of the others, row after row.
 
     With two or four children it can run as a 2:4 weight, whatever the labels are, unless they are of a seed. On a GPU
     ``"auto"`` does that where it is predicted to be fastest.
