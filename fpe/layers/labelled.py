@@ -252,7 +252,7 @@ class SplitLinear(_LabelledLinear):
     """An expanded layer: ``alpha`` children per parent, each with the edges that its label gives it.
 
     Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children. ``edge_weight`` is the parent's
-    weight ``[parents, inputs]``. If some edges do not exist, it is ``[nnz]``, the weights of the others, row after row.
+    weight ``[parents, inputs]``. If some edges do not exist, it is ``[nnz]``: the weights of the others, by rows.
 
     With the 2:4 structure, on a GPU or with a backend other than ``"auto"``, ``"eager"`` and ``"cpu"``, the layer runs
     :func:`fpe.kernels.semi_structured_matmul`. The children's values are then compressed in every forward in training,
@@ -311,7 +311,7 @@ class MergeLinear(_LabelledLinear):
     """The successor of an expanded layer in which every parent edge reads exactly one child.
 
     Input ``[..., alpha * parents]`` in planes of children, output ``[..., outputs]``. ``edge_weight`` is the parent's
-    weight ``[outputs, parents]``. If some edges do not exist, it is ``[nnz]``, the weights of the others, row after row.
+    weight ``[outputs, parents]``. If some edges do not exist, it is ``[nnz]``: the weights of the others, by rows.
 
     With two or four children it can run as a 2:4 weight, whatever the labels are, unless they are of a seed. On a GPU
     ``"auto"`` does that where it is predicted to be fastest.
