@@ -330,8 +330,8 @@ def test_a_measured_roof_replaces_what_it_measured(tmp_path: Path) -> None:
     [
         ('{"name": "te', "expected a roof in JSON"),
         ("[1]", "got list"),
-        ({"name": "x"}, "lacks ['arch'"),
-        ({**MEASURED_ROOF, "speed": 1}, "unknown ['speed']"),
+        ({"name": "x"}, "missing: ['arch'"),
+        ({**MEASURED_ROOF, "speed": 1}, "unknown: ['speed']"),
         ({**MEASURED_ROOF, "bandwidth": -1}, "bandwidth must be a positive number, got -1"),
         ({**MEASURED_ROOF, "bandwidth": "fast"}, "got 'fast'"),
         ({**MEASURED_ROOF, "flops": {"int3": 1}}, "unknown ['int3']"),
