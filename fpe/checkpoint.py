@@ -158,14 +158,14 @@ def _load(wide: nn.Module, state: dict[str, Any]) -> None:
         missing, unexpected = wide.load_state_dict(state, strict=False, assign=on_meta)
     except RuntimeError as error:
         raise ValueError(f"state dict: {error}") from error
-    # A state of format 2 has its topology in entries of their own, which the layers have read.
+    # Format 2 had entries for the topology; the layers have read them, so they do not count as unexpected.
     if missing or unexpected:
         raise ValueError(
             f"state dict: it lacks entries of the model: {', '.join(missing)}"
             if missing
             else f"state dict: it has entries that the model has not: {', '.join(unexpected)}"
         )
-    for names in shared:  # assigning made a tensor of each name
+    for names in shared:  # after assigning, each name has a tensor of its own
         _, first = _owner(wide, names[0])
         for name in names[1:]:
             module, _ = _owner(wide, name)

@@ -114,7 +114,7 @@ def expand(
     group_of = _groups_by_name(groups, [group.firsts[0] for group in named])
     replaced: dict[str, nn.Module] = {}
     between: dict[Group, dict[str, nn.Module]] = {}
-    with torch.device("cpu"):  # masks are data, wherever the caller has new tensors made
+    with torch.device("cpu"):  # masks are made there, whatever the caller's default device is
         for i, group in enumerate(named):
             firsts, second = dense_layers(model, group)
             own = None if seed is None else beside(seed, 2 * i)

@@ -187,7 +187,7 @@ def _keep(
         score = torch.bincount(ids, weights, minlength=count) / size
         shuffled = torch.randperm(count, generator=generator)
         ranking = shuffled[score[shuffled].argsort(stable=True)]
-        after = size[ranking].cumsum(0)  # weights gone once a unit and all before it are
+        after = size[ranking].cumsum(0)  # weights that are gone when a unit and all before it are removed
         whole = after <= excess
         gone = torch.zeros(count, dtype=torch.bool)
         gone[ranking[whole]] = True

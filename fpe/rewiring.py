@@ -241,7 +241,7 @@ def next_mask(layer: ExpandedLinear, size: Tensor, kept: Tensor, growth: Tensor,
     size, kept, growth, places = (_to_planes(t, layer.planes) for t in (size, kept, growth, places))
     if layer.exchanges:
         now = exchanged(size, kept, growth, share)
-    else:  # siblings' places that a layer allows are disjoint already
+    else:  # if the layer says which places are allowed, those of siblings are disjoint
         siblings_disjoint = allowed is None and len(kept) > 1 and bool((kept.sum(0) <= 1).all())
         now = moved(size, kept, growth, share, layer.unit, siblings_disjoint, places)
     return _from_planes(now, layer.planes)
@@ -309,7 +309,7 @@ def exchanged(size: Tensor, kept: Tensor, growth: Tensor, share: float) -> Tenso
     at = smallest[None, :, None].expand(len(mask), -1, 1)
     child = mask.gather(-1, at)  # [P, groups, 1]
     other = ~(mask & child).any(0)  # places that the child does not own
-    # What an exchange grows: this child over there, and whoever owns that place over here.
+    # An exchange gives this child the other place, and the owner of that place this one.
     gain = (growth * child).sum(0) + (growth.gather(-1, at) * mask).sum(0)
     partner = gain.masked_fill(~other, -torch.inf).argmax(-1)
     possible = owned.any(-1) & other.any(-1)

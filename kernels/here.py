@@ -124,7 +124,7 @@ def predict(
         stored += weights * (4 * density + BITS_KEPT / 8 - 4)
     ours = roof.seconds("compiled", m, weights, stored) if alpha == 1 else roof.labels(alpha, m, weights, stored)
     for differs, name, plain in ((density is not None, "kept", "compiled"), (seeded, "seeded", LABELS[ALPHAS[0]])):
-        if differs:  # what it takes to place values, or to make labels, beside all else
+        if differs:  # plus the time to place values, or to make labels
             ours += roof.seconds(name, m, weights, stored) - roof.seconds(plain, m, weights, stored)
     wide = roof.seconds("torch", m, alpha * weights, alpha * size)
     return {

@@ -213,7 +213,7 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
         seconds, moved = parts[limit] + launch, bytes_ + before
         return Candidate(name, seconds, moved, flops, "launch" if launch > parts[limit] else limit, why)
 
-    # Yardsticks; then what runs from labels whatever their structure; then what a structure opens.
+    # Yardsticks; then what runs for every structure; then what only some structures allow.
     found = [
         costs("parent", parent + sides, useful, why="yardstick: not expanded"),
         costs("wide dense", wide + activations, alpha * useful, why="yardstick: not masked"),
@@ -224,7 +224,7 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
         values = sizes.kept * parent + n * k * INDEX_BITS / 8
         labels = formats["partition labels"] - parent
         why = _too_old(roof) or _why_not_gathered(m, roof)
-        # The twin counts the places of a mask of bytes in 64 bits, and scatters.
+        # The twin makes 64-bit indices from a mask of bytes, and scatters the values.
         twin = values + parent + 18.0 * n * k
         return [
             *found[:2],
@@ -241,7 +241,7 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
     found.append(costs("packed labels", stored, alpha * useful, why=_too_old(roof)))
     why = _too_old(roof) or _why_not_sparse("sparse tensor cores", op, sizes)
     rate = 2 * architecture(roof.arch).warp_mma
-    # A merge's activations are laid side by side first, by a copy; weights that have changed are compressed anew.
+    # A merge first copies its activations so that siblings lie side by side; changed weights are compressed again.
     more, launches = (2.0 * size * m * alpha * k, 2) if op == "merge_matmul" else (0.0, 1)
 
     def anew(name: str) -> tuple[float, int]:
@@ -261,7 +261,7 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
 def _decompressed(op: str, sizes: Sizes, roof: Roof, transposed: bool, moved: float) -> Candidate:
     """Returns the cost of the best product, with the pass that writes values to their places or takes them out."""
     every = candidates(op, replace(sizes, kept=None), roof, False, transposed)
-    # One child is a dense matmul.
+    # With one child it is a dense matmul.
     inner = best(every) if sizes.alpha > 1 else next(c for c in every if c.name == "parent")
     before = roof.launch_seconds + moved / (roof.bandwidth * roof.reach.bandwidth * roof.shares[DECOMPRESSED].bandwidth)
     limit = "launch" if before > inner.seconds else inner.limited_by

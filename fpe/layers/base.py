@@ -220,7 +220,7 @@ class ExpandedLinear(nn.Module):
     def _fan_in(self) -> int:
         return self.in_features
 
-    # The weights of the edges, whatever holds them: a parameter, a shard of one, a parametrization
+    # The weights of the edges: a parameter, a shard of one, or what a parametrization computes
 
     @torch.no_grad()
     def clear_removed(self) -> None:
@@ -310,7 +310,7 @@ class ExpandedLinear(nn.Module):
 
     def _hold(self) -> None:
         held = [t for name in self.STORED for t in tensors_of(getattr(self, name)).values()]
-        # Edges that a seed divides are held in no tensor but the one that goes to the state dict.
+        # With labels of a seed, the tensor that goes to the state dict is the only one that holds the topology.
         self._topology_tensors, self._index = tuple(held), held[0] if held else self._encoded
 
     def _own_fingerprint(self) -> Tensor:

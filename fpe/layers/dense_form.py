@@ -111,7 +111,7 @@ def _keep(
 ) -> Tensor:
     """Makes something of a layer's tensors and keeps it, unless one has no version or its memory is not its own."""
     place.pop(layer, None)
-    with torch.inference_mode(False), torch.no_grad():  # what is kept may meet gradients later
+    with torch.inference_mode(False), torch.no_grad():  # what is kept may be used with gradients later
         result = make().contiguous()
         tensors = [t for t in (first, result, *(_own(layer, name) for name in names)) if t is not None]
         if all(type(t) in (Tensor, nn.Parameter) and t.is_contiguous() and not t.is_inference() for t in tensors):
@@ -159,7 +159,7 @@ def dense_weight(layer: "ExpandedLinear", x: object) -> Tensor | None:
     if not own or torch._C._are_functorch_transforms_active():
         return layer.wide_weight()
     if torch.is_grad_enabled() and weight.requires_grad:
-        _WEIGHTS.pop(layer, None)  # the next step makes it stale
+        _WEIGHTS.pop(layer, None)  # the next step of the optimizer changes it
         return layer.masked_copy()
     return _keep(_WEIGHTS, layer, weight, others, layer.wide_weight)
 
