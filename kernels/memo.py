@@ -35,7 +35,7 @@ def once_per_version(make: Callable[..., Result]) -> Callable[..., Result]:
                 state,
                 make(values, *rest),
                 rest,
-            )  # holding rest keeps its ids from being used again
+            )  # holding rest keeps its ids from being reused
         return found[1]
 
     return remembered
