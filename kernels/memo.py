@@ -31,11 +31,7 @@ def once_per_version(make: Callable[..., Result]) -> Callable[..., Result]:
         state = (values._version, [(id(t), t._version) if isinstance(t, Tensor) else t for t in rest])
         found = kept.get(values)
         if found is None or found[0] != state:
-            found = kept[values] = (
-                state,
-                make(values, *rest),
-                rest,
-            )  # holding rest keeps its ids from being reused
+            found = kept[values] = (state, make(values, *rest), rest)  # holding rest keeps its ids from being reused
         return found[1]
 
     return remembered
