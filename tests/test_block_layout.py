@@ -75,7 +75,7 @@ def test_layout_orders_agree_with_the_mask() -> None:
         assert in_column == mask[:, c].nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize("name", ["rows", "cols", "row_ptr", "col_ptr", "col_order"])
+@pytest.mark.parametrize("name", BlockLayout._fields[2:])
 @pytest.mark.parametrize(
     "damage",
     [lambda i: i + 1, lambda i: i - 1, lambda i: i + 100, lambda i: i.flip(0), lambda i: i[:-1], torch.zeros_like],
@@ -87,6 +87,12 @@ def test_validate_catches_damage(name: str, damage: Callable[[Tensor], Tensor]) 
     damaged = damage(getattr(layout, name))
     with pytest.raises(ValueError, match=r"BlockLayout\.validate"):
         layout._replace(**{name: damaged}).validate()
+
+
+def test_validate_wants_int32() -> None:
+    layout = BlockLayout.from_mask(torch.ones(2, 2, dtype=torch.bool), (4, 4), (2, 2))
+    wide = layout._replace(panels=layout.panels.long())
+    BadCall("", wide.validate, TypeError, ("BlockLayout.validate: panels", "torch.int32", "torch.int64")).check()
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,11 @@ BAD = (
     BadCall("negative", lambda: SeededLabels.of(-1, (4, 6), 2), ValueError, ("from 0", "-1")),
     BadCall("float", lambda: SeededLabels.of(1.5, (4, 6), 2), TypeError, ("integer", "float")),  # type: ignore[arg-type]
     BadCall("offsets", lambda: SeededLabels.of(1, (4, 6), 2, (0, -2)), ValueError, ("offsets", "-2")),
+    BadCall("shape", lambda: SeededLabels.of(1, 4, 2), ValueError, ("SeededLabels.of", "shape", "4")),  # type: ignore[arg-type]
+    BadCall("whole-alpha", lambda: SeededLabels.of(1, (4, 6), 2.0), ValueError, ("(2, 4, 8)", "2.0")),  # type: ignore[arg-type]
+    BadCall("rows", lambda: FITS.part((0, 5), (0, 6)), ValueError, ("part: rows", "0 .. 4", "(0, 5)")),
+    BadCall("columns", lambda: FITS.T.part((0, 6), (3, 2)), ValueError, ("part: columns", "0 .. 4", "(3, 2)")),
+    BadCall("begin", lambda: FITS.part((-1, 2), (0, 6)), ValueError, ("part: rows", "(-1, 2)")),
     BadCall(
         "kept-turned",
         lambda: split_matmul(torch.ones(1, 6), torch.ones(24), FITS, 2, kept=Bitmap.pack(torch.ones(6, 4) > 0).T),

@@ -283,6 +283,8 @@ BAD = (
     BadCall("count", lambda: SeededHoles.of(1, (4, 6), 7), ValueError, ("1 to 6", "7")),
     BadCall("none", lambda: SeededHoles.of(1, (4, 6), 0), ValueError, ("1 to 6", "0")),
     BadCall("seed", lambda: SeededHoles.of(-1, (4, 6), 2), ValueError, ("seed", "-1")),
+    BadCall("shape", lambda: SeededHoles.of(1, (4, 6, 2), 2), ValueError, ("SeededHoles.of", "shape", "(4, 6, 2)")),  # type: ignore[arg-type]
+    BadCall("bool", lambda: SeededHoles.of(1, (4, 6), True), ValueError, ("1 to 6", "True")),
     BadCall(
         "other-seed",
         lambda: split_matmul(torch.ones(1, 6), torch.ones(12), SeededLabels.of(2, (4, 6), 2), 2, kept=FITS),

@@ -123,6 +123,18 @@ BAD_LAYOUTS = (
         ("child 1 has 3 inputs", "quad 0", "row 1"),
     ),
     BadCall("dtype", lambda: SemiStructuredLayout.from_mask(torch.ones(2, 4)), TypeError, ("torch.bool", "float32")),
+    BadCall(
+        "parent",
+        lambda: SemiStructuredLayout.interleaved(torch.ones(4, 6).byte()).from_parent(torch.ones(4, 5)),
+        ValueError,
+        ("from_parent: weight", "[4, 6]", "[4, 5]"),
+    ),
+    BadCall(
+        "one-child",
+        lambda: SemiStructuredLayout.from_mask(torch.zeros(4, 8, dtype=torch.bool)).transpose(),
+        ValueError,
+        ("transpose", "children is 2", "got 1"),
+    ),
     BadCall("rank", lambda: SemiStructuredLayout.interleaved(torch.ones(4).byte()), ValueError, ("[N, K]", "[4]")),
     BadCall(
         "alpha", lambda: SemiStructuredLayout.interleaved(torch.ones(2, 2).byte(), 3), ValueError, ("2 or 4", "got 3")

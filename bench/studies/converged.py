@@ -54,6 +54,9 @@ EVERY = 200
 PATIENCE, ENOUGH = 6, 0.002
 """Looks without a fall of so many bits after which the step size is cut."""
 
+FALLEN = 4
+"""Looks at the beginning that figures leave out above their upper edge."""
+
 CUT, CUTS = 4.0, 2
 """What it is divided by, and how often; then the round ends."""
 
@@ -259,15 +262,18 @@ def curves(several: Sequence[Results]) -> Figure:
     for axis, (results, size) in zip(axes, panels, strict=True):
         frame = results.frame
         frame = frame[(frame["group"] == 0) & (frame["size"] == size)]
+        highest = 0.0
         for (condition, rounds), own in frame.groupby(["condition", "rounds"], sort=False):
             begun = condition if conditions.from_scratch(str(condition)) else CONTINUED
             earlier = frame[(frame["condition"] == begun) & (frame["rounds"] == 1)]
             before = int(earlier["steps"].iloc[0]) if rounds == 2 else 0
             bits = [mean_and_half(look)[0] for look in zip(*own["curve"], strict=True)]
             steps = before + int(own["steps"].iloc[0]) / len(bits) * np.arange(1, len(bits) + 1)
+            highest = max(highest, *bits[min(FALLEN, len(bits) - 1) if rounds == 1 else 0 :])
             label = _named(Cell(str(condition), int(rounds))) if rounds == 2 or condition == CONTINUED else None
             style = "--" if rounds == 1 else "-"
             axis.plot(steps, bits, style, color=looks[str(condition)], linewidth=1.4, label=label)
+        axis.set_ylim(top=1.02 * highest)
         axis.set(xlabel="steps", title=f"{results.settings['data']}, {size}")
     for axis in axes[:: len(SIZES)]:
         axis.set_ylabel("validation loss, bits")

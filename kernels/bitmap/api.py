@@ -20,11 +20,12 @@ def unpack_values(values: Tensor, kept: Kept, *, backend: str = "auto") -> Tenso
         backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
-        ``w[N, K]``; contiguous by columns where ``kept`` is transposed.
+        ``w[N, K]`` in the dtype of ``values``; contiguous by columns where ``kept`` is transposed.
 
     Raises:
-        TypeError: An operand is not a tensor, or has the wrong dtype.
+        TypeError: ``values`` is not a tensor or has the wrong dtype, or ``kept`` is neither.
         ValueError: Sizes, devices or ``backend`` do not fit.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "unpack_values"
     check_tensor(op, "values", values, (None,))
@@ -46,11 +47,12 @@ def pack_values(w: Tensor, kept: Kept, *, backend: str = "auto") -> Tensor:
         backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Returns:
-        ``values[nnz]``.
+        ``values[nnz]`` in the dtype of ``w``.
 
     Raises:
-        TypeError: An operand is not a tensor, or has the wrong dtype.
+        TypeError: ``w`` is not a tensor or has the wrong dtype, or ``kept`` is neither.
         ValueError: Sizes, devices or ``backend`` do not fit.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "pack_values"
     check_tensor(op, "w", w, (None, None))

@@ -1,7 +1,7 @@
-"""Which entries of a weight exist, in bits or by a function of a seed: one thing to whoever reads kept values.
+"""Which entries of a weight exist, in bits or by a function of a seed: one type for whatever reads kept values.
 
-Registered operations take tensors and numbers. So a bitmap goes to them as its three tensors, and holes of a seed as
-the seed and the number of entries that a row keeps.
+Registered operations take tensors and numbers. So they take a bitmap as its three tensors, and holes of a seed as the
+seed and the number of entries that a row keeps.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ Index = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def index_of(kept: Kept) -> Index:
-    """What is loaded to know which entries exist."""
+    """The tensors of a bitmap; three times none for holes of a seed."""
     return kept.tensors if isinstance(kept, Bitmap) else (None, None, None)
 
 
 def seed_of(kept: Kept) -> list[int]:
-    """What is calculated from: seed and entries of a row; nothing of a bitmap."""
+    """The seed of holes and the number of entries that a row keeps; empty for a bitmap."""
     return [] if isinstance(kept, Bitmap) else [kept.seed, kept.per_row]
 
 
@@ -32,8 +32,8 @@ def existing(index: Index, seed: Sequence[int] | None, shape: tuple[int, int], n
     """The inverse of :func:`index_of` and :func:`seed_of`.
 
     Args:
-        index: Of a bitmap, or none.
-        seed: Of holes; read where there is no index.
+        index: The tensors of a bitmap, or none.
+        seed: As :func:`seed_of` returns it; read where there is no index.
         shape: ``(N, K)`` as the values are stored.
         nnz: Number of kept values.
         transposed: Whether the transposed weight is meant.
@@ -48,11 +48,16 @@ def existing(index: Index, seed: Sequence[int] | None, shape: tuple[int, int], n
 
 
 def check_kept(op: str, kept: object, on: Tensor | None = None) -> None:
-    """Raises unless ``kept`` is one of the two and in order, where ``on`` is.
+    """Raises unless ``kept`` is a bitmap or holes of a seed, with valid fields.
+
+    Args:
+        op: Name of the operation, for the message.
+        kept: What the caller passed.
+        on: A tensor on whose device those of a bitmap must be.
 
     Raises:
-        TypeError: It is neither, or a part has the wrong type.
-        ValueError: A tensor has another shape or lies elsewhere, or a number is out of range.
+        TypeError: It is neither, or a field has the wrong type.
+        ValueError: A tensor has another shape or another device, or a number is out of range.
     """
     if isinstance(kept, SeededHoles):
         kept.check(op)

@@ -1,12 +1,12 @@
 """Kept values for the direct kernels: a lane takes eight neighbouring positions of a row into its four registers.
 
-The values of eight positions stand together, from any place of the values on. A lane loads the two lines of 16 bytes
-that hold them, and shifts them by words and by a half until the values of each four positions begin at a register. Four
-positions have sixteen patterns of bits. The selector of ``prmt`` that puts values in their places stands once for each
-pattern in the lanes of a warp, where a shuffle looks it up.
+The values of eight positions stand together in memory, but begin anywhere. A lane loads the two lines of 16 bytes that
+hold them, and shifts them by words and by a half until the values of each four positions begin at a register. Four
+positions have sixteen patterns of bits. The selectors of ``prmt`` that put the values of a pattern in their places
+stand in a lane of the warp, where a shuffle looks them up.
 
-Tensors have five dimensions, of which the last two are lanes and registers, as those of the direct kernels; what is the
-same in all four registers has one. Four neighbouring lanes share a row, and a word of its bits: a byte each.
+Tensors have five dimensions, the last two being lanes and registers, as in the direct kernels. What is the same in all
+four registers has a last dimension of one. Four neighbouring lanes share a row and a word of its bits, a byte each.
 """
 
 from triton.experimental import gluon
@@ -15,7 +15,7 @@ from triton.experimental.gluon import language as gl
 from .layout import BASE, RUN, WORD
 
 LINE = gl.constexpr(8)
-"""Values of 16 bytes, of which a lane reads two."""
+"""Values in a line of 16 bytes, of which a lane reads two."""
 _WORDS, _RUNS = gl.constexpr(RUN // WORD), gl.constexpr(BASE // RUN)
 
 
@@ -27,7 +27,7 @@ def _count_ones(words):
 
 @gluon.jit
 def _look_up(table, lane):
-    """What another lane of the warp has; of its number five bits count."""
+    """What another lane of the warp has; only the lower five bits of ``lane`` count."""
     text: gl.constexpr = "shfl.sync.idx.b32 $0, $1, $2, 31, 0xffffffff;"
     return gl.inline_asm_elementwise(text, "=r,r,r", [table, lane], gl.int32, is_pure=True, pack=1)
 
@@ -40,7 +40,7 @@ def _registers_added(x):
 
 @gluon.jit
 def word_of(words, register, step: gl.constexpr):
-    """One of a lane's registers. It costs nothing: the others are sums of zeros."""
+    """One of a lane's registers. It costs nothing: the compiler drops the zeros that are added to it."""
     return _registers_added(gl.where(register == step, words, 0))
 
 
@@ -72,9 +72,9 @@ def values_before(
 def lines_follow(
     starts_ptr, bases_ptr, row, N, WORDS, NNZ, LINE: gl.constexpr = LINE, PER_RUN: gl.constexpr = _WORDS
 ):  # fmt: skip
-    """Whether two lines of values can be read from wherever those of the rows before ``row`` begin, for certain.
+    """Whether two lines of values can be read from wherever a value of the rows before ``row`` is.
 
-    They can if two lines follow the run of words that ``row`` begins in.
+    It is true if two lines of values follow the run of words in which ``row`` begins.
     """
     run = row.to(gl.int64) * WORDS // PER_RUN + 1
     inside = run < (N.to(gl.int64) * WORDS + PER_RUN - 1) // PER_RUN
@@ -83,9 +83,10 @@ def lines_follow(
 
 @gluon.jit
 def patterns(lane):
-    """Selectors of ``prmt`` for the pattern ``lane % 16`` of four positions: those of two words, one above the other.
+    """Selectors of ``prmt`` for the pattern ``lane % 16`` of four positions: those of two words, in 16 bits each.
 
-    They choose from two words with four values in order. The last of these is zero where not all four positions exist.
+    They choose from two words that hold four values in order. The last value is zero where not all four positions
+    exist.
     """
     selectors = lane * 0
     before = lane * 0
@@ -99,7 +100,7 @@ def patterns(lane):
 
 @gluon.constexpr_function
 def _four(words, at, bits, selector, first):
-    """Two words into ``$first`` and the next: of four positions, whose values begin ``at`` in four words."""
+    """Writes two words of four positions to ``$first`` and the next operand; their values begin ``at`` in ``words``."""
     text = f"and.b32 a, {at}, 2; setp.ne.b32 p, a, 0; "
     for i in range(3):
         text += f"selp.b32 s{i}, {words}{i + 1}, {words}{i}, p; "
@@ -120,7 +121,7 @@ def _eight():
     for i in range(6):
         text += f"selp.b32 t{i}, ${4 + i + 2}, ${4 + i}, p; "
     text += _four("t", "$12", 15, "$24", 0)
-    # The second half begins up to seven values behind t0: where bit 2 of the numbers differs, four or more.
+    # The second half begins up to seven values behind t0: four or more where bit 2 of the two numbers differs.
     text += "xor.b32 a, $12, $16; and.b32 a, a, 4; setp.ne.b32 p, a, 0; "
     for i in range(4):
         text += f"selp.b32 s{i}, t{i + 2}, t{i}, p; "
@@ -134,9 +135,9 @@ def kept_words(
     """A lane's eight positions as four words of two, zero where none exists, and the values before the next word.
 
     Args:
-        values_ptr: Of 16-bit values as bits; without ``GUARDED`` it begins at 16 bytes.
+        values_ptr: 16-bit values as integers; without ``GUARDED`` aligned to 16 bytes.
         word: Bits of 32 positions, of which the lane has the eight from ``turn`` on.
-        first: Values before them.
+        first: How many values come before these 32 positions.
         selectors: Of :func:`patterns`.
         turn: 0, 8, 16 or 24.
         register: 0 to 3, in the last dimension.
@@ -155,7 +156,7 @@ def kept_words(
         low = first + _count_ones(word & ((1 << turn) - 1))
         high = first + _count_ones(word & ((16 << turn) - 1))
         pairs_ptr = values_ptr.to(gl.pointer_type(gl.int32), bitcast=True)
-        line_at = pairs_ptr + ((low >> 3) * 4 + register)  # a shift, which is known to be aligned
+        line_at = pairs_ptr + ((low >> 3) * 4 + register)  # by a shift the compiler knows that it is aligned
         line = gl.load(line_at)
         after = gl.load(line_at + LINE // 2)
         operands = [line, after]

@@ -1,7 +1,7 @@
 """Holes as a function of a seed: which entries of a weight exist, with no index.
 
-``docs/seeded.md`` says what the function is, with test vectors. Every row keeps as many entries, and so does every word
-of 32 columns but for rounding: where a row's values begin is known without a table.
+``docs/seeded.md`` defines the function and has test vectors. Every row keeps the same number of entries, and so does
+every word of 32 columns, up to rounding. So it is known without a table where the values of a row or word begin.
 """
 
 from typing import NamedTuple
@@ -15,9 +15,9 @@ from ..hashing import COLUMN, ROW, WORD, check_seed, key_of, mixed, signed
 BEGIN = 0x3C6EF372
 """What is added to a seed for its holes, as ``GOLDEN`` is for its labels."""
 COLUMNS = 32
-"""To a word of bits."""
+"""Columns of a word of bits."""
 SWAPS = ((16, 0x0000FFFF), (8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555))
-"""Distance of two places that may change, and the lower one of each pair."""
+"""Distance of two places that may be exchanged, and a mask of the lower place of each pair."""
 
 _CHUNK = 1 << 22  # entries made at a time: bounds the working memory of large layers
 
@@ -26,7 +26,7 @@ class SeededHoles(NamedTuple):
     """Which entries of a weight ``w[N, K]`` exist: ``per_row`` of every row, chosen by a function of a seed.
 
     Only the kept values are stored, row after row, ``values[N * per_row]``. It can replace a :class:`Bitmap` wherever
-    the labels are :class:`SeededLabels` with the same seed.
+    the labels are :class:`SeededLabels` of a whole weight with the same seed.
 
     Attributes:
         seed: 0 to 2^32 - 1.
@@ -44,18 +44,24 @@ class SeededHoles(NamedTuple):
     def of(cls, seed: int, shape: tuple[int, int], count: int) -> "SeededHoles":
         """The holes of a seed, after checks.
 
+        Args:
+            seed: 0 to 2^32 - 1; that of the labels.
+            shape: ``(N, K)`` of the weight.
+            count: Entries that each row keeps, 1 to ``K``.
+
         Raises:
             TypeError: ``seed`` is not an integer.
-            ValueError: An argument is out of range.
+            ValueError: Another argument is not what it must be, or a number is out of range.
         """
-        n, k = shape
-        return cls(seed, (n, k), count).check("SeededHoles.of")
+        op = "SeededHoles.of"
+        return cls(seed, check_pair(op, "shape", shape, 0), count).check(op)
 
     def check(self, op: str, name: str = "kept") -> "SeededHoles":
-        """Returns the holes, or raises where a field is out of range."""
+        """Returns the holes, or raises ``TypeError`` or ``ValueError`` where a field is out of range."""
         check_seed(op, name, self.seed)
         check_pair(op, f"the shape of {name}", self.shape, 0)
-        if not isinstance(self.per_row, int) or not 1 <= self.per_row <= self.shape[1]:
+        whole = isinstance(self.per_row, int) and not isinstance(self.per_row, bool)
+        if not whole or not 1 <= self.per_row <= self.shape[1]:
             raise ValueError(f"{op}: {name} must keep 1 to {self.shape[1]} entries of each row, got {self.per_row!r}")
         return self
 
@@ -76,7 +82,7 @@ class SeededHoles(NamedTuple):
 
     @property
     def key(self) -> int:
-        """What a kernel adds to what it hashes, signed 32 bits."""
+        """What a kernel adds to what it hashes, as a signed integer of 32 bits."""
         return signed(key_of(self.seed, BEGIN))
 
     def to(self, device: torch.device | str) -> "SeededHoles":
@@ -101,13 +107,13 @@ class SeededHoles(NamedTuple):
         return mask
 
     def to_dense(self, values: Tensor) -> Tensor:
-        """Expands values ``[nnz]`` of any dtype to the weight, zero where no entry exists; differentiable."""
+        """Expands values ``[nnz]`` of any dtype to ``w[N, K]``, zero where no entry exists; differentiable."""
         check_tensor("SeededHoles.to_dense", "values", values, (self.nnz,), any_dtype=True)
         dense = values.new_zeros(self.shape).masked_scatter(self._mask(values.device), values)
         return dense.T if self.transposed else dense
 
     def from_dense(self, weight: Tensor) -> Tensor:
-        """Takes the kept values of a weight of any dtype, ``[nnz]``; differentiable."""
+        """Takes the kept values ``[nnz]`` of a weight ``[N, K]`` of any dtype; differentiable."""
         check_tensor("SeededHoles.from_dense", "weight", weight, self.sizes, any_dtype=True)
         return (weight.T if self.transposed else weight)[self._mask(weight.device)]
 

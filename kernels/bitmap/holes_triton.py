@@ -1,7 +1,8 @@
 """Holes of a seed on the GPU: one kernel moves kept values to their places or back.
 
-A program takes 256 columns of some rows. It makes their words of bits as :mod:`.holes` says; a value's place is the
-row's begin, the values of the words before, and the ones below its bit. No program waits for another.
+A program takes 256 columns of eight rows. It computes their words of bits as :mod:`.holes` does. A value's place is the
+sum of where its row begins, of the number of values in the words before its own, and of the ones below its bit. No
+program waits for another.
 """
 
 import triton
@@ -33,7 +34,7 @@ def hole_words(
     FIRST: tl.constexpr = _FIRST,
     SECOND: tl.constexpr = _SECOND,
 ):
-    """The bits of words of rows, and how many values of a row come before each word; shapes are broadcast.
+    """The bits of some words of some rows, and how many values of a row come before each word; shapes are broadcast.
 
     Its constants are defaults: globals of a helper would enter the key of Triton's cache by the order of compilation.
     """
@@ -88,7 +89,7 @@ def _holes_move(
 
 
 def move_by_seed(values: Tensor, dense: Tensor, kept: SeededHoles, pack: bool) -> None:
-    """Takes kept values from a weight's rows or writes them there, both as integers."""
+    """Takes kept values from the weight ``dense``, or writes them there; both are integers of their size."""
     n, k = dense.shape
     _holes_move[(triton.cdiv(n, ROWS) * triton.cdiv(k, WORDS * COLUMNS),)](
         values,

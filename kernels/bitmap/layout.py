@@ -9,27 +9,28 @@ from torch.nn.functional import pad
 from ..checks import check_readable, check_tensor
 
 WORD = 32
-"""Positions to a word of bits."""
+"""Positions of a word of bits."""
 RUN = 1024
-"""Positions to a number of values before them: 32 words, which a warp counts at once."""
+"""Positions for each of :attr:`Bitmap.starts`: 32 words, which a warp counts at once."""
 BASE = 64 * RUN
-"""Positions to a number that those of runs are relative to, so that these have 16 bits."""
+"""Positions for each of :attr:`Bitmap.bases`, to which starts are relative, so that 16 bits are enough for these."""
 NARROW = 2**31
-"""Values from which on the numbers of values have 64 bits."""
+"""From so many values on :attr:`Bitmap.bases` have 64 bits."""
 
 
 class Bitmap(NamedTuple):
     """Which entries of a weight ``w[N, K]`` exist. Only the kept ones are stored, ``values[nnz]``, row after row.
 
-    A value's place is ``bases`` and ``starts`` of its run and the number of ones before its bit in that run, so that a
-    tile can be read without those before it. Runs go on from row to row: a short row costs no start of its own. One
-    bitmap serves both orientations of the weight: ``w.T`` goes with ``bitmap.T`` and the same values.
+    A value's place is the sum of its run's entries of ``bases`` and ``starts`` and of the number of ones before its bit
+    in that run. So a tile can be read without those before it. Runs do not end with a row: a short row costs no start
+    of its own. One bitmap serves both orientations of the weight: ``w.T`` goes with ``bitmap.T`` and the same values.
 
     Attributes:
-        bits: int32 ``[N, ceil(K / 32)]``: bit ``j`` of word ``s`` is position ``32 s + j``. Bits past ``K`` are zero.
-        starts: int16 ``[runs]``, to be read without a sign: kept values before each run of 32 words, of those since the
-            last of ``bases``.
-        bases: ``[ceil(runs / 64)]``: kept values before each 64 runs; int32, int64 from 2^31 values on.
+        bits: int32 ``[N, ceil(K / 32)]``: bit ``j`` of word ``s`` of a row is position ``32 s + j``. Bits past ``K``
+            are zero.
+        starts: int16 ``[runs]``, read as unsigned: how many values are kept before each run of 32 words, counted from
+            the last of ``bases``.
+        bases: ``[ceil(runs / 64)]``: how many values are kept before each 64 runs; int32, int64 from 2^31 values on.
         shape: ``(N, K)`` as the values are stored.
         nnz: Number of kept values.
         transposed: Whether this is the bitmap of the transposed weight.
@@ -95,13 +96,13 @@ class Bitmap(NamedTuple):
         return self._replace(bits=bits, starts=starts, bases=bases)
 
     def to_dense(self, values: Tensor) -> Tensor:
-        """Expands values ``[nnz]`` of any dtype to the weight, zero where no entry exists; differentiable."""
+        """Expands values ``[nnz]`` of any dtype to ``w[N, K]``, zero where no entry exists; differentiable."""
         check_tensor("Bitmap.to_dense", "values", values, (self.nnz,), any_dtype=True)
         dense = values.new_zeros(self.shape).masked_scatter(self._mask(), values)
         return dense.T if self.transposed else dense
 
     def from_dense(self, weight: Tensor) -> Tensor:
-        """Takes the kept values of a weight of any dtype, ``[nnz]``; differentiable."""
+        """Takes the kept values ``[nnz]`` of a weight ``[N, K]`` of any dtype; differentiable."""
         check_tensor("Bitmap.from_dense", "weight", weight, self.sizes, any_dtype=True)
         return (weight.T if self.transposed else weight)[self._mask()]
 
@@ -146,16 +147,16 @@ def index_sizes(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def index_dtype(nnz: int) -> torch.dtype:
-    """What numbers of values are held in."""
+    """The dtype of :attr:`Bitmap.bases`."""
     return torch.int32 if nnz < NARROW else torch.int64
 
 
 def check_bitmap(op: str, kept: object, on: Tensor | None = None, name: str = "kept") -> None:
-    """Raises unless ``kept`` is a bitmap whose tensors are as large as they must be, where ``on`` is.
+    """Raises unless ``kept`` is a bitmap whose tensors have the right shapes and dtypes, on the device of ``on``.
 
     Raises:
         TypeError: It is no :class:`Bitmap`, or a tensor has another dtype.
-        ValueError: A tensor has another shape, or lies elsewhere.
+        ValueError: A tensor has another shape, or is on another device.
     """
     if not isinstance(kept, Bitmap):
         raise TypeError(f"{op}: {name} must be a Bitmap, got {type(kept).__name__}")

@@ -46,7 +46,7 @@ unpack_values = define(
 )
 """``values[nnz] -> w[N, K]`` in stored order, zero where no entry exists.
 
-Without a bitmap's tensors holes are of a ``seed``, beside which stands how many entries a row keeps.
+Without a bitmap's tensors holes are of a ``seed``: the seed, and how many entries a row keeps.
 """
 
 

@@ -1,10 +1,10 @@
-"""The bitmap operations on the GPU: a kernel moves values to their places or back; others read tiles through bits.
+"""The bitmap operations on the GPU: a kernel moves values to their places or back, and helpers read tiles of them.
 
-Holes of a seed have a kernel of their own for it (:mod:`.holes_triton`).
+Holes of a seed have a kernel of their own (:mod:`.holes_triton`).
 
 A program takes a tile. How many values stand before each of its rows is stored for runs of words
-(:func:`values_before`), and the ones before a bit are counted: no program waits for another, nothing is added
-atomically. What is moved are bits, of any type.
+(:func:`values_before`), and the ones before a bit are counted. So no program waits for another, and nothing is added
+atomically. Values are moved as integers, whatever their type.
 """
 
 import torch
@@ -19,12 +19,12 @@ from .holes_triton import move_by_seed
 from .layout import BASE, RUN, WORD, Bitmap
 
 BLOCK_N, BLOCK_K = 8, 256
-"""Rows and positions to a program that moves values."""
+"""Rows and columns of a program that moves values."""
 
 
 @triton.jit
 def count_ones(words, INTERPRETED: tl.constexpr):
-    """How many bits of each 32-bit word are set; there is no instruction for it in the interpreter."""
+    """How many bits of each 32-bit word are set; the interpreter cannot run the instruction for it."""
     if INTERPRETED:
         words = words - ((words >> 1) & 0x55555555)
         words = (words & 0x33333333) + ((words >> 2) & 0x33333333)
@@ -61,7 +61,7 @@ def values_before(
 
 @triton.jit
 def two_follow(starts_ptr, bases_ptr, row, N, WORDS, NNZ, RUN: tl.constexpr, BASE: tl.constexpr, WORD: tl.constexpr):
-    """Whether two values follow those of the rows before ``row`` for certain: if they follow the run that it is in."""
+    """Whether at least two values follow those of the rows before ``row``: true if two follow the run that it is in."""
     run = row.to(tl.int64) * WORDS // (RUN // WORD) + 1
     inside = run < tl.cdiv(tl.cast(N, tl.int64) * WORDS, RUN // WORD)
     base = tl.load(bases_ptr + run // (BASE // RUN), mask=inside, other=0)
@@ -75,8 +75,8 @@ def bits_of_tile(
 ):
     """A tile's words of bits, the values before each of them (``[rows, BLOCK_K / WORD]``), and those up to its end.
 
-    A value's number is that of the ones before the tile, which is given, in the words before its own, and below its
-    bit. The tile begins with a word, and ``BLOCK_K`` is a power of two from ``WORD`` on.
+    A value's number is the sum of the ones before the tile, which is given, in the words before its own, and below its
+    bit. The tile begins with a word, and ``BLOCK_K`` is a power of two, ``WORD`` or more.
     """
     offs_w = word + tl.arange(0, BLOCK_K // WORD)
     words_at = bits_ptr + rows.to(tl.int64)[:, None] * WORDS + offs_w[None, :]
@@ -91,7 +91,7 @@ def kept_tile(
 ):
     """Which entries of a tile exist and which value each is, both ``[rows, BLOCK_K]``, and the values up to its end.
 
-    Lanes that are neighbours have neighbouring bits, so that they read neighbouring values.
+    Neighbouring lanes have neighbouring bits, so that they read neighbouring values.
     """
     words, firsts, after = bits_of_tile(
         bits_ptr, rows, row_mask, word, WORDS, before, BLOCK_K, WORD, INTERPRETED
@@ -105,7 +105,7 @@ def kept_tile(
 
 @triton.jit
 def in_place(first, second, pairs, INTERPRETED: tl.constexpr):
-    """Words of two neighbours, from what exists of them in order: ``pairs`` is 1 for the lower, 2 for the upper."""
+    """Words of two neighbours, from those that exist in order: ``pairs`` has bit 0 for the lower, 1 for the upper."""
     if INTERPRETED:
         words = tl.where(pairs % 2 == 1, first, 0) | (
             tl.where(pairs == 3, second, tl.where(pairs == 2, first, 0)) << 16
@@ -137,9 +137,9 @@ def kept_pairs(
 ):
     """A tile of 16-bit values in their places, two to a word ``[rows, BLOCK_K / 2]``, and the values up to its end.
 
-    Two neighbours cost one count and one address: the first that exists lies there, the second, if both do, behind it.
-    Without ``GUARDED`` both places are read whatever exists, since a load that may be skipped costs more: then two
-    values must follow the tile's. The interpreter reads what exists in any case, so that its trace is exact.
+    Two neighbours cost one count and one address: the first that exists is there and, if both do, the second behind it.
+    Without ``GUARDED`` both places are read whatever exists, because a load that may be skipped costs more. Then two
+    more values must follow those of the tile. The interpreter reads only what exists, so that its trace is exact.
     """
     words, firsts, after = bits_of_tile(
         bits_ptr, rows, row_mask, word, WORDS, before, BLOCK_K, WORD, INTERPRETED
@@ -197,7 +197,7 @@ def _bitmap_move(
 
 
 def move_by_bits(values: Tensor, dense: Tensor, kept: Bitmap, pack: bool) -> None:
-    """Takes kept values from a weight's rows or writes them there, both as integers."""
+    """Takes kept values from the weight ``dense``, or writes them there; both are integers of their size."""
     n, k = dense.shape
     _bitmap_move[(triton.cdiv(n, BLOCK_N) * triton.cdiv(k, BLOCK_K),)](
         values,
@@ -219,11 +219,11 @@ def move_by_bits(values: Tensor, dense: Tensor, kept: Bitmap, pack: bool) -> Non
 
 
 AS_BITS = {2: torch.int16, 4: torch.int32}
-"""By size in bytes: what numbers are moved as."""
+"""The integers as which values are moved, by their size in bytes."""
 
 
 def _move(values: Tensor, dense: Tensor, kept: Kept, pack: bool) -> None:
-    """Launches the kernel that knows such a ``kept``, where there is anything to move."""
+    """Launches the kernel for this kind of ``kept``, if there is anything to move."""
     if not dense.numel():
         return
     integers = AS_BITS[values.element_size()]
@@ -236,14 +236,14 @@ def _move(values: Tensor, dense: Tensor, kept: Kept, pack: bool) -> None:
 
 
 def unpack_values_triton(values: Tensor, kept: Kept) -> Tensor:
-    """See :func:`fpe.kernels.unpack_values`; in stored order."""
+    """See :func:`fpe.kernels.unpack_values`; the result is in stored order, ``kept.shape``."""
     dense = values.new_empty(kept.shape)
     _move(values.contiguous(), dense, kept, pack=False)
     return dense
 
 
 def pack_values_triton(w: Tensor, kept: Kept) -> Tensor:
-    """See :func:`fpe.kernels.pack_values`; in stored order."""
+    """See :func:`fpe.kernels.pack_values`; ``w`` is in stored order, ``kept.shape``."""
     values = w.new_empty(kept.nnz)
     _move(values, rows_contiguous(w), kept, pack=True)
     return values

@@ -20,7 +20,7 @@ def block_matmul(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Multiplies by a block-masked weight: ``y = activation(x @ W.T + bias)`` at the cost of the kept blocks.
+    """Multiplies by a block-masked weight: ``y = activation(x @ W.T + bias)``. Only kept blocks are multiplied.
 
     The activation joins the matmul's epilogue where no gradient is wanted; otherwise it runs after it, because its
     gradient needs its input.
@@ -30,7 +30,8 @@ def block_matmul(
     Args:
         x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
         values: Kept blocks of ``W[N, K]``, ``[blocks, bn, bk]``, same dtype and device.
-        layout: Where the blocks lie. Rows and columns may be empty.
+        layout: Where the blocks lie; rows and columns of blocks may be empty. The Triton kernels take blocks with sides
+            of 16, 32, 64 and 128.
         bias: ``[N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
@@ -39,8 +40,9 @@ def block_matmul(
         ``y[..., N]`` in the dtype of ``x``.
 
     Raises:
-        TypeError: An operand is not a tensor or has the wrong dtype.
-        ValueError: Shapes, devices or ``backend`` do not fit.
+        TypeError: An operand is not a tensor or has the wrong dtype, or ``layout`` is no :class:`BlockLayout`.
+        ValueError: Shapes, devices, ``activation`` or ``backend`` do not fit.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "block_matmul"
     n, k = _check_values(op, values, layout)
@@ -72,8 +74,9 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
         ``dx[..., K]`` in the dtype of ``dy``.
 
     Raises:
-        TypeError: An operand is not a tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype, or ``layout`` is no :class:`BlockLayout`.
         ValueError: Shapes, devices or ``backend`` do not fit.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "block_matmul_t"
     n, k = _check_values(op, values, layout)
@@ -87,7 +90,7 @@ def block_matmul_t(dy: Tensor, values: Tensor, layout: BlockLayout, *, backend: 
 
 
 def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "auto") -> Tensor:
-    """Gradient of the kept blocks alone: ``dvalues[b] = dy[:, tile rows[b]].T @ x[:, tile cols[b]]``.
+    """Gradient of the kept blocks alone: of block ``b``, ``dy[:, its rows].T @ x[:, its columns]``.
 
     Gradients: ``ddy = block_matmul(x, g, layout)`` and ``dx = block_matmul_t(dy, g, layout)`` for an incoming
     ``g[blocks, bn, bk]``.
@@ -102,8 +105,9 @@ def block_grad(dy: Tensor, x: Tensor, layout: BlockLayout, *, backend: str = "au
         ``[blocks, bn, bk]`` in the dtype of ``x``; zero in the padding of edge blocks.
 
     Raises:
-        TypeError: An operand is not a tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype, or ``layout`` is no :class:`BlockLayout`.
         ValueError: Shapes, devices or ``backend`` do not fit.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "block_grad"
     _check_layout(op, layout)

@@ -26,12 +26,13 @@ class Config:
 
     Attributes:
         block_m: Rows of activations to a tile.
-        block_in: Length of one step along the reduction (``block_matmul``; for ``block_grad`` it is ``block_m``).
+        block_in: Features in one step of the reduction of ``block_matmul``. ``block_grad`` reduces over rows of
+            activations, ``block_m`` at a step, and has the same number here.
         split: Programs that share one output tile; their partial sums are added in a second kernel.
         group: Tiles of rows that run together, for reuse in L2.
         num_warps: Warps of a program.
-        num_stages: Triton's pipeline depth. ``block_matmul`` reads an index before each tile, and Triton shares the
-            depth between the two: ``(num_stages - 1) // 2`` tiles are in flight there, ``num_stages - 1`` in
+        num_stages: Triton's pipeline depth. ``block_matmul`` reads an index before each tile, and Triton divides the
+            depth between index and tile: ``(num_stages - 1) // 2`` tiles are in flight there, ``num_stages - 1`` in
             ``block_grad``.
     """
 
@@ -51,9 +52,10 @@ class Problem:
         op: ``"block_matmul"`` (forward and dX) or ``"block_grad"`` (dW).
         m: Rows of activations.
         block: ``(out, in)`` of the block as the kernel multiplies it; ``(bn, bk)`` for ``block_grad``.
-        tiles: Output tiles along the features: segments, or stored blocks for ``block_grad``.
-        steps: Mean number of blocks to a segment; 0 for ``block_grad``.
-        width: Features that the activations have; 0 for ``block_grad``.
+        tiles: Output tiles along the features: segments (block rows, or block columns for dX), or stored blocks for
+            ``block_grad``.
+        steps: Mean number of blocks in a segment; 0 for ``block_grad``.
+        width: Features of the activations, or for dX of their gradient; 0 for ``block_grad``.
         itemsize: Bytes of an operand's element.
         tf32: Whether they are multiplied in TF32.
     """
@@ -122,17 +124,17 @@ def _matmul_rule(problem: Problem, device: Device) -> Config:
     (out, inner), itemsize = problem.block, problem.itemsize
     block_m = min(max(16, power_above(problem.m)), 128 if out * itemsize <= 256 else 64)
     if problem.tf32 and device.sets_fence and out == 128 and inner >= 64:
-        block_m = min(block_m, 32)  # the assembler would make every ``wgmma`` wait for the one before: ``mma`` then
+        block_m = min(block_m, 32)  # ``mma``: the assembler would make every ``wgmma`` wait for the one before
     block_in = min(inner, 64 if itemsize == 2 else 32 if out > 16 else 16)  # float32 by 16 spills at 32
-    # More warps than 16-byte loads of the weight tile would narrow the loads; large tiles of float32, and 64 x 64
-    # on some architectures, spill with four.
+    # With more warps than the weight tile has 16-byte loads for, the loads would be narrower. Large tiles of float32,
+    # and 64 x 64 on some architectures, spill with four warps.
     warps = 8 if block_m * out >= 128 * (64 if itemsize == 4 else 128) else 4
     if itemsize == 2 and block_m * out == 64 * 64 and architecture(device.arch).spills_square:
         warps = 8
     warps = max(1, min(warps, block_in * out * itemsize // 512))
 
     programs, work = ceil(problem.m / block_m) * problem.tiles, problem.steps * inner // block_in
-    weights = max(problem.steps * inner * itemsize, 1)  # of one output
+    weights = max(problem.steps * inner * itemsize, 1)  # bytes of one output's weights
     split = split_reduction(programs, work, device, problem.m * 4, weights)
 
     # The rows that run together, with the weights of the segments in flight and the output tiles, fit into L2.

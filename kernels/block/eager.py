@@ -54,7 +54,7 @@ def _tile(x: Tensor, size: int) -> Tensor:
 
 
 def _segments(pointers: Tensor) -> list[tuple[int, int, int]]:
-    """Non-empty segments of a compressed index, as ``(segment, start, stop)``."""
+    """Segments that have blocks, as ``(segment, start, stop)``, from ``row_ptr`` or ``col_ptr``."""
     bounds = pointers.tolist()
     return [(i, a, b) for i, (a, b) in enumerate(pairwise(bounds)) if a < b]
 

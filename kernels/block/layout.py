@@ -11,9 +11,10 @@ from ..checks import check_pair, check_readable, check_tensor
 class BlockLayout(NamedTuple):
     """Positions of the kept ``bn x bk`` blocks of a weight ``W[N, K]``.
 
-    Values are stored compactly as ``[blocks, bn, bk]``, block rows first. Blocks at the lower and right
-    edges reach past ``N`` and ``K`` where these are no multiples; what lies outside is padding: read as
-    zero, and its gradient is zero.
+    Only the kept blocks are stored, ``[blocks, bn, bk]``, block row after block row. With ``R = ceil(N / bn)`` and
+    ``C = ceil(K / bk)`` the weight has ``R x C`` blocks. Blocks at the lower and right edges reach past ``N`` and ``K``
+    where these are no multiples. What lies outside is padding: finite values there change no result, and their gradient
+    is zero.
 
     Attributes:
         shape: ``(N, K)``.
@@ -24,7 +25,7 @@ class BlockLayout(NamedTuple):
         col_ptr: int32 ``[C + 1]``, the same for block columns, counting in ``col_order``.
         col_order: int32 ``[blocks]``, storage positions ordered by column, then row.
         col_rows: int32 ``[blocks]``, block row of each entry of ``col_order``.
-        longest_rows: int32 ``[R]``, block rows by descending number of blocks: the order in which programs start.
+        longest_rows: int32 ``[R]``, block rows by falling number of blocks: the order in which programs start.
         longest_cols: int32 ``[C]``, the same for block columns.
         panels: int32 ``[blocks]``, storage positions by panels of 32 block rows, within a panel by column: dW taken
             in this order finds its operands in L2.
@@ -89,7 +90,7 @@ class BlockLayout(NamedTuple):
 
     @property
     def values_shape(self) -> tuple[int, int, int]:
-        """Shape of the compact values, ``(blocks, bn, bk)``."""
+        """Shape of the stored values, ``(blocks, bn, bk)``."""
         return (self.rows.shape[0], *self.block)
 
     @property
@@ -104,23 +105,27 @@ class BlockLayout(NamedTuple):
         return mask
 
     def to_dense(self, values: Tensor) -> Tensor:
-        """Expands compact values ``[blocks, bn, bk]`` of any dtype to the weight ``[N, K]``, zero elsewhere."""
+        """Expands values ``[blocks, bn, bk]`` of any dtype to the weight ``[N, K]``, zero elsewhere; differentiable."""
         check_tensor("BlockLayout.to_dense", "values", values, self.values_shape, any_dtype=True)
         (r, c), (bn, bk) = self.grid, self.block
         tiles = values.new_zeros(r, c, bn, bk).index_put((self.rows.long(), self.cols.long()), values)
         return tiles.transpose(1, 2).reshape(r * bn, c * bk)[: self.shape[0], : self.shape[1]]
 
     def from_dense(self, weight: Tensor) -> Tensor:
-        """Takes the kept blocks of a weight ``[N, K]`` of any dtype: ``[blocks, bn, bk]``, padding zero."""
+        """Takes the kept blocks ``[blocks, bn, bk]`` of a weight ``[N, K]`` of any dtype; padding is zero."""
         check_tensor("BlockLayout.from_dense", "weight", weight, self.shape, any_dtype=True)
         return tiles(weight, self.block)[self.rows.long(), self.cols.long()]
 
     def validate(self) -> "BlockLayout":
-        """Checks that the index tensors agree with each other; returns the layout.
+        """Reads the index tensors and checks that they describe one set of blocks; returns the layout.
 
         Raises:
-            ValueError: An index is out of range, out of order, or the row and column orders differ.
+            TypeError: An index is no int32 tensor.
+            ValueError: An index has another length than it must have, or holds other numbers than
+                :meth:`from_mask` would put there.
         """
+        for name, index in zip(self._fields[2:], self.tensors, strict=True):
+            check_tensor("BlockLayout.validate", name, index, (None,), dtype=torch.int32)
         fresh = None
         rows, cols = self.rows, self.cols
         inside = rows.shape == cols.shape and bool(
@@ -130,8 +135,8 @@ class BlockLayout(NamedTuple):
             fresh = BlockLayout.from_mask(self.mask(), self.shape, self.block)
         if fresh is None or any(not torch.equal(a, b) for a, b in zip(fresh.tensors, self.tensors, strict=True)):
             raise ValueError(
-                "BlockLayout.validate: rows, cols, row_ptr, col_ptr and col_order do not describe one "
-                f"set of blocks in a grid of {list(self.grid)}"
+                f"BlockLayout.validate: {', '.join(self._fields[2:])} do not describe one set of blocks in a grid of "
+                f"{list(self.grid)}"
             )
         return self
 

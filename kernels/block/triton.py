@@ -1,8 +1,8 @@
 """The block operations on the GPU: Triton kernels and their launchers.
 
-Two kernels carry everything. :func:`_block_multiply` is the forward and, reading blocks by column and not
-transposing them, dX. :func:`_block_outer` is dW. Both may split the long dimension over programs for occupancy; the
-partial sums then meet in one reduction, in a fixed order, so that results do not change between runs.
+There are two kernels. :func:`_block_multiply` is the forward and, reading blocks by column and not transposing them,
+dX. :func:`_block_outer` is dW. Both may split their reduction over programs, so that enough of them run. The partial
+sums are then added in a second launch, in a fixed order, so that results do not change between runs.
 """
 
 import torch

@@ -45,20 +45,21 @@ def expanded_mlp(
             ``labels2``.
         labels2: Which child each edge of ``w2`` reads: packed, seeded, or uint8 ``[N, H]``; ``None`` for a dense
             second layer.
-        alpha: Children per parent.
+        alpha: Children per parent, 1 to 254; at most 8 in one launch.
         bias1: ``[alpha, H]``, or none.
         bias2: ``[N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
-        backend: ``"auto"`` fuses on a GPU if the operands have 16 bits and the hidden layer fits into one program;
-            ``"triton"`` always uses one launch or raises; ``"eager"`` is the twin.
+        backend: ``"auto"`` uses one launch on a GPU if the operands have 16 bits and the hidden layer fits into one
+            program, and else the two operations; ``"triton"`` uses one launch or raises; ``"eager"`` is the twin.
 
     Returns:
         ``y[..., N]`` in the dtype of ``x``.
 
     Raises:
         TypeError: An operand is not a tensor or has the wrong dtype.
-        ValueError: Shapes, devices, ``alpha``, ``activation`` or ``backend`` do not fit; with ``backend="triton"`` the
-            hidden layer is too large, or a gradient is wanted.
+        ValueError: Shapes, devices, ``alpha``, ``activation`` or ``backend`` do not fit.
+        UnsupportedError: With ``backend="triton"``: the hidden layer is too large, the operands do not have 16 bits, a
+            gradient is wanted, or Triton cannot run; a ``ValueError``.
     """
     op = "expanded_mlp"
     check_tensor(op, "w1", w1, (None, None))

@@ -1,4 +1,4 @@
-"""Tiles of the fused MLP: few choices, as it is for small layers."""
+"""Which tiles the MLP in one launch runs with: few choices, because it is for small layers."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -9,9 +9,9 @@ from ..partition.config import DIRECT_ROWS, GROUP
 from ..rules import power_above
 
 MAX_HIDDEN = 128
-"""Parents that a program holds, for each of its rows and of their children."""
+"""The most parents of a layer: a program holds all of them, with their children."""
 MAX_ACCUMULATORS = 16_384
-"""Sums that a program holds."""
+"""The most sums that a program holds: one for each of its rows and each child of each parent."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Config:
     Attributes:
         block_m: Rows of activations to a program.
         block_h: All parents, rounded up to a power of two.
-        block_k: Step along the inputs.
+        block_k: Inputs in one step of the reduction.
         block_o: Outputs to a program.
         num_warps: Warps of a program.
         num_stages: Triton's pipeline depth.
-        direct: Whether weights go from memory to the tensor cores through nothing in between (``gluon.py``), which
-            suits few rows; then ``block_k`` is what the warps that share a reduction load at once, and ``block_o`` is
-            16 outputs a warp.
+        direct: Whether weights go from memory to the tensor cores without shared memory (``gluon.py``), which suits few
+            rows; then ``block_k`` is what the warps that share a reduction load at once, and ``block_o`` is 16 outputs
+            for each warp.
     """
 
     block_m: int
@@ -87,7 +87,7 @@ class Problem:
         return power_above(self.alpha) * config.block_h * config.block_m <= MAX_ACCUMULATORS
 
     def _is_direct(self, config: Config) -> bool:
-        """Whether the direct kernel can run it: its warps load the tiles exactly, and the sums fit registers."""
+        """Whether the direct kernel can run it: its warps cover the tiles exactly, and the sums fit registers."""
         warps_in, warps_out = warps_of(config)
         tiles = config.block_h // 16
         whole = (
@@ -97,9 +97,9 @@ class Problem:
         return self.pairs and whole and config.block_h >= 32 and config.block_m >= 8 and sums <= 128
 
     def _direct_rule(self) -> Config:
-        """Warps take tiles of 16 parents; those that are left share the reduction, as far as there is one to share.
+        """Few rows: each warp takes 16 parents, and warps that are left share the reduction if it is long enough.
 
-        Eight warps: a program has as many loads under way as it can, since few programs are.
+        A program has eight warps at best, so that many loads are under way although there are few programs.
         """
         block_h = max(32, power_above(self.hidden))
         block_m = min(max(8, power_above(self.m)), 32 if self.alpha <= 4 else 16)
@@ -110,7 +110,7 @@ class Problem:
 
 
 def warps_of(config: Config) -> tuple[int, int]:
-    """Of a direct kernel's warps: how many share a reduction, and how many take parents of their own."""
+    """How many warps of a direct kernel share a reduction, and how many such groups take parents of their own."""
     inner = config.block_k // GROUP
     return inner, config.num_warps // max(inner, 1)
 

@@ -1,9 +1,9 @@
 """The expanded MLP for few rows: both products on fragments that come from memory directly.
 
-The first product is that of :func:`fpe.kernels.partition.gluon.multiply_rows`, of all parents. Its sums are pairs of
-neighbouring parents, which after the activation become words of two 16-bit numbers and change threads once, through
-shared memory: as they lie there, a lane's 16 bytes are its B fragments of the second product, whose weights again come
-from memory directly.
+The first product is that of :func:`fpe.kernels.partition.gluon.multiply_rows`, for all parents. A lane has the sums of
+pairs of neighbouring parents. After the activation these become words of two 16-bit numbers and move to other threads
+once, through shared memory. There a lane reads 16 bytes, which are its B fragments of the second product. The weights
+of the second product also come from memory directly.
 """
 
 from triton.experimental import gluon
@@ -29,7 +29,7 @@ _ROW, _COLUMN = gl.constexpr(signed(ROW)), gl.constexpr(signed(COLUMN))
 
 @gluon.jit
 def _words(even, odd, KIND: gl.constexpr):
-    """Words of two 16-bit numbers, the even one below."""
+    """Words of two 16-bit numbers, the even one in the lower half."""
     text: gl.constexpr = "cvt.rn." + KIND + "x2.f32 $0, $2, $1;"
     return gl.inline_asm_elementwise(text, "=r,f,f", [even, odd], gl.int32, is_pure=True, pack=1)
 
@@ -77,9 +77,10 @@ def multiply_twice(
     HAS_BIAS1: gl.constexpr,
     HAS_BIAS2: gl.constexpr,
 ):
-    """``y[M, N]`` of ``BLOCK_N`` outputs, 16 a warp, from all ``H`` parents.
+    """``BLOCK_N`` outputs of ``y[M, N]``, 16 for each warp, from all ``H`` parents.
 
-    Strides of ``x`` are counted in 16 bytes, those of a weight in ``UNIT`` words: so a load is known to be aligned.
+    Strides of ``x`` are in units of 16 bytes, those of a weight in units of ``UNIT`` words, so that the compiler knows
+    that loads are aligned.
     """
     TILES: gl.constexpr = BLOCK_H // 16
     TILES_M: gl.constexpr = BLOCK_M // 8
@@ -92,7 +93,7 @@ def multiply_twice(
     PLANES: gl.constexpr = 1 if MERGED else ALPHA
     first_m, first_n = gl.program_id(0) * BLOCK_M, gl.program_id(1) * BLOCK_N
 
-    # While the hidden layer is made, L2 is asked for the second weights: two lines of a row at a time.
+    # L2 is asked for the second weights before the hidden layer is computed: two lines of a row at a time.
     _, tile, _, lane, _ = places(layout_of_lanes(OUT), 1, WARPS, 1)
     row = gl.minimum(first_n + tile * 16 + lane // 2, N - 1).to(gl.int64)
     for line in gl.static_range((PLANES * PLANE + 63) // 64):

@@ -1,8 +1,8 @@
 """The expanded MLP on the GPU: one launch from the inputs to the outputs.
 
 A program computes the whole hidden layer of its rows, every child from one read of the parents' weights, keeps it in
-registers, and multiplies it with one tile of the second matrix. Programs of other outputs compute the same hidden rows
-again: for the sizes that this is for, that is cheaper than a second launch.
+registers, and multiplies it by one tile of the second matrix. Programs of other outputs compute the same hidden rows
+again; for small layers that is meant to cost less than a second launch.
 """
 
 from typing import Any
@@ -64,7 +64,7 @@ def _expanded_mlp(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    # The axis that offsets along M lack; those along the other axis of a tile lack the other.
+    # Offsets along M are expanded along this axis, those along the other axis of a tile along the other one.
     AXIS: tl.constexpr = 1 if TURNED else 0
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -234,7 +234,7 @@ def _launch_direct(
         first: The first weight in pairs, and its labels.
         bias1: Contiguous, or none.
         words2: The second weight in pairs.
-        second: It with its labels; none of a dense one.
+        second: The second weight with its labels; none for a dense one.
         bias2: Contiguous, or none.
         out: Contiguous.
         alpha: Children.

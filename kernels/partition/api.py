@@ -44,27 +44,28 @@ def split_matmul(
         x: Activations ``[..., K]``, float16, bfloat16, float32 or float64.
         w: The parent's weight ``[N, K]``, same dtype and device; with ``kept`` its kept values ``[nnz]``.
         labels: Which child owns each edge, :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``, where a
-            label not below ``alpha`` (``HOLE`` by convention) means that no child does. The Triton kernels read packed
-            labels and compute those of a seed; a plain table is packed in every call. With ``kept`` and one child,
-            none are needed.
-        alpha: Children per parent, 1 to 254; at most 8 in Triton.
+            label not below ``alpha`` (``HOLE`` by convention) means that no child does. With packed labels the weight
+            must be zero at such edges. The Triton kernels read packed labels and compute those of a seed; a plain table
+            is packed in every call. With ``kept`` and one child, none are needed.
+        alpha: Children per parent, 1 to 254; at most 8 in the Triton and CPU kernels.
         bias: ``[alpha, N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
-        kept: Which entries of the weight exist, if only its kept values are stored (:func:`pack_values`). It has the
-            orientation in which the labels are packed. The labels then have no holes, because the bitmap says what
-            exists. With :class:`SeededLabels` it may be :class:`SeededHoles` of the same seed. The gradient has the
-            shape of the values.
-        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"eager"``; or, with two children of a seed and 16-bit floats,
-            ``"sparse_tensor_core"``, which multiplies by a 2:4 weight and computes its metadata from the seed. Its
-            gradients run as with ``"auto"``.
+        kept: Which entries of the weight exist, if only its kept values are stored (:func:`pack_values`). It must be
+            transposed where the labels are. Packed labels then have no holes, because the bitmap says what exists. With
+            :class:`SeededLabels` of a whole weight it may be :class:`SeededHoles` of the same seed. The gradient has
+            the shape of the values.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"eager"``; or, without ``kept``, with two children of a seed and
+            16-bit floats, ``"sparse_tensor_core"``, which multiplies by a 2:4 weight and computes its metadata from the
+            seed. Its gradients run as with ``"auto"``.
 
     Returns:
         ``y[..., alpha, N]`` in the dtype of ``x``.
 
     Raises:
         TypeError: An operand is not a tensor or has the wrong dtype.
-        ValueError: Shapes, devices, ``alpha``, ``activation`` or ``backend`` do not fit, or the labels are packed for
+        ValueError: Shapes, devices, ``alpha``, ``activation`` or ``backend`` do not fit, or the labels are made for
             another weight, orientation or ``alpha``.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     return _split("split_matmul", "w", x, w, labels, alpha, bias, activation, kept, backend)
 
@@ -124,21 +125,22 @@ def merge_matmul(
         z: Children's activations ``[..., alpha, K]``, float16, bfloat16, float32 or float64.
         w: The parent's weight ``[N, K]``, same dtype and device; with ``kept`` its kept values ``[nnz]``.
         labels: Which child's activation each edge reads, as :func:`split_matmul` takes them, where a label not
-            below ``alpha`` (``HOLE`` by convention) contributes nothing. The Triton kernels read packed labels; a
-            plain table is packed in every call. With ``kept`` and one child, none are needed.
+            below ``alpha`` (``HOLE`` by convention) contributes nothing.
         bias: ``[N]``, or none.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or none.
         kept: As in :func:`split_matmul`.
-        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"eager"``; or, with 2 or 4 children of 16-bit floats,
-            ``"sparse_tensor_core"`` or ``"torch"``, which multiply by a 2:4 weight (:mod:`.interleaved`).
+        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"eager"``; or, with 2 or 4 children, labels in a table and
+            16-bit floats, ``"sparse_tensor_core"`` or ``"torch"``, which multiply by a 2:4 weight
+            (:mod:`.interleaved`). Their gradients run as with ``"auto"``.
 
     Returns:
         ``y[..., N]`` in the dtype of ``z``.
 
     Raises:
         TypeError: An operand is not a tensor or has the wrong dtype.
-        ValueError: Shapes, devices, alpha (``z.shape[-2]``, 1 to 254; at most 8 in Triton), ``activation`` or
-            ``backend`` do not fit, or the labels are packed for another weight, orientation or alpha.
+        ValueError: Shapes, devices, alpha (``z.shape[-2]``, 1 to 254; at most 8 in the Triton and CPU kernels),
+            ``activation`` or ``backend`` do not fit, or the labels are made for another weight, orientation or alpha.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "merge_matmul"
     n, k = _check_weight(op, w, kept)
@@ -175,16 +177,17 @@ def partition_grad(
         labels: :class:`PackedLabels`, :class:`SeededLabels` or uint8 ``[N, K]``; with ``kept`` and one child, none are
             needed.
         kept: As in :func:`split_matmul`.
-        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` (PyTorch's own matmul) or ``"eager"``.
 
     Returns:
-        ``dw[N, K]`` in the dtype of ``x``; contiguous by columns where packed labels are transposed. With ``kept`` its
-        kept values ``[nnz]``.
+        ``dw[N, K]`` in the dtype of ``x``; contiguous by columns where packed or seeded labels are transposed. With
+        ``kept`` its kept values ``[nnz]``.
 
     Raises:
         TypeError: An operand is not a tensor or has the wrong dtype.
-        ValueError: Shapes, devices, alpha (``dy.shape[-2]``, 1 to 254; at most 8 in Triton) or ``backend`` do not fit,
-            or the labels are packed for another weight, orientation or alpha.
+        ValueError: Shapes, devices, alpha (``dy.shape[-2]``, 1 to 254; at most 8 in the Triton and CPU kernels) or
+            ``backend`` do not fit, or the labels are made for another weight, orientation or alpha.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "partition_grad"
     if kept is not None:
@@ -215,8 +218,9 @@ class Given(NamedTuple):
     """Labels as the operations take them: a table, or a seed and where the weight begins.
 
     Attributes:
-        table: Plain, or planes of bits; none of labels of a seed, and of an only child.
-        seed: Seed, row and column, and of holes of the seed how many entries a row keeps; empty where there is none.
+        table: uint8, plain ``[N, K]`` or planes of bits ``[P, N, bytes]``; none for labels of a seed and for one child.
+        seed: The seed, and the row and column at which the weight begins; with holes of the seed also how many entries
+            a row keeps. Empty where no seed is used.
         transposed: Whether they are those of the transposed weight.
     """
 
@@ -254,6 +258,7 @@ def masked_matmul(
     Raises:
         TypeError: An operand is not a tensor or has the wrong dtype.
         ValueError: Shapes, devices, ``activation`` or ``backend`` do not fit.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "masked_matmul"
     check_tensor(op, "values", values, (None,))
@@ -327,12 +332,16 @@ def check_labels(
 
 
 def by_labels(op: str, backend: str, *several: Labels | None, backends: Container[str] = SPLIT) -> str:
-    """The backend that is asked for, ``"eager"`` for ``"auto"`` where labels leave no other.
+    """The backend that is asked for; ``"eager"`` instead of ``"auto"`` where no kernel takes the labels.
 
-    Of ``backends`` all take labels of a seed.
+    Args:
+        op: Name of the operation, for the message.
+        backend: As the caller gave it.
+        several: The labels of the call.
+        backends: Those that take labels of a seed.
 
     Raises:
-        UnsupportedError: The one insisted on cannot run with such labels.
+        UnsupportedError: The backend that is asked for by name cannot run with such labels.
     """
     for labels in several:
         if isinstance(labels, SeededLabels) and backend != "eager":

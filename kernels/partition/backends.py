@@ -46,8 +46,8 @@ SPLIT = {
 
 _SPARSE = SEMI_STRUCTURED["sparse_tensor_core"]
 SPLIT_OF_SEED = {**SPLIT, "sparse_tensor_core": Backend(_SPARSE.module, _SPARSE.in_model, _why_not_sparse)}
-"""Those of ``split_matmul`` with labels of a seed; ``why_not`` also takes whether they are of the transpose. ``"auto"``
-does not take the last one."""
+"""Those of ``split_matmul`` with labels of a seed; ``why_not`` also takes whether the labels are of the transpose.
+``"auto"`` does not choose the last one."""
 
 MERGE = {**SPLIT, **{name: _interleaved(name) for name in ("sparse_tensor_core", "torch")}}
-"""Those of ``merge_matmul``; ``why_not`` takes the weight, ``alpha``, and its shape where only values are stored."""
+"""Those of ``merge_matmul``; ``why_not`` takes the weight, ``alpha``, and its shape if only kept values are stored."""

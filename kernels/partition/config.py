@@ -12,7 +12,7 @@ DIRECT_ROWS = 64
 """Rows of activations up to which the direct kernels serve."""
 
 GROUP, COLUMNS = 128, 64
-"""What a warp of a direct kernel loads at once of a weight: columns of 16 rows, and of its transpose at most."""
+"""Columns of 16 rows of a weight that a warp of a direct kernel loads at once; on the transpose, the most."""
 
 MAX_ALPHA = 8
 """Children that the Triton kernels take: an accumulator, or a tile of activations, for each."""
@@ -28,8 +28,8 @@ class Config(Tiles):
     """Meta-parameters of a launch.
 
     Attributes:
-        direct: Whether weights go from memory to the tensor cores through nothing in between (``gluon.py``), which
-            suits few rows; then ``block_n`` x ``block_k`` is what its warps load at once.
+        direct: Whether weights go from memory to the tensor cores without shared memory (``gluon.py``), which suits few
+            rows; then ``block_n`` x ``block_k`` is what its warps load at once.
     """
 
     direct: bool = False
@@ -74,7 +74,7 @@ class Problem:
 
     @property
     def sums(self) -> int:
-        """Of each output that a program holds: one for every child, or one for all."""
+        """How many sums a program holds for each output: one for every child of a split, one in all of a merge."""
         return 1 if self.op == "merge_matmul" else self.alpha
 
     def fits(self, config: Config, device: Device) -> bool:
@@ -94,7 +94,7 @@ class Problem:
 def in_pairs(problem: Problem, config: Config) -> bool:
     """Whether kept values are placed two at a time, on the transpose: more children or rows leave no registers for it.
 
-    A weight without entries has no last tile, which is where such a kernel looks first.
+    An empty weight has no last tile, at which such a kernel looks first.
     """
     able = problem.kept is not None and problem.transposed and problem.itemsize == 2 and not config.direct
     able = able and problem.op != "partition_grad" and min(problem.n, problem.k) > 0
@@ -107,7 +107,7 @@ def columns_of(block_m: int, sums: int) -> int:
 
 
 def warps_of(config: Config, transposed: bool, sums: int) -> tuple[int, int]:
-    """Of a direct kernel's warps: how many share a reduction, and how many take outputs of their own."""
+    """How many warps of a direct kernel share a reduction, and how many such groups take outputs of their own."""
     columns = columns_of(config.block_m, sums)
     inner = config.num_warps * columns // config.block_k if transposed else config.block_k // GROUP
     return inner, config.num_warps // max(inner, 1)
@@ -134,8 +134,7 @@ def _is_direct(problem: Problem, config: Config) -> bool:
 def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
     """Shared memory of the pipelined tiles and of the shares that go through it, in bytes; of a direct kernel its sums.
 
-    From compute capability 9.0 on the matrix instructions read shared memory while the next tiles arrive: one more
-    buffer.
+    ``wgmma`` and ``tcgen05.mma`` read shared memory while the next tiles arrive: one buffer more than ``mma`` needs.
     """
     if config.direct:
         # Of the warps that share a reduction: one of their sums at a time.
@@ -155,17 +154,20 @@ def shared_bytes(problem: Problem, config: Config, device: Device) -> int:
 def _direct_rule(problem: Problem, device: Device) -> Config:
     """Few rows: enough warps must be under way to hide the latency of memory, at little cost in bytes.
 
-    What fills the device, cheapest first: narrower tiles, whose warps share the reduction, while programs ask L2 for at
-    most half as many bytes of activations as of weights; a split reduction, while its partial sums are at most 2 % of
-    the weights' bytes (4 % above 16 rows); more warps a program. Only where that leaves half of the device empty do
-    tiles become as narrow, and splits as many, as they can.
+    What fills the device, cheapest first:
+
+    - narrower tiles, whose warps share the reduction, while programs ask L2 for at most half as many bytes of
+      activations as of weights;
+    - a split reduction, while its partial sums are at most 2 % of the weights' bytes (4 % above 16 rows);
+    - more warps in a program;
+    - only where all this leaves half of the device empty, the narrowest tiles and up to 16 splits.
     """
     sums, children = problem.sums, problem.alpha // problem.sums
     outputs, reduced = (problem.k, problem.n) if problem.transposed else (problem.n, problem.k)
     narrowest, tiles, depth = 16, 1, GROUP
     if problem.transposed:
-        # It takes 32 columns where one pass of 16 rows then does for two. It loads 16 rows of the weight at a time, or
-        # 32 where the registers hold them beside the sums.
+        # A warp takes 32 columns where 16 rows of activations then need one pass instead of two. It loads 16 rows of
+        # the weight at a time, or 32 where the registers hold them beside the sums.
         narrow = sums > 4 and problem.m > 8 and not problem.seeded
         narrowest, depth = (COLUMNS // 2, 32) if narrow else (COLUMNS, 32 if sums <= 2 and problem.alpha <= 4 else 16)
     most = min(power_below(128 * 32 // (sums * narrowest)), 32 if problem.alpha <= 4 else 16)

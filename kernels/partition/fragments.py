@@ -1,8 +1,8 @@
-"""What the direct kernels are made of: masks, a child's share of the weights, and where lanes stand.
+"""What the direct kernels are made of: masks, a child's share of the weights, and which element a lane holds.
 
 It is written in Gluon for :mod:`fpe.kernels.partition.gluon`, which says what a lane holds. Masks of labels have the
-order of a tensor core's registers; one of two 16-bit weights is made by ``prmt``, which replicates the signs of two
-bytes.
+order of a tensor core's registers. The mask of two 16-bit weights is made by one ``prmt``, which replicates the signs
+of two bytes.
 """
 
 from triton.experimental import gluon
@@ -15,7 +15,10 @@ _FIRST, _SECOND = (signed(factor) for _, factor in MIX)
 
 @gluon.constexpr_function
 def multiply(kind, pairs, rows):
-    """``m16n8k16`` for pairs of registers of A and B: new sums in 0-3, old ones in 4-7, A from 8, B from ``rows``."""
+    """``m16n8k16`` for pairs of registers of A and B.
+
+    Operands 0-3 are the new sums, 4-7 the old ones; those of A begin at 8, those of B at ``rows``.
+    """
     text = ""
     sums = "{$4, $5, $6, $7}"
     for pair in pairs:
@@ -29,7 +32,7 @@ def multiply(kind, pairs, rows):
 
 @gluon.constexpr_function
 def constraints(operands):
-    """Constraints of :func:`multiply`: four sums, four old ones and so many operands of four registers."""
+    """Constraints of :func:`multiply`: four new sums, four old ones and so many operands of four registers each."""
     return "=&f,=&f,=&f,=&f,f,f,f,f" + ",r" * (4 * operands)
 
 
@@ -43,7 +46,7 @@ def _signs(step):
 
 @gluon.constexpr_function
 def _signs_of_two(high):
-    """Masks of one half of the four words of two rows, from label words whose bytes have these bits on top."""
+    """Masks of one half of the four words of two rows, from label words whose bytes have these bits as highest."""
     even, odd = ("0xEEAA", "0xFFBB") if high else ("0xCC88", "0xDD99")
     text = f"shl.b32 $2, $4, 1; shl.b32 $3, $8, 1; prmt.b32 $0, $2, $3, {even}; prmt.b32 $1, $2, $3, {odd}; "
     return text + f"prmt.b32 $2, $4, $8, {even}; prmt.b32 $3, $4, $8, {odd};"
@@ -51,14 +54,14 @@ def _signs_of_two(high):
 
 @gluon.constexpr_function
 def _signs_of_four(high):
-    """Masks of two words of two rows and two of two other rows; each label word has one word's bits on top."""
+    """Masks of two words of two rows and two of two other rows; each label word has a word's bits as the highest."""
     even, odd = ("0xEEAA", "0xFFBB") if high else ("0xCC88", "0xDD99")
     return "".join([f"prmt.b32 ${i}, ${4 + i}, ${8 + i}, {odd if i % 2 else even}; " for i in range(4)])
 
 
 @gluon.constexpr_function
 def _own(digit):
-    """Which of a lane's four words have their label's digit turned by their place: of halves, and of words."""
+    """Where a digit of the column inverts the label's: whether in one half of each word, and in which of four words."""
     return digit == 0, (False, digit == 1, digit == 2, digit > 0)
 
 
@@ -66,8 +69,8 @@ def _own(digit):
 def _signs_of_seed(alpha, digit, step, row):
     """Masks of a digit of a lane's four words of one of the four steps, from the hash of two rows.
 
-    Where a digit turns with the halves of a word, the mask has one of them inverted; that of two children, which serves
-    no second word, is inverted where it is used (:func:`_half_of`).
+    Where the two halves of a word differ, the mask has one of them inverted. With two children a mask serves one word
+    alone, and it is inverted where it is used (:func:`_half_of`).
     """
     digits, shift = alpha.bit_length() - 1, 7 - 2 * step - row
     halves, words = _own(digit)
@@ -83,7 +86,7 @@ def _signs_of_seed(alpha, digit, step, row):
 
 @gluon.constexpr_function
 def _signs_of_seeds(alpha, digit, high):
-    """Masks of a digit of one half of the four words of two rows, from their hash with the bits of each on top."""
+    """Masks of a digit of one half of the four words of two rows, from their hash with each row's bits as highest."""
     digits = alpha.bit_length() - 1
     halves, words = _own(digit)
     text = ""
@@ -152,14 +155,14 @@ def halves_of_two(first, second, high: gl.constexpr):
 
 @gluon.constexpr_function
 def _both(child):
-    """``lop3`` that leaves the words of a child, by two masks, of the digits 1 and 0."""
+    """``lop3`` that keeps a child's weights of a word, by the masks of the digits 1 and 0."""
     table = 0xF0 & (0xCC if child >> 1 & 1 else 0x33) & (0xAA if child & 1 else 0x55)
     return f"lop3.b32 $0, $1, $2, $3, {table:#x};"
 
 
 @gluon.constexpr_function
 def _half_of(child):
-    """``lop3`` that leaves one half of a word: the lower one if the mask is set and the child is the second."""
+    """``lop3`` that keeps half a word: the lower one if the mask is set and the child is the second, or neither."""
     table = 0xF0 & ((0xCC ^ 0xAA) if child else ~(0xCC ^ 0xAA))
     return f"lop3.b32 $0, $1, $2, 0xFFFF0000, {table:#x};"
 
@@ -172,7 +175,7 @@ def half_of(words, masks, CHILD: gl.constexpr):
 
 @gluon.jit
 def share(words, masks, CHILD: gl.constexpr, DIGITS: gl.constexpr):
-    """A child's weights out of words, zero elsewhere. From the highest digit on: children share what they can."""
+    """A child's weights out of words, zero elsewhere. The highest digit comes first: children share its result."""
     if DIGITS == 3:
         words = words & (masks[2] if CHILD >> 2 == 1 else ~masks[2])
     if DIGITS == 1:
@@ -193,7 +196,7 @@ def masks_of_rows(
     SEEDED: gl.constexpr,
     step: gl.constexpr,
 ):
-    """Masks of a lane's words ``like`` of its two rows, digit by digit, from their label words or their one hash."""
+    """Masks of the words of a lane's two rows, by digit, from their label words or their hash; shaped as ``like``."""
     upper_masks = ()
     lower_masks = ()
     for digit in gl.static_range(DIGITS):
@@ -227,7 +230,7 @@ def add_rows(acc, upper, lower, x, KIND: gl.constexpr):
 
 @gluon.jit
 def activate(acc, ACTIVATION: gl.constexpr):
-    """As ``activate`` of the Triton kernels, which Gluon cannot call."""
+    """Does what ``activate`` of the Triton kernels does, which Gluon cannot call."""
     if ACTIVATION == "relu":
         acc = gl.maximum(acc, 0.0)
     if ACTIVATION == "gelu":
@@ -248,20 +251,20 @@ def _only(dim, layout):
 
 @gluon.constexpr_function
 def layout_of(warps_in, warps_out, outputs, rows):
-    """Of a program's tensors: ``outputs`` and ``rows`` are tiles of a warp."""
+    """The layout of a program's tensors: a warp has ``outputs`` tiles of outputs and ``rows`` tiles of rows."""
     return gl.BlockedLayout([1, outputs, rows, 1, 4], [1, 1, 1, 32, 1], [warps_in, warps_out, 1, 1, 1], [4, 3, 2, 1, 0])
 
 
 @gluon.constexpr_function
 def layout_of_lanes(layout):
-    """The same lanes with one element for each tile of outputs."""
+    """The layout in which each lane has one element for each tile of outputs."""
     tiles = [1, layout.size_per_thread[1], 1, 1, 1]
     return gl.BlockedLayout(tiles, layout.threads_per_warp, layout.warps_per_cta, layout.order)
 
 
 @gluon.jit
 def places(LAYOUT: gl.constexpr, INNER: gl.constexpr, TILES: gl.constexpr, TILES_M: gl.constexpr):
-    """Where an element of a tensor stands: indices along its five dimensions."""
+    """Indices of a tensor's elements along its five dimensions."""
     inner = gl.arange(0, INNER, _only(0, LAYOUT))[:, None, None, None, None]
     tile = gl.arange(0, TILES, _only(1, LAYOUT))[None, :, None, None, None]
     tile_m = gl.arange(0, TILES_M, _only(2, LAYOUT))[None, None, :, None, None]
@@ -274,7 +277,7 @@ def places(LAYOUT: gl.constexpr, INNER: gl.constexpr, TILES: gl.constexpr, TILES
 def store(
     acc, out_ptr, bias_ptr, first, column, row, M, SIZE, stride_om, HAS_BIAS: gl.constexpr, ACTIVATION: gl.constexpr
 ):
-    """Stores sums with their bias and activation, added up over the parts of the reduction."""
+    """Adds up the parts of a reduction, adds the bias, applies the activation and stores the results."""
     acc = gl.expand_dims(gl.sum(acc, 0), 0)
     mask = (column < SIZE) & (row < M)
     if HAS_BIAS:
@@ -285,7 +288,7 @@ def store(
 
 @gluon.jit
 def fetch(lines, steps, turns):
-    """Asks L2 for lines of 128 bytes, for which nobody waits, if there are turns left. Returns the next lines."""
+    """Asks L2 for lines of 128 bytes, for which nobody waits, if ``turns`` is positive. Returns the next lines."""
     text: gl.constexpr = "{\n.reg .pred p; setp.gt.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0;\n}\n"
     following = ()
     for i in gl.static_range(len(lines)):

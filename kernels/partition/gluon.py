@@ -1,4 +1,4 @@
-"""The partition products for few rows: weights go from memory to the tensor cores, through nothing in between.
+"""The partition products for few rows: weights go from memory to the tensor cores without shared memory.
 
 The order of a reduction is free, so a lane multiplies what it has loaded. With ``g = lane // 4`` and ``t = lane % 4``,
 the 16 bytes that a lane loads are its registers of two ``mma.sync.m16n8k16``:
@@ -10,13 +10,14 @@ the 16 bytes that a lane loads are its registers of two ``mma.sync.m16n8k16``:
   takes the low or the high halves of two rows; the halves of word ``i`` are the outputs ``8 g + 2 i`` and
   ``8 g + 2 i + 1``, or ``4 g + ...``.
 
-The labels lie in memory as these registers want them (see :class:`fpe.kernels.PackedLabels`): shifted left, a word has
-the labels of two of a lane's words in the signs of its bytes, and one ``prmt`` replicates two signs to a mask. Labels
-of a seed are made: one hash serves a lane for 128 columns of two rows, and its bytes become masks by the same ``prmt``.
+The labels lie in memory as these registers want them (see :class:`fpe.kernels.PackedLabels`): shifted left, a label
+word has the labels of two of a lane's words in the signs of its bytes, and one ``prmt`` replicates two signs to a mask.
+Labels of a seed are computed: one hash serves a lane for 128 columns of two rows, and its bytes become masks by the
+same ``prmt``.
 
-The loop has no shared memory, no ``ldmatrix`` and no conversion, and is the same on every architecture from 8.0 on.
-Of a program's warps ``WARPS_OUT`` take different outputs and ``WARPS_IN`` different parts of the reduction, whose sums
-meet in shared memory once, after the loop.
+The loop uses no shared memory, no ``ldmatrix`` and no conversion, and is the same on every architecture from 8.0 on.
+``WARPS_OUT`` groups of warps take different outputs. The ``WARPS_IN`` warps of a group take different parts of the
+reduction, whose sums meet in shared memory once, after the loop.
 
 Tensors have the shape ``[parts of the reduction, tiles of outputs, tiles of 8 rows of activations, 32 lanes, 4
 registers]``; a tile is 16 outputs, or 64 or 32 on the transpose.
@@ -84,7 +85,7 @@ def _group(
         sums = ()
         for child in gl.static_range(ALPHA):
             if MERGE or child == 0:
-                # One sum for all steps, whose places are immediates of the loads.
+                # One address for all steps, whose offsets are immediates of the loads.
                 x_at = x_ptrs + (group * 64 + child * (stride_xa * 4)) + step * 16
                 if WHOLE:
                     x = gl.load(x_at)
@@ -228,7 +229,8 @@ def multiply_rows(
 ):
     """``split_matmul`` and ``merge_matmul`` on the weight as it is stored, of ``BLOCK_N`` outputs.
 
-    Strides of ``x`` are counted in 16 bytes, those of the weight in ``UNIT`` words: so a load is known to be aligned.
+    Strides of ``x`` are in units of 16 bytes, those of the weight in units of ``UNIT`` words, so that the compiler
+    knows that loads are aligned.
     """
     TILES: gl.constexpr = BLOCK_N // 16
     TILES_M: gl.constexpr = BLOCK_M // 8

@@ -1,8 +1,8 @@
 """The partition products for few rows on kept values; see :mod:`.gluon`.
 
-A lane's words are not loaded: :mod:`fpe.kernels.bitmap.gluon` makes them of values and bits. Labels, masks, activations
-and products are those of the whole weight. Each warp that shares a reduction takes neighbouring columns, so that the
-numbers of values of its rows go on from step to step.
+A lane's words are not loaded as they lie: :mod:`fpe.kernels.bitmap.gluon` makes them of values and bits. Labels, masks,
+activations and products are as for a whole weight. Each warp that shares a reduction takes one range of columns, so
+that at every step the values of its rows go on where those of the step before end.
 """
 
 from triton.experimental import gluon
@@ -137,7 +137,8 @@ def multiply_kept_rows(
 ):
     """``split_matmul`` and ``merge_matmul`` on kept values as they are stored, of ``BLOCK_N`` outputs.
 
-    Strides of ``x`` are counted in 16 bytes, that of the bits in ``UNIT`` words: so a load is known to be aligned.
+    Strides of ``x`` are in units of 16 bytes, that of the bits in units of ``UNIT`` words, so that the compiler knows
+    that loads are aligned.
     """
     TILES: gl.constexpr = BLOCK_N // 16
     TILES_M: gl.constexpr = BLOCK_M // 8

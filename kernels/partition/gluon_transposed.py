@@ -68,7 +68,7 @@ def _rows(
                 words += (gl.load(words_at),)
             else:
                 words += (gl.load(words_at, mask=(at + row + i < N) & mask_columns, other=0),)
-            if SEEDED and i % 2 == 0:  # of two rows: each one's bits on top
+            if SEEDED and i % 2 == 0:  # a hash of two rows, shifted so that each one's bits are the highest
                 made = hash_of(hashed + (at + i) // 2 * _ROW)
                 labels += (made << turn + 1, made << turn)
             for digit in gl.static_range(0 if SEEDED else DIGITS):
@@ -141,7 +141,7 @@ def _rows_narrow(
 ):
     """32 rows of each part of the reduction, four columns a lane: two words of four rows and two of the next four.
 
-    The rows of a plane of labels are ``PITCH`` words apart: as a constant it is part of the loads.
+    The rows of a plane of labels are ``PITCH`` words apart. It is a constant, so that it is part of the loads' offsets.
     """
     words = ()
     labels = ()
@@ -225,9 +225,10 @@ def multiply_columns(
 ):
     """``split_matmul`` and ``merge_matmul`` on the transpose of the stored weight ``[N, K]``, ``EACH`` columns a lane.
 
-    ``x`` has ``STEPS_N`` steps of ``16 * UNROLL`` rows of the weight a part, zero beyond the last. With ``UNROLL`` of 2
-    a lane has eight neighbouring rows of 32, so that 16 bytes of activations belong to them. A lane has eight columns,
-    or four where a split's sums of eight do not fit its registers: see :func:`_rows_narrow`.
+    The reduction has ``STEPS_N`` steps, and in each step every part of it takes ``16 * UNROLL`` rows of the weight;
+    ``x`` is zero beyond the last row. With ``UNROLL`` of 2 a lane has eight neighbouring rows of 32, to which 16 bytes
+    of activations belong. A lane has eight columns, or four where a split's sums of eight do not fit its registers:
+    see :func:`_rows_narrow`.
     """
     PAIRS: gl.constexpr = EACH // 2
     LAYOUT: gl.constexpr = layout_of(WARPS_IN, WARPS_OUT, 1, BLOCK_M // 8)
@@ -263,7 +264,7 @@ def multiply_columns(
     last = STEPS_N * (pid_split + 1) // SPLIT
     whole = last if WHOLE else gl.minimum(last, N // BLOCK_N)
     if AHEAD > 0:
-        # A lane fetches the line of one row of weights, and those of its labels.
+        # A lane prefetches the line of one row of weights, and those of the row's labels.
         inner_f, tile_f, _, lane_f, _ = places(layout_of_lanes(LAYOUT), WARPS_IN, WARPS_OUT, 1)
         fetched = ((first + AHEAD) * BLOCK_N + inner_f * (16 * UNROLL) + lane_f % (16 * UNROLL)).to(gl.int64)
         first_chunk = gl.minimum((pid_k * WARPS_OUT + tile_f) * 8, (K - 1) // EACH)

@@ -1,4 +1,4 @@
-"""``merge_matmul`` as a 2:4 matmul: side by side, two children of two inputs, or four of one, make a quad.
+"""``merge_matmul`` as a 2:4 matmul: two children of two inputs side by side, or four children of one, make a quad.
 
 Whatever the labels are, an edge reads one child of its input, so that the weight that reads children side by side is
 2:4 (four children: 1:4). Its codes follow from the labels alone, and with two children its values are the parent's in
@@ -45,7 +45,7 @@ def as_merge(multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @once_per_version
 def _layout(labels: Tensor, n: int, k: int, alpha: int, transposed: bool) -> SemiStructuredLayout:
     """The layout of the weight that reads children side by side; without ``kept`` where every value is an edge's."""
-    holes = labels.dim() == 2  # that there are none would take a look at them
+    holes = labels.dim() == 2  # a plain table may have some: to know, its values would have to be read
     if labels.dim() == 3:
         packed = PackedLabels(labels, (k, n) if transposed else (n, k), alpha, transposed)
         labels, holes = packed.unpack(), packed.has_holes

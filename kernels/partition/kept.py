@@ -40,10 +40,11 @@ def _reader(
 ) -> str | None:
     """The backend whose kernel reads the kept values as it multiplies; none where the weight is decompressed.
 
-    Those of CPUs do wherever they run. Those of Triton do for few rows, whose cost is the weight's bytes; ``"auto"``
-    takes them where they are predicted to be faster than decompressing. A plain table of labels is packed in every
-    call, which reads more than a decompressed weight. Through holes of a seed those of CPUs do not read, and
-    ``"auto"`` decompresses, because to make bits takes up to twice the instructions that loading them takes.
+    The CPU kernels read kept values of a bitmap in both products, not in ``partition_grad``. The Triton kernels read
+    them for few rows, whose cost is the weight's bytes; ``"auto"`` takes them where they are predicted to be faster
+    than decompressing. With a plain table of labels the weight is decompressed: the table is packed in every call,
+    which reads more than the decompressed weight. With holes of a seed ``"auto"`` decompresses, because computing the
+    words of bits takes many more instructions than loading them.
 
     Args:
         op: ``"split_matmul"``, ``"merge_matmul"`` or ``"partition_grad"``.
@@ -84,7 +85,7 @@ def _owners(labels: Tensor | None, seed: ops.Seed, alpha: int, kept: Kept) -> Pa
 
 
 def _existing(nnz: int, index: Index, seed: ops.Seed, n: int, k: int, transposed: bool) -> Kept:
-    """Which entries of a weight ``[n, k]`` exist; holes share the labels' seed, beside which it says how many."""
+    """Which entries of a weight ``[n, k]`` exist; of holes the fourth number of ``seed`` says how many a row keeps."""
     return existing(index, (seed or ())[::3], (k, n) if transposed else (n, k), nnz, transposed)
 
 
@@ -105,7 +106,7 @@ def _given(
     transposed: bool,
     backend: str,
 ) -> tuple[Kept, str, Tensor | None]:
-    """Returns which entries of a weight exist, the backend that reads kept values, and else the whole weight."""
+    """Returns which entries exist, the backend that reads kept values and, where there is none, the whole weight."""
     kept = _existing(values.shape[0], index, seed, sizes[1], sizes[2], transposed)
     reader = _reader(op, sizes, kept.nnz, values, labels, index[0], transposed, backend)
     return kept, reader or "", None if reader else _decompressed(values, kept, backend)
@@ -168,8 +169,8 @@ kept_split = define(
 )
 """``x[M, K], values[nnz] -> y[M, alpha, N]``. Its gradient is that of ``activation=None``.
 
-With ``transposed`` bits and labels are those of ``w.T``. Without a table labels are of a ``seed``, which stands beside
-the row and the column at which the weight begins; without either there is one child. Without ``bits`` holes are of the
+With ``transposed`` bits and labels are those of ``w.T``. Without a table labels are of a ``seed``, behind which stand
+the row and the column at which the weight begins; without both there is one child. Without ``bits`` holes are of the
 same seed, and a fourth number says how many entries a row keeps.
 """
 

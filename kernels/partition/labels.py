@@ -25,9 +25,9 @@ class PackedLabels(NamedTuple):
     bits of two neighbouring 16-bit weights stand 16 bits apart, and one word serves the lane of a warp that holds the
     eight edges ``t`` of every 32.
 
-    An edge that nobody owns (a hole) has label 0 and a zero in one more plane. Only gradients read that plane: **in
-    the forward a hole is a weight that is stored as zero.** FPE layers keep it so; who packs labels with holes for
-    weights of their own must too.
+    An edge that nobody owns (a hole) has label 0 and a zero in one more plane. Only dW reads that plane: **in the
+    kernels' forward a hole is a weight that is stored as zero.** Whoever packs labels with holes must store zeros
+    there. The layers of ``fpe`` pack labels without holes, and a :class:`Bitmap` says which edges exist.
 
     Attributes:
         planes: uint8 ``[P, N, bytes]``, ``P = max(ceil(log2(alpha)), 1)``; ``[P + 1, ...]`` with holes, the last plane
@@ -126,9 +126,9 @@ def _in_order(bits: Tensor) -> Tensor:
 
 
 def from_nibbles(planes: Tensor) -> Tensor:
-    """Planes as above from those of an older order, in which states of format 2 were written.
+    """Planes in the order of :class:`PackedLabels` from the older order in which state dicts of format 2 were written.
 
-    There byte ``b`` of a row holds edges ``8b .. 8b+7``: in its low four bits those of even ``k``, in its high four
+    There byte ``b`` of a row holds edges ``8 b .. 8 b + 7``: in its low four bits those of even ``k``, in its high four
     bits those of odd ``k``.
     """
     bits = (planes[..., None] >> torch.arange(8, dtype=torch.uint8, device=planes.device)) & 1

@@ -15,7 +15,7 @@ from .labels import PackedLabels
 from .seeded import SeededLabels
 
 Seed = Sequence[int] | None
-"""A seed, and the row and the column at which the weight begins; empty, or none as AOTInductor has it, without one."""
+"""A seed, and the row and the column at which the weight begins. Without a seed it is empty, or none in AOTInductor."""
 
 
 def as_labels(labels: Tensor | None, seed: Seed, transposed: bool, n: int, k: int, alpha: int) -> Labels:
@@ -33,7 +33,7 @@ def as_labels(labels: Tensor | None, seed: Seed, transposed: bool, n: int, k: in
 
 
 def _at_edges(w: Tensor, labels: Tensor | None, transposed: bool, alpha: int) -> Tensor:
-    """``w[N, K]`` with zeros where packed labels have a hole: the kernels take for granted that they are there."""
+    """``w[N, K]`` with zeros where packed labels have a hole: the kernels rely on these zeros."""
     if labels is None or labels.dim() == 2:
         return w
     packed = as_labels(labels, (), transposed, w.shape[0], w.shape[1], alpha)
@@ -196,4 +196,4 @@ partition_grad = define(
     _save,
     by_rows=False,
 )
-"""``dy[M, alpha, N], x[M, K], labels -> dw[N, K]``, by columns where labels but a plain table are transposed."""
+"""``dy[M, alpha, N], x[M, K], labels -> dw[N, K]``, by columns where packed or seeded labels are transposed."""

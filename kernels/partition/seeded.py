@@ -1,7 +1,8 @@
 """Labels as a function of a seed: who owns each edge, with nothing stored.
 
-``docs/seeded.md`` says what the function is, with test vectors. What is written of it here and, for the kernels, in
-``triton.py`` and ``gluon.py`` gives the same labels for ever: a checkpoint holds the seed alone.
+``docs/seeded.md`` defines the function and has test vectors. The function never changes, because a checkpoint holds the
+seed alone. It is written here, and for the kernels in ``tiles.py``, ``fragments.py``, ``cpu_storage.py`` and
+``semi_structured/gluon.py``.
 """
 
 from typing import Any, NamedTuple
@@ -14,10 +15,10 @@ from ..hashing import COLUMN, ROW, SEEDS, WORD, check_seed, key_of, mixed, signe
 from ..structures import SEEDED_CHILDREN as CHILDREN
 
 VERSION, TURNED = 1, 2
-"""Of the function, and of the one that has rows and columns changed. Another has another number, and these stay."""
+"""Versions of the function: the first, and the one with rows and columns exchanged. Another one gets another number."""
 
 VERSIONS = 1 << 8
-"""There are fewer: what a state dict has room for."""
+"""Versions are below this: a state dict has eight bits for them."""
 
 ALIGNED = (2, 128)
 """Multiples at which the rows and columns of a part of a weight begin for a kernel to make the part's labels."""
@@ -52,17 +53,24 @@ class SeededLabels(NamedTuple):
     def of(cls, seed: int, shape: tuple[int, int], alpha: int, offsets: tuple[int, int] = (0, 0)) -> "SeededLabels":
         """The labels of a seed, after checks.
 
+        Args:
+            seed: 0 to 2^32 - 1.
+            shape: ``(N, K)`` of the weight, or of the part of one.
+            alpha: Number of children: 2, 4 or 8.
+            offsets: Row and column of the whole weight at which the part begins.
+
         Raises:
             TypeError: ``seed`` is not an integer.
-            ValueError: An argument is out of range.
+            ValueError: Another argument is not what it must be, or a number is out of range.
         """
-        shape, offsets = tuple(shape), tuple(offsets)  # type: ignore[assignment]
-        return cls(seed, shape, alpha, offsets).check("SeededLabels.of")
+        op = "SeededLabels.of"
+        shape, offsets = check_pair(op, "shape", shape, 0), check_pair(op, "offsets", offsets, 0)
+        return cls(seed, shape, alpha, offsets).check(op)
 
     def check(self, op: str, name: str = "labels") -> "SeededLabels":
-        """Returns the labels, or raises where a field is out of range."""
+        """Returns the labels, or raises ``TypeError`` or ``ValueError`` where a field is out of range."""
         check_seed(op, name, self.seed)
-        if self.alpha not in CHILDREN:
+        if not isinstance(self.alpha, int) or self.alpha not in CHILDREN:
             raise ValueError(f"{op}: labels of a seed know {CHILDREN} children, got alpha = {self.alpha!r}")
         check_pair(op, f"the shape of {name}", self.shape, 0)
         check_pair(op, f"the offsets of {name}", self.offsets, 0)
@@ -90,7 +98,17 @@ class SeededLabels(NamedTuple):
         return self.shape[::-1] if self.transposed else self.shape
 
     def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> "SeededLabels":
-        """The labels of some rows and columns of the weight that is meant, from the first up to the last but one."""
+        """The labels of a part of the weight: of ``rows[0] .. rows[1] - 1`` and ``columns[0] .. columns[1] - 1``.
+
+        Rows and columns are those of the transposed weight where these are its labels.
+
+        Raises:
+            ValueError: A range does not lie within the weight.
+        """
+        for name, span, size in zip(("rows", "columns"), (rows, columns), self.sizes, strict=True):
+            first, stop = check_pair("SeededLabels.part", name, span, 0)
+            if not first <= stop <= size:
+                raise ValueError(f"SeededLabels.part: {name} must lie within 0 .. {size}, got {span!r}")
         spans = (columns, rows) if self.transposed else (rows, columns)
         (top, bottom), (left, right) = spans
         offsets = (self.offsets[0] + top, self.offsets[1] + left)

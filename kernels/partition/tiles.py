@@ -1,14 +1,14 @@
 """The Triton kernels of the partition operations: tiles of weights through shared memory, for any number of rows.
 
-The parent's weights are read once for all children. A tile of them is loaded as words of bits, for 16-bit types two
-neighbours to a word; the label planes become masks of the same words; each child's share is the words under its mask.
-On a word the masks cost two neighbours the instructions of one.
+The parent's weights are read once for all children. A tile of them is loaded as integers, for 16-bit types two
+neighbours to a 32-bit word. The label planes become masks of the same words, and each child's share is the words under
+its mask. So two neighbours cost as many instructions for masks as one.
 
-:func:`_partition_multiply` is ``split_matmul`` (one tile of x, an accumulator a child) and ``merge_matmul`` (a tile of
-z a child, one accumulator), on the weight as it is stored or on its transpose. :func:`_partition_outer` is
-``partition_grad``: the product of every child, of which the labels pick one at each edge. With ``KEPT`` the weight is
-its kept values alone: a bitmap, or with ``MADE`` holes of a seed, say where each entry of a tile lies among them, if it
-exists.
+:func:`_partition_multiply` is ``split_matmul`` (one tile of x, an accumulator for each child) and ``merge_matmul`` (a
+tile of z for each child, one accumulator), on the weight as it is stored or on its transpose. :func:`_partition_outer`
+is ``partition_grad``: the product of every child, of which the labels pick one at each edge. With ``KEPT`` the weight
+is its kept values alone. A bitmap, or with ``MADE`` holes of a seed, say whether an entry exists and where its value
+is.
 """
 
 import triton
@@ -35,7 +35,7 @@ def seeded_words(
     FIRST: tl.constexpr = _FIRST,
     SECOND: tl.constexpr = _SECOND,
 ):
-    """Words of a plane of labels as :class:`PackedLabels` has them, made of :attr:`SeededLabels.key`.
+    """Words of a plane of labels as :class:`PackedLabels` has them, computed from :attr:`SeededLabels.key`.
 
     Its constants are defaults: globals of a helper would enter the key of Triton's cache by the order of compilation.
     """
@@ -43,7 +43,7 @@ def seeded_words(
     x = (x ^ ((x >> 16) & 0xFFFF)) * FIRST
     x = (x ^ ((x >> 13) & 0x7FFFF)) * SECOND
     x = x ^ ((x >> 16) & 0xFFFF)
-    bits = (x >> (rows % 2)) & 0x55555555  # of the row: byte by byte those of the four steps
+    bits = (x >> (rows % 2)) & 0x55555555  # of the row: in each byte those of the four steps
     if ALPHA == 2:
         half = (bits | (bits >> 15)) & 0xFFFF
         word = (half | (half << 16)) ^ -0x10000
@@ -75,12 +75,12 @@ def bit_masks(
 ):
     """The bits of a tile of one plane, a word each, as masks: all ones where the bit is set.
 
-    ``planes_ptr`` is to planes of 32-bit words, of which a row has ``SIZE_WORDS``. With ``SEEDED`` there are none: the
-    words are made.
+    ``planes_ptr`` points to planes of 32-bit words, of which a row has ``SIZE_WORDS``. With ``SEEDED`` there are none:
+    the words are computed.
 
-    With ``JOINED`` those of eight edges are made one by one and joined. Through joins the compiler sees that they may
-    be made in the order in which matrix instructions take them: then the weights need not change threads once more.
-    On the transpose they must, and shifting all of them by a tensor is shorter.
+    With ``JOINED`` the masks of eight edges are made one by one and joined. Because of the joins the compiler sees that
+    it may make them in the order in which matrix instructions take them: then the weights need not move to other
+    threads once more. On the transpose they must, and shifting all of them by a tensor takes fewer instructions.
     """
     WORDS: tl.constexpr = BLOCK_K // 32 if BLOCK_K > 128 else (4 if BLOCK_K >= 32 else BLOCK_K // 8)
     STEPS: tl.constexpr = 4 if BLOCK_K >= 128 else (BLOCK_K // 32 if BLOCK_K >= 32 else 1)
@@ -124,10 +124,10 @@ def made_tile(
     WORD: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """What :func:`kept_tile` reads of a bitmap, made of a seed: where a row's values begin needs no counting.
+    """What :func:`kept_tile` reads of a bitmap, computed from a seed: where a row's values begin needs no counting.
 
-    The words are made once each, then handed to the lanes that want them: left to itself, the compiler would have every
-    lane make all of its own.
+    Each word is computed once, then handed to the lanes that need it. Otherwise the compiler would have every lane
+    compute all words that it needs.
     """
     WORDS: tl.constexpr = BLOCK_K // WORD
     each = tl.arange(0, BLOCK_N * WORDS)
@@ -147,7 +147,7 @@ def child_share(words, masks, CHILD: tl.constexpr, DIGITS: tl.constexpr, PER_WOR
     for digit in tl.static_range(DIGITS):
         words = words & (masks[digit] if (CHILD >> digit) % 2 == 1 else ~masks[digit])
     if PER_WORD == 2:
-        # Costs nothing: the compiler sees that the halves are put back where they were.
+        # This costs nothing: the compiler sees that the halves are put back where they were.
         halves = tl.join((words & 0xFFFF).to(tl.int16), (words >> 16).to(tl.int16))
         share = halves.reshape(words.shape[0], words.shape[1] * 2)
     else:
@@ -212,7 +212,7 @@ def _partition_multiply(
     SIZE_IN = N if TRANSPOSED else K
     SUMS: tl.constexpr = 1 if MERGE else ALPHA
     PAIRS: tl.constexpr = KEPT and PER_WORD == 2
-    # The axis that offsets along M lack; those along the inputs or outputs lack the other.
+    # Offsets along M are expanded along this axis, those along the inputs or outputs along the other one.
     AXIS: tl.constexpr = 1 if TURNED else 0
 
     pid_split = tl.program_id(1)
@@ -238,7 +238,7 @@ def _partition_multiply(
         accs += (tl.zeros([BLOCK_M, OUT] if TURNED else [OUT, BLOCK_M], dtype=tl.float32),)
     last_step = steps * (pid_split + 1) // SPLIT
     free_step = last_step
-    if PAIRS:  # of the transpose; of guards are free the tiles that two values follow: not those of the last rows
+    if PAIRS:  # on the transpose alone; tiles that two more values follow need no guards, those of the last rows do
         free_step = tl.minimum(last_step, steps - 1)
         free = two_follow(starts_ptr, bases_ptr, (steps - 1) * BLOCK_N, N, WORDS, NNZ, RUN, BASE, WORD)
         free_step = tl.where(free, tl.maximum(free_step, first_step), first_step)

@@ -38,7 +38,7 @@ def split_matmul_triton(
 ) -> Tensor:
     """Forward on ``x[M, K]``; see :func:`fpe.kernels.split_matmul`.
 
-    ``config`` overrides the chosen one. Beside ``kept`` labels are packed, or none with one child.
+    ``config`` overrides the chosen one. Beside ``kept`` labels are packed, of a seed, or none with one child.
     """
     x = rows_contiguous(x)
     with torch.cuda.device_of(x):
@@ -54,7 +54,7 @@ def merge_matmul_triton(
     config: Config | None = None,
     kept: Kept | None = None,
 ) -> Tensor:
-    """Forward on ``z[M, alpha, K]``; see :func:`fpe.kernels.merge_matmul`, and the split for what is not there."""
+    """Forward on ``z[M, alpha, K]``: see :func:`fpe.kernels.merge_matmul`, and the split's launcher for the rest."""
     z, alpha = rows_contiguous(z), z.shape[1]
     with torch.cuda.device_of(z):
         return _launch_multiply(z, z.stride(0), z.stride(1), w, labels, alpha, True, bias, activation, config, kept)
@@ -63,7 +63,7 @@ def merge_matmul_triton(
 def partition_grad_triton(
     dy: Tensor, x: Tensor, labels: Labels | None, config: Config | None = None, kept: Kept | None = None
 ) -> Tensor:
-    """The gradient dW; see :func:`fpe.kernels.partition_grad`, and the split for what is not there."""
+    """The gradient dW: see :func:`fpe.kernels.partition_grad`, and the split's launcher for the rest."""
     dy, x = rows_contiguous(dy), rows_contiguous(x)
     with torch.cuda.device_of(x):
         return _launch_outer(dy, x, labels, config, kept)
@@ -77,10 +77,12 @@ class StoredWeight(NamedTuple):
     """A weight as the kernels read it, and its labels.
 
     Attributes:
-        words: The weight in stored order, as words of bits; with ``kept`` its kept values alone, each a word.
-        per_word: Weights in a word.
-        planes: The labels' planes in 32-bit words; none of labels of a seed, nor of an only child beside ``kept``.
-        key: Of labels of a seed, :attr:`SeededLabels.key`.
+        words: The weight in stored order as integers of 16 or 32 bits, ``[N, K / per_word]``; with ``kept`` its kept
+            values ``[nnz]``, an integer each.
+        per_word: Weights in one of these integers, 1 or 2.
+        planes: The labels' planes in 32-bit words, int32 ``[P, N, words]``; none for labels of a seed, and for one
+            child beside ``kept``.
+        key: :attr:`SeededLabels.key` of labels of a seed, else 0.
         shape: As it is stored.
         transposed: Whether it is stored as its transpose.
         kept: Which entries exist, where only they are stored.
@@ -118,7 +120,7 @@ def stored_weight(w: Tensor, labels: Labels, alpha: int, keep_order: bool = Fals
 
 
 def as_words(stored: Tensor) -> tuple[Tensor, int]:
-    """Rows of a weight as words of bits, and the weights in a word: two 16-bit ones where rows begin at words."""
+    """Rows of a weight as integers, and the weights in each: two of 16 bits where every row begins at a 32-bit word."""
     if stored.dtype == torch.float32:
         return stored.view(torch.int32), 1
     k = stored.shape[1]
@@ -147,7 +149,7 @@ def _planes_and_key(labels: PackedLabels | SeededLabels | None) -> tuple[Tensor 
 
 
 def _by_lines(weight: StoredWeight) -> bool:
-    """Whether a direct kernel can read kept values: along their rows, 16 bytes at a time, by numbers of 32 bits."""
+    """Whether a direct kernel can read kept values: along rows, 16 bytes at a time, fewer than 2^31 of them."""
     bitmap, aligned = isinstance(weight.kept, Bitmap), weight.words.data_ptr() % 16 == 0
     return bitmap and aligned and not weight.transposed and len(weight.words) < NARROW
 
@@ -235,19 +237,19 @@ def _launch_multiply(
 
 
 REGISTERS = 168
-"""Of a thread, where they suffice: three programs then fit a multiprocessor and hide the latency of their loads."""
+"""Registers of a thread, where so many suffice: three programs of four warps then fit a multiprocessor."""
 
 
 def turns_ahead(alpha: int, block_m: int, loads: int, merges: bool = False) -> int:
-    """Turns of the loop by which L2 is asked for weights before they are loaded; none where enough loads are in flight.
+    """How many turns of the loop ahead L2 is asked for weights; 0 where enough loads are in flight without it.
 
     The sums of more children or rows leave registers for fewer loads, and for fewer programs on a multiprocessor.
 
     Args:
         alpha: Children.
         block_m: Rows of activations of a program.
-        loads: Of 16 bytes, that a lane makes of the weights in a turn.
-        merges: Whether it is a merge on the transpose, where four children of 32 rows leave no register for it.
+        loads: How many loads of 16 bytes of the weight a lane makes in a turn.
+        merges: Whether it is a merge on the transpose, where four children and 32 rows leave no register for it.
     """
     if merges and alpha == 4 and block_m > 16:
         return 0

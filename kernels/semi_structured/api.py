@@ -29,16 +29,17 @@ def semi_structured_matmul(
             (``layout.kept``) are read as zero.
         layout: Where the values lie.
         bias: ``[children, N]``, or none.
-        backend: ``"eager"`` (the definition), ``"triton"`` (weights expanded in registers, dense tensor cores),
-            ``"sparse_tensor_core"`` (``mma.sp``; 16-bit), ``"torch"`` (``torch.sparse``: cuSPARSELt or CUTLASS;
-            16-bit) or ``"auto"``.
+        backend: ``"auto"``, ``"eager"`` (the definition), ``"triton"`` (weights expanded in registers, dense tensor
+            cores), ``"sparse_tensor_core"`` (``mma.sp``; 16-bit floats) or ``"torch"`` (``torch.sparse``: cuSPARSELt or
+            CUTLASS; 16-bit floats).
 
     Returns:
         ``y[..., children, N]`` in the dtype of ``x``.
 
     Raises:
-        TypeError: An operand is not a tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype, or ``layout`` is no :class:`SemiStructuredLayout`.
         ValueError: Shapes, devices or ``backend`` do not fit.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "semi_structured_matmul"
     n, k = _check_values(op, values, layout)
@@ -61,15 +62,16 @@ def semi_structured_matmul_t(
 ) -> Tensor:
     """Multiplies by a 2:4 weight from the other side: ``dx = sum over c of dy[..., c, :] @ W[c]``.
 
-    With two children the transposed weight is 2:4 again (a quad is two parents times two children), so that sparse
-    tensor cores serve here too; with one it is not, and dense ones do.
+    With two children the transposed weight is 2:4 again (a quad is two parents times two children), so that this can
+    run on sparse tensor cores too. With one it is not, and dense ones are used.
 
     Gradients: ``ddy = semi_structured_matmul(g, values, layout)`` and ``dvalues = semi_structured_grad(dy, g,
     layout)`` for an incoming ``g[..., K]``.
 
     Args:
         dy: ``[..., children, N]``, float16, bfloat16, float32 or float64.
-        values: Stored values ``[children, N, 2 * quads]``, same dtype and device.
+        values: Stored values ``[children, N, 2 * quads]``, same dtype and device. Those that are not edges are read as
+            zero.
         layout: Where the values lie.
         backend: As in :func:`semi_structured_matmul`.
 
@@ -77,8 +79,9 @@ def semi_structured_matmul_t(
         ``dx[..., K]`` in the dtype of ``dy``.
 
     Raises:
-        TypeError: An operand is not a tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype, or ``layout`` is no :class:`SemiStructuredLayout`.
         ValueError: Shapes, devices or ``backend`` do not fit.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "semi_structured_matmul_t"
     n, k = _check_values(op, values, layout)
@@ -109,8 +112,9 @@ def semi_structured_grad(dy: Tensor, x: Tensor, layout: SemiStructuredLayout, *,
         ``[children, N, 2 * quads]`` in the dtype of ``x``; zero where a value is not an edge.
 
     Raises:
-        TypeError: An operand is not a tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype, or ``layout`` is no :class:`SemiStructuredLayout`.
         ValueError: Shapes, devices or ``backend`` do not fit.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "semi_structured_grad"
     n, k = _check_layout(op, layout)
@@ -126,7 +130,7 @@ def semi_structured_grad(dy: Tensor, x: Tensor, layout: SemiStructuredLayout, *,
 
 
 def semi_structured_compress(w: Tensor, layout: SemiStructuredLayout, *, backend: str = "auto") -> Tensor:
-    """Takes the stored values of a weight, or of a parent's two children, in one pass: nothing is ranked.
+    """Takes the stored values of a weight, or of a parent's two children, in one pass; nothing is ranked.
 
     Gradient: the values' gradients at their places in ``w``, zero elsewhere.
 
@@ -138,11 +142,12 @@ def semi_structured_compress(w: Tensor, layout: SemiStructuredLayout, *, backend
             ``"auto"``.
 
     Returns:
-        Values ``[children, N, 2 * quads]``, zero where a value is not an edge.
+        Values ``[children, N, 2 * quads]`` in the dtype of ``w``, zero where a value is not an edge.
 
     Raises:
-        TypeError: An operand is not a tensor or has the wrong dtype.
+        TypeError: An operand is not a tensor or has the wrong dtype, or ``layout`` is no :class:`SemiStructuredLayout`.
         ValueError: Shapes, devices or ``backend`` do not fit.
+        UnsupportedError: The backend that is asked for by name cannot run this call; a ``ValueError``.
     """
     op = "semi_structured_compress"
     n, k = _check_layout(op, layout)

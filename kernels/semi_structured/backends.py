@@ -14,7 +14,7 @@ CUTLASS_ARCHS = range(80, 90)
 
 
 def as_partition(op: str, m: int, layout: SemiStructuredLayout) -> tuple[str, tuple[int, int, int, int]]:
-    """The partition operation that costs as much, and its sizes ``(m, n, k, alpha)`` as the cost model takes them."""
+    """The partition operation by which the cost model predicts this one, and its sizes ``(m, n, k, alpha)``."""
     n, k = layout.shape[0] * layout.children // 2, layout.shape[1]  # one child alone: half the rows of two
     if op == "semi_structured_matmul_t":
         return "merge_matmul", (m, k, n, 2)
@@ -28,7 +28,7 @@ def fastest(op: str, operand: Tensor, layout: SemiStructuredLayout, constant: bo
         op: Name of the operation.
         operand: The activations.
         layout: The weight's layout.
-        constant: Whether the weight stays from call to call.
+        constant: Whether the weight stays the same from call to call.
     """
     able = BACKENDS
     if op == "semi_structured_matmul_t" and layout.children == 1:  # the transposed weight is not 2:4

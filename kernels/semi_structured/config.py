@@ -9,13 +9,13 @@ from ..rules import Tiles, power_above, split_reduction
 from .fragments import TILE_QUADS, TILE_ROWS
 
 GROUP = 16
-"""Tiles of a band. With fewer, weights come from DRAM more often, with more, activations (``fpe lab traffic``)."""
+"""Tiles of a band. With fewer, weights are read from DRAM more often; with more, activations (``fpe lab traffic``)."""
 STEP = 4 * TILE_QUADS
 """Inputs that the kernel on sparse tensor cores takes at a time."""
 
 
 Config = Tiles
-"""Of a launch on dense tensor cores: ``block_n`` counts the parents' outputs."""
+"""Meta-parameters of a launch on dense tensor cores; ``block_n`` counts outputs of the parent."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class SparseConfig:
 
     Attributes:
         block_m: Rows of activations to a program, 8 to 128; times children at most 128.
-        split: Programs that share one output tile; their partial sums are added afterwards.
-        group: Tiles of rows that run before the next tiles of outputs.
+        split: Programs that share one output tile; their partial sums are added in a second kernel.
+        group: Tiles of rows that run together, for reuse in L2.
         num_stages: Stages of the pipeline.
     """
 
@@ -81,7 +81,7 @@ class SparseConfig:
 
     @property
     def num_warps(self) -> int:
-        """Warps of a program: each has 32 outputs of every child."""
+        """Warps of a program; each has 32 outputs of every child."""
         return TILE_ROWS // 32
 
 

@@ -1,4 +1,4 @@
-"""What is made of a layout's codes, once: labels stay from step to step while weights change."""
+"""What is computed from a layout's codes once: labels stay from step to step while weights change."""
 
 from torch import Tensor
 
@@ -15,5 +15,5 @@ def metadata(codes: Tensor, quads: int) -> Tensor:
 
 @once_per_version
 def transposed_layout(codes: Tensor, k: int) -> SemiStructuredLayout:
-    """The layout of two children's weight seen from its outputs."""
+    """The layout of the transposed weight of two children, from the first child's codes and the number of inputs."""
     return SemiStructuredLayout((codes.shape[0], k), codes, None, 2).transpose()

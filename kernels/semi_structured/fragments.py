@@ -5,12 +5,13 @@ Source: PTX ISA, "Matrix fragments for sparse mma.m16n8k32 with .f16 and .bf16 t
 A lane ``4 * g + t`` holds of a 16 x 32 tile the quads ``t`` and ``t + 4`` of the rows ``g`` and ``g + 8``, a register
 each. Metadata comes from two of every four lanes, chosen by a selector: with selector 0 lane ``4 * g + c`` holds the
 codes of quads ``4 * c .. 4 * c + 3`` of row ``g`` in its low half and of row ``g + 8`` in its high half; selector 1
-takes the same from lane ``4 * g + 2 + c``. One register a lane so serves a tile of 32 rows.
+takes the same from lane ``4 * g + 2 + c``. So one register in each lane serves a tile of 32 rows.
 
-Of labels of a seed the metadata is made, and the order of rows and inputs follows the bits of a hash, which serves two
-neighbouring rows and of 128 inputs the pairs ``16 s + 4 t + i`` of one ``t``: bit ``8 i + 2 s`` and, for the odd row,
-the next one. Rows ``2 g`` and ``2 g + 1`` of 16 become ``g`` and ``g + 8``. An instruction takes the pairs of one
-``t``: their quad is ``2 i + s // 2``, and ``s % 2`` says which of its two they are.
+With labels of a seed the kernel computes the metadata, and the order of rows and inputs follows the bits of a hash. A
+hash serves two neighbouring rows and, of the 64 pairs of 128 inputs, the pairs ``16 s + 4 t + i`` of one ``t``: bit
+``8 i + 2 s`` is for the even row, the next bit for the odd one. Rows ``2 g`` and ``2 g + 1`` of 16 become ``g`` and
+``g + 8``. An instruction takes the pairs of one ``t``. Pair ``16 s + 4 t + i`` belongs to quad ``2 i + s // 2``, whose
+first pair it is for an even ``s``, and whose second for an odd one.
 """
 
 from typing import NamedTuple
@@ -23,11 +24,11 @@ from ..partition.seeded import SeededLabels
 from .layout import CODES, SemiStructuredLayout
 
 TILE_ROWS = 128
-"""Outputs that a program of the kernel takes: weights are padded to a multiple."""
+"""Outputs that a program of the kernel takes; weights are padded to a multiple of it."""
 TILE_QUADS = 16
-"""Quads of a step of the kernel: weights are padded to a multiple."""
+"""Quads of a step of the kernel; weights are padded to a multiple of it."""
 OF_A_HASH = 128
-"""Inputs of a neuron that the same four hashes serve: with labels of a seed, weights are padded to a multiple."""
+"""Inputs of a neuron that four hashes serve; with labels of a seed, weights are padded to a multiple of it."""
 
 
 class Fragments(NamedTuple):
@@ -36,7 +37,7 @@ class Fragments(NamedTuple):
     Attributes:
         weights: int32 ``[children, tiles, instructions, 2, 32, 4]``: tiles of 32 rows, instructions of 32 inputs,
             halves of a tile, lanes, registers.
-        metadata: int32 ``[tiles, instructions, 32]``, the first child's; none of labels of a seed.
+        metadata: int32 ``[tiles, instructions, 32]``, the first child's; none with labels of a seed.
     """
 
     weights: Tensor
@@ -58,7 +59,7 @@ def pack_weights(values: Tensor) -> Tensor:
 
 
 def pack_metadata(codes: Tensor, quads: int) -> Tensor:
-    """The metadata of :func:`pack` for rows of so many quads."""
+    """The metadata of :func:`pack`, int32 ``[tiles, instructions, 32]``, for rows of so many quads."""
     rows, width = -codes.shape[0] % TILE_ROWS, quads + -quads % TILE_QUADS
     codes = pad(codes, (0, width // 2 - codes.shape[1], 0, rows), value=CODES[0] * 17)
     chunks = codes.contiguous().view(torch.int16).view(-1, 2, 2, 8, width // 8, 2)
@@ -67,7 +68,11 @@ def pack_metadata(codes: Tensor, quads: int) -> Tensor:
 
 
 def pack_seeded(w: Tensor, labels: SeededLabels) -> Tensor:
-    """The shares of two children of a seed in a parent's weight ``[N, K]``, 16-bit, in fragment order."""
+    """The shares of two children of a seed in a parent's weight ``[N, K]`` of 16-bit floats, in fragment order.
+
+    Returns:
+        int32 ``[2, tiles, instructions, 2, 32, 4]``, as :attr:`Fragments.weights`.
+    """
     n, k = w.shape
     rows, columns = n + -n % TILE_ROWS, k + -k % OF_A_HASH
     halves = pad(w, (0, columns - k, 0, rows - n)).view(torch.int16).unflatten(1, (-1, 2))
@@ -80,7 +85,7 @@ def pack_seeded(w: Tensor, labels: SeededLabels) -> Tensor:
 
 
 def unpack(fragments: Fragments, n: int, k: int, dtype: torch.dtype) -> tuple[Tensor, SemiStructuredLayout]:
-    """The values and layout that :func:`pack` was given: of fragments with metadata.
+    """The values and layout that :func:`pack` was given; the fragments must have metadata.
 
     Args:
         fragments: The packed weight.

@@ -2,14 +2,14 @@
 
 A warp owns 32 parents' outputs, two ``m16`` tiles of the weight, of every child. Weights and metadata lie in memory as
 the instruction's registers want them (see ``fragments``); they and the activations come through shared memory by
-asynchronous copies, ``STAGES`` deep. The second child's metadata is the complement of the first's.
+asynchronous copies, in a pipeline of ``STAGES`` stages. The second child's metadata is the complement of the first's.
 
 With ``SEEDED`` the children are two of a seed, and there is no metadata to load. Of two neighbouring inputs each child
 has one, so that half a hash of :mod:`fpe.kernels.partition.seeded` has the indices of a register: those of one row in
-every other bit, those of the next row beside them. Rows and inputs come in the order in which these bits stand (see
+every other bit, those of the next row in the bits between. Rows and inputs come in the order of these bits (see
 ``fragments``).
 
-Shapes: ``WARPS`` tiles of 32 outputs, ``TILES`` tiles of 8 rows of activations, 32 lanes, 4 registers.
+Tensors have the shape ``[WARPS, TILES, 32, 4]``: tiles of 32 outputs, tiles of 8 rows of activations, lanes, registers.
 """
 
 from triton.experimental import gluon
@@ -26,7 +26,7 @@ _copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_
 _barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
 WARPS = gl.constexpr(4)
-STEP = gl.constexpr(64)  # inputs to a stage, two instructions long
+STEP = gl.constexpr(64)  # inputs of a stage: two instructions take them
 
 
 @gluon.constexpr_function
@@ -59,7 +59,7 @@ def _log2(n):
 
 @gluon.constexpr_function
 def _rows_layout(block_m):
-    """Activations ``[block_m, 16]`` of pairs as ``mma.sp`` takes them; every warp holds all."""
+    """The layout of activations ``[block_m, 16]``, in pairs, as ``mma.sp`` takes them; every warp holds all."""
     registers = [[0, 4], [0, 8]] + [[8 << i, 0] for i in range(_log2(block_m) - 3)]
     lanes = [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]]
     return gl.DistributedLinearLayout(registers, lanes, [[0, 0], [0, 0]], [], [block_m, 16])
@@ -67,7 +67,7 @@ def _rows_layout(block_m):
 
 @gluon.constexpr_function
 def _stage_layout(block_m):
-    """The same of both instructions of a stage ``[block_m, 32]`` of a seed: a lane has four pairs that lie together."""
+    """The same for both instructions of a stage, ``[block_m, 32]``, with a seed: a lane has four neighbouring pairs."""
     registers = [[0, 1], [0, 2], [0, 4]] + [[8 << i, 0] for i in range(_log2(block_m) - 3)]
     lanes = [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]]
     return gl.DistributedLinearLayout(registers, lanes, [[0, 0], [0, 0]], [], [block_m, 32])
@@ -75,7 +75,7 @@ def _stage_layout(block_m):
 
 @gluon.constexpr_function
 def _only(dim, rank, layout):
-    """The layout of one of the dimensions of a layout."""
+    """The layout of one dimension of a layout with ``rank`` dimensions."""
     for other in range(rank - 1, -1, -1):
         if other != dim:
             layout = gl.SliceLayout(other, layout)
@@ -90,7 +90,7 @@ def _complement(metadata):
 
 @gluon.jit
 def _metadata(half):
-    """Metadata from the low half of a word, where the indices of an even row and of the next one stand by turns.
+    """Metadata from the low half of a word, in which the indices of an even row and of the next row alternate.
 
     The first value of a quad is its input 0 or 1, the second its input 2 or 3.
     """
@@ -99,14 +99,14 @@ def _metadata(half):
 
 @gluon.jit
 def _part(smem, part: gl.constexpr, layout: gl.constexpr, squeezed: gl.constexpr):
-    """One of a stage's parts ``[parts, ...]``, in registers."""
+    """Loads one of a stage's parts ``[parts, ...]`` to registers."""
     value = smem.slice(part, 1, dim=0).load(layout)
     return gl.convert_layout(value.reshape(value.shape[1:]), squeezed, assert_trivial=True)
 
 
 @gluon.jit
 def _epilogue(acc0, acc1, out_ptrs, mask, TILES: gl.constexpr, OUT: gl.constexpr, SEEDED: gl.constexpr):
-    """Stores the two halves of 32 outputs: ``[WARPS, TILES, 32, 4]`` each, as ``[32 * WARPS, 8 * TILES]``."""
+    """Stores both halves of each warp's 32 outputs, ``[WARPS, TILES, 32, 4]`` each, as ``[32 * WARPS, 8 * TILES]``."""
     both = gl.join(acc0, acc1).to(out_ptrs.dtype.element_ty)
     both = both.reshape([WARPS, TILES, 8, 4, 2, 2, 2])  # warp, tile, group, thread, row + 8, column, half
     if SEEDED:
@@ -153,7 +153,7 @@ def multiply(
     FLAT_META: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     SWIZZLED: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
 
-    # As in_groups of the Triton kernels, which Gluon cannot call.
+    # This is in_groups of the Triton kernels, which Gluon cannot call.
     band = GROUP * ((N + WARPS * 32 - 1) // (WARPS * 32))
     start = gl.program_id(0) // band * GROUP
     width = gl.minimum((M + BLOCK_M - 1) // BLOCK_M - start, GROUP)
@@ -163,7 +163,7 @@ def multiply(
     first = STEPS * pid_split // SPLIT
     last = STEPS * (pid_split + 1) // SPLIT
 
-    # Every copy goes whole: two copies into one buffer would be kept apart by a barrier.
+    # Each buffer is filled by one copy: the compiler would set a barrier between two copies into one buffer.
     part = gl.arange(0, PARTS, _only(0, 4, COPY_WEIGHT))[:, None, None, None]
     warp = gl.arange(0, WARPS, _only(1, 4, COPY_WEIGHT))[None, :, None, None]
     lane = gl.arange(0, 32, _only(2, 4, COPY_WEIGHT))[None, None, :, None]
@@ -184,7 +184,7 @@ def multiply(
         metadata_ptrs = metadata_ptr + tile_meta * 64 + (instruction * 32 + lane_meta)
     offs_m = pid_m * BLOCK_M + gl.arange(0, BLOCK_M, gl.SliceLayout(1, COPY_ROW))
     pair = gl.arange(0, 32, gl.SliceLayout(0, COPY_ROW))
-    # Of a seed, eight pairs of each 16: what two hashes serve.
+    # With a seed a stage has eight pairs of each 16: those that two hashes serve.
     place = pair % 8 + pair // 8 * 16 if SEEDED else pair
     rows_ptrs = x_ptr + offs_m.to(gl.int64)[:, None] * stride_xm + place[None, :]
     mask_rows = (offs_m < M)[:, None] & (pair >= 0)[None, :]

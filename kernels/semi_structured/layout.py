@@ -16,14 +16,14 @@ class SemiStructuredLayout(NamedTuple):
     """Positions of the values of a 2:4 weight ``W[N, K]``, or of a parent's two children, one child a plane.
 
     A quad is four consecutive inputs; the last one is padded where ``K`` is no multiple of 4. Of each quad a row
-    stores two values, in the order of their inputs: ``[children, N, 2 * quads]`` in all. With two children the second
-    takes the two inputs that the first leaves, so that its places cost no storage and both children together hold
-    the parent's values, each once. What is stored for an input outside ``K`` is read as zero.
+    stores two values, in the order of their inputs: ``[children, N, 2 * quads]`` in all, with ``quads = ceil(K / 4)``.
+    With two children the second takes the two inputs that the first leaves, so that its places cost no storage and both
+    children together hold the parent's values, each once. What is stored for an input outside ``K`` is read as zero.
 
     Attributes:
         shape: ``(N, K)``.
-        codes: uint8 ``[N, ceil(quads / 2)]``, a nibble of ``CODES`` for each quad, even quads in the low half. It is
-            the metadata that sparse tensor cores take.
+        codes: uint8 ``[N, ceil(quads / 2)]``, the first child's: four bits of ``CODES`` for each quad, those of even
+            quads in the low half of a byte. They are the metadata that sparse tensor cores take.
         kept: bool ``[children, N, 2 * quads]``, false where a stored value is not an edge (a quad of fewer than two
             edges, an edge of no child, the padding); ``None`` if all are edges.
         children: 1 (one 2:4 weight) or 2.
@@ -42,8 +42,9 @@ class SemiStructuredLayout(NamedTuple):
             mask: bool ``[N, K]``, at most two of each quad of a row.
 
         Raises:
-            TypeError: ``mask`` is not bool.
-            ValueError: It is not a matrix, or keeps more than two of a quad; the message names the first one.
+            TypeError: ``mask`` is no bool tensor.
+            ValueError: It is not a matrix, is on the meta device, or keeps more than two of a quad; the message names
+                the first such quad.
         """
         op = "SemiStructuredLayout.from_mask"
         _check_matrix(op, "mask", mask, torch.bool)
@@ -59,9 +60,9 @@ class SemiStructuredLayout(NamedTuple):
             labels: uint8 ``[N, K]``: 0 or 1, the child that owns the edge; anything else means that none does.
 
         Raises:
-            TypeError: ``labels`` are not uint8.
-            ValueError: They are not a matrix, or give a child more than two inputs of a quad; the message names the
-                first one.
+            TypeError: ``labels`` is no uint8 tensor.
+            ValueError: It is not a matrix, is on the meta device, or gives a child more than two inputs of a quad; the
+                message names the first such quad.
         """
         op = "SemiStructuredLayout.from_labels"
         _check_matrix(op, "labels", labels, torch.uint8)
@@ -83,8 +84,8 @@ class SemiStructuredLayout(NamedTuple):
             alpha: Children of an input, 2 or 4.
 
         Raises:
-            TypeError: ``labels`` are not uint8.
-            ValueError: They are not a matrix, or ``alpha`` is neither.
+            TypeError: ``labels`` is no uint8 tensor.
+            ValueError: It is not a matrix or is on the meta device, or ``alpha`` is neither 2 nor 4.
         """
         op = "SemiStructuredLayout.interleaved"
         _check_matrix(op, "labels", labels, torch.uint8)
@@ -123,7 +124,7 @@ class SemiStructuredLayout(NamedTuple):
         return self.children, self.shape[0], 2 * self.quads
 
     def nibbles(self) -> Tensor:
-        """The code of each child's quads, uint8 ``[children, N, quads]``."""
+        """The code of each quad of each child, uint8 ``[children, N, quads]``."""
         codes = torch.stack([self.codes, complement(self.codes)][: self.children])
         return torch.stack((codes & 15, codes >> 4), -1).flatten(-2)[..., : self.quads]
 
@@ -148,7 +149,12 @@ class SemiStructuredLayout(NamedTuple):
         """Takes the values of the edges, zero where there is none: ``[children, N, 2 * quads]``, differentiable.
 
         Args:
-            weight: ``[children, N, K]``, or ``[N, K]`` of which every child takes its own share: a parent's weight.
+            weight: ``[children, N, K]``, or ``[N, K]`` of which every child takes its own share: a parent's weight. Of
+                any dtype.
+
+        Raises:
+            TypeError: ``weight`` is not a tensor.
+            ValueError: Its shape does not fit.
         """
         shape = self.shape if isinstance(weight, Tensor) and weight.dim() == 2 else (self.children, *self.shape)
         check_tensor("SemiStructuredLayout.from_dense", "weight", weight, shape, any_dtype=True)
@@ -157,29 +163,49 @@ class SemiStructuredLayout(NamedTuple):
         return values if self.kept is None else torch.where(self.kept, values, values.new_zeros(()))
 
     def from_parent(self, weight: Tensor) -> Tensor:
-        """Values of an :meth:`interleaved` layout from the parent's weight ``[N, K]``: ``[1, N, 2 * quads]``."""
-        if self.shape[1] == 4 * weight.shape[1]:
-            values = weight.repeat_interleave(2, -1)[None]
-        else:
-            values = pad(weight, (0, weight.shape[1] % 2))[None]
+        """Values of an :meth:`interleaved` layout: ``[1, N, 2 * quads]``, differentiable.
+
+        Args:
+            weight: The parent's weight ``[N, K]`` of any dtype, where the layout has ``alpha * K`` inputs.
+
+        Raises:
+            TypeError: ``weight`` is not a tensor.
+            ValueError: Its shape does not fit.
+        """
+        n, inputs = self.shape
+        alpha = 4 if isinstance(weight, Tensor) and weight.shape == (n, inputs // 4) else 2
+        check_tensor("SemiStructuredLayout.from_parent", "weight", weight, (n, inputs // alpha), any_dtype=True)
+        values = (weight.repeat_interleave(2, -1) if alpha == 4 else pad(weight, (0, weight.shape[1] % 2)))[None]
         return values if self.kept is None else torch.where(self.kept, values, values.new_zeros(()))
 
     def transposed(self, values: Tensor) -> tuple[Tensor, "SemiStructuredLayout"]:
-        """The weight of two children seen from its outputs, ``[K, 2 * N]`` with a parent's children side by side.
+        """The transposed weight of two children, ``[K, 2 * N]`` with a parent's children side by side.
 
-        It is 2:4 again (see :meth:`interleaved`): dX, as a matmul of this weight and ``dy`` interleaved.
+        It is 2:4 again (see :meth:`interleaved`): dX is a matmul of this weight and ``dy`` interleaved.
 
         Args:
             values: ``[2, N, 2 * quads]``, zero where there is no edge.
 
         Returns:
             Its values ``[1, K, N]`` (the parent's weight, transposed; one column more where ``N`` is odd) and layout.
+
+        Raises:
+            TypeError: ``values`` is not a tensor.
+            ValueError: Its shape does not fit, or the layout has one child, whose transposed weight is not 2:4.
         """
         parent = self.to_dense(values).sum(0)
         return pad(parent.T, (0, self.shape[0] % 2))[None].contiguous(), self.transpose()
 
     def transpose(self) -> "SemiStructuredLayout":
-        """The layout of :meth:`transposed` alone: it does not depend on the values."""
+        """The layout of :meth:`transposed` alone: it does not depend on the values.
+
+        Raises:
+            ValueError: The layout has one child, whose transposed weight is not 2:4.
+        """
+        if self.children != 2:
+            raise ValueError(
+                f"SemiStructuredLayout.transpose: the transposed weight is 2:4 where children is 2, got {self.children}"
+            )
         second = self._replace(kept=None).mask()[1].to(torch.uint8)
         return self.interleaved(second.T)
 
@@ -187,7 +213,8 @@ class SemiStructuredLayout(NamedTuple):
         """Reads the tensors and checks that they fit each other; returns the layout.
 
         Raises:
-            ValueError: Shapes or types differ, or a code is none of ``CODES``; the message names the first one.
+            ValueError: A shape or dtype is not what it must be, or a code is none of ``CODES``; the message names the
+                first such code.
         """
         op, (n, _) = "SemiStructuredLayout.validate", self.shape
         if self.codes.dtype != torch.uint8 or self.codes.shape != (n, -(-self.quads // 2)):
@@ -214,8 +241,8 @@ class SemiStructuredLayout(NamedTuple):
 def complement(codes: Tensor) -> Tensor:
     """The codes of the inputs that ``codes`` leave, of both quads of a byte: the second child's from the first's.
 
-    Two neighbours (0, 1) and (2, 3) change all but one bit of each index, the other four pairs the other: the second
-    bits of the two indices, when they differ, tell them apart.
+    Each index has a lower and a higher bit. Where the higher bits of the two indices are equal, which the pairs (0, 1)
+    and (2, 3) are, the complement has both of them inverted. Otherwise it has both lower bits inverted.
     """
     apart = ((codes >> 3) ^ (codes >> 1)) & 0x11
     return codes ^ 0xAA ^ (apart * 15)
@@ -228,7 +255,7 @@ def _join_nibbles(nibbles: Tensor) -> Tensor:
 
 
 def _quads(matrix: Tensor, fill: int = 0) -> Tensor:
-    """``[N, K]`` as ``[N, quads, 4]``."""
+    """``[N, K]`` as ``[N, quads, 4]``, padded with ``fill``."""
     return pad(matrix, (0, -matrix.shape[1] % 4), value=fill).unflatten(-1, (-1, 4))
 
 

@@ -1,10 +1,10 @@
-"""Brings 2:4 weights that have changed into the forms that sparse tensor cores take: one launch, read and written once.
+"""Packs 2:4 weights into the forms that sparse tensor cores take: one launch that reads and writes values once.
 
 Values come from one of three places:
 
 - stored values ``[children, N, 2 * quads]``: the forward of a 2:4 layer;
-- a parent's weight, laid out either way: whatever merges children, whose values are the parent's in their own order;
-- stored values of two children seen from their outputs: dX of a 2:4 layer.
+- a parent's weight, contiguous along rows or columns: a merge of children, whose values are the parent's in order;
+- stored values of two children, transposed: dX of a 2:4 layer.
 
 They go into one of three forms:
 
@@ -12,8 +12,8 @@ They go into one of three forms:
 - ``"rows"``: row after row, as CUTLASS takes them;
 - ``"dense"``: the plain weight, zeros and all, of which cuSPARSELt makes its own form.
 
-Values are only moved, as 16-bit integers: the result is bit for bit that of the eager packing, but for the sign of a
-zero in dX. Codes and metadata follow from labels alone; they are made where labels change, not here.
+Values are only moved, as 16-bit integers: the result is bit for bit that of the eager packing, except for the sign of
+zeros in dX. Codes and metadata follow from labels alone; they are made when labels change, not here.
 """
 
 from typing import Any, Literal
@@ -158,13 +158,16 @@ def pack_values(values: Tensor, form: Form, codes: Tensor | None = None, k: int 
 
     Args:
         values: ``[children, N, 2 * quads]``, float16 or bfloat16.
-        form: Of the result.
-        codes: The first child's, uint8 ``[N, ceil(quads / 2)]``; of form ``"dense"``.
-        k: Inputs; of form ``"dense"``.
+        form: The form of the result.
+        codes: The first child's, uint8 ``[N, ceil(quads / 2)]``; needed for form ``"dense"``.
+        k: Number of inputs; needed for form ``"dense"``.
 
     Returns:
-        int32 fragments ``[children, tiles, instructions, 2, 32, 4]``, or ``[children * N, ...]`` in the dtype of
-        ``values``: its values, or its inputs.
+        ``"fragments"``: int32 ``[children, tiles, instructions, 2, 32, 4]``. ``"rows"``: ``[children * N, 2 * quads]``
+        and ``"dense"``: ``[children * N, k]``, in the dtype of ``values``.
+
+    Raises:
+        TypeError: The values do not have 16 bits.
     """
     values = values.contiguous()
     children, n, stored = values.shape
@@ -178,14 +181,17 @@ def pack_parent(
 
     Args:
         w: The parent's ``[N, K]``, float16 or bfloat16, of any strides.
-        alpha: 2, or 4: a zero beside each value.
-        kept: Which of the stored values are edges, bool ``[1, N, alpha / 2 * K]``; ``None`` where all are.
-        form: Of the result.
-        codes: Of :meth:`~fpe.kernels.SemiStructuredLayout.interleaved`; of form ``"dense"``.
-        k: Inputs, ``alpha * K``; of form ``"dense"``.
+        alpha: 2, or 4, with which a zero is stored beside each value.
+        kept: Which of the stored values are edges, bool ``[1, N, stored values]``; ``None`` where all are.
+        form: The form of the result.
+        codes: Of :meth:`~fpe.kernels.SemiStructuredLayout.interleaved`; needed for form ``"dense"``.
+        k: Number of inputs, ``alpha * K``; needed for form ``"dense"``.
 
     Returns:
-        As :func:`pack_values`, of one child.
+        What :func:`pack_values` returns for one child.
+
+    Raises:
+        TypeError: The weight does not have 16 bits.
     """
     n, columns = w.shape
     stored = alpha // 2 * columns + (columns % 2 if alpha == 2 else 0)
@@ -193,17 +199,20 @@ def pack_parent(
 
 
 def pack_transposed(values: Tensor, codes: Tensor, k: int, form: Form, codes_t: Tensor | None = None) -> Tensor:
-    """Packs two children's values seen from their outputs: the weight ``[K, 2 * N]``, a parent's children side by side.
+    """Packs the transposed weight of two children, ``[K, 2 * N]`` with a parent's children side by side.
 
     Args:
         values: ``[2, N, 2 * quads]``, float16 or bfloat16, zero where there is no edge.
-        codes: Of the first child, as the values lie now.
+        codes: The first child's codes of ``values``.
         k: Inputs of the children: rows of the result.
-        form: Of the result.
-        codes_t: Of the result; of form ``"dense"``.
+        form: The form of the result.
+        codes_t: The codes of the result; needed for form ``"dense"``.
 
     Returns:
-        As :func:`pack_values`, of one child.
+        What :func:`pack_values` returns for one child.
+
+    Raises:
+        TypeError: The values do not have 16 bits.
     """
     values = values.contiguous()
     _, n, width = values.shape
@@ -245,7 +254,7 @@ def _packed(
     k: int,
     repeat: int,
 ) -> Tensor:
-    """A source of ``shape`` stored values, each element of it ``repeat`` times, in a form."""
+    """Packs a source into a form of ``shape`` stored values, to which each element of it goes ``repeat`` times."""
     planes, n, _ = shape
     out, padded = _room(source, shape, form, k)
     block_r, block_c = tile = ALONG if strides[2] == 1 else ACROSS
@@ -279,7 +288,7 @@ def _packed(
 
 
 def _room(like: Tensor, shape: tuple[int, int, int], form: Form, k: int) -> tuple[Tensor, int]:
-    """An empty result, and the stored values of one of its rows."""
+    """An empty result, and how many stored values one of its rows has, padding included."""
     planes, n, stored = shape
     if like.element_size() != 2:
         raise TypeError(f"pack: values must be float16 or bfloat16, got {like.dtype}")
@@ -291,6 +300,6 @@ def _room(like: Tensor, shape: tuple[int, int, int], form: Form, k: int) -> tupl
 
 
 def _grid(form: Form, planes: int, n: int, stored: int, tile: tuple[int, int]) -> tuple[Any, ...]:
-    """Programs: tiles of rows, whole fragments of padding among them, tiles of stored columns, children."""
+    """The grid of programs: tiles of rows (those of padding in fragments too), tiles of stored columns, children."""
     rows = -(-n // TILE_ROWS) * TILE_ROWS if form == "fragments" else n
     return triton.cdiv(rows, tile[0]), triton.cdiv(stored, tile[1]), planes

@@ -1,7 +1,7 @@
-"""Quads of four inputs, of which two are stored: their values to their places and back.
+"""Quads of four inputs, of which two are stored: moves their values to their places and back.
 
-The two values of a quad travel as one integer, read with one code. With two children the values of both are read once
-and the second child's code is made from the first's.
+The two values of a quad are loaded as one integer, with one code. With two children the values of both are read once,
+and the second child's code is computed from the first's.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def _complement(code):
 
 @triton.jit
 def _load_codes(codes_ptr, offs_n, mask_n, quad, QUADS, stride_cn, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr):
-    """Codes of ``BLOCK_Q`` quads from ``quad`` on, a nibble each; 0 outside: int32 ``[BLOCK_N, BLOCK_Q]``."""
+    """Codes of ``BLOCK_Q`` quads from ``quad`` on, each in an int32 ``[BLOCK_N, BLOCK_Q]``; 0 outside."""
     offs = quad // 2 + tl.arange(0, BLOCK_Q // 2)
     mask = mask_n[:, None] & (2 * offs < QUADS)[None, :]
     byte = tl.load(codes_ptr + offs_n[:, None].to(tl.int64) * stride_cn + offs[None, :], mask=mask, other=0)
@@ -35,8 +35,8 @@ def _load_codes(codes_ptr, offs_n, mask_n, quad, QUADS, stride_cn, BLOCK_N: tl.c
 def _expand(pair, code, dtype: tl.constexpr, UPCAST: tl.constexpr):
     """Pairs of values ``[BLOCK_N, BLOCK_Q]`` at their places: a dense tile ``[BLOCK_N, 4 * BLOCK_Q]``.
 
-    A quad is two pairs again, ``low`` and ``high``. Each takes those of the two values that belong to it and shifts
-    them to their side: integer operations on pairs, a third of what choosing element by element costs.
+    The four inputs of a quad are two pairs, ``low`` and ``high``. Each pair takes those of the two values that belong
+    to it and shifts them to their place in it. These integer operations on pairs are fewer than choosing each element.
     """
     BITS: tl.constexpr = dtype.primitive_bitwidth
     wide: tl.constexpr = tl.uint32 if BITS == 16 else tl.uint64
@@ -130,7 +130,7 @@ def _spread(
     mask_q = mask_n[:, None] & (offs_q < QUADS)[None, :]
     tile = _expand(tl.load(pairs, mask=mask_q, other=0), code, dtype, False)  # [BLOCK_N, BLOCK_K]
     if CHILDREN == 2:
-        # The children's places are apart: adding their bits adds the numbers.
+        # The children's places do not overlap: an OR of their bits adds the numbers.
         second = tl.load(pairs + stride_vc, mask=mask_q, other=0)  # [BLOCK_N, BLOCK_Q]
         tile = tile | _expand(second, _complement(code), dtype, False)
     out = out_ptr + offs_n[:, None].to(tl.int64) * K + offs_k[None, :]
@@ -177,12 +177,12 @@ def _launch_copy(
 
 
 def _bits(t: Tensor) -> Tensor:
-    """Returns the same memory as integers, because values that are only moved need no arithmetic."""
+    """Returns the same memory as integers: values that are only moved need no arithmetic."""
     return t.view(torch.int16 if t.element_size() == 2 else torch.int32)
 
 
 def pairs_of(values: Tensor) -> Tensor:
-    """The values of a quad as one integer, int32 for 16-bit values, int64 for float32; all in one dimension."""
+    """The two values of each quad as one integer, in one dimension: int32 for 16-bit values, int64 for float32."""
     flat = values.contiguous().view(-1)
     whole = flat if flat.storage_offset() % 2 == 0 else flat.clone()
     return whole.view(torch.int32 if values.element_size() == 2 else torch.int64)

@@ -56,7 +56,7 @@ def semi_structured_grad_sparse_tensor_core(dy: Tensor, x: Tensor, layout: SemiS
 def multiply_interleaved(
     x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout, bias: Tensor | None = None
 ) -> Tensor:
-    """What :func:`~fpe.kernels.partition.interleaved.as_merge` takes to make ``merge_matmul`` of it."""
+    """The product from which :func:`~fpe.kernels.partition.interleaved.as_merge` makes ``merge_matmul``."""
     fragments = _packed_parent(w, alpha, layout.codes, layout.kept, layout.quads)
     return _multiply(x, fragments, w.shape[0], bias, None)[:, 0]
 
@@ -70,7 +70,7 @@ def split_matmul_seeded(
     activation: str | None = None,
     config: SparseConfig | None = None,
 ) -> Tensor:
-    """``split_matmul`` on ``x[M, K]`` with two children of a seed, whose metadata the kernel makes."""
+    """``split_matmul`` on ``x[M, K]`` with two children of a seed, whose metadata the kernel computes."""
     fragments = Fragments(_packed_seeded(w, labels), None)
     return finish(_multiply(x, fragments, w.shape[0], bias, config, labels.key), activation)
 
@@ -99,14 +99,14 @@ def _packed_parent(w: Tensor, alpha: int, codes: Tensor, kept: Tensor | None, qu
 def _multiply(
     x: Tensor, fragments: Fragments, n: int, bias: Tensor | None, config: SparseConfig | None, key: int = 0
 ) -> Tensor:
-    """The product with fragments; without their metadata they are of the seed whose ``key`` is given."""
+    """The product ``[M, children, N]`` with fragments; without metadata they are of the seed that has this ``key``."""
     from ..epilogue import aligned_pairs, summed
     from .gluon import multiply
 
     m, children = x.shape[0], fragments.weights.shape[0]
     steps = fragments.weights.shape[2] // 2
     config = config or choose(SparseProblem(m, n, steps * STEP, children), device_of(x))
-    # The reduction adds the bias before anything is rounded, so that with one there is float32 to reduce.
+    # The second kernel adds the bias before anything is rounded: with a bias the first one stores float32.
     whole = config.split == 1 and bias is None
     out = x.new_empty((config.split, m, children, n), dtype=x.dtype if whole else torch.float32)
     with torch.cuda.device_of(x):
@@ -144,10 +144,10 @@ Run = Callable[[Tensor, Tensor, SemiStructuredLayout], Tensor]
 
 @constant_to_compile
 def is_sound(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether sparse tensor cores compute what the eager twin does on this device: tried once, on first use.
+    """Whether sparse tensor cores compute what the eager twin does on this device: tried once in a process.
 
-    Where they do not, a warning says so, and ``"auto"`` goes on without them. ``torch.compile`` asks, and does not
-    trace into it.
+    Where they do not, a warning says so, and ``"auto"`` goes on without them. ``torch.compile`` calls this and does not
+    trace it.
     """
     return _is_sound(device, dtype)
 
@@ -167,9 +167,9 @@ def self_check(run: Run, device: torch.device, dtype: torch.dtype) -> str | None
     """Compares a forward, and what packs for it, with the eager twins on small integers, where both are exact.
 
     Args:
-        run: The forward.
+        run: The forward, from activations, values and their layout.
         device: Where it runs.
-        dtype: Type of the operands.
+        dtype: Type of the operands, float16 or bfloat16.
 
     Returns:
         What is wrong, or ``None`` if nothing is.

@@ -1,8 +1,8 @@
 """The semi-structured operations by PyTorch's own ``torch.sparse`` kernels: cuSPARSELt, or CUTLASS on Ampere.
 
 Compressed forms are made from the given positions, once for each version of the values: for CUTLASS the values and the
-metadata in its order, for cuSPARSELt the plain weight, of which it makes a form of its own. Its algorithm is searched
-once for each shape.
+metadata in its order, for cuSPARSELt the plain weight, of which it makes a form of its own. cuSPARSELt's algorithm is
+searched once for each shape and dtype.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def semi_structured_matmul_torch(
 
 
 def semi_structured_matmul_t_torch(dy: Tensor, values: Tensor, layout: SemiStructuredLayout) -> Tensor:
-    """The gradient dX; by the transposed weight where that is 2:4 and has a shape for it, else dense."""
+    """The gradient dX: with the transposed weight where that is 2:4 and its shape fits, else by a dense matmul."""
     n, k = layout.shape
     if layout.children == 1 or why_not_shape(dy, k, 2 * n):
         return semi_structured_matmul_t_eager(dy, values, layout)
@@ -64,7 +64,7 @@ def has_cusparselt() -> bool:
 
 
 def goes_to_cusparselt(operand: Tensor) -> bool:
-    """Whether a call with this operand is one of cuSPARSELt; every other is in the format of CUTLASS."""
+    """Whether cuSPARSELt runs a call with this operand; CUTLASS's format is used otherwise."""
     return has_cusparselt() and _on_gpu(operand)
 
 
@@ -82,7 +82,7 @@ def why_not_shape(operand: Tensor, outputs: int, inputs: int) -> str | None:
 def multiply_interleaved(
     x: Tensor, w: Tensor, alpha: int, layout: SemiStructuredLayout, bias: Tensor | None = None
 ) -> Tensor:
-    """What :func:`~fpe.kernels.partition.interleaved.as_merge` takes to make ``merge_matmul`` of it."""
+    """The product from which :func:`~fpe.kernels.partition.interleaved.as_merge` makes ``merge_matmul``."""
     return _multiply(x, _compressed_parent(w, alpha, layout.codes, layout.kept, layout.shape[1]), bias)
 
 
@@ -150,9 +150,9 @@ def to_sparse_semi_structured(values: Tensor, layout: SemiStructuredLayout) -> S
     """PyTorch's own tensor of the same weight, all children's rows one after the other.
 
     Args:
-        values: ``[children, N, 2 * quads]``, float16 or bfloat16.
-        layout: Their layout. ``children * N`` must be a multiple of 32 and ``K`` of 64; on a GPU with cuSPARSELt, of
-            16 and 16.
+        values: ``[children, N, 2 * quads]``, float16 or bfloat16, zero where there is no edge.
+        layout: Their layout. ``children * N`` must be a multiple of 32 and ``K`` of 64; on a GPU, where PyTorch has
+            cuSPARSELt, both of 16.
 
     Returns:
         A ``SparseSemiStructuredTensorCUSPARSELT`` where PyTorch has cuSPARSELt and the values are on a GPU, else a
@@ -200,11 +200,14 @@ def from_sparse_semi_structured(tensor: SparseSemiStructuredTensor) -> tuple[Ten
     """The values and layout (one child) of one of PyTorch's 2:4 tensors.
 
     Args:
-        tensor: A ``SparseSemiStructuredTensor``. cuSPARSELt does not tell where its values lie; of its tensors the
-            entries that are not zero are taken.
+        tensor: A ``SparseSemiStructuredTensor`` ``[N, K]``. cuSPARSELt does not tell where its values lie; of its
+            tensors the entries that are not zero are taken.
+
+    Returns:
+        Values ``[1, N, 2 * quads]`` and their layout.
 
     Raises:
-        TypeError: ``tensor`` is none.
+        TypeError: ``tensor`` is no such tensor.
     """
     if not isinstance(tensor, SparseSemiStructuredTensor):
         raise TypeError(

@@ -59,7 +59,7 @@ def _multiply(
     mask_n = offs_n < N
     offs_k = tl.arange(0, BLOCK_K)
     offs_q = tl.arange(0, BLOCK_Q)
-    # The axis that offsets along M lack; those along the other axis of a tile lack the other.
+    # Offsets along M are expanded along this axis, those along the other axis of a tile along the other one.
     AXIS: tl.constexpr = 1 if TURNED else 0
     x_rows, rows = x_ptr + tl.expand_dims(offs_m.to(tl.int64) * stride_xm, AXIS), tl.expand_dims(mask_m, AXIS)
     pair_rows = pair_ptr + offs_n[:, None].to(tl.int64) * QUADS
@@ -311,7 +311,7 @@ def _chosen(op: str, m: int, layout: SemiStructuredLayout, operand: Tensor) -> C
 
 
 def _run(launch: Any, shape: tuple[int, ...], config: Config, operand: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Calls a launch with room for its result; adds partial sums in a fixed order, and then the bias."""
+    """Calls a launch with room for its result, and adds partial sums in a fixed order and then, if split, the bias."""
     dtype = torch.float32 if config.split > 1 else stored_dtype(operand)
     out = operand.new_empty((config.split, *shape), dtype=dtype)
     with torch.cuda.device_of(operand):
