@@ -1,9 +1,9 @@
-"""A tiny LLaMA that learns Python's own manual by characters: train, expand, train on, save, load, generate.
+"""A tiny LLaMA that learns Python's own manual, character by character: train, expand, train on, save, load, generate.
 
     python examples/language_model.py
 
-It shows that nothing breaks, not that something is gained: where it was measured, a transformer was little or none the
-better for it (docs/studies.md). Needs transformers (``pip install 'fixed-parameter-expansion[ecosystem]'``).
+It shows that everything works, not that it pays: the transformers that were measured gained little or nothing
+(docs/studies.md). It needs transformers (``pip install 'fixed-parameter-expansion[ecosystem]'``).
 """
 
 import argparse
@@ -22,7 +22,7 @@ LENGTH = 64
 
 
 def manual() -> tuple[Tensor, list[str]]:
-    """Python's manual as one row of characters, by their places in an alphabet."""
+    """Python's manual as one row of integers, a character's place in the alphabet each, and the alphabet."""
     text = "\n".join(topics[name] for name in sorted(topics))
     alphabet = sorted(set(text))
     places = {character: place for place, character in enumerate(alphabet)}
@@ -59,7 +59,7 @@ def main() -> None:
     """Prints a line for each model, and what the loaded one writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alpha", type=int, default=2, help="children of a neuron")
-    parser.add_argument("--steps", type=int, default=600, help="before the expansion, and again after it")
+    parser.add_argument("--steps", type=int, default=600, help="steps before the expansion, and again after it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="ten steps")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""One request at a time, as fast as it goes: an expanded MLP compiled, and on a GPU run as a CUDA graph.
+"""Serves one request at a time with low latency: an expanded MLP is compiled, and on a GPU captured as a CUDA graph.
 
     python examples/serve.py --hidden 14336 --inputs 4096
 
-Beside it the dense layer that it came from, with as many non-zero weights, and the wide dense one that it equals.
-Inputs and outputs keep their places in memory; a request copies into them, which is what a CUDA graph asks for.
+Two others are timed beside it: the dense MLP that it came from, which has as many non-zero weights, and the wide dense
+one, which computes the same. A CUDA graph wants its input at a fixed place in memory, so each request is copied there.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import fpe
 
 
 def served(model: nn.Module, x: Tensor, quick: bool) -> Callable[[Tensor], Tensor]:
-    """A function of a request that runs the compiled model, captured where there is a GPU."""
+    """A function of a request that runs the compiled model; on a GPU, by replaying a captured CUDA graph."""
     model.requires_grad_(False)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager" if quick else "inductor")
     place = x.clone()
     with torch.inference_mode():
-        for _ in range(3):  # compiles, and lets what is lazy happen before the capture
+        for _ in range(3):  # compiles the model, and does all that is done once before the capture
             result = compiled(place)
     if not x.is_cuda:
         return torch.inference_mode()(compiled)
@@ -40,7 +40,7 @@ def served(model: nn.Module, x: Tensor, quick: bool) -> Callable[[Tensor], Tenso
 
 
 def microseconds(run: Callable[[Tensor], Tensor], x: Tensor, requests: int) -> float:
-    """Median time of a request."""
+    """Median time of a request, in microseconds."""
     times = []
     for _ in range(requests):
         begin = time.perf_counter()

@@ -5,8 +5,9 @@ The method of *Expand Neurons, Not Parameters* (arXiv 2510.04500) as drop-in PyT
     wide = fpe.expand(trained, alpha=2)
     assert fpe.nonzeros(wide) == fpe.nonzeros(trained)
 
-A name is imported when it is first used, so that ``fpe --help`` does not wait for PyTorch. The operations are in
-``torch.ops.fpe`` from then on; where PyTorch was imported before this package, at once.
+A name is imported when it is first used, so that ``fpe --help`` does not wait for PyTorch. The operations join
+``torch.ops.fpe`` when :mod:`fpe.kernels` is imported: at once if PyTorch was imported before this package, otherwise
+with the first name that needs them.
 """
 
 import sys

@@ -17,15 +17,15 @@ from .surgery import chains, replace_modules, sequential_leaves, widened_between
 
 Model = TypeVar("Model", bound=nn.Module)
 STACK = 2
-"""Layers that one layer may hold, one above the other."""
+"""Most layers that a :class:`.StackedLinear` of a checkpoint holds."""
 
 
 def guard_state_dict(model: Model) -> Model:
     """Makes ``model.load_state_dict`` refuse a state that does not fit before it changes anything; returns the model.
 
-    It looks at what the state holds. Missing and unexpected names are PyTorch's matter: they are reported, and with
-    ``strict=True`` refused after what fits has been loaded. Inside a larger model whose ``load_state_dict`` is called,
-    what stands before this part has been loaded by then.
+    Only entries that the state holds are checked. Missing and unexpected names are left to PyTorch, which returns them,
+    or with ``strict=True`` raises ``RuntimeError`` after it has loaded what fits. If the model is part of a larger one
+    whose ``load_state_dict`` is called, the parts before it are loaded before its own entries are checked.
     """
     model.register_load_state_dict_pre_hook(_check_all)
     return model
@@ -58,14 +58,14 @@ def restore(
         torch.save(wide.state_dict(), path)
         wide = fpe.restore(make_model(), torch.load(path, weights_only=True))
 
-    If ``seed`` is given, the state is the *dense* model's. Labels of a seed need not be stored: a checkpoint of the
-    parent, ``alpha`` and the seed define the model that ``fpe.expand(dense, alpha, structure="seeded",
-    resparsify="partition", seed=seed)`` makes.
+    If ``seed`` is given, the state is the *dense* model's. Labels of a seed need not be stored, so a checkpoint of the
+    parent, ``alpha`` and the seed define the expanded model: the one that ``fpe.expand(dense, alpha,
+    structure="seeded", resparsify="partition", seed=seed)`` makes.
 
     Args:
         model: The dense model; it is not changed.
-        state: ``state_dict()`` of the expanded model, or the file that :func:`fpe.save` wrote. A tensor that the
-            dense model shares needs only one of its names, as in files of safetensors.
+        state: ``state_dict()`` of the expanded model, or the path of a file that :func:`fpe.save` wrote. A tensor that
+            several names of the dense model share needs only one of them, as in files of safetensors.
         alpha: Children per neuron; only for a dense state.
         seed: As in :func:`fpe.expand`; only for a dense state.
         pairs: As in :func:`fpe.expand`; only for a dense state.
@@ -74,8 +74,10 @@ def restore(
         A new model with the state loaded.
 
     Raises:
-        TypeError: ``model`` is not a module, or ``state`` is not a mapping.
-        ValueError: The state is damaged, or belongs to another architecture.
+        TypeError: ``model`` is not a module, or ``state`` is neither a mapping nor a path.
+        ValueError: The state is damaged, or belongs to another architecture; the file is not one that :func:`fpe.save`
+            wrote; ``alpha`` is given without ``seed`` or the other way round, or ``pairs`` without them.
+        ImportError: ``state`` is a path, and safetensors is not installed.
 
     Example:
         >>> def make_model():
@@ -93,7 +95,10 @@ def restore(
         raise TypeError(f"restore: state must be a state dict, got {type(state).__name__}")
     state = dict(state)
     if (alpha is None) != (seed is None) or (pairs is not None and seed is None):
-        raise ValueError(f"restore: a dense state goes with alpha and seed, got {alpha}, {seed} and pairs={pairs}")
+        raise ValueError(
+            "restore: alpha and seed go together, with a dense state, and pairs only with them; got "
+            f"alpha={alpha}, seed={seed}, pairs={pairs}"
+        )
     if alpha is not None:
         from .expansion import expand
 
@@ -110,7 +115,7 @@ def restore(
 
 
 def replacements(model: nn.Module, state: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """What an expanded model has in place of the modules of a dense one, by name, weights included.
+    """The modules that an expanded model has in place of a dense model's, by name, with their weights.
 
     Args:
         model: The dense model.
@@ -153,14 +158,14 @@ def _load(wide: nn.Module, state: dict[str, Any]) -> None:
         missing, unexpected = wide.load_state_dict(state, strict=False, assign=on_meta)
     except RuntimeError as error:
         raise ValueError(f"state dict: {error}") from error
-    # A state of format 2 has its topology in entries of their own, which the layers have read.
+    # Format 2 had entries for the topology; the layers have read them, so they do not count as unexpected.
     if missing or unexpected:
         raise ValueError(
-            f"state dict: expected the entries of the model, got no '{', '.join(missing)}'{_instead(unexpected)}"
+            f"state dict: it lacks entries of the model: {', '.join(missing)}{_instead(unexpected)}"
             if missing
-            else f"state dict: expected the entries of the model, got '{', '.join(unexpected)}' besides"
+            else f"state dict: it has entries that the model has not: {', '.join(unexpected)}"
         )
-    for names in shared:  # assigning made a tensor of each name
+    for names in shared:  # after assigning, each name has a tensor of its own
         _, first = _owner(wide, names[0])
         for name in names[1:]:
             module, _ = _owner(wide, name)
@@ -168,13 +173,14 @@ def _load(wide: nn.Module, state: dict[str, Any]) -> None:
     left = [name for name, t in chain(wide.named_parameters(), wide.named_buffers()) if t.is_meta]
     if left:
         raise ValueError(
-            f"restore: '{', '.join(left)}' of the model on 'meta' stand in no state dict; build the model on a device"
+            f"restore: these tensors of the model on 'meta' are in no state dict: {', '.join(left)}; build the model "
+            "on a device instead"
         )
 
 
 def _instead(unexpected: list[str]) -> str:
     """The first names that a state has in place of those that are missing: a wrapper's prefix shows in them."""
-    return f", but '{', '.join(unexpected[:3])}'" if unexpected else ""
+    return f"; in their place it has {', '.join(unexpected[:3])}" if unexpected else ""
 
 
 def _shared(model: nn.Module) -> list[list[str]]:

@@ -1,7 +1,7 @@
-"""What is imported when transformers is, whichever of the two packages comes first.
+"""Registers expansion as a quantizer of transformers, whichever of the two packages is imported first.
 
-transformers keeps its registry of quantizers in a module. As soon as that exists, :mod:`fpe.models.hugging_face` enters
-ours there; until then nothing of transformers is imported.
+transformers keeps its registry of quantizers in a module. Once that is imported, :mod:`fpe.models.hugging_face` is
+imported too and enters our quantizer there. Until then nothing of transformers is imported.
 """
 
 import sys
@@ -18,7 +18,7 @@ OURS = "fpe.models.hugging_face"
 
 
 class _Waiting(MetaPathFinder):
-    """Finds the registry as everybody else does, and has ours imported after it."""
+    """Finds the registry as Python would, and has our module imported after it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -40,7 +40,7 @@ class _Waiting(MetaPathFinder):
 
 
 def accompany() -> None:
-    """Enters the quantizer now where the registry exists, and otherwise when it comes to exist."""
+    """Registers the quantizer: now if the registry is imported already, otherwise when it will be."""
     if REGISTRY in sys.modules:
         import_module(OURS)
     else:
@@ -48,6 +48,6 @@ def accompany() -> None:
 
 
 def note_expansion(model: Any) -> None:
-    """Has ``save_pretrained`` of an expanded model write what ``from_pretrained`` looks for."""
+    """Marks an expanded model, so that ``from_pretrained`` recognises what ``save_pretrained`` writes."""
     if OURS in sys.modules:
         sys.modules[OURS].note_expansion([model])

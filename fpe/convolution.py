@@ -50,7 +50,7 @@ class PatchConv2d(nn.Module):
         return wide.unflatten(0, (-1, kh, kw)).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution of ``[batch, in_channels, height, width]``."""
+        """The convolution of ``[batch, in_channels, height, width]``; as ``nn.Conv2d``, also without the batch."""
         bias = self.edges.bias if self.form == "split" else self.bias
         return conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
 
@@ -69,7 +69,7 @@ def expand_conv_pair(
 ) -> tuple[PatchConv2d, PatchConv2d]:
     """Expands a pair of convolutions at the same number of non-zero weights (paper, v2).
 
-    What runs between them must treat every channel alike and on its own: activations, pooling.
+    Only modules that treat every channel alike and on its own may run between the two: activations, pooling.
 
     Args:
         conv1: The convolution whose output channels are split, ``[h, c0, kh, kw]``.
@@ -82,9 +82,10 @@ def expand_conv_pair(
         The expanded convolution, its channels in planes of children, and its widened successor.
 
     Raises:
-        TypeError: A layer is not an ``nn.Conv2d``.
-        ValueError: Channels do not chain, a convolution has groups, pads with other than zeros or holds what would be
-            lost, or as in :func:`fpe.expand_pair`.
+        TypeError: A layer is not an ``nn.Conv2d``, or ``partition`` is not a :class:`fpe.Partition`.
+        ValueError: ``conv2`` does not read the channels of ``conv1``; a convolution has groups, pads with other values
+            than zeros, or holds what its replacement would drop (hooks, a parametrization); or as in
+            :func:`fpe.expand_pair`.
     """
     for name, conv in (("conv1", conv1), ("conv2", conv2)):
         check_replaceable("expand_conv_pair", name, conv, nn.Conv2d)

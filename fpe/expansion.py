@@ -57,7 +57,7 @@ def expand(
 
     Args:
         model: A trained model; it is not changed.
-        alpha: Children per neuron, at least 2.
+        alpha: Children per neuron, from 2 to 254.
         split: How inputs are divided: ``"random"``, ``"groups"`` (inputs that belong together stay together) or
             ``"gram"`` (groups found from the trained weight).
         structure: ``"random"``, ``"2:4"`` (``alpha`` 2), ``"block"`` or ``"seeded"`` (``alpha`` 2, 4 or 8: the labels
@@ -67,27 +67,31 @@ def expand(
             ``"magnitude"`` (the paper's), ``"input"``, ``"block"`` or ``"partition"``; ``"auto"`` chooses by the
             pair's sizes, see :func:`fpe.resparsify.choose`.
         pairs: Names of the layers of each pair, as in ``[("fc1", "fc2")]``; patterns, as in ``[("*.fc1", "*.fc2")]``;
-            and gated triples, see :data:`fpe.groups.Pair`. Without them the pairs are found. Whatever your module
-            computes between them must be element-wise, or at least treat every channel alike and on its own: the
-            values and the output projection of attention are a pair if the module reads ``alpha`` times the channels
-            as ``[alpha, heads, channels]``, as in ``bench/studies/transformer.py``.
+            and gated triples, see :data:`fpe.groups.Pair`. By default :func:`fpe.find_pairs` finds them. What your
+            module computes between the layers of a pair must be element-wise, or at least treat every channel alike
+            and on its own. For example, the values and the output projection of attention are a pair if the module
+            reads ``alpha`` times the channels as ``[alpha, heads, channels]`` (``bench/studies/transformer.py``).
         groups: For ``split="groups"``, the group of each input; a mapping from the name of a pair's first
             layer where there are several pairs.
         generator: Source of randomness (CPU); the same seed gives the same model.
-        example_inputs: Positional arguments of one forward pass, a mapping of keyword arguments, or a single argument.
-            With them :func:`expand` tests that the layers of each pair run in their order and that the model treats
-            every neuron alike between them. They also let it find pairs in unknown models.
-        seed: For ``structure="seeded"``: the seed of the first pair's first layer. Every later layer has the next
-            seed. Default: seeds are drawn.
-        holes: What chooses the weights that policy ``"input"`` removes: their ``"magnitude"``, or with
-            ``structure="seeded"`` the seed (``"seeded"``), as many of every neuron. Then no bitmap is stored either.
+        example_inputs: The arguments of one forward pass: a tuple of positional ones, a mapping of keyword ones, or a
+            single argument. With them :func:`expand` tests that the layers of each pair run in their order and that
+            the model treats every neuron alike between them. They also let it find pairs in unknown models.
+        seed: For ``structure="seeded"``, from 0 to 2^32 - 1. The split layers of pair ``i``, counted from 0, have seed
+            ``seed + 2 * i``, and the layer after them ``seed + 2 * i + 1`` if its labels are of a seed too. Default:
+            seeds are drawn from ``generator``.
+        holes: What chooses the weights that policy ``"input"`` removes: ``"magnitude"`` takes the smallest. With
+            ``structure="seeded"``, ``"seeded"`` has the seed choose, as many of every neuron; then the places of the
+            others are not stored either.
 
     Returns:
         A new model of the same class. Its ``load_state_dict`` refuses a state that does not fit before it
         changes anything.
 
     Raises:
-        TypeError: ``model`` is not a module, a named layer is not a dense layer, or a weight is not floating point.
+        TypeError: ``model`` is not a module, a named layer is not a dense layer, a weight is not floating point,
+            ``generator`` is not a ``torch.Generator``, or ``seed`` is not an integer.
+        ImportError: ``split="gram"``, and scikit-learn is not installed.
         ValueError: An option is unknown or does not fit the model, a layer holds what its replacement would drop
             (hooks, a forward of its own, a parametrization, shared parameters), or ``example_inputs`` show that two
             layers are not a pair. The message names the layer and says what was expected.
@@ -110,7 +114,7 @@ def expand(
     group_of = _groups_by_name(groups, [group.firsts[0] for group in named])
     replaced: dict[str, nn.Module] = {}
     between: dict[Group, dict[str, nn.Module]] = {}
-    with torch.device("cpu"):  # masks are data, wherever the caller has new tensors made
+    with torch.device("cpu"):  # masks are made there, whatever the caller's default device is
         for i, group in enumerate(named):
             firsts, second = dense_layers(model, group)
             own = None if seed is None else beside(seed, 2 * i)
@@ -155,8 +159,10 @@ def expand_pair(
         The expanded layer and its widened successor, on the devices and in the dtypes of the originals.
 
     Raises:
-        TypeError: A weight is not floating point.
-        ValueError: Sizes do not chain, a weight is not finite, or the policy cannot remove enough.
+        TypeError: A layer is not an ``nn.Linear``, a weight is not floating point, or ``partition`` is not a
+            :class:`fpe.Partition`.
+        ValueError: ``fc2`` does not read the outputs of ``fc1``; the partition is of another size, or some of its edges
+            have no owner; a weight is not finite; or the policy cannot remove enough weights.
 
     Example:
         >>> partition = fpe.Partition.block(8, 16, 2, block=(4, 4))
@@ -191,7 +197,7 @@ def _expand_together(
     holes: Holes = "magnitude",
     generator: Generator | None,
 ) -> tuple[list[nn.Module], nn.Module]:
-    """Expands the layers of a group, whose neurons meet, by one partition."""
+    """Expands the layers of a group by one partition, because the model multiplies what their neurons compute."""
     alpha, weights = partition.alpha, [fc1.weight for fc1 in firsts]
     if policy == "auto":
         policy = choose(fc2.out_features, firsts[0].in_features, alpha, bool(block or partition.block_shape))
@@ -216,7 +222,10 @@ def _expand_together(
 
 
 def found_groups(op: str, model: nn.Module, example_inputs: Any = None) -> list[Group]:
-    """The groups of a model whose pairs were not named; of a chain all, whatever is wrong with them."""
+    """The groups that are expanded where no pairs were named.
+
+    In an ``nn.Sequential`` these are all groups, even if one cannot be expanded: expanding it will say why.
+    """
     refused: dict[str, str] = {}
     groups = list(candidates(model, refused))
     if not groups or not is_chain(model):
@@ -278,27 +287,28 @@ def _successor(
 
 
 PADDED = 1.05
-"""Weights stored over weights kept from which on :func:`expand` says so."""
+"""Weights stored over weights kept above which :func:`expand` warns."""
 
 
 class PaddingWarning(UserWarning):
-    """Blocks store many more weights than they keep, because their size does not divide a plane of children."""
+    """Blocks store many more weights than a layer keeps, because their sides do not divide those of a child's."""
 
 
 def _say_what_padding_costs(blocks: BlockLinear) -> None:
-    """Warns where a layer stores much more than it keeps, and names the smaller block that pads least."""
+    """Warns where a layer stores many more weights than it keeps, and names the smaller block that pads least."""
     stored, kept, thrifty = blocks.edge_weight.numel(), blocks.nonzeros, blocks.grid.thriftiest()
     if stored > PADDED * kept and thrifty.padding < blocks.grid.padding:
-        taken = blocks.grid.thriftiest(min(SUPPORTED_BLOCKS))
-        no_kernel = (
-            f"; the Triton kernels take sides from {min(SUPPORTED_BLOCKS)} on, of which {taken.block} pads least, a "
-            f"factor of {taken.padding:.2f}"
-        )
+        least = min(SUPPORTED_BLOCKS)
+        taken, note = blocks.grid.thriftiest(least), ""
+        if min(thrifty.block) < least:
+            note = f"; the Triton kernels take sides from {least} on"
+            if min(taken.block) >= least:
+                note += f", of which {taken.block} pads least, a factor of {taken.padding:.2f}"
         warnings.warn(
             f"expand: blocks of {blocks.block_shape} store {stored} weights of a {blocks.out_features} x "
-            f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many: a plane is no "
-            f"multiple of them. With blocks of {thrifty.block} padding costs a factor of {thrifty.padding:.2f} instead "
-            f"of {blocks.grid.padding:.2f}{no_kernel * (min(thrifty.block) < min(SUPPORTED_BLOCKS))}",
+            f"{blocks.in_features} layer that keeps {kept}, {stored / max(kept, 1):.2f} times as many, because their "
+            f"sides do not divide those of a child's weight. With blocks of {thrifty.block} padding costs a factor of "
+            f"{thrifty.padding:.2f} instead of {blocks.grid.padding:.2f}{note}",
             PaddingWarning,
             stacklevel=_callers_level(),
         )
@@ -418,7 +428,9 @@ def nonzeros(model: nn.Module) -> int:
 
 
 def to_dense(model: Model) -> Model:
-    """Returns an equivalent model of plain ``nn.Linear`` layers at the wide size; the model itself does not change.
+    """Returns an equivalent model whose expanded layers are plain ``nn.Linear`` at the wide size.
+
+    The model itself does not change. An expanded layer, passed by itself, becomes one ``nn.Linear``.
 
     Raises:
         TypeError: ``model`` is not a module.

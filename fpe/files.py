@@ -25,7 +25,7 @@ def save(model: nn.Module, path: Place) -> None:
     Raises:
         ImportError: safetensors is not installed.
         TypeError: ``model`` is not a module.
-        ValueError: It has no expanded layer, or holds tensors that are on ``"meta"`` or sharded.
+        ValueError: ``model`` has no expanded layer, or a tensor of its state dict is on ``"meta"`` or sharded.
 
     Example:
         >>> wide = fpe.expand(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)))
@@ -38,7 +38,7 @@ def save(model: nn.Module, path: Place) -> None:
         raise TypeError(f"save: model must be an nn.Module, got {type(model).__name__}")
     layers = {name: type(m).__name__ for name, m in model.named_modules() if isinstance(m, ExpandedLinear)}
     if not layers:
-        raise ValueError("save: the model has no expanded layer; it needs no format of its own")
+        raise ValueError("save: the model has no expanded layer; save its state_dict() as that of any model")
     entries: dict[str, Tensor] = {}
     seen: set[Any] = set()
     for name, value in model.state_dict(keep_vars=True).items():
@@ -62,7 +62,8 @@ def load(path: Place) -> dict[str, Tensor]:
 
     Raises:
         ImportError: safetensors is not installed.
-        ValueError: It is no such file.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not one that :func:`save` wrote.
     """
     files = _safetensors()
     try:

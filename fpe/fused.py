@@ -1,28 +1,32 @@
-"""Expanded pairs that run as one operation at inference: for layers so small that launches cost the most."""
+"""Expanded pairs that run as one operation at inference: for layers so small that launching kernels costs the most."""
 
 from torch import Tensor, nn
 
 from fpe.kernels import expanded_mlp
+from fpe.kernels.activations import check_activation
 
 from .layers import MaskedLinear, MergeLinear, SplitLinear
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu"}
+SUCCESSORS = (nn.Linear, MaskedLinear, MergeLinear)
 
 
 class ExpandedMLP(nn.Module):
     """An expanded layer, its activation and its successor: :func:`fpe.kernels.expanded_mlp` on their parameters.
 
-    It owns the two layers and trains like them. It runs in one launch only without gradients, and only if the hidden
-    layer is small enough.
+    It owns the two layers and trains like them. It runs in one launch on a GPU if its numbers are float16 or bfloat16,
+    no gradient is wanted and the hidden layer is small enough; otherwise as several operations.
 
     Args:
         first: The expanded layer.
-        activation: ``"relu"``, ``"gelu"``, ``"silu"`` or none.
+        activation: ``"relu"``, ``"gelu"``, ``"silu"`` or ``None``.
         second: Its successor: dense, masked, or merged.
         backend: ``"auto"``, ``"triton"`` or ``"eager"``.
 
     Raises:
-        ValueError: The layers' sizes do not follow each other.
+        TypeError: ``first`` or ``second`` is a layer of another kind.
+        ValueError: ``second`` does not take as many inputs as ``first`` has outputs, its number of children is another,
+            or the activation is unknown.
 
     Example:
         >>> first = fpe.SplitLinear(fpe.Partition.random(8, 16, 2))
@@ -38,6 +42,11 @@ class ExpandedMLP(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        for name, layer, kinds in (("first", first, (SplitLinear,)), ("second", second, SUCCESSORS)):
+            if not isinstance(layer, kinds):
+                known = " or ".join(kind.__name__ for kind in kinds)
+                raise TypeError(f"ExpandedMLP: {name} must be a {known}, got {type(layer).__name__}")
+        check_activation("ExpandedMLP", activation)
         if second.in_features != first.out_features or getattr(second, "alpha", first.alpha) != first.alpha:
             raise ValueError(
                 f"ExpandedMLP: second must take the {first.out_features} children of first (alpha = {first.alpha}), "
@@ -68,15 +77,16 @@ class ExpandedMLP(nn.Module):
 
 
 def fuse(model: nn.Sequential, backend: str = "auto") -> nn.Sequential:
-    """Joins every expanded layer of a chain with its activation and its successor; shares their parameters.
+    """Joins each expanded layer of an ``nn.Sequential`` with its activation and its successor; shares their parameters.
 
     Args:
-        model: A chain of modules. It joins a ``SplitLinear``, an activation (ReLU, exact GELU, SiLU) and a dense,
-            masked or merged layer in a row; other modules, and layers that processes share (:mod:`fpe.parallel`), stay.
+        model: A ``SplitLinear``, an activation (ReLU, exact GELU, SiLU) and a dense, masked or merged layer are joined
+            where they follow one another. Other modules stay as they are: nested ``nn.Sequential`` too, and layers that
+            processes share (:mod:`fpe.parallel`).
         backend: The backend of the joined layers.
 
     Returns:
-        A new chain of the old modules; the model itself is not changed.
+        A new ``nn.Sequential`` of the old modules; the model itself is not changed.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Sequential``.
@@ -98,8 +108,8 @@ def fuse(model: nn.Sequential, backend: str = "auto") -> nn.Sequential:
             isinstance(first, SplitLinear)
             and first.share is None
             and exact
-            and isinstance(second, (nn.Linear, MaskedLinear, MergeLinear))
-            and type(second) in (nn.Linear, MaskedLinear, MergeLinear)
+            and isinstance(second, SUCCESSORS)
+            and type(second) in SUCCESSORS
         ):
             fused.append(ExpandedMLP(first, ACTIVATIONS[type(activation)], second, backend))
             modules = modules[3:]

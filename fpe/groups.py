@@ -24,10 +24,10 @@ class Group(NamedTuple):
     """Layers that are expanded together.
 
     Attributes:
-        firsts: Names of the layers whose neurons are split; neuron ``n`` of each meets those of the others.
+        firsts: Names of the layers whose neurons are split: one, or the two of a gated triple.
         second: Name of the layer that reads them.
-        parts: How many layers each of ``firsts`` holds, one above the other.
-        between: Names of modules that run between and may have to be widened.
+        parts: How many layers each of ``firsts`` holds, one above the other: 2 for a fused ``gate_up_proj``, else 1.
+        between: Names of modules that run between ``firsts`` and ``second`` and may have to be widened.
     """
 
     firsts: tuple[str, ...]
@@ -67,7 +67,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
-    """A dense layer as ``nn.Linear``: itself, or of a layer that stores its weight transposed another with a copy."""
+    """A dense layer as ``nn.Linear``: the layer itself, or a copy of one that stores its weight transposed."""
     if isinstance(module, nn.Linear):
         return module
     weight, bias = module.weight, module.bias
@@ -79,11 +79,12 @@ def as_linear(module: nn.Module) -> nn.Linear:
 
 
 def dense_layers(model: nn.Module, group: Group) -> tuple[list[nn.Linear], nn.Linear]:
-    """The layers of a group, parts apart: those that are split, and the one that reads them.
+    """The layers of a group: those that are split, a fused one as its parts, and the one that reads them.
 
     Raises:
         TypeError: One is not a dense layer.
-        ValueError: One does not exist, is expanded already, holds what its replacement would not, or sizes differ.
+        ValueError: One does not exist, is expanded already, holds what its replacement would drop or a weight that is
+            not finite, or the sizes do not fit.
     """
     firsts, second = [dense_layer(model, name) for name in group.firsts], dense_layer(model, group.second)
     for name, first in zip(group.firsts, firsts, strict=True):
@@ -108,7 +109,7 @@ def dense_layer(model: nn.Module, name: str) -> nn.Linear:
 
     Raises:
         TypeError: It is not a dense layer.
-        ValueError: It does not exist, is expanded already, or holds what its replacement would not.
+        ValueError: It does not exist, is expanded already, or holds what its replacement would drop.
     """
     try:
         module = model.get_submodule(name)
@@ -144,7 +145,8 @@ def named_groups(model: nn.Module, pairs: Iterable[Pair]) -> list[Group]:
     templates, with ``\1`` for its first group.
 
     Raises:
-        ValueError: A pair is none, a pattern matches no layer, or a layer stands in two places.
+        ValueError: An entry of ``pairs`` is not a pair of names, a pattern matches no layer, a layer is named twice, or
+            there are no pairs.
     """
     groups: list[Group] = []
     for pair in pairs:

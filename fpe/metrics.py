@@ -58,7 +58,7 @@ def feature_capacity(weight: Tensor, groups: Sequence[int] | Tensor | None = Non
         raise ValueError(f"feature_capacity: groups must have shape {list(capacity.shape)}, got {list(index.shape)}")
     if len(index) and int(index.min()) < 0:
         raise ValueError(f"feature_capacity: groups must count from 0, got {int(index.min())}")
-    return capacity.new_zeros(int(index.max()) + 1).index_add(0, index.long(), capacity)
+    return capacity.new_zeros(int(index.max()) + 1 if len(index) else 0).index_add(0, index.long(), capacity)
 
 
 def mean_cosine_similarity(weight: Tensor) -> Tensor:

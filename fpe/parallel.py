@@ -8,15 +8,16 @@
     mesh = init_device_mesh("cuda", (4,))
     parallelize_module(wide, mesh, parallel_plan(wide))
 
-As with ``nn.Linear``, the first layer of a pair is divided by its outputs and the second by its inputs: a process has
-all children of some parents, and the activation between the two needs nobody else. A pair takes one sum over the
-processes forward and one backward, of the bytes that the parent's pair would send: inputs and outputs are the parent's.
-(Of the first layer's bias, which every process holds whole, the gradients are gathered: ``alpha`` numbers a parent.)
+As with ``nn.Linear``, the first layer of a pair is divided by its outputs and the second by its inputs. A process has
+all children of some parents, so the activation between the two layers needs no communication. A pair takes one sum over
+the processes in the forward and one in the backward pass, of as many bytes as the parent's pair, because its inputs and
+outputs are the parent's. (Every process holds the whole bias of the first layer, so the gradients of that bias are
+gathered: ``alpha`` numbers for each parent.)
 
 Parameters become ``DTensor``, sharded along the parent's outputs or inputs. So gradient clipping, FSDP2 over another
 dimension of the mesh, distributed checkpoints and ``fpe.restore`` see the layer as it was, and a checkpoint does not
-know how many processes wrote it. The labels stay whole in every process (a bit a weight at ``alpha = 2``), beside
-those of the process's own part.
+depend on how many processes wrote it. Every process holds all labels (a bit a weight at ``alpha = 2``) and those of its
+own part.
 """
 
 from typing import Any
@@ -53,7 +54,7 @@ class _Share:
         return first, min(first + chunk, size)
 
     def labels(self, layer: SplitLinear | MergeLinear) -> Labels:
-        """Those of the process's own part, made once for each topology and device."""
+        """The labels of the process's own part, made once for each topology and device."""
         known, own = self._labels
         if own is None or known is not layer._index:
             whole, spans = layer.packed, [(0, size) for size in layer.matrix_shape]
@@ -119,7 +120,7 @@ def _own(parameter: Tensor) -> Any:
 
 
 class _Style(ParallelStyle):
-    """A way to share a layer; ``SHARE`` is what each process has of it."""
+    """A style of ``parallelize_module`` that shares a layer; ``SHARE`` is a process's part of it."""
 
     SHARE: type[_Share]
 
@@ -149,7 +150,7 @@ class _Style(ParallelStyle):
         size, unit = module.matrix_shape[self.SHARE.AXIS], module.unit[self.SHARE.AXIS]
         chunk, processes = _chunk(size, mesh), mesh.size()
         if (processes - 1) * chunk >= size:
-            return f"{size} parents do not divide among {processes} processes"
+            return f"{size} parents, {chunk} to a process, leave none for the last of {processes} processes"
         if chunk % unit and processes > 1:
             return f"{chunk} parents to a process are no multiple of the structure's {unit}"
         return None
@@ -194,8 +195,11 @@ def parallel_plan(model: nn.Module) -> dict[str, ParallelStyle]:
         model: What :func:`fpe.expand` returned.
 
     Raises:
-        ValueError: The model has no expanded pair, or has FPE layers of other kinds, which no process can share.
+        TypeError: ``model`` is not a module.
+        ValueError: The model has no expanded pair, or has FPE layers that processes cannot share: masked or block ones.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"parallel_plan: model must be an nn.Module, got {type(model).__name__}")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, ExpandedLinear)}
     for name, layer in layers.items():
         if not isinstance(layer, SplitLinear | MergeLinear):

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from fpe.kernels import HOLE, SeededHoles, SeededLabels
 from fpe.kernels.block.layout import grid, tiles
+from fpe.kernels.checks import check_tensor
 from fpe.kernels.partition.seeded import SEEDS
 from fpe.kernels.structures import BLOCK, RANDOM, SEEDED, STRUCTURES, TWO_FOUR, Structure
 
@@ -24,14 +25,16 @@ class Partition:
     Attributes:
         labels: uint8 ``[out_features, in_features]``; ``labels[n, k]`` is the child of parent ``n`` that owns
             the edge from input ``k``, or ``HOLE`` (255) where the edge has been pruned.
-        alpha: Children per parent, at least 2.
+        alpha: Children per parent, from 2 to 254.
         structure: ``"random"`` (any label anywhere), ``"2:4"`` (two of every four consecutive inputs to each
             of two children), ``"block"`` (one label to a tile) or ``"seeded"`` (a function of a seed).
         block_shape: ``(bn, bk)`` of structure ``"block"``, else ``None``.
-        seed: The seed of structure ``"seeded"``, else ``None``. It says who owns an edge; ``HOLE`` says that there is
-            none.
-        kept: Edges of each parent, if the seed of structure ``"seeded"`` also says which exist; else ``None``.
-        turned: Whether structure ``"seeded"`` divides the outputs of an input, not the inputs of an output.
+        seed: The seed of structure ``"seeded"``, else ``None``. It says which child owns an edge; some edges may be
+            pruned nevertheless (``HOLE``).
+        kept: Number of edges of each parent, if the seed of structure ``"seeded"`` also says which edges exist; else
+            ``None``.
+        turned: With structure ``"seeded"``: whether the outputs of each input are divided among the children, instead
+            of the inputs of each output.
 
     Example:
         >>> partition = fpe.Partition.random(2, 8, 2, generator=torch.Generator().manual_seed(0))
@@ -125,7 +128,9 @@ class Partition:
         _check_sizes(out_features, len(groups), alpha)
         names, index = groups.unique(return_inverse=True)
         if len(names) < alpha:
-            raise ValueError(f"from_groups: alpha = {alpha} children need as many groups, got {len(names)}")
+            raise ValueError(
+                f"from_groups: {alpha} children of a neuron need at least {alpha} groups of inputs, got {len(names)}"
+            )
         dealt = deal(out_features, len(names), alpha, generator)
         return cls(dealt[:, index].contiguous(), alpha)
 
@@ -141,8 +146,8 @@ class Partition:
         Args:
             weight: The parent's trained weight ``[out_features, in_features]``.
             alpha: Children per parent.
-            clusters: Number of clusters, ``alpha .. in_features``. Default: a quarter of the inputs (four to
-                a cluster, as the Boolean task's clauses), at most 256.
+            clusters: Number of clusters, from ``alpha`` to ``in_features``. Default: a quarter of the inputs (four to a
+                cluster, as in the clauses of the Boolean task), at least ``alpha`` and at most 256.
             generator: Source of randomness (CPU).
 
         Raises:
@@ -156,7 +161,8 @@ class Partition:
         if weight.is_meta:
             raise ValueError("from_gram: weight is on 'meta' and has no values to cluster")
         if weight.dim() != 2 or not bool(weight.isfinite().all()):
-            raise ValueError(f"from_gram: weight must be a finite matrix, got shape {list(weight.shape)}")
+            got = "NaN or infinity in it" if weight.dim() == 2 else f"shape {list(weight.shape)}"
+            raise ValueError(f"from_gram: weight must be a finite matrix, got {got}")
         out_features, in_features = weight.shape
         _check_sizes(out_features, in_features, alpha)
         if clusters is None:
@@ -211,7 +217,7 @@ class Partition:
         rows, columns = grid((out_features, in_features), (bn, bk))
         if columns < alpha:
             raise ValueError(
-                f"Partition.block: alpha = {alpha} children need as many tiles in a row, got {columns} of "
+                f"Partition.block: {alpha} children of a neuron need at least {alpha} tiles in a row, got {columns} of "
                 f"width {bk} over {in_features} inputs"
             )
         dealt = deal(rows, columns, alpha, generator)
@@ -234,13 +240,13 @@ class Partition:
 
         Args:
             out_features: Parents ``N``.
-            in_features: Inputs ``K``, at least ``alpha`` unless they are turned.
+            in_features: Inputs ``K``, at least ``alpha`` unless ``turned``.
             alpha: Children per parent: 2, 4 or 8.
             seed: 0 to 2^32 - 1. The same seed always gives the same labels, on every device.
             kept: Number of edges that each parent keeps, chosen by the seed too
                 (:class:`fpe.kernels.SeededHoles`); ``None`` keeps all.
-            turned: Whether each child gets one of every ``alpha`` consecutive outputs of an input instead: the labels
-                of the transposed weight.
+            turned: Whether each child gets one of every ``alpha`` consecutive outputs of an input instead. These are
+                the labels of the transposed weight.
 
         Raises:
             TypeError: ``seed`` is not an integer.
@@ -264,17 +270,27 @@ class Partition:
         block: tuple[int, int] | None = None,
         generator: Generator | None = None,
     ) -> "Partition":
-        """Deals the edges of a structure by name; ``block`` is that of structure ``"block"``.
+        """Deals the edges at random in a structure that is given by its name.
+
+        Args:
+            structure: ``"random"``, ``"2:4"``, ``"block"`` or ``"seeded"``, whose seed is drawn from the generator.
+            out_features: Parents ``N``.
+            in_features: Inputs ``K``.
+            alpha: Children per parent.
+            block: ``(bn, bk)``, for structure ``"block"``.
+            generator: Source of randomness (CPU).
 
         Raises:
-            ValueError: A size is out of range, or the structure cannot have it.
+            ValueError: The structure is unknown, a size is out of range, or the structure cannot have it.
         """
+        if structure not in RULES:
+            raise ValueError(f"Partition: structure must be one of {STRUCTURES}, got {structure!r}")
         _check_alpha(alpha)
         return RULES[structure].deal(out_features, in_features, alpha, block, generator)
 
     @property
     def unit(self) -> tuple[int, int]:
-        """The unit that policy ``"input"`` removes: a tile, a quad, or a single edge."""
+        """``(bn, bk)`` of what policy ``"input"`` removes as a whole: a tile, a quad ``(1, 4)``, or a single edge."""
         return self.block_shape or RULES[self.structure].unit
 
     @property
@@ -283,7 +299,7 @@ class Partition:
         return self.labels.shape[0], self.labels.shape[1]
 
     def masks(self) -> Tensor:
-        """Each child's mask, bool ``[alpha, out_features, in_features]``: disjoint, covering the parent."""
+        """Each child's mask, bool ``[alpha, out_features, in_features]``: disjoint, together all edges that exist."""
         children = torch.arange(self.alpha, device=self.labels.device, dtype=torch.uint8)
         return self.labels == children[:, None, None]
 
@@ -292,7 +308,12 @@ class Partition:
 
         Args:
             removed: bool ``[out_features, in_features]``.
+
+        Raises:
+            TypeError: ``removed`` is not a bool tensor.
+            ValueError: It has another shape.
         """
+        check_tensor("Partition.without", "removed", removed, self.shape, dtype=torch.bool)
         return replace(self, labels=self.labels.masked_fill(removed, HOLE), kept=None)
 
     def to(self, device: torch.device | str) -> "Partition":
@@ -304,7 +325,7 @@ class Partition:
 
         Raises:
             ValueError: A label names no child and is not ``HOLE``; a tile holds two labels; a group of four
-                gives a child more than two inputs. The message names the first place.
+                gives a child more than two inputs; a label is not that of the seed. The message names the first place.
         """
         labels = self.labels
         foreign = (labels >= self.alpha) & (labels != HOLE)
@@ -331,8 +352,8 @@ class Rules:
 
     Attributes:
         deal: Draws a partition, from outputs, inputs, ``alpha``, ``block`` and a generator.
-        check: Raises ``ValueError`` where labels are not of the structure.
-        unit: What policy ``"input"`` removes whole, where the partition has no blocks.
+        check: Raises ``ValueError`` if the labels of a partition do not have the structure.
+        unit: ``(bn, bk)`` of what policy ``"input"`` removes as a whole, if the partition has no blocks.
     """
 
     deal: Callable[[int, int, int, tuple[int, int] | None, Generator | None], Partition]
@@ -426,7 +447,7 @@ def check_generator(op: str, generator: object) -> None:
         return
     if not isinstance(generator, Generator):
         raise TypeError(
-            f"{op}: generator must be a torch.Generator or None, got {type(generator).__name__}; of a seed make one by "
+            f"{op}: generator must be a torch.Generator or None, got {type(generator).__name__}; from a seed: "
             "torch.Generator().manual_seed(seed)"
         )
     if generator.device.type != "cpu":
@@ -439,16 +460,17 @@ def _check_alpha(alpha: object) -> None:
 
 
 def seeded_labels(seed: int, shape: tuple[int, int], alpha: int, turned: bool) -> SeededLabels:
-    """The labels of a seed for a weight ``[N, K]``; turned ones are those of its transpose, turned back."""
+    """The labels of a seed for a weight of shape ``[N, K]``; if ``turned``, the transposed ones of ``[K, N]``."""
     return SeededLabels.of(seed, shape[::-1], alpha).T if turned else SeededLabels.of(seed, shape, alpha)
 
 
 def _check_sizes(out_features: int, in_features: int, alpha: int, turned: bool = False) -> None:
     _check_alpha(alpha)
-    if out_features < 1:
-        raise ValueError(f"Partition: out_features must be at least 1, got {out_features}")
-    if in_features < (1 if turned else alpha):
-        raise ValueError(f"Partition: alpha = {alpha} children need as many inputs, got {in_features}")
+    for name, size in (("out_features", out_features), ("in_features", in_features)):
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"Partition: {name} must be a positive integer, got {size!r}")
+    if in_features < alpha and not turned:
+        raise ValueError(f"Partition: {alpha} children of a neuron need at least {alpha} inputs, got {in_features}")
 
 
 def deal(rows: int, cards: int, alpha: int, generator: Generator | None) -> Tensor:

@@ -26,7 +26,7 @@ def check_pairs(
         model: The dense model; it is not changed.
         groups: For each group of layers, what else is replaced with it: widened norms.
         alpha: Copies.
-        example_inputs: Positional arguments of a forward, a mapping of keyword arguments, or a single argument.
+        example_inputs: A tuple of positional arguments of a forward, a mapping of keyword ones, or a single argument.
 
     Raises:
         ValueError: The layers of a pair do not run in their order, the widened model fails, or it computes something
@@ -114,11 +114,11 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def run(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """The tensors that a forward returns, from a fixed state of the random generators.
+    """The tensors that a forward returns. Random generators begin from a fixed state and are restored afterwards.
 
     Args:
         model: Any module.
-        inputs: Positional arguments, a mapping of keyword arguments, or a single argument.
+        inputs: A tuple of positional arguments, a mapping of keyword arguments, or a single argument.
     """
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Which layers can be replaced: whatever a replacement would drop without a word is refused by name."""
+"""Which layers can be replaced: a layer with anything that its replacement would drop silently is refused by name."""
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -35,10 +35,10 @@ def own_forward(module: nn.Module, base: type[nn.Module]) -> bool:
 
 
 def check_replaceable(op: str, name: str, module: nn.Module, base: type[nn.Module]) -> None:
-    """Raises unless a module is what its base class is, and nothing besides: a weight and maybe a bias.
+    """Raises unless a module is what its base class is and nothing more: a weight and possibly a bias.
 
     Raises:
-        TypeError: It is not a ``base``, or its weight is of a type that no layer has.
+        TypeError: It is not a ``base``, or a parameter is sharded, quantized or not floating point.
         ValueError: It holds what its replacement would not: hooks, a forward of its own, other parameters.
     """
     if not isinstance(module, base):

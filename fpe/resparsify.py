@@ -27,25 +27,26 @@ HOLES: tuple[Holes, ...] = ("magnitude", "seeded")
 
 
 GROUPS = 2
-"""Groups of ``alpha`` neurons from which on a seed divides them well; measured in docs/studies.md."""
+"""At least so many groups of ``alpha`` neurons must there be for a seed to divide them well: docs/studies.md."""
 AFFORDABLE = 0.8
 """Largest share of its weights that ``"auto"`` lets the expanded layer lose alone; measured in docs/studies.md."""
 ALIKE = 0.8
-"""Share from which on outputs and inputs are as many for ``"auto"``."""
+"""Smaller over larger, of outputs and inputs, from which on ``"auto"`` takes them for about as many."""
 
 
 def choose(outputs: int, inputs: int, alpha: int, blocks: bool = False) -> Policy:
-    """The policy of ``"auto"`` for a pair of layers: what gained most where it was measured (docs/studies.md).
+    """The policy that ``"auto"`` takes for a pair of layers: what gained most where it was measured (docs/studies.md).
 
-    ``"input"`` where the expanded layer alone can lose enough weights, as in a classifier of few classes. Else
-    ``"partition"`` where the successor has about as many outputs as the layer has inputs, as inside a network. Else, as
-    in a classifier of many classes or for many children, one ranking over both layers.
+    ``"input"`` if the expanded layer can lose enough weights alone, as in a classifier of few classes. Otherwise
+    ``"partition"`` if the successor has about as many outputs as the layer has inputs, as inside a network. Otherwise
+    one ranking over both layers, as in a classifier of many classes, or with many children.
 
     Args:
         outputs: Outputs ``c`` of the successor.
         inputs: Inputs ``d`` of the expanded layer.
         alpha: Children per neuron.
-        blocks: Whether masks are whole blocks: then these are ranked, by ``"block"``, else weights, by ``"magnitude"``.
+        blocks: Whether masks are whole blocks. Then the ranking is that of blocks, ``"block"``, otherwise that of
+            single weights, ``"magnitude"``.
     """
     if (alpha - 1) * outputs <= AFFORDABLE * inputs:
         return "input"
@@ -99,24 +100,25 @@ def plan(
                             whole tiles or quads where the structure has them, by mean magnitude
     ``"block"``             the smallest tiles of both layers in one ranking by mean magnitude
     ``"partition"``         every output edge stays at exactly one child, dealt at random, in whole tiles where
-                            the structure is ``"block"``
+                            the structure is ``"block"``, and by the next seed where it is ``"seeded"``
     ======================  ====================================================================================
 
     Where the excess is no multiple of what is removed whole, the last unit in the ranking loses only its
     smallest weights, so that the count is exact.
 
     Args:
-        w1: Weight of the expanded layer ``[h, d]``; or of several, whose neurons meet and share the partition.
+        w1: Weight of the expanded layer ``[h, d]``; or those of a gated triple's two, which share the partition.
         w2: Weight of its successor ``[c, h]``.
         partition: Who owns the edges of ``w1``.
         policy: One of the above.
         block: Tile ``(bn, bk)`` of policy ``"block"`` and of the successor under structure ``"block"``.
         holes: For policy ``"input"`` with a seeded partition: what chooses the weights that are removed. With
-            ``"seeded"`` the seed does, as many of every neuron, so the places of the others need not be stored.
+            ``"seeded"`` the seed does, and removes as many of every neuron, so that no places need to be stored.
         generator: Source of randomness (CPU).
 
     Raises:
-        ValueError: The excess is more than the policy can remove, or holes of a seed do not go with it.
+        ValueError: The policy is unknown, or cannot remove as many weights as it must; policy ``"block"`` has no
+            ``block``; or ``holes="seeded"`` is given with another policy or a partition that is not seeded.
     """
     if holes not in HOLES or (holes == "seeded" and (policy != "input" or partition.seed is None)):
         raise ValueError(
@@ -186,7 +188,7 @@ def _keep(
         score = torch.bincount(ids, weights, minlength=count) / size
         shuffled = torch.randperm(count, generator=generator)
         ranking = shuffled[score[shuffled].argsort(stable=True)]
-        after = size[ranking].cumsum(0)  # weights gone once a unit and all before it are
+        after = size[ranking].cumsum(0)  # weights that are gone when a unit and all before it are removed
         whole = after <= excess
         gone = torch.zeros(count, dtype=torch.bool)
         gone[ranking[whole]] = True
@@ -223,10 +225,10 @@ def _number_units(shapes: list[torch.Size], units: list[tuple[int, int]]) -> tup
 
 
 def successor_of_seed(c: int, h: int, partition: Partition) -> Partition:
-    """Which child of each of ``h`` neurons has its edge to each of ``c`` outputs, by the next seed.
+    """Which child of each of ``h`` neurons has the neuron's edge to each of ``c`` outputs, by the next seed.
 
-    One group of neurons has but ``alpha`` ways to be dealt to the children. Where there are no two, the outputs of a
-    neuron are dealt instead.
+    A seed can deal a group of ``alpha`` neurons to the children in only ``alpha`` ways. If there are fewer than
+    :data:`GROUPS` groups, it deals the outputs of each neuron instead (``turned``).
     """
     assert partition.seed is not None
     alpha = partition.alpha

@@ -6,12 +6,12 @@ Whatever is regrown, a layer keeps its number of weights and its structure:
 ===========================  =========================================================================================
 layer                        what moves
 ===========================  =========================================================================================
-``SplitLinear``              an edge goes to another child, or to a place that nobody owns
-``SplitLinear``, 2:4         two places of a group of four change owners, so that each child keeps its number there
-``SplitLinear``, seeded      an edge goes to a place without one, whose owner the seed says
+``SplitLinear``              an edge goes to another child, or to a place that no child owns
+``SplitLinear``, 2:4         two places of a group of four exchange owners, so that each child keeps its number there
+``SplitLinear``, seeded      an edge goes to a place that has none; the seed says which child owns it there
 ``MergeLinear``              an edge reads another child
 ``MaskedLinear``             an edge goes anywhere
-``BlockLinear``              a whole block goes anywhere; while siblings share no block, they never will
+``BlockLinear``              a whole block goes anywhere; siblings whose masks are disjoint keep them disjoint
 ===========================  =========================================================================================
 """
 
@@ -50,7 +50,7 @@ class Rewiring:
             rewiring.step()
 
     New edges begin at exactly zero, and so does the optimizer's state for them (moments, momentum). Dropped edges
-    do not come back in the same move. With ``steps`` the moved share falls along RigL's cosine and ends at zero.
+    do not come back in the same move. With ``steps`` the share that moves falls to zero along RigL's cosine.
 
     **Several processes.** Where ``torch.distributed`` is initialised, the processes of ``group`` move the same edges:
     gradients are summed over them, and the first one's masks are sent to all. Call :meth:`step` in each, after the same
@@ -61,16 +61,19 @@ class Rewiring:
         optimizer: The optimizer that trains it; it must hold the weights of those layers.
         every: Steps between moves (RigL's default).
         fraction: Share of a layer's edges that move, at most (RigL's default).
-        steps: Steps after which nothing moves any more; ``None`` for no end, at a constant fraction.
+        steps: Number of steps after which nothing moves any more, the fraction falling along a cosine; ``None`` for no
+            end and a constant fraction.
         regrow: ``"random"`` (the paper's) or ``"gradient"`` (RigL's: where an edge's gradient is largest). The latter
-            reads the inputs and gradients of the layers before the steps that move. It sums all backward passes since
-            the last :meth:`step`, as the optimizer does where several make one step.
+            observes the inputs and gradients of the layers before each step that moves edges. It sums all backward
+            passes since the last :meth:`step`, as gradients are accumulated for one step of the optimizer.
         generator: Source of randomness (CPU).
         group: The processes that train replicas of the model. Default: all, if ``torch.distributed`` is initialised.
 
     Raises:
-        TypeError: ``generator`` is not a ``torch.Generator``.
-        ValueError: The model has no FPE layer, the optimizer lacks one's weight, or a number is out of range.
+        TypeError: ``model`` is not a module, or ``generator`` is not a ``torch.Generator``.
+        ValueError: The model has no FPE layer, or one whose edges cannot move (a seed says where all of them are, or
+            processes share the layer by :mod:`fpe.parallel`); the optimizer does not hold a layer's weight; ``regrow``
+            is unknown; a number is out of range.
 
     Example:
         >>> wide = fpe.expand(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)))
@@ -95,6 +98,8 @@ class Rewiring:
         group: "ProcessGroup | None" = None,
     ) -> None:
         check_generator("Rewiring", generator)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Rewiring: model must be an nn.Module, got {type(model).__name__}")
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, ExpandedLinear)}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not self.layers:
@@ -133,10 +138,10 @@ class Rewiring:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Counts a step of the optimizer and moves edges if it is time; returns whether it moved any.
+        """Counts a step of the optimizer and moves edges if it is time; returns whether it was time.
 
         Raises:
-            RuntimeError: Regrowth by gradient is due and no backward pass has run.
+            RuntimeError: Edges are to move by gradient, and a layer has seen no backward pass since the last call.
         """
         due = self.due
         self.taken += 1
@@ -165,7 +170,10 @@ class Rewiring:
         size, kept = layer.wide_weight().abs(), layer.kept()
         if self.regrow == "gradient":
             if name not in self._gradients:
-                raise RuntimeError(f"Rewiring: '{name}' has seen no backward pass since the last move")
+                raise RuntimeError(
+                    f"Rewiring: regrow='gradient' needs a forward and a backward pass before step() moves edges, and "
+                    f"'{name}' has seen none since the last step()"
+                )
             growth = self._gradients[name]
             if self._replicated:
                 distributed.all_reduce(growth, group=self.group)
@@ -233,7 +241,7 @@ def next_mask(layer: ExpandedLinear, size: Tensor, kept: Tensor, growth: Tensor,
     size, kept, growth, places = (_to_planes(t, layer.planes) for t in (size, kept, growth, places))
     if layer.exchanges:
         now = exchanged(size, kept, growth, share)
-    else:  # siblings' places that a layer allows are disjoint already
+    else:  # if the layer says which places are allowed, those of siblings are disjoint
         siblings_disjoint = allowed is None and len(kept) > 1 and bool((kept.sum(0) <= 1).all())
         now = moved(size, kept, growth, share, layer.unit, siblings_disjoint, places)
     return _from_planes(now, layer.planes)
@@ -256,9 +264,9 @@ def moved(
         size: Magnitudes ``[P, N, K]``, a plane for each child.
         kept: bool ``[P, N, K]``.
         growth: How much each place deserves an edge, ``[P, N, K]``.
-        share: Share of the kept units that move, at most: no more than there is room for.
+        share: Share of the kept units that move, at most; fewer move where there is not enough room.
         unit: ``(bn, bk)`` of what moves together.
-        siblings_disjoint: Whether a place belongs to one plane at most.
+        siblings_disjoint: Whether a position is kept in one plane at most, and must be so afterwards.
         places: Where an edge may be, bool ``[P, N, K]``.
     """
     area = unit[0] * unit[1]
@@ -301,7 +309,7 @@ def exchanged(size: Tensor, kept: Tensor, growth: Tensor, share: float) -> Tenso
     at = smallest[None, :, None].expand(len(mask), -1, 1)
     child = mask.gather(-1, at)  # [P, groups, 1]
     other = ~(mask & child).any(0)  # places that the child does not own
-    # What an exchange grows: this child over there, and whoever owns that place over here.
+    # An exchange gives this child the other place, and the owner of that place this one.
     gain = (growth * child).sum(0) + (growth.gather(-1, at) * mask).sum(0)
     partner = gain.masked_fill(~other, -torch.inf).argmax(-1)
     possible = owned.any(-1) & other.any(-1)

@@ -25,24 +25,24 @@ def sparse(
 ) -> Model:
     """Makes a wider sparse model with the same number of non-zeros, to be trained from the start.
 
-    Each pair of linear layers gets ``width`` times the hidden neurons, random masks, and new weights at the scale of
-    the inputs that a neuron keeps. Train it with :class:`fpe.Rewiring`: ``regrow="gradient"`` is RigL and
-    ``"random"`` is SET. With fixed masks it gains less (docs/when.md). The old weights of these layers are not used;
-    to widen a trained model, use :func:`expand`.
+    Each pair of linear layers gets ``width`` times the hidden neurons, random masks, and new weights whose scale
+    follows from the number of inputs that a neuron keeps. Train it with :class:`fpe.Rewiring`: ``regrow="gradient"``
+    is RigL and ``"random"`` is SET. With fixed masks it gains less (docs/when.md). The old weights of these layers are
+    not used; to widen a trained model, use :func:`expand`.
 
     Args:
         model: A dense model; it is not changed.
         width: How many times as many hidden neurons, at least 2.
         masked: ``"first"``: the second layer of a pair stays a dense ``nn.Linear``, and the first gets the weights
             that are left. ``"both"``: both keep the same share of their weights.
-        pairs: As in :func:`expand`.
+        pairs: As in :func:`expand`, but no gated triples.
         generator: Source of the masks (CPU). New weights are drawn from PyTorch's own generator, as an ``nn.Linear``
             draws them.
 
     Raises:
         TypeError: ``model`` is not a module, or a named layer is not an ``nn.Linear``.
-        ValueError: An option is out of range, a layer cannot be replaced, or with ``masked="first"`` the dense second
-            layer takes all of the pair's weights.
+        ValueError: An option is out of range, a layer cannot be replaced, a gated triple is named or found, or with
+            ``masked="first"`` the dense second layer takes all of the pair's weights.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))

@@ -1,11 +1,11 @@
-"""Sparse matmuls of Fixed Parameter Expansion, on the device.
+"""Sparse matmuls of Fixed Parameter Expansion, on GPUs and CPUs.
 
 Symbols follow the GEMM convention: ``M`` rows of activations, ``K`` input features, ``N`` output
 features of the **parent** layer, ``alpha`` children for each parent neuron.
 
 The operations and what they compute:
 
-    split_matmul(x[M,K], w[N,K], labels)           y[m,a,n] = sum_k x[m,k] * w[n,k] * (labels[n,k] == a)
+    split_matmul(x[M,K], w[N,K], labels, alpha)    y[m,a,n] = sum_k x[m,k] * w[n,k] * (labels[n,k] == a)
     merge_matmul(z[M,alpha,K], w[N,K], labels)     y[m,n] = sum_k z[m,labels[n,k],k] * w[n,k]
     partition_grad(dy[M,alpha,N], x[M,K], labels)  dw[n,k] = sum_m dy[m,labels[n,k],n] * x[m,k]
     masked_matmul(x[M,K], values, kept)            y = x @ W.T for any mask; values[nnz], a bit a position
@@ -20,8 +20,9 @@ The operations and what they compute:
     semi_structured_grad(dy, x, layout)            dW[c] = dy[:,c].T @ x at the stored places only
 
 Each family is closed under differentiation: the backward pass of an operation is made of the others.
-Every operation has an eager twin in plain PyTorch (``<op>_eager``) with the same signature, right in any
-floating dtype; the twin is the definition that tests and benchmarks compare with.
+Every operation has an eager twin in plain PyTorch, ``<op>_eager``, with the same operands and no ``kept`` or
+``backend``. Only ``masked_matmul`` has none, because it is a split into one child on kept values. The twin is right in
+any floating dtype. It is the definition that tests and benchmarks compare with.
 
 Names in the device code follow one grammar: ``x_ptr`` is a tensor's pointer and ``stride_xm`` its stride along M;
 ``pid_n`` is a program's coordinate; ``offs_k`` are offsets inside a dimension and ``mask_k`` their bounds; ``BLOCK_N``
@@ -30,8 +31,8 @@ pointers; a tile load carries its shape as a comment.
 """
 
 if __name__ == "kernels":
-    # In a checkout, whoever imports Hugging Face's package `kernels` finds this folder first. If theirs is installed,
-    # it is imported instead; otherwise this is an empty namespace.
+    # In the root of a checkout, `import kernels` finds this folder before Hugging Face's package of that name. If
+    # theirs is installed, it is imported instead; otherwise this is an empty namespace.
     import importlib.util
     import sys
     from importlib.machinery import PathFinder

@@ -10,7 +10,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu
 
 
 def check_activation(op: str, activation: object) -> None:
-    """Raises unless ``activation`` is a name in ``ACTIVATIONS`` or none."""
+    """Raises ``ValueError`` unless ``activation`` is a name in ``ACTIVATIONS`` or ``None``."""
     if activation is not None and not (isinstance(activation, str) and activation in ACTIVATIONS):
         raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)} or None, got {activation!r}")
 

@@ -1,4 +1,4 @@
-"""What a launcher must know of the device: one query a device, made when a kernel first runs there."""
+"""What a launcher must know of the device. A device is queried once, when a kernel first runs there."""
 
 import os
 import re
@@ -20,7 +20,7 @@ class Device:
         sms: Streaming multiprocessors.
         shared: Bytes of shared memory that one program may use.
         l2: Bytes of L2.
-        name: As the driver has it; empty where it stands for its kind.
+        name: The driver's name for it; empty if it stands for all devices of its architecture.
     """
 
     arch: int
@@ -31,15 +31,15 @@ class Device:
 
     @property
     def matrix(self) -> str:
-        """Its own matrix instruction: see :class:`~fpe.kernels.gpus.Architecture`."""
+        """The name of its own matrix instruction: see :class:`~fpe.kernels.gpus.Architecture`."""
         return architecture(self.arch).matrix
 
     @property
     def computed_right(self) -> bool:
         """Whether a tile that a program computes must be the right operand of its product.
 
-        With ``wgmma`` Triton hands a computed left operand to it in registers. The assembler then
-        lets the next turn overwrite them in flight, or makes the matrix instructions wait for each other. The right
+        Triton passes a computed left operand to ``wgmma`` in registers. The assembler then lets the next iteration
+        overwrite them while they may still be read, or makes the matrix instructions wait for each other. The right
         operand always lies in shared memory.
         """
         return self.matrix == "wgmma"
@@ -53,7 +53,7 @@ class Device:
 KNOWN = {
     a.arch: Device(a.arch, GPUS[a.example].sms, a.shared, int(GPUS[a.example].l2) << 20) for a in ARCHITECTURES.values()
 }
-"""A device of each architecture, for compiling and choosing without one at hand."""
+"""A device of each architecture, to compile and choose for without such a GPU."""
 
 
 def interpreting() -> bool:
@@ -63,7 +63,7 @@ def interpreting() -> bool:
 
 @cache
 def triton_version() -> tuple[int, ...]:
-    """The installed Triton's, as ``(3, 7, 1)``; what comes after the numbers, as in ``3.9.0rc1``, is left out."""
+    """The installed Triton's version, as ``(3, 7, 1)``; a suffix, as in ``3.9.0rc1``, is left out."""
     import triton
 
     return tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:3])
@@ -72,9 +72,9 @@ def triton_version() -> tuple[int, ...]:
 def fences_copies() -> bool:
     """Whether the installed Triton sets a fence between copies to shared memory and matrix instructions that read it.
 
-    From compute capability 9.0 on they reach it by different proxies (``cp.async`` by the generic one, ``wgmma`` and
-    ``tcgen05.mma`` by the asynchronous one), and without a fence between them the reader may see what lay there before.
-    Until 3.7.1 Triton set it only where an operand was stored from registers.
+    From compute capability 9.0 on they access it by different proxies (``cp.async`` by the generic one, ``wgmma`` and
+    ``tcgen05.mma`` by the asynchronous one). Without a fence between them the reader may see older contents. Triton
+    older than 3.7.1 sets it only where an operand was stored from registers.
     """
     return triton_version() >= (3, 7, 1)
 
@@ -85,7 +85,7 @@ def device_of(tensor: Tensor) -> Device:
 
 
 def arch_of(device: torch.device) -> int:
-    """Compute capability of a CUDA device, as 90 for 9.0. ``torch.compile`` takes its properties for constant."""
+    """Compute capability of a CUDA device, as 90 for 9.0; ``torch.compile`` treats it as a constant."""
     properties = torch.cuda.get_device_properties(device)
     return properties.major * 10 + properties.minor
 
@@ -101,13 +101,13 @@ def _query(index: int) -> Device:
 
 
 def input_precision(x: Tensor) -> str:
-    """How float32 operands are multiplied: ``"tf32"`` where PyTorch's matmuls are allowed it, else ``"ieee"``."""
+    """How operands are multiplied: float32 by ``"tf32"`` if PyTorch allows it for its matmuls, all else ``"ieee"``."""
     return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def stored_dtype(x: Tensor) -> torch.dtype:
-    """What a kernel stores for operands like ``x``: their dtype, but float32 for bfloat16 under the interpreter.
+    """The dtype that a kernel stores for operands like ``x``: theirs, but float32 for bfloat16 under the interpreter.
 
-    Triton's interpreter truncates where hardware rounds to bfloat16; the launcher converts instead.
+    Triton's interpreter truncates to bfloat16 where hardware rounds, so the launcher converts the result instead.
     """
     return torch.float32 if x.dtype == torch.bfloat16 and interpreting() else x.dtype

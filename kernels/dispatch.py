@@ -57,13 +57,15 @@ def choose_backend(
 
     Args:
         op: Name of the operation, for the message.
-        requested: ``"auto"`` takes on a GPU the first that can run, and elsewhere the eager twin; every other name
-            insists.
+        requested: A backend's name; or ``"auto"``, for the first that can run on a GPU, and elsewhere the eager twin.
         operand: A tensor of the call: its device and dtype decide.
         backends: Those of the family, the eager twin among them.
         call: What else their ``why_not`` takes.
-        by_cost: Whether ``"auto"`` stays open, for :func:`fastest` to decide: on a GPU, and on a CPU for a family that
-            has kernels for one.
+        by_cost: Whether ``"auto"`` is left open until the operation runs, for :func:`fastest` to decide on a GPU, and
+            for :func:`fastest_on_cpu` on a CPU if the family has kernels for it and Numba is installed.
+
+    Returns:
+        A name in ``backends``; or, left open, ``"auto"`` on a GPU and :data:`AUTO_ON_CPU` on a CPU.
 
     Raises:
         ValueError: No such backend exists.

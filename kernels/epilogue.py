@@ -1,4 +1,4 @@
-"""What the launches of every family share: options, order of programs, products, activation, the sum of the parts."""
+"""What the launches of all families share: options, order of programs, products, activations, sums of parts."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from .device import input_precision, interpreting, stored_dtype
 def launch_options(config: Any, operand: Tensor) -> dict[str, Any]:
     """What every multiplying kernel is launched with, from its family's configuration.
 
-    ``maxnreg`` is all that a thread may have: left to itself the assembler stops at 64 or 128 and spills a few bytes.
+    ``maxnreg`` is the most that a thread may have: without it the assembler stops at 64 or 128 and spills a few bytes.
     """
     return {
         "BLOCK_M": config.block_m,
@@ -104,9 +104,9 @@ def launch_reduce(partial: Tensor, result: Tensor, bias: Tensor | None = None, a
     """Adds the parts ``partial[split, ...]`` in their order into ``result[...]``, then bias and activation.
 
     Args:
-        partial: float32, contiguous.
-        result: Contiguous; written.
-        bias: Contiguous, one number for each column of ``result`` flattened to as many columns.
+        partial: float32 ``[split, ...]``, contiguous.
+        result: ``[...]``, contiguous; written.
+        bias: Contiguous; its entries are repeated along the flattened ``result``. ``None`` adds nothing.
         activation: As :func:`activate` takes it.
     """
     block = 1024
@@ -135,14 +135,14 @@ def summed(parts: Tensor, like: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def rows_contiguous(x: Tensor) -> Tensor:
-    """Copies what is not contiguous along its last dimension: the kernels stride over the others alone."""
+    """A tensor that is contiguous along its last dimension, as the kernels need it; a copy if ``x`` is not."""
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
 def aligned_pairs(x: Tensor, width: int) -> Tensor:
-    """Rows of ``width`` 16-bit numbers that begin at 16 bytes, zero beyond their own, as pairs (int32).
+    """Rows of ``width`` 16-bit numbers as pairs, int32; each row begins at a multiple of 16 bytes.
 
-    A copy where ``x`` lies otherwise or has shorter rows.
+    It is a copy, padded with zeros, if ``x`` has shorter rows or does not lie like that.
     """
     aligned = x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in x.stride()[:-1])
     whole = x.shape[-1] == width and x.stride(-1) == 1 and aligned

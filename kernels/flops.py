@@ -1,10 +1,10 @@
 """What ``torch.utils.flop_counter.FlopCounterMode`` counts for the operations.
 
-Two for each weight that is stored and each row: the multiplications and additions that the definition asks for, as
-PyTorch counts its own matmuls. So an expanded layer counts what its parent does, whatever ``alpha`` is, and a
-block-masked one its kept blocks. Not counted: holes are (the formulas see shapes, and a hole is a stored zero), nor
-what an implementation computes besides, as the packed kernels do ``alpha`` products of which the labels keep one; nor
-biases, activations and rearrangement.
+Two for each stored weight and each row: the multiplications and additions that the definition asks for, as PyTorch
+counts its own matmuls. So an expanded layer counts as many as its parent, whatever ``alpha`` is, and a block-masked
+one those of its kept blocks. Holes among labels are counted, because the formulas see only shapes and a hole is a
+stored zero there. What an implementation computes in addition is not counted (the packed kernels compute ``alpha``
+products, of which the labels keep one), and neither are biases, activations and rearrangement.
 """
 
 import sys
@@ -52,11 +52,11 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "kept_merge": _weights_of_second,
     "kept_grad": _weights_of_result,
 }
-"""By operation, from the shapes of its arguments and of its result."""
+"""By operation: FLOPs from the shapes of its arguments and of its result."""
 
 
 def register() -> None:
-    """Makes PyTorch's counter know the operations, now or when it is imported: importing it imports Triton."""
+    """Registers the formulas with PyTorch's counter once that is imported: importing it here would import Triton."""
     if COUNTER in sys.modules:
         _register(sys.modules[COUNTER])
     else:

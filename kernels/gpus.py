@@ -1,8 +1,8 @@
-"""The facts about GPUs that anything here rests on, in one place and pure: neither torch nor Triton is imported.
+"""All facts about GPUs that the package uses, in one place; neither torch nor Triton is imported.
 
-A new GPU is a line of :data:`GPUS`; a new architecture is one of :data:`ARCHITECTURES` and an example of it. What is in
-neither is taken for the newest known one that is not newer (:func:`architecture`): compute capability 8.7 for 8.6, 10.3
-and 11.0 for 10.0, 12.1 for 12.0.
+A new GPU is a line of :data:`GPUS`; a new architecture is a line of :data:`ARCHITECTURES` and an example of it. An
+unknown architecture is taken for the newest known one that is not newer (:func:`architecture`): compute capability 8.7
+for 8.6, 10.3 and 11.0 for 10.0, 12.1 for 12.0.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ class Architecture:
 
     Attributes:
         arch: Compute capability, as 90 for 9.0.
-        example: A GPU of it, by its key in :data:`GPUS`; what is compiled without a device is compiled for it.
-        matrix: Its own matrix instruction: ``"mma"`` of a warp, ``"wgmma"`` of four, or ``"tcgen05.mma"``. The first
-            runs everywhere.
+        example: A GPU of it, by its key in :data:`GPUS`; without a device, kernels are compiled for it.
+        matrix: Its own matrix instruction: ``"mma"`` of a warp, ``"wgmma"`` of four warps, or ``"tcgen05.mma"``.
+            ``"mma"`` runs on all of them.
         shared: Bytes of shared memory that one program may use.
-        shared_sm: Bytes of a multiprocessor, of which each program costs 1024 more than it asks for.
+        shared_sm: Bytes of shared memory of a multiprocessor; each program takes 1024 more of them than it asks for.
         warps: Resident warps of a multiprocessor.
         programs: Resident programs of a multiprocessor.
         tensor: Columns of tensor memory of a multiprocessor.
-        warp_mma: What is left of the arithmetic rate with ``mma`` instead of its own instruction; assumed.
-        measured_warp_mma: The same of ``mma.sp`` as somebody measured it; none where nobody did.
-        spills_square: Whether four warps spill sums of 64 x 64 beside 16-bit operands, as compiled.
+        warp_mma: Share of the arithmetic rate that is reached with ``mma`` instead of its own instruction; assumed.
+        measured_warp_mma: The same for ``mma.sp``, from a publication that measured it; ``None`` if there is none.
+        spills_square: Whether four warps spill registers on a tile of 64 x 64 sums of 16-bit operands, as compiled.
     """
 
     arch: int
@@ -68,15 +68,15 @@ def architecture(arch: int) -> Architecture:
 
 
 def runs_mma_sp(arch: int) -> bool:
-    """Whether the kernel on sparse tensor cores is meant to run: where ``tcgen05`` is, ``mma`` is too slow for it."""
+    """Whether the kernel on sparse tensor cores may run. Beside ``tcgen05.mma`` it may not: ``mma`` is slow there."""
     return architecture(arch).matrix != "tcgen05.mma"
 
 
 def reads_kept_values(arch: int) -> bool:
     """Whether kernels may multiply by packed values as they gather them.
 
-    What Triton 3.7.1 compiles for ``tcgen05.mma`` lacks a fence between gathered values and the product: the lab finds
-    it.
+    What Triton 3.7.1 compiles for ``tcgen05.mma`` lacks a fence between gathered values and the product, as the lab
+    finds.
     """
     return architecture(arch).matrix != "tcgen05.mma"
 
@@ -85,9 +85,9 @@ class Gpu(NamedTuple):
     """A GPU as its vendor publishes it.
 
     Attributes:
-        name: Its own.
+        name: Its vendor's name.
         arch: Compute capability, as 90 for 9.0.
-        bandwidth: Of its memory, in GB/s.
+        bandwidth: Memory bandwidth in GB/s.
         tensor: TFLOP/s of 16-bit operands on tensor cores, float32 sums, without sparsity.
         tf32: TFLOP/s of TF32 on tensor cores, without sparsity.
         fp32: TFLOP/s of float32.
@@ -120,13 +120,13 @@ SOURCES: Mapping[str, str] = {
     "gb100": "NVIDIA's data sheet of the HGX B200",
     "gb202": "NVIDIA RTX Blackwell GPU Architecture, white paper; GeForce RTX 50 specifications",
 }
-"""Where figures are published. Data sheets print many rates with sparsity, which are twice those given here."""
+"""Where figures are published. Many data sheets give rates with sparsity, which are twice the rates here."""
 
 
 def _geforce(
     name: str, arch: int, bandwidth: float, fp32: float, l2: float, sms: int, clock: float, source: str
 ) -> Gpu:
-    """A GPU whose tensor cores add to float32 at half rate: TF32 as fast as float32, 16-bit operands twice that."""
+    """A GPU whose tensor cores sum in float32 at half rate: TF32 is as fast as float32, 16 bits twice as fast."""
     return Gpu(name, arch, bandwidth, round(2 * fp32, 1), fp32, fp32, l2, sms, clock, source)
 
 

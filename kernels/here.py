@@ -1,14 +1,14 @@
 """What this machine's CPU can do, and what a product with few rows costs on it.
 
 :func:`roof_here` never measures. It reads what ``fpe here`` wrote into the user's cache folder, for this CPU, number of
-threads and PyTorch. Where nothing was written nothing is predicted, and ``backend="auto"`` takes the eager twin. So it
-decides the same way from call to call, and nothing is timed inside of a forward.
+threads and PyTorch. Where nothing was written nothing is predicted, and ``backend="auto"`` takes the eager twin. So
+it decides in the same way in every call, and nothing is timed inside a forward.
 
-The model is a sum. A product takes the time of a call; the time in which it would run from the caches
-(:attr:`CpuRoof.rates`, measured on a small layer, in proportion to the weights); and, where its bytes do not fit the
-caches, what it takes longer because they come from memory (:attr:`CpuRoof.beyond`, measured on a large layer, in
-proportion to the bytes). How much of the memory's time hides behind the arithmetic depends on the kernel and on the
-rows, so that each has a figure of its own.
+The model is a sum of three times: that of a call; the time in which the product would run from the caches
+(:attr:`CpuRoof.rates`, measured on a small layer, in proportion to the weights); and, if its bytes do not fit the
+caches, the additional time because they come from memory (:attr:`CpuRoof.beyond`, measured on a large layer, in
+proportion to the bytes). How much of the memory's time is hidden behind arithmetic depends on the kernel and on the
+rows, so each has a figure of its own.
 """
 
 import json
@@ -28,13 +28,13 @@ from .cpu import MAX_ROWS, WORTH, numba_installed
 ROWS = (1, 4, 16, 64, 256)
 """Rows of activations at which rates are measured; in between they are interpolated."""
 FEW = ROWS[:3]
-"""Those at which the time of memory shows."""
+"""The numbers of rows at which the time of memory is measured."""
 ALPHAS = (2, 4, 8)
 """Children at which the rates of the kernel on labels are measured."""
 LABELS = {alpha: f"labels {alpha}" for alpha in ALPHAS}
 KERNELS = ("compiled", "kept", *LABELS.values(), "seeded")
-"""What is measured of this package's kernels: with one child, the same on kept values, and with more children, of which
-the fewest also on labels of a seed."""
+"""This package's kernels that are measured: with one child (``compiled``), the same on kept values (``kept``), on
+labels of 2, 4 and 8 children, and on labels of a seed of two children (``seeded``)."""
 BITS_KEPT = 1.125
 """Bits of a bitmap a position."""
 DENSITY = 0.5
@@ -46,18 +46,18 @@ class CpuRoof:
     """What a CPU can do with a number of threads.
 
     Attributes:
-        name: Of the CPU.
-        threads: Of PyTorch.
+        name: The CPU's name.
+        threads: Number of PyTorch's threads.
         torch: PyTorch's version.
         copy: Bytes a second that a large copy reads and writes together.
         read: Bytes a second at which a product of one row reads a large dense weight.
-        flops: Of a large float32 matrix product, a second.
+        flops: FLOPs a second of a large float32 matrix product.
         cache: Bytes of a layer that stay in the caches.
-        calls: Seconds of a call on next to nothing: of ``"torch"``, PyTorch's dense product, and of ``"kernels"``.
-        rates: Seconds for each weight of a float32 layer in the caches, at :data:`ROWS`: of ``"torch"`` and of each of
-            :data:`KERNELS`, of these times the threads that share the work.
-        beyond: Seconds more for each byte of a layer that is not in the caches, of the same, at :data:`FEW`. It is
-            below zero where the small layer, of which the rates are, woke a thread for little.
+        calls: Seconds of a call on a tiny layer: of ``"torch"``, PyTorch's dense product, and of ``"kernels"``.
+        rates: Seconds for each weight of a float32 layer in the caches, at :data:`ROWS`: of ``"torch"``, and of each of
+            :data:`KERNELS` multiplied by the number of threads that share the work.
+        beyond: Additional seconds for each byte of a layer that does not fit the caches, of the same, at :data:`FEW`.
+            Below zero where the small layer, on which the rates are measured, was too small for its threads.
     """
 
     name: str
@@ -72,7 +72,7 @@ class CpuRoof:
     beyond: Mapping[str, tuple[float, ...]]
 
     def seconds(self, name: str, m: int, weights: int, size: float) -> float:
-        """What a product takes whose weight has so many entries and bytes."""
+        """Seconds of a product with ``m`` rows and a weight of ``weights`` entries in ``size`` bytes."""
         cached = weights * _between(ROWS, self.rates[name], m) * max(m / ROWS[-1], 1.0)
         if name == "torch":
             took = self.calls["torch"] + cached
@@ -89,7 +89,7 @@ class CpuRoof:
 
 
 def _between(rows: tuple[int, ...], known: tuple[float, ...], m: int) -> float:
-    """A figure at a number of rows, between those measured: a power of the rows; from 0, linear in their logarithm."""
+    """A figure at ``m`` rows: a power law between measured ones; linear in ``log(m)`` if one is not positive."""
     if m >= rows[-1]:
         return known[-1]
     i = next(i for i, most in enumerate(rows[1:]) if m <= most)
@@ -108,7 +108,7 @@ def predict(
         m: Rows of activations.
         n: Outputs of the parent.
         k: Inputs.
-        alpha: Children; one where there are no labels.
+        alpha: Children; 1 if there are no labels.
         roof: Of the machine.
         density: Share of the entries that exist where the weight is stored as its kept values.
         seeded: Whether labels are of a seed.
@@ -124,7 +124,7 @@ def predict(
         stored += weights * (4 * density + BITS_KEPT / 8 - 4)
     ours = roof.seconds("compiled", m, weights, stored) if alpha == 1 else roof.labels(alpha, m, weights, stored)
     for differs, name, plain in ((density is not None, "kept", "compiled"), (seeded, "seeded", LABELS[ALPHAS[0]])):
-        if differs:  # what it takes to place values, or to make labels, beside all else
+        if differs:  # plus the time to place values, or to make labels
             ours += roof.seconds(name, m, weights, stored) - roof.seconds(plain, m, weights, stored)
     wide = roof.seconds("torch", m, alpha * weights, alpha * size)
     return {
@@ -149,7 +149,7 @@ def path_here() -> Path:
 
 @cache
 def cpu_name() -> str:
-    """The CPU's own name, with its family and model, which some virtual machines leave it alone with."""
+    """The CPU's name, with its family and model: some virtual machines hide the name itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -161,7 +161,7 @@ def cpu_name() -> str:
 
 
 def write(roof: CpuRoof) -> Path:
-    """Keeps a measured roof for the calls to come; returns where."""
+    """Writes a measured roof to the user's cache folder, for later calls; returns its path."""
     path = path_here()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(roof)))
@@ -173,7 +173,7 @@ def write(roof: CpuRoof) -> Path:
 def roof_here() -> CpuRoof | None:
     """The measured roof of this machine with its present number of threads.
 
-    None where it was not measured, or where Numba, which compiles the kernels, is gone.
+    ``None`` if it was not measured, or if Numba, which compiles the kernels, is not installed.
     """
     return _read(torch.get_num_threads())
 
@@ -193,8 +193,8 @@ def roof_from(given: Mapping[str, Any]) -> CpuRoof:
     """A roof from a mapping of its fields, as JSON has it.
 
     Raises:
-        KeyError: A table is missing.
-        TypeError: Another field is, or there is an unknown one.
+        KeyError: ``rates`` or ``beyond`` is missing.
+        TypeError: Another field is missing, or there is an unknown one.
     """
     tables = {table: {name: tuple(each) for name, each in given[table].items()} for table in ("rates", "beyond")}
     return CpuRoof(**{**given, **tables})
@@ -205,7 +205,8 @@ def kernel_wins(
 ) -> bool:
     """Whether the kernel is predicted to be faster than ``"twin"`` or ``"wide"`` here.
 
-    It is not where nothing is known: no roof was measured, or the weights are not float32, as the rates are.
+    False if nothing is known: no roof was measured, the weights are not float32, or there are more rows or children
+    than the kernels or the rates know.
 
     Args:
         m: Rows of activations.

@@ -1,14 +1,14 @@
-"""How an operation joins PyTorch: shape inference, gradients of both modes, batching, all through the dispatcher.
+"""How an operation is registered with PyTorch: shapes, reverse and forward gradients, and batching, by the dispatcher.
 
 Every operation here is linear in each of its operands; some add a bias and apply an activation after it. So one rule
-serves the tangents of all of them, and an operation brings nothing but its reverse gradient.
+serves the tangents of all of them, and an operation needs to bring only its reverse gradient.
 
-``torch.library.register_autograd`` makes a ``torch.autograd.Function`` that refuses ``torch.func``, and drops tangents.
+``torch.library.register_autograd`` makes a ``torch.autograd.Function`` that refuses ``torch.func`` and drops tangents.
 The kernels registered here run at one level of transforms at a time, as those of PyTorch's own operations do: the
-dispatcher brings the call to each level in turn.
+dispatcher passes the call to each level in turn.
 
-Operations are defined on a ``Library`` rather than by ``custom_op``, whose Python wrapper costs 80 microseconds more a
-call: more than a small matmul.
+Operations are defined on a ``Library``, not by ``custom_op``: its Python wrapper costs 80 microseconds more for each
+call, which is more than a small matmul takes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +32,9 @@ Run = Callable[..., Tensor]
 
 
 def implementation(module: str, op: str) -> Run:
-    """What runs an operation: its entry in ``OPERATIONS`` of a module of this package, as ``"partition.triton"``.
+    """The function that runs an operation: the entry of ``OPERATIONS`` in a module here, as ``"partition.triton"``.
 
-    The module is imported when one of its operations first runs, so that Triton is not where nothing needs it.
+    The module is imported when one of its operations first runs, so that Triton is not imported before it is needed.
     """
     return _operations(module)[op]
 
@@ -45,12 +45,14 @@ def _operations(module: str) -> Mapping[str, Run]:
 
 
 def save_operands(ctx: Any, args: tuple[Any, ...], index: Sequence[Tensor]) -> None:
-    """Saves of an operation's two operands the one that the other's gradient needs, and what says where weights are.
+    """Saves for the backward pass: the operands that gradients need, and the tensors that say where weights are.
+
+    The gradient of one operand needs the other. So each is saved only if a gradient of the other is wanted.
 
     Args:
-        ctx: A context; ``ctx.backend`` becomes the last argument.
-        args: Of the operation.
-        index: Tensors that have no gradient.
+        ctx: A context; ``ctx.backend`` is set to the operation's last argument.
+        args: The operation's arguments.
+        index: Tensors that have no gradient: labels, rows of blocks.
     """
     first, second, *_ = args
     wants_first, wants_second = ctx.needs_input_grad[:2]
@@ -73,18 +75,18 @@ def define(
     """Registers an operation and returns it.
 
     Args:
-        schema: Its signature. The operands come first; ``bias`` and ``activation`` are known by their names.
-        run: What it computes, from plain tensors.
-        fake: The shape of the result.
-        backward: Its reverse gradient, one entry an argument, from a context and the result's gradient; that of
+        schema: Its signature. The operands come first; ``bias`` and ``activation`` are recognised by their names.
+        run: Computes the result, from plain tensors.
+        fake: Makes an empty tensor of the result's shape, from fake tensors.
+        backward: Computes a gradient or ``None`` for each argument, from a context and the result's gradient, for
             ``activation=None``.
-        save: What ``backward`` needs, put on the context: from the context, the arguments and the result.
+        save: Puts what ``backward`` needs on the context. It takes the context, the arguments and the result.
         operands: In how many of its first arguments it is linear.
-        by_rows: Whether each row of the result comes from one row of the first operand, so that a batch of rows is
-            more rows.
-        tangent_of_second: Clears what the operation does not expect in a tangent of the second operand, from the
-            tangent and the arguments.
-        composed: The same made of other operations, for one that has no gradient of its own.
+        by_rows: Whether each row of the result depends on one row of the first operand alone. Then ``torch.vmap`` over
+            that operand only means more rows.
+        tangent_of_second: Sets the entries of the second operand's tangent to zero that the operation does not expect,
+            from the tangent and the arguments.
+        composed: The same function made of other operations, for an operation that has no gradient of its own.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -165,7 +167,7 @@ class _Node(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """Past ``Function.apply``, which would hand a call inside of a transform to all levels at once."""
+        """Bypasses ``Function.apply``, which would give a call inside a transform to all levels at once."""
         before = get_single_level_autograd_function_allowed()
         set_single_level_autograd_function_allowed(True)
         try:
@@ -176,7 +178,7 @@ class _Node(torch.autograd.Function):
 
 def _node(op: Run, name: str, backward: Callable[..., Any], save: Callable[..., None]) -> type[_Node]:
     def forward(ctx: Any, *args: Any) -> Tensor:
-        # ``apply`` has switched gradients off, which the outer levels want still.
+        # ``apply`` has switched gradients off, but the outer levels still want them.
         with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
             result = op(*args)
         save(ctx, args, result)
@@ -187,7 +189,7 @@ def _node(op: Run, name: str, backward: Callable[..., Any], save: Callable[..., 
 
 
 def _batched(op: Run, by_rows: bool) -> Callable[..., tuple[Tensor, int]]:
-    """A rule of ``torch.vmap``: a batch of rows is more rows; everything else runs once for each of the batch."""
+    """A rule of ``torch.vmap``: a batch of rows is more rows; all else runs once for each entry of the batch."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         in_dims = tuple(None if isinstance(dim, list) else dim for dim in in_dims)  # of a list of numbers
@@ -196,7 +198,7 @@ def _batched(op: Run, by_rows: bool) -> Callable[..., tuple[Tensor, int]]:
             y = op(rows.flatten(0, 1), *args[1:])
             return y.unflatten(0, rows.shape[:2]), 0
         pairs = tuple(zip(args, in_dims, strict=True))
-        if not info.batch_size:  # one call that nobody keeps knows the shape
+        if not info.batch_size:  # a call whose result is dropped shows the shape
             y = op(*(a if dim is None else a.new_zeros(a.shape[:dim] + a.shape[dim + 1 :]) for a, dim in pairs))
             return y.new_empty(0, *y.shape), 0
         each = [op(*(a if dim is None else a.select(dim, i) for a, dim in pairs)) for i in range(info.batch_size)]

@@ -1,7 +1,7 @@
-"""What is made of a tensor once for each of its versions.
+"""Results that are computed from a tensor once for each of its versions, and kept.
 
-Compressed forms of a weight go stale with an optimizer's step. Codes and metadata are made of labels, which stay: in
-training they are made once.
+Compressed forms of a weight are outdated after a step of the optimizer. Codes and metadata are computed from labels,
+which do not change, so in training they are computed once.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ Result = TypeVar("Result")
 def once_per_version(make: Callable[..., Result]) -> Callable[..., Result]:
     """Keeps the last result of ``make(values, *rest)`` for as long as ``values`` lives and nothing has changed.
 
-    Other tensors among the arguments count by identity and version. In-place changes are seen by PyTorch's version
-    counter: writing through ``.data`` goes unseen, as it does by autograd. Tensors of ``torch.inference_mode`` have
-    no counter, and nothing is kept for them.
+    Other tensors among the arguments are compared by identity and version, everything else by ``==``. In-place changes
+    are seen by PyTorch's version counter; writes through ``.data`` are not, as autograd does not see them either.
+    Tensors made under ``torch.inference_mode`` have no counter, so nothing is kept for them.
     """
     kept: Any = WeakIdKeyDictionary()
 
@@ -31,16 +31,16 @@ def once_per_version(make: Callable[..., Result]) -> Callable[..., Result]:
         state = (values._version, [(id(t), t._version) if isinstance(t, Tensor) else t for t in rest])
         found = kept.get(values)
         if found is None or found[0] != state:
-            found = kept[values] = (state, make(values, *rest), rest)  # rest: while it is held, its ids stay its own
+            found = kept[values] = (state, make(values, *rest), rest)  # holding rest keeps its ids from being reused
         return found[1]
 
     return remembered
 
 
 def constant_to_compile(ask: Callable[..., Result]) -> Callable[..., Result]:
-    """Marks a function that ``torch.compile`` calls once and takes the result of for granted.
+    """Marks a function that ``torch.compile`` calls once, taking its result for a constant.
 
-    It is ``torch.compiler.assume_constant_result``, which would import all of the compiler as this package is imported.
+    It does what ``torch.compiler.assume_constant_result`` does, which would import the whole compiler.
     """
     ask._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return ask

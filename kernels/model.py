@@ -5,9 +5,9 @@ plain numbers out, neither a device nor Triton nor torch.
 
 Its inputs are a layer and a batch (:class:`Sizes`), and what a device can do (:class:`~fpe.kernels.roofs.Roof`).
 
-Left out: bytes that large batches move twice because operands outgrow L2 (``fpe lab traffic`` counts them; arithmetic
-limits those sizes), passes of L1 (``fpe lab wavefronts`` counts those of kept values), the rounding of sizes up to
-whole tiles, and overlap between launches.
+The model leaves out: bytes that large batches move twice because operands do not fit L2 (``fpe lab traffic`` counts
+them; arithmetic limits those sizes), passes of L1 (``fpe lab wavefronts`` counts those of kept values), the rounding of
+sizes up to whole tiles, and overlap between launches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +24,14 @@ MAX_ROWS = 1 << 17
 """Batch sizes above this are not searched for a crossover."""
 
 ASSUMED_SMALL_BLOCKS = {16: 0.35, 32: 0.65, 64: 1.0, 128: 1.0}
-"""What is left of the arithmetic share of blocks, by their smaller side."""
+"""Factor on the arithmetic rate of blocks, by their smaller side."""
 ASSUMED_UNPACKING = {"packed labels": 1.75, "sparse tensor cores": 0.5}
-"""Integer slots for each weight and child, done again for every tile of rows: half of the seven instructions of all
-kinds that a compiled sketch needs for a weight and its two children, as twice the integer rate can be issued."""
+"""Integer slots for each weight and child, spent again for every tile of rows. A compiled sketch needs seven
+instructions of all kinds for a weight and its two children; half of them count, because twice the integer rate can be
+issued."""
 ASSUMED_TILE_ROWS = 128
 INDEX_BITS = 1 + 16 / 1024
-"""Bits of a bitmap for each position, the numbers of values before its runs included."""
+"""Bits of a bitmap for each position: the bit itself, and the running counts of values."""
 DECODE_ROWS = 64
 """Rows of 16-bit activations up to which labels are unpacked by :data:`UNPACKING` instead."""
 UNPACKING: Mapping[tuple[str, bool], Mapping[int, tuple[float, float]]] = {
@@ -49,10 +50,11 @@ KEPT_UNPACKING: Mapping[tuple[str, bool], Mapping[int, tuple[float, float]]] = {
     ("merge_matmul", False): {1: (5.03, 5.06), 2: (6.61, 6.61), 4: (8.17, 8.17), 8: (11.72, 11.72)},
     ("merge_matmul", True): {1: (9.35, 12.81), 2: (12.96, 16.28), 4: (17.09, 17.09), 8: (39.25, 39.25)},
 }
-"""The same for each position of a weight of which the kept values alone are stored, existing or not: for 16 rows, and
-for each tile of 64."""
+"""The same for a weight of which only the kept values are stored, for each position, kept or not: for 16 rows, and for
+each tile of 64."""
 KEPT_VALUES, DECOMPRESSED, MASKED_DENSE = "kept values", "decompressed", "masked dense"
-"""Ways to run an operation on kept values: read as they are multiplied, written to their places first, the twin's."""
+"""Ways to run an operation on kept values: reading them while multiplying, writing them to their places first, or the
+eager twin."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Sizes:
         structure: Of :data:`~fpe.kernels.structures.STRUCTURES`.
         dtype: ``"bf16"``, ``"fp16"``, ``"tf32"`` or ``"fp32"``.
         block: ``(bn, bk)`` of structure ``"block"``.
-        kept: Share of the entries that exist, where these alone are stored, beside a bitmap; none where all are stored.
+        kept: Share of the entries that exist, if only these are stored, with a bitmap; ``None`` if all are stored.
     """
 
     m: int
@@ -86,7 +88,7 @@ class Sizes:
 
     @property
     def turned(self) -> "Sizes":
-        """Those of the transposed weight."""
+        """The sizes of the transposed weight."""
         return replace(self, n=self.k, k=self.n, block=self.block[::-1])
 
 
@@ -143,8 +145,8 @@ class Candidate:
     Attributes:
         name: Of the implementation: a key of :data:`~fpe.kernels.roofs.ASSUMED`.
         seconds: Predicted time.
-        bytes: Compulsory memory traffic: each operand and each result once.
-        flops: Floating-point operations done, those on zeros included.
+        bytes: Memory traffic: each operand and each result once, and intermediate copies once written and once read.
+        flops: Floating-point operations that are executed, those on zeros included.
         limited_by: ``"memory"``, ``"arithmetic"``, ``"unpacking"`` or ``"launch"`` (copies made first included): the
             largest part of the time.
         reason_not: Why it cannot be chosen; empty if it can.
@@ -159,7 +161,7 @@ class Candidate:
 
 
 YARDSTICKS = ("parent", "wide dense")
-"""Dense layers that are compared with and never chosen: another function, and unmasked weights."""
+"""Dense layers to compare with, never chosen: the parent is another function, and the wide layer has no mask."""
 
 
 def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transposed: bool = False) -> list[Candidate]:
@@ -211,7 +213,7 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
         seconds, moved = parts[limit] + launch, bytes_ + before
         return Candidate(name, seconds, moved, flops, "launch" if launch > parts[limit] else limit, why)
 
-    # Yardsticks; then what runs from labels whatever their structure; then what a structure opens.
+    # Yardsticks; then what runs for every structure; then what only some structures allow.
     found = [
         costs("parent", parent + sides, useful, why="yardstick: not expanded"),
         costs("wide dense", wide + activations, alpha * useful, why="yardstick: not masked"),
@@ -222,7 +224,7 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
         values = sizes.kept * parent + n * k * INDEX_BITS / 8
         labels = formats["partition labels"] - parent
         why = _too_old(roof) or _why_not_gathered(m, roof)
-        # The twin counts the places of a mask of bytes in 64 bits, and scatters.
+        # The twin makes 64-bit indices from a mask of bytes, and scatters the values.
         twin = values + parent + 18.0 * n * k
         return [
             *found[:2],
@@ -237,9 +239,9 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
         return [*found, costs("blocks", formats["blocks"] + activations, useful, speed=small, why=why)]
     stored = formats["seeded labels" if structure == SEEDED else "partition labels"] + activations
     found.append(costs("packed labels", stored, alpha * useful, why=_too_old(roof)))
-    why = _too_old(roof) or _why_not_sparse(op, sizes)
+    why = _too_old(roof) or _why_not_sparse("sparse tensor cores", op, sizes)
     rate = 2 * architecture(roof.arch).warp_mma
-    # A merge's activations are laid side by side first, by a copy; weights that have changed are compressed anew.
+    # A merge first copies its activations so that siblings lie side by side; changed weights are compressed again.
     more, launches = (2.0 * size * m * alpha * k, 2) if op == "merge_matmul" else (0.0, 1)
 
     def anew(name: str) -> tuple[float, int]:
@@ -247,6 +249,7 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
 
     moved, packs = anew("sparse tensor cores")
     found.append(costs("sparse tensor cores", stored, alpha * useful, launches + packs, rate, why, more + moved))
+    why = _too_old(roof) or _why_not_sparse("torch.sparse", op, sizes)
     why = why or ("it takes alpha = 2" if alpha != 2 else "")
     why = why or (f"it takes sizes in multiples of 16, got {n} x {k}" if n % 16 or k % 16 else "")
     two_four = formats.get(TWO_FOUR, formats["partition labels"]) + activations
@@ -256,9 +259,9 @@ def candidates(op: str, sizes: Sizes, roof: Roof, constant: bool = True, transpo
 
 
 def _decompressed(op: str, sizes: Sizes, roof: Roof, transposed: bool, moved: float) -> Candidate:
-    """Returns the cost of moving the values to their places, or a gradient's from there, and of the best product."""
+    """Returns the cost of the best product, with the pass that writes values to their places or takes them out."""
     every = candidates(op, replace(sizes, kept=None), roof, False, transposed)
-    # One child is a dense matmul.
+    # With one child it is a dense matmul.
     inner = best(every) if sizes.alpha > 1 else next(c for c in every if c.name == "parent")
     before = roof.launch_seconds + moved / (roof.bandwidth * roof.reach.bandwidth * roof.shares[DECOMPRESSED].bandwidth)
     limit = "launch" if before > inner.seconds else inner.limited_by
@@ -293,11 +296,12 @@ def unpacking(op: str, transposed: bool, alpha: int, m: int) -> float:
 
 
 def repacking(name: str, op: str, structure: str, weights: int, alpha: int, size: int) -> tuple[float, int]:
-    """Bytes that move, and launches, until weights that have changed lie as an implementation takes them.
+    """Bytes and launches that it takes to bring changed weights into an implementation's format.
 
-    What the kernels of ``semi_structured.pack`` read and write, once each. A split takes its children's values first,
-    which its dX starts from; every other merge starts from the parent. cuSPARSELt is given the plain wide weight and
-    makes a form of its own, values and two bits for each; where PyTorch runs CUTLASS instead, less moves.
+    The bytes are what the kernels of ``semi_structured.pack`` read and write, once each. A split extracts its
+    children's values first, and its dX starts from these; every other merge starts from the parent. cuSPARSELt is given
+    the plain wide weight and makes a format of its own, values and two bits for each. Where PyTorch runs CUTLASS, fewer
+    bytes move.
 
     Args:
         name: ``"sparse tensor cores"`` or ``"torch.sparse"``.
@@ -341,7 +345,7 @@ TRAINING = ("forward", "dX", "dW")
 
 
 def layer_candidates(passes: Sequence[str], layer: Sizes, roof: Roof) -> list[list[Candidate]]:
-    """The candidates of each pass of an expanded layer: see :func:`candidates`; with dW, weights change."""
+    """The candidates of each pass of an expanded layer (:func:`candidates`). If dW is among them, weights change."""
     stays = "dW" not in passes
     return [candidates(*PASSES[name](layer), roof, stays, transposed=name == "dX") for name in passes]
 
@@ -354,8 +358,8 @@ def seconds_of(found: Sequence[Sequence[Candidate]], name: str | None = None) ->
 def crossover(passes: Sequence[str], layer: Sizes, roof: Roof, tolerance: float = 0.10) -> int:
     """The largest batch up to which an expanded layer costs at most ``1 + tolerance`` times its parent.
 
-    It holds for every batch up to there, whatever the layer's own ``m``. 0 if not even for one row; :data:`MAX_ROWS` if
-    for all that are tried.
+    It holds for every batch up to there. The layer's own ``m`` does not matter. 0 if one row costs more already,
+    :data:`MAX_ROWS` if none that is tried costs more.
 
     Raises:
         ValueError: See :func:`candidates`.
@@ -385,23 +389,27 @@ def _too_old(roof: Roof) -> str:
 
 
 def _why_not_gathered(m: int, roof: Roof) -> str:
-    """Returns why the kernels cannot read kept values while they multiply, or ``None``."""
+    """Returns why kernels cannot read kept values while they multiply; empty if they can."""
     if m > DECODE_ROWS:
         return f"it takes up to {DECODE_ROWS} rows, got {m}"
     fenced = reads_kept_values(roof.arch)
     return "" if fenced else f"Triton leaves out a fence on compute capability {roof.arch / 10}"
 
 
-def _why_not_sparse(op: str, sizes: Sizes) -> str:
-    """Returns why sparse tensor cores cannot run an operation, or ``None``."""
+def _why_not_sparse(name: str, op: str, sizes: Sizes) -> str:
+    """Returns why a candidate of sparse tensor cores cannot be chosen for an operation; empty if it can."""
     if op == "partition_grad":
         return "no operand of dW is sparse"
     if sizes.dtype not in ("bf16", "fp16"):
         return f"it takes bf16 and fp16, got {sizes.dtype}"
     if sizes.structure == SEEDED:
-        return "it takes labels in a table, not a seed"
+        if name != "sparse tensor cores" or op != "split_matmul":
+            return "it takes stored labels, not those of a seed"
+        if sizes.alpha != 2:
+            return f"it takes two children of a seed, got {sizes.alpha}"
+        return "it takes labels of a seed only if it is asked for by name"  # until a GPU has timed it
     if op == "split_matmul" and sizes.structure != TWO_FOUR:
-        return f"it takes structure {TWO_FOUR} here"
+        return f"it takes a split of structure {TWO_FOUR} alone"
     return "" if sizes.alpha in (2, 4) else f"it takes alpha = 2 or 4, got {sizes.alpha}"
 
 

@@ -1,8 +1,8 @@
 """What a device can do: published by its vendor, or measured on it; pure, neither torch nor Triton is imported.
 
-A :class:`Roof` is the one (:data:`PUBLISHED`) or the other (a JSON file that ``fpe gpu`` writes). A :class:`Share` says
-which part of it an implementation reaches: :data:`ASSUMED` until a roof file brings measured ones. What is predicted
-from assumed shares is an estimate, and every output says so (:attr:`Roof.basis`).
+A :class:`Roof` is published (:data:`PUBLISHED`) or measured (a JSON file that ``fpe gpu`` writes). A :class:`Share`
+says which part of it an implementation reaches. Shares are :data:`ASSUMED` unless a roof file has measured ones. A
+prediction from assumed shares is an estimate, and every output says so (:attr:`Roof.basis`).
 """
 
 import json
@@ -25,7 +25,7 @@ class Share(NamedTuple):
     arithmetic: float
 
 
-# Assumptions, all of them, in this one place. Measured shares replace them where a roof file has some.
+# All assumptions about shares are here. Measured shares replace them where a roof file has some.
 
 ASSUMED: Mapping[str, Share] = {
     "parent": Share(0.90, 1.00),  # cuBLAS: it is what the arithmetic roof is measured with
@@ -58,8 +58,8 @@ class Roof:
         integer: 32-bit bitwise instructions a second, over all lanes.
         launch_seconds: Cost of each launch.
         source: ``"published"`` or ``"measured"``.
-        reach: What the best program reaches of ``bandwidth`` and ``flops``; all of it where they were measured.
-        shares: What each implementation reaches of that.
+        reach: Which part of ``bandwidth`` and ``flops`` the best program reaches; 1 if they were measured.
+        shares: Which part of that each implementation reaches.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Roof:
         """Reads a measured roof from a JSON file with this class's field names; ``shares`` may name some or none.
 
         Raises:
-            ValueError: The file is cut, or a field is missing, unknown or no positive number.
+            ValueError: The file is not JSON, or a field is missing, unknown or not a positive number.
         """
         try:
             given = json.loads(path.read_text())
@@ -107,7 +107,7 @@ class Roof:
         missing = {"name", "arch", "bandwidth", "flops", "l2", "integer"} - set(given)
         unknown = set(given) - names - provenance
         if missing or unknown:
-            raise ValueError(f"{where}: a roof lacks {sorted(missing)} and has unknown {sorted(unknown)}")
+            raise ValueError(f"{where}: a roof has fields missing: {sorted(missing)}, and unknown: {sorted(unknown)}")
         numbers = {n: given[n] for n in ("arch", "bandwidth", "l2", "integer", "launch_seconds") if n in given}
         numbers |= {f"flops.{dtype}": rate for dtype, rate in given["flops"].items()}
         shares = {name: Share(*pair) for name, pair in given.get("shares", {}).items()}
@@ -138,8 +138,9 @@ def roof_named(name: str, arch: int | None = None) -> Roof:
 
     Args:
         name: Key or name.
-        arch: Compute capability, as 90. With it a GPU that is not in the table is taken for the last one there that is
-            not newer, and its name says so: right in kind, not in size.
+        arch: Compute capability, as 90. If it is given, a GPU that is not in the table is taken for the one of least
+            bandwidth among those of the newest known architecture that is not newer. The roof's name says so. Its
+            kind is right, its size need not be.
 
     Raises:
         ValueError: No such GPU is known.

@@ -1,4 +1,4 @@
-"""What the families' configurations and rules share: pure functions of sizes and a device."""
+"""What the families' launch configurations and their rules share: pure functions of sizes and a device."""
 
 from dataclasses import dataclass
 
@@ -29,31 +29,31 @@ class Tiles:
 
 
 def power_above(n: int) -> int:
-    """The smallest power of two not below ``n``; 1 for less."""
+    """The smallest power of two that is at least ``n``; 1 for ``n`` below 1."""
     return 1 << max(n - 1, 0).bit_length()
 
 
 def power_below(n: int) -> int:
-    """The largest power of two not above ``n``, which is at least 1."""
+    """The largest power of two that is at most ``n``, for ``n`` of at least 1."""
     return 1 << (n.bit_length() - 1)
 
 
 PARTIAL = 0.04
-"""Bytes of partial sums over the streamed ones up to which a reduction is split further."""
+"""A reduction is split further while the bytes of its partial sums are at most this share of the streamed bytes."""
 
 
 def split_reduction(programs: int, steps: int, device: Device, partial: float = 0, streamed: float = 1) -> int:
-    """How many programs share an output tile, so that there are enough to hide latency and each has four steps.
+    """How many programs share an output tile: enough to hide latency, at most 16, each with at least four steps.
 
-    It stops where the partial sums would move more than :data:`PARTIAL` of the streamed bytes, but not before half of
-    the device is filled.
+    Splitting stops before the partial sums would move more than :data:`PARTIAL` of the streamed bytes, if half of the
+    device is filled by then.
 
     Args:
-        programs: Without a split.
-        steps: Of the reduction.
+        programs: Number of programs without a split.
+        steps: Number of steps of the reduction.
         device: Where they run.
-        partial: Bytes of one part of the sums; 0 where they do not matter.
-        streamed: Bytes of what is streamed, in the same measure.
+        partial: Bytes of one part of the sums; 0 if they do not matter.
+        streamed: Bytes that are streamed, in the unit of ``partial``.
     """
     split = 1
     while programs * split < 1.5 * device.sms and steps >= 8 * split and split < 16:

@@ -1,10 +1,10 @@
-"""The configuration of a launch: tuned ones as data, JSON files with their provenance, else by rule.
+"""The configuration of a launch: a tuned one from a JSON file with its provenance, else one by a rule.
 
-A family's ``config.py`` has a ``Problem``, which says what must be done and knows its rule and what fits, and a
-``Config``; :func:`choose` does the rest for all of them.
+A family's ``config.py`` has a ``Problem``, which says what a launch must do, by which rule and what fits, and a
+``Config``. :func:`choose` is the same for all families. A file of tuned configurations is
 
-``{"provenance": {...}, "entries": [{"op": "block_matmul", "max_m": 64, "block": [64, 64], "config": {...}}]}``:
-an entry holds for problems of up to ``max_m`` rows whose attributes are those that it names.
+``{"provenance": {...}, "entries": [{"op": "block_matmul", "max_m": 64, "block": [64, 64], "config": {...}}]}``.
+An entry holds for problems of up to ``max_m`` rows whose attributes are those that it names.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from .device import Device
 
 NOTES = ("family", "max_m", "config", "milliseconds", "rule_milliseconds", "tried", "skipped")
-"""What an entry holds besides its conditions."""
+"""Fields of an entry that are no conditions."""
 
 
 Config = TypeVar("Config")
@@ -28,7 +28,7 @@ class Problem(Hashable, Protocol[Config]):
 
     Attributes:
         family: Whose tables hold for it.
-        config: What its configurations are.
+        config: The class of its configurations.
     """
 
     family: ClassVar[str]
@@ -49,9 +49,9 @@ class Problem(Hashable, Protocol[Config]):
 
 
 def choose(problem: Problem[Config], device: Device) -> Config:
-    """The configuration of a launch: a tuned entry where one fits, else the rule's, made smaller until it fits.
+    """The configuration of a launch: a tuned entry if one fits, else the rule's, made smaller until it fits.
 
-    Smaller is first a pipeline less deep, then fewer rows of activations.
+    First the pipeline is made less deep, then the tile gets fewer rows of activations.
     """
     for entry in tuned(problem.family, device, problem.config):
         if entry.holds(problem) and problem.fits(entry.config, device):
@@ -78,7 +78,7 @@ class Entry:
     """A tuned configuration and where it holds.
 
     Attributes:
-        max_m: Up to so many rows of activations.
+        max_m: The most rows of activations that it holds for.
         where: Attributes that a problem must have.
         config: The configuration.
     """
@@ -97,7 +97,7 @@ def parse(table: Mapping[str, Any], config: type) -> tuple[Entry, ...]:
 
     Args:
         table: As the file holds it.
-        config: What the entries' configurations are.
+        config: The class of the entries' configurations.
     """
     read = []
     for entry in table["entries"]:
@@ -113,12 +113,12 @@ def file_name(kind: str, device: str) -> str:
 
 
 def table_name(family: str, device: Device) -> str:
-    """The file of a family's tuned configurations: the device's own, as what is fastest differs within a kind."""
+    """The file of a family's tuned configurations on a device; devices of one kind differ in what is fastest."""
     return file_name(family, device.name or f"sm{device.arch}")
 
 
 @cache
 def tuned(family: str, device: Device, config: type) -> tuple[Entry, ...]:
-    """Entries shipped for a family of kernels on a device; none where nothing was measured."""
+    """The shipped entries for a family of kernels on a device; empty if nothing was measured there."""
     file = files(__package__) / "configs" / table_name(family, device)
     return parse(json.loads(file.read_text()), config) if file.is_file() else ()

@@ -53,7 +53,7 @@ BAD_INPUT = (
     bad("no-module", TypeError, "nn.Module", "int", model=3),
     *(bad(f"alpha-{a}", ValueError, "alpha", repr(a), alpha=a) for a in (1, 0, -1, 2.0, "2", True, None, 255)),
     bad("alpha-2:4-float", ValueError, "alpha", "2.0", alpha=2.0, structure="2:4"),
-    bad("alpha-more-than-inputs", ValueError, "alpha = 25", "got 24", alpha=25),
+    bad("alpha-more-than-inputs", ValueError, "at least 25 inputs", "got 24", alpha=25),
     bad("split", ValueError, "random", "'halves'", split="halves"),
     bad("structure", ValueError, "2:4", "'4:8'", structure="4:8"),
     bad("policy", ValueError, "magnitude", "'none'", resparsify="none"),
@@ -68,12 +68,12 @@ BAD_INPUT = (
         bad(f"block-{b}", ValueError, "positive", repr(b), structure="block", block=b)
         for b in ((0, 4), (4,), 4, (4, 2.0))
     ),
-    bad("block-wide", ValueError, "alpha = 2", "got 1", structure="block", block=(4, 24)),
+    bad("block-wide", ValueError, "at least 2 tiles", "got 1", structure="block", block=(4, 24)),
     bad("groups-missing", ValueError, "groups", "None", split="groups"),
     bad("groups-stray", ValueError, "groups", "'random'", groups=[0] * 24),
     bad("groups-length", ValueError, "24", "got 3", split="groups", groups=[0, 1, 2]),
     bad("groups-float", TypeError, "integers", "float32", split="groups", groups=[0.5] * 24),
-    bad("groups-few", ValueError, "alpha = 2", "got 1", split="groups", groups=[7] * 24),
+    bad("groups-few", ValueError, "at least 2 groups", "got 1", split="groups", groups=[7] * 24),
     bad("groups-which", ValueError, "mapping", "'0', '4'", split="groups", groups=[0, 1] * 6, model=mlp(*DEEP)),
     bad("groups-names", ValueError, "'0'", "'fc1'", split="groups", groups={"fc1": [0, 1] * 12}),
     bad("excess", ValueError, "0 -> 2", "48", "32", "'partition'", resparsify="input", model=mlp(4, 8, 6)),

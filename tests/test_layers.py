@@ -108,6 +108,20 @@ def test_layer_loads_by_itself(make: Callable[..., fpe.layers.ExpandedLinear]) -
     assert_unchanged(other, before)
 
 
+@each_layer
+def test_a_weight_of_another_shape_is_refused(make: Callable[..., fpe.layers.ExpandedLinear]) -> None:
+    layer = make()
+    before = snapshot(layer)
+    writers = {name: getattr(layer, name) for name in ("set_wide_weight", "set_matrix") if hasattr(layer, name)}
+    for name, write in writers.items():
+        for weight in (torch.ones(1), torch.ones(layer.out_features, 1), torch.ones(2, 2)):
+            with pytest.raises(ValueError, match=rf"{type(layer).__name__}\.{name}: weight must have shape"):
+                write(weight)
+        with pytest.raises(TypeError, match="weight must be a tensor, got list"):
+            write([1.0])
+    assert_unchanged(layer, before)
+
+
 @pytest.mark.parametrize("kind", [SplitLinear, MergeLinear])
 def test_labels_in_any_memory_order_can_be_saved(kind: type, tmp_path: Path) -> None:
     layer = kind(Partition(Partition.random(12, 7, 3).labels.T, 3))

@@ -55,6 +55,7 @@ def test_capacity_of_groups_is_the_sum_over_each() -> None:
     for groups in ([0, 3, 0, 1, 1, 1, 0], torch.tensor([0, 3, 0, 1, 1, 1, 0], dtype=torch.int32)):
         wanted = torch.stack([each[[0, 2, 6]].sum(), each[3:6].sum(), each.new_zeros(()), each[1]])
         torch.testing.assert_close(metrics.feature_capacity(weight, groups), wanted)
+    assert metrics.feature_capacity(torch.ones(3, 0), torch.zeros(0, dtype=torch.int64)).shape == (0,)
 
 
 @given(st.integers(2, 7), st.integers(1, 5), st.integers(0, 99))

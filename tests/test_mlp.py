@@ -194,6 +194,24 @@ REFUSED = (
         ("ExpandedMLP", "8 children", "in_features=9"),
     ),
     BadCall(
+        "first",
+        lambda: fpe.ExpandedMLP(nn.Linear(8, 8), "relu", nn.Linear(8, 3)),  # type: ignore[arg-type]
+        TypeError,
+        ("ExpandedMLP: first", "SplitLinear", "got Linear"),
+    ),
+    BadCall(
+        "kind of second",
+        lambda: fpe.ExpandedMLP(fpe.SplitLinear(fpe.Partition.random(4, 8, 2)), "relu", nn.Identity()),  # type: ignore[arg-type]
+        TypeError,
+        ("ExpandedMLP: second", "MergeLinear", "got Identity"),
+    ),
+    BadCall(
+        "activation",
+        lambda: fpe.ExpandedMLP(fpe.SplitLinear(fpe.Partition.random(4, 8, 2)), "tanh", nn.Linear(8, 3)),
+        ValueError,
+        ("ExpandedMLP: activation", "relu", "'tanh'"),
+    ),
+    BadCall(
         "w2",
         lambda: expanded_mlp(torch.ones(1, 4), torch.ones(3, 4), torch.zeros(3, 4).byte(), torch.ones(2, 3), alpha=2),
         ValueError,

@@ -212,7 +212,11 @@ def test_yardsticks_are_never_chosen() -> None:
 @pytest.mark.parametrize(
     ("options", "name", "why"),
     [
-        ({}, "sparse tensor cores", "structure 2:4"),
+        ({}, "sparse tensor cores", "a split of structure 2:4 alone"),
+        ({"structure": "seeded"}, "sparse tensor cores", "only if it is asked for by name"),
+        ({"structure": "seeded", "alpha": 4}, "sparse tensor cores", "two children of a seed, got 4"),
+        ({"structure": "seeded", "op": "merge_matmul"}, "sparse tensor cores", "stored labels"),
+        ({"structure": "seeded"}, "torch.sparse", "stored labels"),
         ({"structure": "2:4"}, "sparse tensor cores", ""),
         ({"structure": "2:4"}, "torch.sparse", ""),
         ({"structure": "2:4", "n": 1000}, "torch.sparse", "multiples of 16"),
@@ -326,8 +330,8 @@ def test_a_measured_roof_replaces_what_it_measured(tmp_path: Path) -> None:
     [
         ('{"name": "te', "expected a roof in JSON"),
         ("[1]", "got list"),
-        ({"name": "x"}, "lacks ['arch'"),
-        ({**MEASURED_ROOF, "speed": 1}, "unknown ['speed']"),
+        ({"name": "x"}, "missing: ['arch'"),
+        ({**MEASURED_ROOF, "speed": 1}, "unknown: ['speed']"),
         ({**MEASURED_ROOF, "bandwidth": -1}, "bandwidth must be a positive number, got -1"),
         ({**MEASURED_ROOF, "bandwidth": "fast"}, "got 'fast'"),
         ({**MEASURED_ROOF, "flops": {"int3": 1}}, "unknown ['int3']"),

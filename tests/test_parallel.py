@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -139,7 +140,7 @@ def checkpoints_do_not_know_how_many_wrote_them(rank: int) -> None:
 
 def other_sizes_are_refused(rank: int) -> None:
     mesh = everywhere()
-    with pytest.raises(ValueError, match="5 parents do not divide among 4 processes"):
+    with pytest.raises(ValueError, match="5 parents, 2 to a process, leave none for the last of 4 processes"):
         shared(fpe.expand(mlp(8, 5, 3), resparsify="partition"), mesh)
     with pytest.raises(ValueError, match="6 parents to a process are no multiple of the structure's 4"):
         shared(nn.Sequential(fpe.MergeLinear(fpe.Partition.semi_structured(3, 24))), mesh)
@@ -183,6 +184,12 @@ def test_four_processes(scene: Scene, outcomes: Path) -> None:
 def test_plans_name_what_cannot_be_shared(model: nn.Module, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parallel_plan(model)
+
+
+@pytest.mark.parametrize("call", [parallel_plan, lambda model: fpe.Rewiring(model, torch.optim.SGD([torch.ones(1)]))])
+def test_no_module_is_refused_by_name(call: Callable[[object], object]) -> None:
+    with pytest.raises(TypeError, match=r"(parallel_plan|Rewiring): model must be an nn\.Module, got str"):
+        call("model")
 
 
 @pytest.mark.parametrize("style", [ColwiseParallel(), RowwiseParallel()])

@@ -198,27 +198,36 @@ BAD = (
         BadCall(f"alpha-{a}", lambda a=a: Partition.random(4, 8, a), ValueError, ("alpha", "2 to 254", repr(a)))
         for a in (1, 0, -2, 255, 2.0, "2", True, None)
     ),
-    BadCall("few-inputs", lambda: Partition.random(4, 2, 3), ValueError, ("alpha = 3", "inputs", "got 2")),
-    BadCall("no-outputs", lambda: Partition.random(0, 8, 2), ValueError, ("out_features", "at least 1", "got 0")),
+    BadCall("few-inputs", lambda: Partition.random(4, 2, 3), ValueError, ("at least 3 inputs", "got 2")),
+    BadCall("no-outputs", lambda: Partition.random(0, 8, 2), ValueError, ("out_features", "positive", "got 0")),
+    BadCall("float-inputs", lambda: Partition.random(2, 8.0, 2), ValueError, ("in_features", "positive", "got 8.0")),  # type: ignore[arg-type]
+    BadCall("unknown", lambda: Partition.of("4:8", 2, 8, 2), ValueError, ("structure", "2:4", "'4:8'")),  # type: ignore[arg-type]
+    BadCall(
+        "without-dtype", lambda: Partition(LABELS, 2).without(LABELS), TypeError, ("without: removed", "bool", "uint8")
+    ),
+    BadCall(
+        "without-shape",
+        lambda: Partition(LABELS, 2).without(LABELS[:1].bool()),
+        ValueError,
+        ("without: removed", "[2, 4]", "[1, 4]"),
+    ),
     BadCall("2:4-inputs", lambda: Partition.semi_structured(4, 6), ValueError, ("multiple of 4", "got 6")),
     BadCall("groups-float", lambda: Partition.from_groups([0.0, 1.0], 4, 2), TypeError, ("integers", "float32")),
     BadCall("groups-bool", lambda: Partition.from_groups([True, False], 4, 2), TypeError, ("integers", "bool")),
     BadCall("groups-2d", lambda: Partition.from_groups([[0, 1]], 4, 2), ValueError, ("list", "[1, 2]")),  # type: ignore[list-item]
     BadCall("groups-empty", lambda: Partition.from_groups(LABELS[0, :0], 4, 2), ValueError, ("list", "[0]")),
-    BadCall("groups-few", lambda: Partition.from_groups([1, 1, 2], 4, 3), ValueError, ("alpha = 3", "groups", "got 2")),
+    BadCall("groups-few", lambda: Partition.from_groups([1, 1, 2], 4, 3), ValueError, ("at least 3 groups", "got 2")),
     BadCall("gram-int", lambda: Partition.from_gram(LABELS, 2), TypeError, ("floating", "uint8")),
     BadCall("gram-list", lambda: Partition.from_gram([[1.0]], 2), TypeError, ("floating", "list")),  # type: ignore[arg-type]
     BadCall("gram-dims", lambda: Partition.from_gram(torch.ones(8), 2), ValueError, ("matrix", "[8]")),
-    BadCall("gram-nan", lambda: Partition.from_gram(NAN, 2), ValueError, ("finite",)),
+    BadCall("gram-nan", lambda: Partition.from_gram(NAN, 2), ValueError, ("finite", "got NaN")),
     BadCall(
         "gram-clusters",
         lambda: Partition.from_gram(torch.ones(3, 8), 3, clusters=2),
         ValueError,
         ("clusters", "3 to 8", "got 2"),
     ),
-    BadCall(
-        "block-narrow", lambda: Partition.block(4, 8, 3, block=(2, 4)), ValueError, ("alpha = 3", "tiles", "got 2")
-    ),
+    BadCall("block-narrow", lambda: Partition.block(4, 8, 3, block=(2, 4)), ValueError, ("at least 3 tiles", "got 2")),
     *(
         BadCall(f"block-{b}", lambda b=b: Partition.block(4, 8, 2, block=b), ValueError, ("pair", "positive", repr(b)))
         for b in ((0, 2), (2,), (2, 2.0), 4, None)

@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from cpu_cases import needs_numba
 from gluon_numpy import on_numpy
 from support import allow, seeded
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import fpe
 from fpe import Partition
 from fpe.bench import accuracy
-from fpe.kernels import HOLE, SemiStructuredLayout, partition_grad, semi_structured_compress
+from fpe.kernels import HOLE, SemiStructuredLayout, UnsupportedError, partition_grad, semi_structured_compress
 from fpe.kernels.semi_structured import derived, sparse_tensor_core
 from fpe.kernels.semi_structured.backends import BACKENDS
 
@@ -46,6 +47,16 @@ def test_a_2_to_4_layer_trains_as_the_eager_one(holes: bool) -> None:
         assert first.edge_weight.numel() == int((first.labels != HOLE).sum())
     torch.testing.assert_close(losses["triton"], losses["eager"], rtol=1e-5, atol=1e-6)
     assert losses["triton"][-1] < losses["triton"][0]
+
+
+@needs_numba
+def test_on_a_cpu_its_kernel_runs_by_the_labels() -> None:
+    layer = fpe.SplitLinear(Partition.semi_structured(6, 16, generator=seeded())).requires_grad_(False)
+    x, wanted = torch.randn(3, 16, generator=seeded(1)), layer.weight
+    layer.backend = "cpu"
+    torch.testing.assert_close(layer(x), x @ wanted.T + layer.bias)
+    with pytest.raises(UnsupportedError, match="'cpu' cannot run here: it needs tensors on a CPU"):
+        layer.to("meta")(x.to("meta"))
 
 
 def test_serving_compresses_once_for_each_version_of_the_weight() -> None:

@@ -60,8 +60,9 @@ def test_named_pairs_train_with_moving_masks_and_are_restored() -> None:
     ("call", "error", "message"),
     [
         (lambda: fpe.sparse(mlp(24, 13, 6), 1), ValueError, "width >= 2"),
-        (lambda: fpe.sparse(mlp(24, 13, 6), 2.0), ValueError, "width >= 2.*got 2.0"),  # type: ignore[arg-type]
+        (lambda: fpe.sparse(mlp(24, 13, 6), 2.0), ValueError, "whole width >= 2.*got 2.0"),  # type: ignore[arg-type]
         (lambda: fpe.sparse(mlp(64, 8, 8, 8, 80)), ValueError, "sparse: 4 -> 6: a dense second layer"),
+        (lambda: fpe.sparse(mlp(24, 13, 6), 2.5), ValueError, "whole width >= 2"),  # type: ignore[arg-type]
         (lambda: fpe.sparse(mlp(24, 13, 6), 2, "second"), ValueError, "'second'"),  # type: ignore[arg-type]
         (lambda: fpe.sparse(mlp(6, 13, 24), 2), ValueError, "masked='both'"),
         (lambda: fpe.sparse("model"), TypeError, "nn.Module"),  # type: ignore[arg-type]

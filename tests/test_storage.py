@@ -128,6 +128,8 @@ def test_a_padded_block_names_the_one_that_pads_least() -> None:
     with pytest.warns(fpe.PaddingWarning, match=says) as one:
         fpe.expand_pair(parent[0], parent[1], partition, "block", block=(16, 64))
     assert {warning.filename for warning in (*several, *one)} == {__file__}
+    with pytest.warns(fpe.PaddingWarning, match=r"blocks of \(8, 4\).*; the Triton kernels take sides from 16 on$"):
+        fpe.expand(ledger.Kept((32, 12, 24), 2, RANDOM, "block").parent(), resparsify="block", block=(8, 8))
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("default")
         for seed in range(3):

@@ -1,4 +1,4 @@
-"""The command line: the list of commands. What a command needs is imported when it is called, PyTorch above all."""
+"""The list of commands. A command's modules, and PyTorch with them, are imported when it is called."""
 
 from importlib import import_module
 
@@ -49,7 +49,7 @@ COMMANDS = {
         "Say up to which batch size an expanded layer costs as much as its dense parent, and what to use above it.",
     ),
 }
-"""Where each command is, and the line that the list of commands shows of it: the first of the command's own help."""
+"""Where each command is, and the sentence that the list of commands shows of it, which is the first of its own help."""
 
 
 class ListingGroup(click.Group):
@@ -70,7 +70,7 @@ class LazyGroup(ListingGroup):
     """A group that imports a command when it is called, and not to list it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the alphabet."""
+        """The names in alphabetical order."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -81,7 +81,7 @@ class LazyGroup(ListingGroup):
         return getattr(import_module(f"..{module}", __package__), attribute)
 
     def about(self, ctx: click.Context, name: str) -> str:
-        """What the list says of a command, which is not imported for it."""
+        """What the list says of a command, without importing it."""
         return COMMANDS[name][1]
 
 

@@ -44,9 +44,8 @@ MOST_ROWS = 30
 def results_command(name: str | None, every: bool, drawn: bool, form: str | None) -> None:
     """Print a committed results file by its name, or any by its path.
 
-    Without a name it lists those that are committed. The name is the file's: boolean, or studies/boolean where two
-    folders have one. With --table it is that of a table which is drawn from these files, and without a name these
-    tables are listed.
+    The name is that of the file: boolean, or studies/boolean if two folders have one. With --table it is the name of a
+    table that is drawn from these files. Without a name, the committed files or the tables are listed.
     """
     if drawn:
         _print_drawn(name, form)
@@ -112,7 +111,7 @@ def _cell(value: Any) -> str:
 
 
 @click.command("tune")
-@click.option("--minutes", type=Number(0), default=5.0, show_default=True, help="Start nothing that ends later.")
+@click.option("--minutes", type=Number(0), default=5.0, show_default=True, help="Start nothing that would end later.")
 @output_option()
 @click.option("--dry-run", is_flag=True, help="Run the plan at small sizes under TRITON_INTERPRET=1, without timing.")
 @rows_options

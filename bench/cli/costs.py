@@ -1,4 +1,4 @@
-"""The commands on cost: ``fpe explain``, ``fpe verdict``, ``fpe latency`` and ``fpe gpu``."""
+"""The commands on cost: ``fpe explain``, ``fpe verdict``, ``fpe gpus``, ``fpe latency`` and ``fpe gpu``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ from .progress import progress
 
 
 def sized(command: Callable) -> Callable:
-    """The options that name a layer and a GPU."""
+    """Adds the options that name a layer and a GPU."""
     for option in (
         click.option(
             "--gpu", help="A name from `fpe gpus`, or a roof in a JSON file.  [default: the GPU at hand, or h200]"
@@ -46,8 +46,8 @@ def sized(command: Callable) -> Callable:
         click.option(
             "--kept",
             type=Number(0, 1),
-            help="Share of the entries that exist, stored alone beside a "
-            "bitmap; with --alpha 1 any mask.  [default: all are stored]",
+            help="Share of the entries that exist, if only these are stored, with a bitmap; with --alpha 1 for "
+            "a layer of any mask.  [default: all are stored]",
         ),
         alpha_option(1),
         shape_option((4096, 14336), "4096x14336"),
@@ -138,10 +138,10 @@ def verdict_command(
 
 
 def _verdict_here(shape: tuple[int, int], alpha: int, tolerance: float, form: str | None) -> None:
-    """The verdict on this machine's CPU.
+    """Prints the verdict on this machine's CPU.
 
     Raises:
-        click.UsageError: Its roof was not measured, or an option says what it does not tell.
+        click.UsageError: Its roof was not measured, or an option is given that this verdict does not have.
     """
     given = click.get_current_context()
     for name, allowed in (("dtype", ("fp32",)), ("block", ()), ("kept", ()), ("path", ())):
@@ -181,7 +181,7 @@ def gpus_command(form: str | None) -> None:
 
 
 def _roof_beside(path: Path, results: Results) -> str:
-    """The roof measured with a results file, or the name of the device that was measured."""
+    """The path of the roof that was measured with a results file, or the name of the device."""
     beside = path.with_name("roof.json")
     return str(beside) if beside.is_file() else results.provenance["device"]
 
@@ -339,7 +339,7 @@ def latency_table(results: Results, columns: tuple[str, ...] = COLUMNS[:5]) -> T
 
 
 def untimed(results: Results) -> list[str]:
-    """Who got no time, and why: a line each."""
+    """Which providers were not timed, and why: a line for each."""
     rows = (row for row in results.rows if "milliseconds" not in row)
     return list(dict.fromkeys(f"{row['provider']} is {row['status']}: {row['reason']}" for row in rows))
 

@@ -24,18 +24,18 @@ from .options import rows_options
 from .output import print_rows, print_table, print_text
 
 TRIED = {"Python": "3.10 to 3.13", "torch": "2.11 and 2.13", "triton": "3.6 to 3.9", "numpy": "2.4"}
-"""Versions that were tried; docs/installation.md says with what."""
+"""Versions that were tried; docs/installation.md says what was tried with each."""
 OPTIONAL = ("numba", "safetensors", "transformers", "peft", "torchvision", "open_clip_torch", "blksprs")
 
 
 class Finding(NamedTuple):
-    """One fact.
+    """One fact about this machine.
 
     Attributes:
         about: ``"versions"``, ``"device"``, ``"backends"``, ``"data"`` or ``"check"``.
-        name: Of what.
-        state: ``"yes"``, ``"no"`` or ``"broken"``, which alone is a reason for an exit status of 1.
-        says: Which version, or why not.
+        name: What the fact is about: a package, a device, an operation and its backend, a data set.
+        state: ``"yes"``, ``"no"`` or ``"broken"``; only ``"broken"`` makes the exit status 1.
+        says: A version or an origin, or why not.
     """
 
     about: str

@@ -25,7 +25,7 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> s
 
 
 def rows_options(command: Callable) -> Callable:
-    """``--json`` and ``--csv``, raw rows instead of a table: ``form`` is ``"json"``, ``"csv"`` or ``None``."""
+    """Adds ``--json`` and ``--csv``, raw rows instead of a table: ``form`` is ``"json"``, ``"csv"`` or ``None``."""
     for form, how in (("csv", "CSV"), ("json", "JSON, an object a line")):
         text = f"Print raw rows as {how}, and nothing else."
         command = click.option(f"--{form}", "form", flag_value=form, default=None, help=text)(command)
@@ -33,7 +33,7 @@ def rows_options(command: Callable) -> Callable:
 
 
 def alpha_option(least: int = 2, default: int | None = 2) -> Callable:
-    """``--alpha``, from 2 on; from 1, the parent itself, where that can be shown."""
+    """``--alpha``, from ``least`` to 254: from 2, or from 1 where the parent itself can be shown."""
     says = "Children per parent." if least == 2 else "Children per parent; 1 is the parent itself."
     return click.option("--alpha", type=click.IntRange(least, 254), default=default, show_default=True, help=says)
 
@@ -46,7 +46,7 @@ def block_option(default: tuple[int, int] | None = (64, 64)) -> Callable:
 
 
 def dtype_option(kinds: Iterable[str], default: str | None = "bf16", says: str = "") -> Callable:
-    """``--dtype``, one of some."""
+    """``--dtype``, one of ``kinds``."""
     says = f"Type of the numbers.{says}"
     return click.option("--dtype", type=click.Choice(list(kinds)), default=default, show_default=True, help=says)
 
@@ -72,7 +72,7 @@ class Shape(click.ParamType):
     name = "NxK"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Reads it."""
+        """Reads ``NxK``, or fails with a message."""
         if isinstance(value, tuple):
             return value
         try:
@@ -87,7 +87,7 @@ class Shapes(click.ParamType):
     name = "NxK"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple:
-        """Reads it."""
+        """Reads ``NxK`` or a name, or fails with a message."""
         try:
             return find(value)
         except ValueError as error:
@@ -138,17 +138,17 @@ def _default(value: object) -> str:
 
 
 def common(command: Callable) -> Callable:
-    """The options that every measuring command takes."""
+    """Adds the options that every measuring command takes."""
     for option in (rows_options, device_option, seed_option):
         command = option(command)
     return command
 
 
 def check_folder(folder: Path) -> None:
-    """Makes a folder and raises unless it can be written to: before anything is computed for minutes.
+    """Makes a folder and checks that it can be written to, before anything is computed for minutes.
 
     Raises:
-        click.BadParameter: It cannot.
+        click.BadParameter: It cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def check_folder(folder: Path) -> None:
 
 
 def output_option(default: str = "out") -> Callable:
-    """``--output``, a folder that can be written to."""
+    """``--output``, a folder that is made and checked (:func:`check_folder`)."""
 
     def checked(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
         check_folder(value)

@@ -34,30 +34,30 @@ def print_rows(rows: Sequence[Mapping[str, Any]], form: str) -> None:
 
 
 def width() -> int:
-    """Characters in a line of the terminal, or ``COLUMNS``; 80 where nobody says."""
+    """Characters in a line of the terminal, or the variable ``COLUMNS``; 80 if neither is known."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
 def print_table(table: Table) -> None:
-    """Prints a table as wide as the terminal, an empty line behind it."""
+    """Prints a table no wider than the terminal, and an empty line after it."""
     click.echo(f"{table.fitted(width())}\n")
 
 
 def print_text(text: str) -> None:
-    """Prints paragraphs, each a line of ``text``, as wide as the terminal."""
+    """Prints paragraphs, one for each line of ``text``, no wider than the terminal."""
     for line in text.splitlines():
         indent = " " * (len(line) - len(line.lstrip()))
         click.echo(textwrap.fill(line, width(), subsequent_indent=indent, break_on_hyphens=False))
 
 
 def print_path(what: str, path: Path) -> None:
-    """Prints where something was written, on one line however long."""
+    """Prints where something was written, on one line, however long it is."""
     click.echo(f"{what}: {path.resolve()}")
 
 
 @contextmanager
 def stopping(says: str) -> Iterator[None]:
-    """Ends the program on Ctrl-C with a word on what is left of the run, and the status that shells expect."""
+    """On Ctrl-C says what is left of the run and ends the program with status 130, as shells expect."""
     try:
         yield
     except KeyboardInterrupt:

@@ -7,14 +7,14 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], what: str, total: int, done: int = 0, quiet: bool = False) -> Iterable[T]:
-    """Passes items on under a bar.
+    """Passes items on and shows a bar meanwhile.
 
     Args:
-        items: What is still to come.
-        what: Stands before the bar.
-        total: How many there are, those included that an earlier run has done.
-        done: How many that are: where the bar begins.
-        quiet: No bar.
+        items: The items that are still to be done.
+        what: The text before the bar.
+        total: Number of all items, also of those that an earlier run has done.
+        done: Number of items that an earlier run has done; the bar begins there.
+        quiet: Whether to show no bar.
     """
     from rich.console import Console
     from rich.progress import track

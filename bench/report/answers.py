@@ -1,4 +1,4 @@
-"""Whether somebody should use this package: short answers, each drawn from committed rows or from the cost model."""
+"""Who should use this package: short answers, drawn from committed rows or from the cost model."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ SHOWN_GPUS = ("a100", "4090", "h200")
 
 
 def should_i() -> Table:
-    """Questions that are asked first, and their answers."""
+    """The questions that are asked first, and their answers."""
     widths = (4, 8, 16, 32, 64)
     rows = [
         (
@@ -93,7 +93,7 @@ def _memory() -> str:
 
 
 def _cpu() -> str:
-    """Of one layer that no cache holds, where the claim is about memory; and of networks that are small."""
+    """Costs on a CPU: of one layer that is larger than the caches, where memory counts, and of small networks."""
     large = [row for row in measure.compared(Results.read(COMMITTED / "cpu/here.jsonl")) if row["M"] in FEW]
     first = large[0]
     large = [row for row in large if (row["N"], row["K"], row["alpha"]) == (first["N"], first["K"], first["alpha"])]

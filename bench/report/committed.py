@@ -1,4 +1,4 @@
-"""What is drawn from committed results, by name: the documents' tables and figures, and the report's."""
+"""The tables and figures that are drawn from committed results, by name, for the documents and the report."""
 
 from collections.abc import Callable
 

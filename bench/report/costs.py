@@ -1,6 +1,6 @@
-"""The page's section on cost: measured where ``bench/results`` holds a GPU's rows, else predicted and traced.
+"""The report's section on GPU costs: measured if ``bench/results`` has a GPU's rows, else predicted and simulated.
 
-Every drawing says in its caption which it is. Results of a GPU lie in a folder named after it, with the files of
+The caption of every figure says which. The results of a GPU are in a folder named after it, with the files of
 ``fpe gpu``.
 """
 
@@ -25,9 +25,9 @@ from ..studies.drawing import BARS, below, figure, svg
 from ..table import Table
 
 LAYER = Layer()
-"""The layer that is drawn: the second one of an 8B language model's MLP, which ``fpe gpu`` measures first."""
+"""The layer that is drawn: the second layer of an 8B language model's MLP, which ``fpe gpu`` measures first."""
 SHOWN_GPU = "h200"
-"""Whose published roofs stand in where nothing was measured."""
+"""The GPU whose published roof is used if nothing was measured."""
 GPUS = ("a100", "a6000", "4090", "h100", "h200", "b200", "5090")
 ROWS = tuple(2**e for e in range(15))
 COLOURS: dict[str, str] = {**dict.fromkeys(STRUCTURES, "#e8590c")}
@@ -39,9 +39,9 @@ class Measured:
     """A GPU's committed results.
 
     Attributes:
-        folder: Where they lie.
-        latency: Rows of the steps latency and sweep.
-        roof: Measured on it.
+        folder: Where they are.
+        latency: Rows of the steps ``latency`` and ``sweep``.
+        roof: The roof that was measured on the GPU.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Measured:
         return f"Measured on {self.latency.origin} with {versions}; bench/results/{self.folder.name}/."
 
     def rows(self, step: str) -> list[dict[str, Any]]:
-        """Rows of another step, none where it was not run."""
+        """Rows of another step; empty if it was not run."""
         path = self.folder / f"{step}.jsonl"
         return Results.read(path).rows if path.exists() else []
 
@@ -71,7 +71,7 @@ def measured(root: Path = COMMITTED) -> Measured | None:
 
 
 def roof_shown(device: Measured | None) -> Roof:
-    """The measured roof, or the published one that stands in."""
+    """The measured roof, or the published one of :data:`SHOWN_GPU`."""
     return device.roof if device else PUBLISHED[SHOWN_GPU]
 
 
@@ -86,7 +86,7 @@ def verdict_rows(layer: Layer, device: Measured | None) -> list[dict[str, Any]]:
 
 
 def crossover_table(layers: Sequence[Layer] = (LAYER, Layer(LAYER.n, LAYER.k, 4))) -> Table:
-    """Up to which batch an expanded layer costs what its parent costs, by GPU and structure; predicted."""
+    """Up to which batch an expanded layer costs at most 10 or 50 % more than its parent; predicted, by GPU."""
     rows = []
     for key in GPUS:
         roof = PUBLISHED[key]
@@ -109,7 +109,7 @@ BASIS = "not measured: published roofs, assumed shares of them"
 
 
 def verdict_summary(device: Measured | None = None) -> Table:
-    """The verdict on :data:`LAYER`: beside the model where it was measured."""
+    """The verdict on :data:`LAYER`: measured, beside the prediction, if ``device`` is given; else predicted."""
     rows, roof = verdict_rows(LAYER, device), roof_shown(device)
     if device:
         return verdict.compared_table(LAYER, rows, device.latency, roof, 0.10)
@@ -117,7 +117,7 @@ def verdict_summary(device: Measured | None = None) -> Table:
 
 
 def roofs_table() -> Table:
-    """The published roofs of the GPUs shown, and what is made of them."""
+    """The published roofs of the GPUs that are shown, with the FLOPs for each byte."""
     rows = [
         (
             roof.name,
@@ -135,7 +135,7 @@ def roofs_table() -> Table:
 
 
 def shares_table(roof: Roof) -> Table:
-    """What each implementation is taken to reach of a roof."""
+    """Which share of a roof each implementation is assumed or was measured to reach."""
     fitted = {name: share != ASSUMED[name] for name, share in roof.shares.items()}
     rows = [
         (f"{name}{', measured' * fitted[name]}", f"{s.bandwidth:.0%}", f"{s.arithmetic:.0%}")
@@ -151,7 +151,7 @@ def shares_table(roof: Roof) -> Table:
 
 
 def peers_table(device: Measured | None) -> Table | None:
-    """Forward times of the peers beside ours and the parent, where they were measured."""
+    """Forward times of ours and of the peers over the parent's; ``None`` if nothing was measured."""
     if device is None:
         return None
     times: dict[tuple, dict[str, float]] = {}
@@ -171,7 +171,7 @@ def peers_table(device: Measured | None) -> Table | None:
 
 
 def energy_table(device: Measured | None) -> Table | None:
-    """Energy of a forward of the parent, the wide layer and ours, where it was measured."""
+    """Energy of a forward of the parent, the wide layer and ours; ``None`` if it was not measured."""
     joules: dict[tuple, dict[str, float]] = {}
     for row in device.rows("energy") if device else []:
         if "joules" in row:
@@ -188,7 +188,7 @@ def energy_table(device: Measured | None) -> Table | None:
 
 
 def memory_table() -> Table:
-    """Bytes in training of one layer, over its parent's: counted by running it."""
+    """Memory of one layer in training, over its parent's total: counted by running it."""
     rows = []
     for name, columns in memory_rows().items():
         rows.append((name, *(f"{columns[part]:.3f}" for part in MEMORY), f"{sum(columns.values()):.3f}"))
@@ -198,7 +198,7 @@ def memory_table() -> Table:
 
 
 TRACED = {"block": "64x64", "kept": 1.0}
-"""Which of the traced layers is drawn."""
+"""Which of the traced layers is shown."""
 
 
 def traffic_table(device: Measured | None) -> Table:
@@ -225,7 +225,7 @@ MEMORY_SIZE = (64, 512, 1024)
 
 
 def memory_rows() -> dict[str, dict[str, float]]:
-    """Parts of a layer's memory over the parent's total, by layer; sizes are exact and no device matters."""
+    """Parts of each layer's memory over the parent's total. Sizes are exact and the same on every device."""
     m, n, k = MEMORY_SIZE
     shown = {
         "parent": ("parent", "random"),
@@ -416,11 +416,11 @@ def section(device: Measured | None = None) -> dict[str, Any]:
         (ratio_figure(device), f"Time of the expanded layer over its dense parent's. {source}"),
         (
             ratio_lines(rows, "wide", f"{roof.name}, {_kind(device)}"),
-            f"The same over the wide dense layer of the same function. {source}",
+            f"Time of the expanded layer over that of the wide dense layer, which computes the same. {source}",
         ),
-        (roofline(device), f"The line is what a copy and a large GEMM reach. {source}"),
+        (roofline(device), f"The grey line is what a copy and a large matrix product reach. {source}"),
         (traffic_bars(device), _traffic_caption(device)),
-        (memory_bars(), "Counted by running each layer once; peaks need a GPU."),
+        (memory_bars(), "Bytes of tensors, counted by running each layer once; peak memory was not measured."),
     ]
     if device:
         drawings.insert(3, (bandwidth_bars(device), f"Achieved bandwidth. {source}"))

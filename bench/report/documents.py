@@ -1,4 +1,4 @@
-"""Tables and figures of the documents, drawn from committed results: nothing there is typed by hand.
+"""Fills the documents with tables and figures drawn from committed results: none of these is typed by hand.
 
 A document holds marked places, ``<!-- table: boolean -->`` ... ``<!-- end -->``; :func:`refresh` fills them.
 """
@@ -11,7 +11,7 @@ from ..table import Table, raw
 from .committed import FIGURES, TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The checkout; documents exist there alone, not in an installed package."""
+"""The root of the checkout; only a checkout has the documents, not an installed package."""
 
 DOCUMENTS = (
     "README.md",
@@ -48,7 +48,7 @@ def fill(text: str) -> str:
 
 
 def in_checkout() -> bool:
-    """Whether there are documents: an installed package has none."""
+    """Whether the documents are there: an installed package has none."""
     return all((ROOT / name).is_file() for name in DOCUMENTS)
 
 
@@ -69,7 +69,7 @@ def refresh() -> list[Path]:
 
 
 PROSE = 100
-"""Characters from which a cell is a sentence, and its column stands left."""
+"""A column with a cell of more characters holds sentences, and is aligned left."""
 
 
 def downloads() -> dict[str, str]:

@@ -11,7 +11,7 @@ from ..studies.drawing import BARS, figure
 
 
 def ledger_bars(ledgers: Mapping[str, list[dict]]) -> Figure:
-    """Non-zero weights of each layer, before and after: the bars are of one length."""
+    """Non-zero weights of each layer, before and after: all bars have the same length."""
     made, (axis,) = figure(6.8, 0.4 * len(ledgers) + 1.2)
     for y, rows in enumerate(reversed(list(ledgers.values()))):
         left = 0

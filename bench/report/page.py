@@ -1,4 +1,4 @@
-"""The report's page: the case studies, the ledgers, all in one file."""
+"""The report: one HTML page with the case studies, the costs and the committed results."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +29,7 @@ SHOWN_FIGURES = (
 )
 """Committed figures on the page, by name."""
 PLACED = ("boolean", "boolean-sensitivity", "by-width", "traffic", "compiled")
-"""Committed tables that stand at places of their own on the page, by name; those of all studies follow one another."""
+"""Committed tables with places of their own on the page, by name; all other tables of studies are in one list."""
 
 CAPTIONS = {
     "here": "Time over the dense parent's, 20th to 80th percentile; dotted: as the cost model predicts it.",
@@ -40,8 +40,8 @@ CAPTIONS = {
     "boolean_gram": "Gram matrices of the same weights. Colour off the diagonal blocks is interference of clauses.",
     "vision": "Test accuracy on real data: a dot is a trial. The dotted line is the dense network trained for as many "
     "epochs.",
-    "budget": "Policies that keep the output layer nearly whole have the gain; the masks' structure hardly matters.",
-    "hidden": "Where the pair's output is as wide as its input, giving every output edge to one child gains most.",
+    "budget": "The policies that gain keep the output layer nearly whole; the structure of the masks hardly matters.",
+    "hidden": "In a pair with as many outputs as inputs, giving every output edge to one child gains most.",
     "widths": "Gain by width and alpha; dotted: children that keep related inputs together (Gram).",
     "vision_sweep": "Accuracy at equal weights, when to split, the neurons' cosine, and the expansion factor.",
     "boolean_sweep": "The Boolean task by clauses and by neurons; bands are 95 % intervals.",
@@ -67,8 +67,8 @@ def build(
         output: The folder.
         seed: Seed of all randomness.
         device: Where networks are trained.
-        quick: A few steps of everything, to see that it runs.
-        quiet: No progress bars.
+        quick: Whether to run only a few steps of everything, to see that it runs.
+        quiet: Whether to show no progress bars.
 
     Returns:
         The page, the results it was drawn from, and the tables of the studies.
@@ -145,7 +145,7 @@ def _render(
 
 
 def _if_there(draw: Callable[[], T]) -> T | None:
-    """A committed table or figure; nothing where the results are not installed."""
+    """A committed table or figure; ``None`` where the results are not installed."""
     try:
         return draw()
     except FileNotFoundError:
@@ -153,7 +153,7 @@ def _if_there(draw: Callable[[], T]) -> T | None:
 
 
 def _headline(case: Results, real: Results) -> list[tuple[str, str]]:
-    """What this run found, each with its 95 % interval: a figure and what it is."""
+    """What this run found: pairs of a figure and what it is; gains have 95 % intervals."""
     found = []
     dense, data = "dense-continued", f"{real.settings['data']}, {real.settings['neurons']} neurons, random masks"
     for results, expanded, what in ((case, "clause", "Boolean task, clauses kept together"), (real, "random", data)):

@@ -41,7 +41,7 @@ def ledger(before: list[dict], after: list[dict], name: str) -> Table:
 
 
 def compile_times(results: Results) -> Table:
-    """What binaries took to compile, by kernel."""
+    """How long binaries took to compile, by kernel."""
     rows = []
     for kernel, group in _by(results, "kernel"):
         taken = group["compile_seconds"]
@@ -100,7 +100,7 @@ def compiled(results: Results) -> Table:
 
 
 def ladder(results: Results, kept: bool = False) -> Table:
-    """Instructions a weight, or a position of kept values, by rung and architecture."""
+    """Instructions for each weight, or each position of kept values, by step of the ladder and architecture."""
     body = [
         (
             row["rung"],
@@ -142,7 +142,7 @@ def unpacking(results: Results, architectures: tuple[int, ...] = (80, 90), dtype
 
 
 def fused(results: Results, architectures: tuple[int, ...] = (80, 90), dtype: str = "bf16") -> Table:
-    """What the main loop of an expanded MLP in one launch spends on a weight, by rows and children."""
+    """Instructions for each weight in the main loop of an expanded MLP in one launch, by rows and children."""
     rows = [row for row in results.rows if row["op"] == "mlp" and row["dtype"] == dtype]
     cases = dict.fromkeys(row["case"] for row in rows)
     body = []
@@ -159,7 +159,7 @@ def fused(results: Results, architectures: tuple[int, ...] = (80, 90), dtype: st
 
 
 def seeded_traffic(results: Results) -> Table:
-    """DRAM bytes of labels of a seed over the dense parent's: of weights, with activations, and with split sums."""
+    """DRAM bytes with labels of a seed over the dense parent's: of weights, also of activations, also of split sums."""
     found: dict[tuple[str, int], dict[int, list[tuple[float, float, float]]]] = {}
     for row in results.rows:
         if not row["op"].endswith("dW"):
@@ -235,11 +235,11 @@ def kept_traffic(results: Results) -> Table:
 
 
 BUDGETED = {80: "a100", 86: "a6000", 89: "4090", 90: "h200"}
-"""A device of each architecture whose budget is shown."""
+"""The GPU of each architecture whose budget is shown."""
 
 
 def kept_instructions(compiled: Results, passes: Results) -> Table:
-    """What a product of kept values spends on a non-zero by density, beside what its device has time for."""
+    """Instructions and memory passes for each non-zero by density, beside what the device has time for."""
     spent = {
         row["arch"]: row["instructions_per_weight"]
         for row in compiled.rows

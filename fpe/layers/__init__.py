@@ -1,9 +1,9 @@
 """Drop-in replacements of ``nn.Linear``: the expanded layer and its widened successor.
 
 An expanded layer's children lie in planes: output ``a * parents + n`` is child ``a`` of parent ``n``. Removed edges are
-not stored; in whole blocks alone there are entries of none, zero like their gradients, and any element-wise optimizer
-(SGD with momentum, Adam, with weight decay or without) keeps them so. Whoever writes to those calls
-``clear_removed()``.
+not stored, with one exception: whole blocks also store entries that are no edges. These are zero, and so are their
+gradients, so that every element-wise optimizer (SGD with momentum, Adam, with weight decay or without) keeps them zero.
+After writing to ``edge_weight`` of a block layer yourself, call ``clear_removed()``.
 
 ===================  ==========================================  =================================================
 layer                parameter ``edge_weight``                   used for
@@ -14,8 +14,8 @@ layer                parameter ``edge_weight``                   used for
 :class:`BlockLinear`   the kept blocks ``[blocks, bn, bk]``         either, where whole blocks are kept
 ===================  ==========================================  =================================================
 
-``weight`` is every layer's wide weight ``[out_features, in_features]``, to read. No ``nn.Linear`` has an
-``edge_weight``, so that neither takes the other's state unnoticed.
+``weight`` is every layer's wide weight ``[out_features, in_features]``, only to be read. The parameter is not called
+``weight``, so that neither an ``nn.Linear`` nor an FPE layer takes the other's state unnoticed.
 """
 
 from .base import ExpandedLinear
@@ -26,7 +26,7 @@ from .stacked import StackedLinear
 from .state import FORMAT_VERSION
 
 KINDS: tuple[type[ExpandedLinear], ...] = (SplitLinear, MergeLinear, MaskedLinear, BlockLinear)
-"""The layers, at the places that the state dict's header names (``KIND``): append only."""
+"""The layers, each at its index ``KIND``, which the header of a state dict holds: only append."""
 
 __all__ = [
     "FORMAT_VERSION",

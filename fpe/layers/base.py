@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.parametrize import is_parametrized
 
+from fpe.kernels.checks import check_tensor
+
 from .dense_form import dense_weight, forget
 from .placement import exports_to_onnx, of_constant_size, of_the_batch, on, overwrite, tensors_of, whole
 from .state import Header, checksum, decode, encode, layer_entries
@@ -21,23 +23,25 @@ Held = TypeVar("Held")
 class ExpandedLinear(nn.Module):
     """What the FPE layers have in common: sizes, the wide view, and a checked state dict.
 
-    A layer has one trained weight, ``edge_weight``, and a topology: which edges those are. The topology is data and no
+    A layer has one trained weight, ``edge_weight``, and a topology: which edges its entries are. The topology is not a
     buffer. It follows the weight from device to device, is never on ``"meta"`` (a layer that is built there knows its
-    edges), and travels in the state dict as the layer's extra state (:mod:`fpe.layers.state`).
+    edges), and is the layer's extra state in a state dict (:mod:`fpe.layers.state`).
 
     Attributes:
         in_features: Width of the input.
         out_features: Width of the output.
-        backend: Which implementation runs: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
+        backend: Which implementation runs, as the layer's operation takes it: ``"auto"``, ``"triton"``, ``"cpu"``,
+            ``"eager"``, and for some layers others.
         edge_weight: The weights of the edges, in the layer's own form.
         bias: ``[out_features]``, or ``None``.
-        fingerprint: What the topology is known by, eight small numbers, a buffer that is not saved.
-            ``DistributedDataParallel`` copies it from the first process, and the first forward after that raises where
-            processes were given different topologies. So does the first in eval mode after buffers of models whose
-            masks differ were averaged.
+        fingerprint: A hash of the topology, eight numbers from 0 to 255, in a buffer that is not saved.
+            ``DistributedDataParallel`` copies it from the first process, and the first forward after that raises if
+            the processes' topologies differ. After buffers of models with different masks were averaged, the first
+            forward in eval mode raises.
         keeps_dense: Whether a CPU keeps the dense weight between calls, see :mod:`.dense_form`.
-        share: What this process computes of a layer that several hold together, see :mod:`fpe.parallel`; none of them.
-        made_of: Names of the weight and of a tensor that is another one whenever the topology is another.
+        share: Computes this process's part of a layer that several processes share (:mod:`fpe.parallel`); otherwise
+            ``None``.
+        made_of: Names of the weight and of a tensor that is replaced whenever the topology changes.
     """
 
     KIND: ClassVar[int]
@@ -77,22 +81,35 @@ class ExpandedLinear(nn.Module):
 
     @property
     def unit(self) -> tuple[int, int]:
-        """``(bn, bk)`` of the edges that move together."""
+        """``(bn, bk)`` of the edges that move together: a single edge unless a layer says otherwise."""
         return 1, 1
 
     @property
     def exchanges(self) -> bool:
-        """Whether edges move by changing places inside a group of four inputs alone, as 2:4 demands."""
+        """Whether edges may only exchange owners inside a group of four inputs, as 2:4 demands."""
         return False
 
     def may_hold(self) -> Tensor | None:
-        """Which entries of :meth:`wide_weight` an edge may move to; ``None`` where the structure does not say."""
+        """Which entries of :meth:`wide_weight` an edge may move to; ``None`` if the structure forbids none."""
         return None
 
     # The function
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x @ weight.T + bias`` by the kept edges, ``[..., in_features]`` to ``[..., out_features]``."""
+        """Computes ``x @ weight.T + bias`` from the edges.
+
+        Args:
+            x: ``[..., in_features]``, of the weight's dtype and on its device.
+
+        Returns:
+            ``[..., out_features]``.
+
+        Raises:
+            ValueError: ``x`` is not a tensor of that width, or the requested backend cannot run.
+            TypeError: ``x`` has another dtype than the weight.
+            RuntimeError: The topology differs from another replica's (``fingerprint``), or the model is being exported
+                to ONNX.
+        """
         stamped, compiling = self._stamped, torch.compiler.is_compiling()
         if (
             stamped is not None and not compiling and self._buffers["fingerprint"]._version != stamped  # type: ignore[union-attr]
@@ -111,7 +128,7 @@ class ExpandedLinear(nn.Module):
         return self._multiply(x)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As of any module; refuses another ``weight``, as ``torchao.quantize_`` would put there."""
+        """As of any module; refuses a parameter named ``weight``, as tools like ``torchao.quantize_`` set it."""
         if name == "weight":
             self._refuse_weight()
         super().register_parameter(name, param)
@@ -125,14 +142,14 @@ class ExpandedLinear(nn.Module):
         return False
 
     def masked_copy(self) -> Tensor | None:
-        """:meth:`wide_weight` by the quickest way on a CPU; none where the layer's operation is quicker still."""
+        """:meth:`wide_weight`, made in the quickest way on a CPU; ``None`` if the layer's operation is quicker."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """:meth:`wide_weight`: as of ``nn.Linear``, for code that reads it.
+        """:meth:`wide_weight`, for code that reads the ``weight`` of an ``nn.Linear``.
 
-        It is made anew each time, so that writing to it changes nothing: train ``edge_weight``, and write with
+        It is computed at each access, so writing to it changes nothing: train ``edge_weight``, and write with
         :meth:`set_wide_weight`.
         """
         return self.wide_weight()
@@ -156,8 +173,17 @@ class ExpandedLinear(nn.Module):
         raise NotImplementedError
 
     def set_wide_weight(self, weight: Tensor) -> None:
-        """Takes the weights of the kept edges from a dense weight ``[out_features, in_features]``."""
+        """Takes the weights of the kept edges from a dense weight ``[out_features, in_features]``.
+
+        Raises:
+            TypeError: ``weight`` is not a tensor.
+            ValueError: It has another shape.
+        """
         raise NotImplementedError
+
+    def _check_weight(self, method: str, weight: object, shape: tuple[int, int]) -> None:
+        """Raises unless a weight that a method is given has a shape."""
+        check_tensor(f"{type(self).__name__}.{method}", "weight", weight, shape, any_dtype=True)
 
     @property
     def nonzeros(self) -> int:
@@ -184,11 +210,11 @@ class ExpandedLinear(nn.Module):
         return dense.train(self.training)
 
     def reset_parameters(self, fan_in: int | None = None) -> None:
-        """Draws weights as an ``nn.Linear`` does, zero where no edge is kept.
+        """Draws weights and bias uniformly, as an ``nn.Linear`` does; entries that are no edges are zero.
 
         Args:
-            fan_in: Inputs of that ``nn.Linear``; without it those of the parent, or of the wide layer where the layer
-                has no parent.
+            fan_in: Inputs of that ``nn.Linear``. Default: those of the parent, or of the wide layer if there is no
+                parent.
         """
         fan_in = self._fan_in() if fan_in is None else fan_in
         bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
@@ -199,7 +225,7 @@ class ExpandedLinear(nn.Module):
     def _fan_in(self) -> int:
         return self.in_features
 
-    # The weights of the edges, whatever holds them: a parameter, a shard of one, a parametrization
+    # The weights of the edges: a parameter, a shard of one, or what a parametrization computes
 
     @torch.no_grad()
     def clear_removed(self) -> None:
@@ -210,7 +236,7 @@ class ExpandedLinear(nn.Module):
 
     @torch.no_grad()
     def set_edge_weight(self, value: Tensor) -> None:
-        """Takes the weights of the edges, of the shape of ``edge_weight``, where removed ones are zero already."""
+        """Takes a value of the shape of ``edge_weight``, in which entries that are no edges are zero already."""
         if is_parametrized(self, "edge_weight"):
             self.edge_weight = value  # type: ignore[assignment] # through the parametrization's right_inverse
         else:
@@ -282,14 +308,14 @@ class ExpandedLinear(nn.Module):
         self._asked = False
 
     def settle(self) -> None:
-        """To be called where tensors were put in place of those on ``"meta"`` one by one, as transformers loads."""
+        """Follows the weight after tensors on ``"meta"`` were replaced one by one, as transformers loads models."""
         if self.fingerprint.is_meta and not self.edge_weight.is_meta:
             self.fingerprint = torch.empty(8, device=self.edge_weight.device)
         self._follow_weight()
 
     def _hold(self) -> None:
         held = [t for name in self.STORED for t in tensors_of(getattr(self, name)).values()]
-        # Edges that a seed divides are held in no tensor but the one that goes to the state dict.
+        # With labels of a seed, the tensor that goes to the state dict is the only one that holds the topology.
         self._topology_tensors, self._index = tuple(held), held[0] if held else self._encoded
 
     def _own_fingerprint(self) -> Tensor:
@@ -297,7 +323,7 @@ class ExpandedLinear(nn.Module):
         return checksum(self._encoded).view(1).view(torch.uint8).float()
 
     def topology_tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that the topology is held in: others whenever it changes or moves."""
+        """The tensors that hold the topology; they are replaced whenever it changes or moves."""
         return self._topology_tensors
 
     def _beside(self, weight: Tensor, held: Held) -> Held:
@@ -339,14 +365,14 @@ class ExpandedLinear(nn.Module):
     # The state dict: ``edge_weight``, ``bias`` and the extra state, all tensors, so that safetensors takes it too
 
     def get_extra_state(self) -> Tensor:
-        """What the layer is and where its edges are, int64: a copy, whatever is done to it."""
+        """What the layer is and where its edges are: int64, a copy, so that writing to it changes nothing."""
         return self._encoded.clone()
 
     def set_extra_state(self, state: Tensor) -> None:
         """Takes the topology of another layer of the same kind, sizes and number of stored weights.
 
         Raises:
-            ValueError: ``state`` is no such thing.
+            ValueError: ``state`` is not such a topology, or is damaged.
         """
         self._set_topology(self._topology_of(state, "_extra_state"))
 
@@ -368,10 +394,10 @@ class ExpandedLinear(nn.Module):
         """Raises if the layer has no room for a topology."""
 
     def check_state(self, state: Mapping[str, Any], prefix: str = "") -> None:
-        """Raises unless what stands under ``prefix`` can be loaded. Missing entries are not looked for.
+        """Raises unless the entries under ``prefix`` can be loaded. Entries may be missing.
 
         Raises:
-            ValueError: An entry has another shape, or holds what cannot be. Nothing has been loaded then.
+            ValueError: An entry has another shape, or the topology is damaged or does not fit. Nothing was loaded.
         """
         own = self._entries(state, prefix)
         if "_extra_state" in own:
@@ -414,7 +440,7 @@ class ExpandedLinear(nn.Module):
         self.clear_removed()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Refuses a pickled model of an earlier version, whose state dict can be loaded."""
+        """Refuses a model that an earlier version pickled; its state dict can be loaded."""
         if "_encoded" not in state:
             raise ValueError(
                 f"{type(self).__name__}: this model was pickled whole by an earlier version; save its state_dict() "

@@ -16,7 +16,7 @@ from .placement import overwrite, whole
 from .state import Header, to_bits, to_words
 
 COPIED_IN_A_LOOP = 20_000
-"""Entries that a CPU copies in the time that it takes for a row or column of blocks; measured on x86."""
+"""Entries that a CPU copies in the time that the loop takes for one row or column of blocks; measured on x86."""
 
 
 class Partial(NamedTuple):
@@ -48,7 +48,8 @@ class BlockLinear(ExpandedLinear):
     block never holds weights of children with different numbers. A few weights inside a kept block may be removed
     too, if the number of non-zeros is not a multiple of the block's size.
 
-    ``edge_weight`` holds the kept blocks, ``[blocks, bn, bk]``, padding at the edges stored as zero.
+    ``edge_weight`` holds the kept blocks, ``[blocks, bn, bk]``. Blocks that reach beyond the weight are padded with
+    zeros.
 
     Args:
         kept: bool ``[outputs, inputs]``, true where an edge exists.
@@ -79,7 +80,7 @@ class BlockLinear(ExpandedLinear):
     """Which blocks are kept, bool ``[block rows, block columns]``."""
     planes: tuple[int, int] = (1, 1)
     partial: "Partial | None"
-    """The blocks of which an edge inside the weight is removed, where there are any: a policy leaves one at most."""
+    """The blocks that lack some of their edges, or ``None``; a policy leaves at most one of them."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class BlockLinear(ExpandedLinear):
         return self.grid.from_planes(self._beside(values, self.layout).to_dense(values))
 
     def masked_copy(self) -> Tensor | None:
-        """:meth:`wide_weight`, or a faster loop over rows and columns of blocks if blocks are large."""
+        """:meth:`wide_weight` if blocks are small; ``None`` if a loop over rows and columns of blocks is faster."""
         loops = sum(self.block_mask.shape)
         if self.in_features * self.out_features > loops * COPIED_IN_A_LOOP:
             return None
@@ -150,7 +151,8 @@ class BlockLinear(ExpandedLinear):
 
     @torch.no_grad()
     def set_wide_weight(self, weight: Tensor) -> None:
-        """Takes the kept weights from a dense ``[outputs, inputs]``."""
+        """Takes the weights of the kept edges from a dense weight ``[outputs, inputs]``."""
+        self._check_weight("set_wide_weight", weight, (self.out_features, self.in_features))
         self.set_edge_weight(self.layout.from_dense(self.grid.to_planes(torch.where(self.kept(), weight, 0))))
 
     def _removed(self) -> Tensor:

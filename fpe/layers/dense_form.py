@@ -1,21 +1,22 @@
 """What a layer multiplies by on a CPU: its dense weight, unless its operation was measured to be faster.
 
-Labels and blocks cost the eager twin much time. The CPU kernels gain by labels where a layer does not fit the caches
-and a batch has few rows; whether they do here is known once ``fpe here`` has measured this machine.
+The eager twin takes much time to read labels and blocks. The CPU kernels can be faster than the dense weight where a
+layer does not fit the caches and a batch has few rows; whether they are is known once ``fpe here`` has measured this
+machine.
 
 Without gradients the dense weight is made once for each version of the layer's tensors, and kept. With gradients every
-forward makes a masked copy of the weight, and its gradient is masked alike; there the mask is kept.
+forward makes a masked copy of the weight, and its gradient is masked in the same way; only the mask is kept.
 
-What is kept takes memory: the dense weight ``alpha`` times the parent's bytes (of a block layer, a whole
-``[out_features, in_features]``) once the layer has run without gradients; once it has been trained, the mask a byte for
-each entry of the dense weight, or eight bytes for each weight where those of edges are stored alone. Neither is part of
-a state dict, a copy or a pickle. ``keeps_dense = False``, set on a layer or on :class:`fpe.layers.ExpandedLinear` for
-all of them, turns both off: every call then reads the labels or the blocks themselves, in the parent's memory and
-several times as long.
+What is kept takes memory. Once a layer has run without gradients, its dense weight is kept: ``alpha`` times the
+parent's bytes, or those of ``[out_features, in_features]`` for a block layer. Once it has run with gradients, its mask
+is kept: a byte for each entry of the dense weight, or eight bytes for each weight if only those of edges are stored.
+Neither is part of a state dict, a copy or a pickle. ``keeps_dense = False``, set on a layer or on
+:class:`fpe.layers.ExpandedLinear` for all of them, turns both off. Every call then reads the labels or the blocks
+themselves: it needs no memory but the layer's own, and takes several times as long.
 
-Changes are seen by PyTorch's version counters. Fused optimizers and what is written through ``.data`` do not count
-there, so a sample of the entries is compared too, and a forward with gradients frees the dense weight. After writing a
-few entries through ``.data``, call :func:`forget`.
+Changes are noticed by PyTorch's version counters. Fused optimizers and writes through ``.data`` do not count there, so
+a sample of the entries is compared too, and a forward with gradients frees the dense weight. After writing a few
+entries through ``.data``, call :func:`forget`.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ SAMPLE = 64
 """Entries of a tensor that are compared."""
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By size in bytes: what floating-point numbers are read as where their bits count."""
+"""By size in bytes: the integers as which floating-point numbers are read to work on their bits."""
 
 
 class Made(NamedTuple):
@@ -43,12 +44,12 @@ class Made(NamedTuple):
 
     Attributes:
         result: What was made.
-        first: The first of the tensors. It is held, so that neither its identity nor its memory becomes another's.
-        version: Of its counter.
-        pointer: Where its entries lay.
-        sample: Some of its entries, in its own memory.
-        entries: What they were.
-        others: Names, tensors and versions of the others; a layer may do without one.
+        first: The first of the tensors. It is held, so that no other tensor takes over its identity or its memory.
+        version: Its version counter then.
+        pointer: Where its entries lay then.
+        sample: A view of some of its entries.
+        entries: A copy of what these were then.
+        others: Names, tensors and versions of the other tensors; a layer may have ``None`` in a tensor's place.
     """
 
     result: Tensor
@@ -61,7 +62,7 @@ class Made(NamedTuple):
 
     @classmethod
     def of(cls, result: Tensor, first: Tensor, layer: nn.Module, names: Sequence[str]) -> "Made":
-        """Notes how contiguous tensors on a CPU are."""
+        """Notes the present state of contiguous tensors on a CPU."""
         flat = first.detach().view(INTEGERS[first.element_size()]).view(-1)
         sample = flat[:: len(flat) // SAMPLE + 1]
         tensors = [(name, _own(layer, name)) for name in names]
@@ -109,7 +110,7 @@ def _keep(
 ) -> Tensor:
     """Makes something of a layer's tensors and keeps it, unless one has no version or its memory is not its own."""
     place.pop(layer, None)
-    with torch.inference_mode(False), torch.no_grad():  # what is kept may meet gradients later
+    with torch.inference_mode(False), torch.no_grad():  # what is kept may be used with gradients later
         result = make().contiguous()
         tensors = [t for t in (first, result, *(_own(layer, name) for name in names)) if t is not None]
         if all(type(t) in (Tensor, nn.Parameter) and t.is_contiguous() and not t.is_inference() for t in tensors):
@@ -121,9 +122,9 @@ def dense_weight(layer: "ExpandedLinear", x: object) -> Tensor | None:
     """The weight ``[out_features, in_features]`` to multiply ``x`` by, differentiable where the layer trains.
 
     Returns:
-        The weight; or none where the layer's operation is to be called: on other devices, with a backend that was asked
-        for, while a graph is traced, where it is faster, where it was measured to be faster than the dense
-        weight, and for an ``x`` that it will refuse by name.
+        The weight; or ``None`` if the layer's operation is to be called instead: on other devices, with a backend that
+        was asked for by name, while a graph is traced or compiled, where the operation was measured to be faster, and
+        for an ``x`` that the operation will refuse with a message.
     """
     if (
         layer.backend != "auto"
@@ -156,7 +157,7 @@ def dense_weight(layer: "ExpandedLinear", x: object) -> Tensor | None:
     if not own or torch._C._are_functorch_transforms_active():
         return layer.wide_weight()
     if torch.is_grad_enabled() and weight.requires_grad:
-        _WEIGHTS.pop(layer, None)  # the next step makes it stale
+        _WEIGHTS.pop(layer, None)  # the next step of the optimizer changes it
         return layer.masked_copy()
     return _keep(_WEIGHTS, layer, weight, others, layer.wide_weight)
 
@@ -178,9 +179,9 @@ def masked_copy(layer: "ExpandedLinear", along: int, children: int) -> Tensor:
     """The dense weight of a layer that is stored as its parent's weight, by a quick differentiable copy.
 
     Args:
-        layer: Of ``made_of = (its weight, what its mask is made of, ...)``.
-        along: Dimension of the dense weight in which children lie side by side.
-        children: How many.
+        layer: Whose ``made_of`` names its weight, and then what its mask is made of.
+        along: The dimension of the dense weight in which children lie side by side.
+        children: How many children there are.
     """
 
     def bits() -> Tensor:
@@ -196,7 +197,7 @@ def placed_copy(layer: "KeptLinear") -> Tensor:
 
 
 def _index(layer: "ExpandedLinear", make: Callable[[], Tensor]) -> Tensor:
-    """What is made of a layer's topology for training, once for each version of it."""
+    """Returns what training needs of a layer's topology; ``make`` is called once for each version of it."""
     _, topology, *others = layer.made_of
     first, made = _own(layer, topology), _MASKS.get(layer)
     known = made is not None and made.is_of(first, layer)
@@ -218,7 +219,7 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """The kept entries of the gradient at the parent's size, differentiable where a graph is wanted."""
+        """The kept entries of the gradient at the parent's size, differentiable if a graph is wanted."""
         (grad,), bits = grads, ctx.bits
         grad = grad.reshape(bits.shape)
         if torch.is_grad_enabled() or not torch._C._has_storage(grad):  # a graph is wanted, or it is batched
@@ -233,7 +234,7 @@ class _Placed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, places: Tensor, rows: int, columns: int) -> Tensor:
-        """The dense weight ``[rows, columns]`` of ``values[nnz]``, of which each stands at its place of it."""
+        """The dense weight ``[rows, columns]``, with ``values[nnz]`` at their places in it and zero elsewhere."""
         ctx.places = places
         return values.new_zeros(rows * columns).scatter_(0, places, values).view(rows, columns)
 

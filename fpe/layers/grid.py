@@ -9,8 +9,8 @@ from torch.nn.functional import pad
 class PlaneGrid(NamedTuple):
     """How a wide weight is cut into planes, and each plane into blocks.
 
-    A plane is padded to whole blocks where there are several, so that a block never holds weights of two children of
-    different number: ``[P * size] <-> [P * padded]`` along both axes.
+    Along an axis with several planes, each plane is padded to whole blocks, so that a block never holds weights of two
+    children with different numbers: ``P * size`` rows or columns become ``P * padded``.
 
     Attributes:
         outputs: Rows of the wide weight.
@@ -66,16 +66,16 @@ class PlaneGrid(NamedTuple):
 
     @property
     def padding(self) -> float:
-        """How many weights the blocks of the whole weight store, divided by how many the weight has."""
+        """Entries of all blocks of the grid over the entries of the weight; 1 for an empty weight."""
         rows, columns = self.blocks_shape
         area = self.outputs * self.inputs
         return rows * columns * self.block[0] * self.block[1] / area if area else 1.0
 
     def thriftiest(self, least: int = 1) -> "PlaneGrid":
-        """Of the blocks with sides halved any number of times the one that pads least, the largest of equals.
+        """The grid that pads least when the sides of the block are halved any number of times; of equals, the largest.
 
         Args:
-            least: Sides are not halved below this.
+            least: Sides are not halved below this. A side that is smaller already stays.
         """
         sides = [[side, *(side >> i for i in range(1, side.bit_length()) if side >> i >= least)] for side in self.block]
         grids = [self._replace(block=(bn, bk)) for bn in sides[0] for bk in sides[1]]

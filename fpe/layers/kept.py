@@ -1,4 +1,4 @@
-"""What the layers have in common that store the weights of their edges alone, in order."""
+"""What those layers have in common that can store only the weights of their edges."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,23 +17,24 @@ from .state import layer_entries
 
 
 class KeptLinear(ExpandedLinear):
-    """A layer whose positions, those of a matrix ``[N, K]``, hold an edge or none.
+    """A layer of a matrix ``[N, K]`` in which each position holds an edge or none.
 
-    Where some hold none, ``edge_weight`` is ``[nnz]``: the weights of the edges, row after row, with a bit for each
-    position. Their gradients and an optimizer's moments are as many. Where all hold one, it is the matrix itself.
+    If some hold none, ``edge_weight`` is ``[nnz]``: the weights of the edges, row after row; ``bitmap`` says which
+    positions they have. Gradients and an optimizer's moments have the same size. If all positions hold an edge,
+    ``edge_weight`` is the matrix itself, except that a :class:`MaskedLinear` always has ``[nnz]``.
     """
 
     bitmap: Kept | None
-    """Which positions hold an edge; none where all do."""
+    """Which positions hold an edge; ``None`` if all do."""
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """``(N, K)``: the parent's, or of a layer without a parent its own."""
+        """``(N, K)``: the shape of the parent's weight, or of the layer's own weight if it has no parent."""
         raise NotImplementedError
 
     @property
     def nonzeros(self) -> int:
-        """Number of weights that the layer keeps: of those that it stores."""
+        """Number of weights that the layer keeps, which are those that it stores."""
         return self.matrix_shape[0] * self.matrix_shape[1] if self.bitmap is None else self.bitmap.nnz
 
     def matrix(self) -> Tensor:
@@ -43,7 +44,13 @@ class KeptLinear(ExpandedLinear):
 
     @torch.no_grad()
     def set_matrix(self, weight: Tensor) -> None:
-        """Takes the weights of the edges from a matrix ``[N, K]``."""
+        """Takes the weights of the edges from a matrix ``[N, K]``.
+
+        Raises:
+            TypeError: ``weight`` is not a tensor.
+            ValueError: It has another shape.
+        """
+        self._check_weight("set_matrix", weight, self.matrix_shape)
         self.set_edge_weight(self._stored(weight))
 
     def beats_wide(self, x: Tensor) -> bool:
@@ -55,7 +62,7 @@ class KeptLinear(ExpandedLinear):
         return kernel_wins(rows, n, k, max(self.planes), x.dtype, "wide", density)
 
     def masked_copy(self) -> Tensor:
-        """:meth:`wide_weight`, quicker."""
+        """:meth:`wide_weight`, made in a quicker way."""
         return placed_copy(self)
 
     def places(self) -> Tensor:
@@ -71,7 +78,7 @@ class KeptLinear(ExpandedLinear):
         return matrix if self.bitmap is None else self._beside(matrix, self.bitmap).from_dense(matrix)
 
     def _moved(self, stay: Tensor, topology: Topology, count: int, tensors: tuple[Tensor, ...]) -> None:
-        """Takes another topology of as many edges, in place: the positions that ``stay`` keep their entries.
+        """Takes another topology with as many edges, in place. Positions in ``stay`` keep their entries.
 
         Raises:
             ValueError: It has another number of edges.
@@ -111,6 +118,6 @@ class KeptLinear(ExpandedLinear):
 
 
 def stored_shape(mask: Tensor, always: bool = False) -> tuple[int, ...]:
-    """Shape of the weights that a mask keeps; the mask's own where it keeps all, unless they are ``always`` packed."""
+    """Shape of the stored weights of a mask: its own if it keeps all, else ``[nnz]``; with ``always``, ``[nnz]``."""
     count = int(mask.sum())
     return tuple(mask.shape) if count == mask.numel() and not always else (count,)

@@ -40,25 +40,15 @@ Labelled = TypeVar("Labelled", bound="_LabelledLinear")
 class _LabelledLinear(KeptLinear):
     """A layer stored as the weights of its parent's edges and the labels of these, packed into bits.
 
-    ``edge_weight`` is the parent's weight; where an edge is owned by nobody, only those of the others, ``[nnz]``.
-
-    Args:
-        partition: Labels of the parent's weight.
-        bias: Whether every output has a bias.
-        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``.
-        device: As in ``nn.Linear``.
-        dtype: As in ``nn.Linear``.
-
-    Raises:
-        TypeError: ``partition`` is none.
-        ValueError: Its labels are on ``"meta"``.
+    ``edge_weight`` is the parent's weight ``[N, K]``. If some edges do not exist, it is ``[nnz]``, the weights of the
+    others.
     """
 
     STORED: ClassVar[tuple[str, ...]] = ("packed", "bitmap")
     AXIS: ClassVar[int]
     """Where children lie side by side in the wide weight: along its outputs (0) or its inputs (1)."""
     packed: Labels
-    """The labels as the operations take them; those of positions without an edge mean nothing."""
+    """The labels as the operations take them; at positions without an edge they have no meaning."""
 
     def __init__(
         self,
@@ -82,22 +72,22 @@ class _LabelledLinear(KeptLinear):
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """The parent's."""
+        """Shape of the parent's weight."""
         return self.packed.sizes
 
     @property
     def planes(self) -> tuple[int, int]:
-        """Planes of children along the outputs and along the inputs."""
+        """Planes of children along the outputs and along the inputs: ``alpha`` along one of them."""
         return (1, self.alpha) if self.AXIS else (self.alpha, 1)
 
     @property
     def unit(self) -> tuple[int, int]:
-        """What the structure has whole: a tile, a quad or a single edge."""
+        """``(bn, bk)`` of what the structure has as a whole: a tile, a quad or a single edge."""
         return self.block_shape or RULES[self.structure].unit
 
     @property
     def labels(self) -> Tensor:
-        """The labels unpacked, uint8 of the parent's shape, ``HOLE`` where nobody owns the edge."""
+        """The labels unpacked, uint8 of the parent's shape; ``HOLE`` (255) where no child owns the edge."""
         labels = table(self.packed, self._topology_device)
         return labels if self.bitmap is None else labels.masked_fill(~self._exists(), HOLE)
 
@@ -116,7 +106,7 @@ class _LabelledLinear(KeptLinear):
         return Partition(self.labels, self.alpha, self.structure, self.block_shape, seed, kept, turned)
 
     def product(self, x: Tensor, weight: Tensor, labels: Labels, kept: Kept | None, bias: Tensor | None) -> Tensor:
-        """The layer's function of an input, with the operands given: its own, or a part of them."""
+        """The layer's function of an input, with operands that are the layer's own or a process's part of them."""
         raise NotImplementedError
 
     def _multiply(self, x: Tensor) -> Tensor:
@@ -133,7 +123,7 @@ class _LabelledLinear(KeptLinear):
         return masked_copy(self, self.AXIS, self.alpha) if self.bitmap is None else super().masked_copy()
 
     def places(self) -> Tensor:
-        """Each edge's, in the plane of its child."""
+        """The position of each stored weight in the flattened :meth:`wide_weight`: in the plane of its child."""
         rows, columns = self._mask_of(self.partition).nonzero(as_tuple=True)
         child, (n, k) = self.labels[rows, columns].long(), self.matrix_shape
         return (rows * self.alpha + child if self.AXIS else child * n + rows) * k + columns
@@ -148,7 +138,8 @@ class _LabelledLinear(KeptLinear):
 
     @torch.no_grad()
     def set_wide_weight(self, weight: Tensor) -> None:
-        """Takes the weights of the kept edges from the children's wide weight."""
+        """Takes the weights of the kept edges from a dense weight ``[out_features, in_features]``."""
+        self._check_weight("set_wide_weight", weight, (self.out_features, self.in_features))
         masks = self.partition.masks()
         self.set_matrix(torch.where(masks, self._children(weight), weight.new_zeros(())).sum(0))
 
@@ -171,7 +162,7 @@ class _LabelledLinear(KeptLinear):
         return children.movedim(0, self.AXIS).flatten(self.AXIS, self.AXIS + 1)
 
     def may_hold(self) -> Tensor | None:
-        """What labels of a seed allow: each edge's place at its own child."""
+        """With labels of a seed, an edge may only be at the child that the seed says; others allow every place."""
         if not isinstance(self.packed, SeededLabels):
             return None
         children = torch.arange(self.alpha, device=self._topology_device)[:, None, None]
@@ -260,11 +251,24 @@ _compress_once = once_per_version(_compress)
 class SplitLinear(_LabelledLinear):
     """An expanded layer: ``alpha`` children per parent, each with the edges that its label gives it.
 
-    Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children. The partition's labels are
-    ``[parents, inputs]``; the arguments are those of :class:`_LabelledLinear`. With the 2:4 structure every
-    backend of :func:`fpe.kernels.semi_structured_matmul` serves: on a GPU ``"auto"`` takes sparse tensor cores. The
-    values are compressed once a forward in training, and once for each version of the weight without gradients; codes
-    are made of the labels when they are first needed.
+    Input ``[..., inputs]``, output ``[..., alpha * parents]`` in planes of children. ``edge_weight`` is the parent's
+    weight ``[parents, inputs]``. If some edges do not exist, it is ``[nnz]``: the weights of the others, by rows.
+
+    With the 2:4 structure, on a GPU or with a backend other than ``"auto"``, ``"eager"`` and ``"cpu"``, the layer runs
+    :func:`fpe.kernels.semi_structured_matmul`. The children's values are then compressed in every forward in training,
+    and once for each version of the weight without gradients.
+
+    Args:
+        partition: Who owns each edge of the parent, labels ``[parents, inputs]``.
+        bias: Whether every output has a bias.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"eager"``; with two children of a seed also
+            ``"sparse_tensor_core"``, and with the 2:4 structure also ``"sparse_tensor_core"`` or ``"torch"``.
+        device: As in ``nn.Linear``.
+        dtype: As in ``nn.Linear``.
+
+    Raises:
+        TypeError: ``partition`` is not a :class:`fpe.Partition`.
+        ValueError: Its labels are on ``"meta"``.
 
     Example:
         >>> layer = fpe.SplitLinear(fpe.Partition.random(8, 16, alpha=2))
@@ -277,7 +281,7 @@ class SplitLinear(_LabelledLinear):
 
     @property
     def exchanges(self) -> bool:
-        """Whether it is 2:4."""
+        """Whether the structure is 2:4."""
         return self.structure == TWO_FOUR
 
     def _without_holes(self, labels: Tensor) -> Tensor:
@@ -307,9 +311,22 @@ class SplitLinear(_LabelledLinear):
 class MergeLinear(_LabelledLinear):
     """The successor of an expanded layer in which every parent edge reads exactly one child.
 
-    Input ``[..., alpha * parents]`` in planes of children, output ``[..., outputs]``. The partition's labels are
-    ``[outputs, parents]``: which child an edge reads; the arguments are those of :class:`_LabelledLinear`. With two or
-    four children it can run as a 2:4 weight whatever the labels; ``"auto"`` does where that is predicted to be fastest.
+    Input ``[..., alpha * parents]`` in planes of children, output ``[..., outputs]``. ``edge_weight`` is the parent's
+    weight ``[outputs, parents]``. If some edges do not exist, it is ``[nnz]``: the weights of the others, by rows.
+
+    With two or four children it can run as a 2:4 weight, whatever the labels are, unless they are of a seed. On a GPU
+    ``"auto"`` does that where it is predicted to be fastest.
+
+    Args:
+        partition: Which child each edge reads, labels ``[outputs, parents]``.
+        bias: Whether every output has a bias.
+        backend: ``"auto"``, ``"triton"``, ``"cpu"``, ``"eager"``, ``"sparse_tensor_core"`` or ``"torch"``.
+        device: As in ``nn.Linear``.
+        dtype: As in ``nn.Linear``.
+
+    Raises:
+        TypeError: ``partition`` is not a :class:`fpe.Partition`.
+        ValueError: Its labels are on ``"meta"``.
 
     Example:
         >>> layer = fpe.MergeLinear(fpe.Partition.random(4, 8, alpha=2))

@@ -15,7 +15,8 @@ from .state import Header, to_bits, to_words
 class MaskedLinear(KeptLinear):
     """A linear layer with any mask: the successor under the paper's magnitude ranking.
 
-    ``edge_weight`` is ``[nnz]``, the weights where the mask is true, row after row.
+    ``edge_weight`` is ``[nnz]``, the weights where the mask is true, row after row. The backend is ``"auto"``; set the
+    attribute ``backend`` to choose another.
 
     Args:
         mask: bool ``[outputs, inputs]``, true where an edge exists.
@@ -63,15 +64,16 @@ class MaskedLinear(KeptLinear):
 
     @torch.no_grad()
     def set_wide_weight(self, weight: Tensor) -> None:
-        """Takes the kept weights from a dense ``[outputs, inputs]``."""
+        """Takes the weights of the kept edges from a dense weight ``[outputs, inputs]``."""
+        self._check_weight("set_wide_weight", weight, self.matrix_shape)
         self.set_matrix(weight)
 
     def kept(self) -> Tensor:
-        """The mask."""
+        """The mask, bool ``[outputs, inputs]``."""
         return self.bitmap.unpack()
 
     def places(self) -> Tensor:
-        """Where the mask is true."""
+        """The positions of the true entries in the flattened mask, int64 ``[nnz]``."""
         return self.kept().flatten().nonzero().squeeze(1)
 
     @torch.no_grad()

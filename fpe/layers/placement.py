@@ -1,4 +1,4 @@
-"""Where tensors are: parameters that FSDP2 has sharded beside ordinary ones, and topology beside its weight."""
+"""Where tensors are: parameters that FSDP2 may have sharded, and the topology on the device of its weight."""
 
 from typing import Any, TypeVar
 
@@ -54,13 +54,13 @@ def of_constant_size(held: Held) -> Held:
 
 
 def tensors_of(held: object) -> dict[str, Tensor]:
-    """The tensors of a tensor, of a named tuple, or of nothing, by field."""
+    """The tensors in ``held`` by field: of a named tuple, or a single tensor under ``""``; empty for ``None``."""
     fields = {"": held} if isinstance(held, Tensor) else held._asdict() if hasattr(held, "_asdict") else {}
     return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
 
 def exports_to_onnx() -> bool:
-    """Whether a model is being exported to ONNX, while ``torch.compile`` traces it too."""
+    """Whether a model is being exported to ONNX; ``torch.compile`` takes the answer for constant."""
     return torch.onnx.is_in_onnx_export()
 
 

@@ -1,4 +1,4 @@
-"""Several layers in the place of one that held them one above the other."""
+"""Several layers in place of one whose weight held theirs one above the other."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class StackedLinear(nn.ModuleList):
-    """Layers that read one input, their outputs one after the other: what a fused ``gate_up_proj`` becomes.
+    """Layers that read the same input; their outputs are concatenated. A fused ``gate_up_proj`` becomes one.
 
-    Each layer's children lie in planes of their own, so that code which cuts the output into as many equal pieces as
-    there are layers finds each layer whole.
+    Each layer's children lie in planes of their own. So code that splits the output into as many equal pieces as there
+    are layers gets the outputs of each layer.
 
     Args:
-        layers: Linear layers, expanded or not, with the same inputs.
+        layers: Linear layers, expanded or not, with as many inputs.
     """
 
     def forward(self, x: Tensor) -> Tensor:

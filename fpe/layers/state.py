@@ -1,11 +1,11 @@
 """The extra state of a layer: its kind, its sizes and where its edges are, as one int64 tensor.
 
-Topology is no buffer and no entry of its own. Exponential and stochastic averages of a model (``AveragedModel`` with
-``use_buffers=True``, timm's ``ModelEma``) write to every buffer and to every tensor of ``state_dict()``, and averaged
-bits are other masks. Here they reach a copy. A checksum tells a topology that was averaged in a checkpoint.
+The topology is not a buffer. Averages of a model (``AveragedModel`` with ``use_buffers=True``, timm's ``ModelEma``)
+write to every buffer and to every tensor of ``state_dict()``, and averaged bits would be other masks. The extra state
+that they write to is a copy. If a topology was averaged in a checkpoint, its checksum is wrong.
 
-Layout: ``[FORMAT_VERSION, kind, in_features, out_features, four settings of the kind, checksum, topology...]``. Where
-the topology is one number and the last two settings are zero, they are left out: 64 bytes.
+Layout: ``[FORMAT_VERSION, kind, in_features, out_features, four settings of the kind, checksum, topology...]``. If the
+topology is one number (a seed) and the last two settings are zero, these two are left out: 64 bytes.
 """
 
 from collections.abc import Mapping
@@ -26,13 +26,14 @@ FIXED = 5 + SETTINGS
 
 
 class Header(NamedTuple):
-    """What a layer is, besides its edges.
+    """What a layer is, apart from its edges.
 
     Attributes:
-        kind: Its place in :data:`fpe.layers.KINDS`.
+        kind: Its index in :data:`fpe.layers.KINDS`.
         in_features: Width of the input.
         out_features: Width of the output.
-        settings: Four numbers whose meaning the kind knows.
+        settings: Four numbers. Of layers with labels: ``alpha``, the structure's index in ``STRUCTURES``, and the two
+            sides of a block or zeros. Of block layers: the sides of a block and the planes. Otherwise zeros.
     """
 
     kind: int
@@ -63,7 +64,7 @@ def decode(state: object, name: str) -> tuple[Header, Tensor]:
     """The header and the topology's words of an extra state.
 
     Raises:
-        ValueError: ``state`` is none, is of another format, or its topology is damaged.
+        ValueError: ``state`` is not an int64 vector, is of another format, or its topology is damaged.
     """
     if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.dim() != 1:
         got = f"{state.dtype} {list(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
@@ -82,12 +83,12 @@ def decode(state: object, name: str) -> tuple[Header, Tensor]:
 
 
 def checksum(words: Tensor) -> Tensor:
-    """A number that changes with any word of the topology, int64."""
+    """A number that changes if any one word of the topology changes, int64."""
     return (words * (2 * torch.arange(len(words), device=words.device) + 1)).sum()
 
 
 def to_words(t: Tensor) -> Tensor:
-    """Bytes (uint8) or bits (bool) of any shape as int64, on the CPU; the last word is filled with zeros."""
+    """Bytes (uint8) or bits (bool) of any shape as int64 ``[words]`` on the CPU; the last word is padded with zeros."""
     flat = t.cpu().flatten()
     if t.dtype == torch.bool:
         bits = pad(flat, (0, -len(flat) % 64)).view(-1, 8).to(torch.uint8)
@@ -96,7 +97,7 @@ def to_words(t: Tensor) -> Tensor:
 
 
 def to_bits(words: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
-    """A bool tensor of a shape from the words that begin with it, and the words that follow.
+    """A bool tensor of a shape from the words that begin with its bits, and the remaining words.
 
     Raises:
         ValueError: There are too few words.
@@ -110,7 +111,7 @@ def to_bits(words: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
 
 
 def layer_entries(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """A layer's entries by their own names, in today's format.
+    """A layer's entries by their own names, in the present format.
 
     Format 2 had the weights under ``weight`` or ``values`` and the topology in ``planes``, in ``mask``, or in
     ``block_mask`` and ``inside``.

@@ -1,9 +1,11 @@
-"""Models that people have: which of their layers are expanded, and how an expanded model is saved and loaded.
+"""Which layers of a model are expanded, and how other libraries save, load and adapt an expanded model.
 
 ==================  ===========================================================================================
 :mod:`.table`         which layers of known blocks belong together
 :mod:`.discovery`     which layers of a model would be expanded, and why the others would not
 :mod:`.tracing`       the same for unknown models, from one forward pass
+:mod:`.hugging_face`  ``save_pretrained`` and ``from_pretrained`` of transformers
+:mod:`.lora`          LoRA adapters of peft
 ==================  ===========================================================================================
 """
 

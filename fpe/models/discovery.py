@@ -23,7 +23,8 @@ class Found:
 
     Attributes:
         groups: The layers that would be expanded together.
-        refused: For every other dense layer, by name, why it would not be; and for what holds weights otherwise.
+        refused: For every other dense layer, by name, why it would not be expanded; also for modules that hold weights
+            of three dimensions, as of experts.
     """
 
     groups: tuple[Group, ...]
@@ -35,7 +36,7 @@ class Found:
         return [group.pair for group in self.groups]
 
     def __str__(self) -> str:
-        """A line for each group and each refusal; those that differ by numbers in their names share one."""
+        """A line for each group and each refusal; those that differ only by numbers in their names share a line."""
         lines: dict[str, list[str]] = {}
         shown = [f"expands {group}" for group in self.groups]
         shown += [f"leaves  {name}: {reason}" for name, reason in self.refused.items()]
@@ -52,18 +53,22 @@ def _numberless(line: str) -> str:
 def find_pairs(model: nn.Module, pairs: Iterable[Pair] | None = None, example_inputs: Any = None) -> Found:
     """Says which layers :func:`fpe.expand` would expand, and why not the others. It changes nothing.
 
-    Three sources, in this order: the blocks of :mod:`fpe.models.table`; every ``nn.Sequential``, in which the linear
-    layers are paired from the front; and, with ``example_inputs``, one forward pass in which linear layers are looked
-    for that are joined by element-wise code alone.
+    It looks in three places, in this order: the blocks of :mod:`fpe.models.table`; every ``nn.Sequential``, whose
+    linear layers are paired from the front; and, with ``example_inputs``, one forward pass, for linear layers with
+    only element-wise code between them.
 
     Args:
         model: A dense model; some of its layers may be expanded already.
-        pairs: As in :func:`fpe.expand`: names or patterns. If they are given, no other pair is searched.
+        pairs: As in :func:`fpe.expand`: names or patterns. If they are given, no other pairs are looked for.
         example_inputs: As in :func:`fpe.expand`. The pairs that are found are tested with them.
+
+    Returns:
+        The pairs, and why other layers are in none. A named pair that cannot be expanded is among the latter.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: ``pairs`` are none.
+        ValueError: An entry of ``pairs`` is not a pair of names, a pattern matches no layer, a layer is named twice, or
+            there are no pairs.
 
     Example:
         >>> print(fpe.find_pairs(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))))
@@ -106,7 +111,7 @@ def find_pairs(model: nn.Module, pairs: Iterable[Pair] | None = None, example_in
             refused[name] = (
                 f"holds weights of three dimensions ({', '.join(stacks)}), as of experts, and no linear layers"
             )
-    unknown = "is in no block of the table" + (
+    unknown = "is in no block that fpe knows" + (
         "" if example_inputs is not None else "; pass example_inputs, or name it in pairs"
     )
     for name in left:

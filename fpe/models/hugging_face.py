@@ -1,7 +1,8 @@
 """Expanded models of transformers through ``save_pretrained`` and ``from_pretrained``.
 
-transformers asks a quantizer to replace modules before a checkpoint is loaded. Expansion is one, by the name ``"fpe"``.
-The checkpoint itself says what every layer is (:mod:`fpe.layers.state`), so the configuration holds that name alone.
+transformers lets a quantizer replace modules before a checkpoint is loaded. Expansion is registered as one, named
+``"fpe"``. The checkpoint itself says what every layer is (:mod:`fpe.layers.state`), so the configuration holds only
+that name.
 
 :mod:`fpe.companion` imports this module once transformers has its registry of quantizers.
 """
@@ -63,7 +64,7 @@ class ExpansionQuantizer(HfQuantizer):
                 layer.settle()
 
     def is_serializable(self) -> bool:
-        """It is."""
+        """Yes: an expanded model can be saved."""
         return True
 
     @property
@@ -83,9 +84,9 @@ class ExpansionQuantizer(HfQuantizer):
 
 
 class _Entries(Mapping[str, Tensor]):
-    """A checkpoint by the names of a model: topologies as they are, and of weights, which load later, shapes alone.
+    """A checkpoint's entries by the model's names: topologies as they are, but only the shapes of weights.
 
-    Those have the default dtype, which is the model's while transformers builds it.
+    Weights are loaded later. Their stand-ins have the default dtype, which is the model's while transformers builds it.
     """
 
     def __init__(self, files: Mapping[str, Any], model: nn.Module) -> None:
@@ -117,7 +118,7 @@ class _Entries(Mapping[str, Tensor]):
 
 
 def note_expansion(models: Iterable[nn.Module]) -> None:
-    """Has ``save_pretrained`` of the models of transformers among some write what ``from_pretrained`` looks for."""
+    """Marks models of transformers, also inside others, so that ``from_pretrained`` knows that they are expanded."""
     from transformers import PreTrainedModel
 
     for model in models:

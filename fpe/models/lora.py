@@ -1,8 +1,8 @@
 """LoRA adapters of peft on expanded layers.
 
 An adapter belongs to the parent: ``B @ A`` has the parent's shape, and each child takes the entries of its own edges.
-So an adapter has as many weights as on the dense model and fits both; merged, it leaves removed weights at zero.
-Whoever imports this module imports peft.
+So an adapter has as many weights as on the dense model and fits both models; merging it leaves removed weights at zero.
+Importing this module imports peft.
 """
 
 from typing import Any
@@ -18,9 +18,9 @@ from ..layers import KINDS
 
 
 def adapted(config: LoraConfig) -> LoraConfig:
-    """Has a configuration know the expanded layers; returns it.
+    """Makes a configuration of peft's LoRA know the expanded layers; changes and returns it.
 
-    It is needed where a model is adapted and where an adapter is loaded::
+    Both adapting a model and loading an adapter need it::
 
         model = get_peft_model(wide, adapted(LoraConfig(target_modules=["up_proj", "down_proj"])))
         model = PeftModel.from_pretrained(wide, folder, config=adapted(LoraConfig.from_pretrained(folder)))
@@ -30,12 +30,18 @@ def adapted(config: LoraConfig) -> LoraConfig:
 
 
 class ExpandedLora(Linear):
-    """An expanded layer with adapters: ``layer(x) + scaling * dropout(x) @ (kept * tiled(B @ A)).T``."""
+    """An expanded layer with adapters: ``layer(x) + scaling * dropout(x) @ (kept * tiled(B @ A)).T``.
+
+    ``tiled`` repeats the parent's ``B @ A`` for every child, and ``kept`` is the layer's mask.
+
+    Raises:
+        ValueError: The configuration asks for ``lora_bias``, ``fan_in_fan_out``, or an initialization by name.
+    """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **options: Any) -> None:
         if config.lora_bias or config.fan_in_fan_out or isinstance(config.init_lora_weights, str):
             raise ValueError(
-                "LoRA on an expanded layer: lora_bias, fan_in_fan_out and an init_lora_weights that reads the weight "
+                "LoRA on an expanded layer: lora_bias, fan_in_fan_out and an init_lora_weights that is given by name "
                 f"are not supported, got {config.lora_bias}, {config.fan_in_fan_out}, {config.init_lora_weights!r}"
             )
         super().__init__(base_layer, adapter_name, config, **options)
@@ -60,7 +66,7 @@ class ExpandedLora(Linear):
         """Adds adapters to the kept weights.
 
         Raises:
-            ValueError: ``safe_merge``, and a sum is not finite.
+            ValueError: ``safe_merge`` is set, and a merged weight is not finite.
         """
         base = self.get_base_layer()
         for adapter in check_adapters_to_merge(self, adapter_names):

@@ -1,7 +1,7 @@
 """Which layers of known blocks belong together.
 
-A block is known by the class whose ``forward`` it runs: a subclass with a forward of its own may compute anything.
-Names are relative to the block.
+A block is known by the class whose ``forward`` it runs, because a subclass with a forward of its own may compute
+anything. Names are relative to the block.
 """
 
 from torch import nn

@@ -62,9 +62,10 @@ def test_an_architecture(architecture: Architecture, tmp_path: Path) -> None:
     wide.eval()
     generated = architecture.generates and generates(wide, fpe.to_dense(wide), inputs)
     restored(dense, wide, inputs, tmp_path)
-    groups = f"{len(found.groups)} of {'three' if len(found.pairs[0][0]) == 2 else 'two'} layers"
-    if found.groups[0].parts > 1:
-        groups = f"{len(found.groups)} of two layers, the first fused"
+    first, count = found.groups[0], len(found.groups)
+    groups = f"{count} {'gated triples' if len(first.firsts) == 2 else 'pair' + 's' * (count > 1)}"
+    if first.parts > 1:
+        groups += ", gate and up in one layer"
     ROWS[architecture.id] = (
         f"| {architecture.id} | {groups} | {fpe.nonzeros(dense)} | {fpe.nonzeros(wide)} | yes | yes | "
         f"{'yes' if generated else '-'} | yes |"
