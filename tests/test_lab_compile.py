@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -285,6 +286,10 @@ def test_a_run_keeps_a_files_rows_of_other_architectures_and_operations(tmp_path
     results(*old).write(path)
     got = joined(path, new, ["dx"])
     assert got.rows == [old[0], *new.rows, old[2]] and got.settings["architectures"] == [80, 90]
+    dated = replace(new, provenance={**new.provenance, "commit": "b"})
+    replace(results(*old), provenance={**new.provenance, "commit": "a, b", "date": "then"}).write(path)
+    assert dict(joined(path, dated, ["dx"]).provenance) == {**new.provenance, "commit": "a, b"}
+    assert joined(path, replace(dated, settings=results(row("dx", 90, 0)).settings)).provenance["commit"] == "a, b"
     assert joined(path, new).rows == [*new.rows, old[2]]
     another = results(row("dx", 80, 1), version="3.8.0")
     assert joined(path, another, ["dx"]) is another

@@ -247,7 +247,9 @@ def test_a_state_of_another_expansion_is_told_in_words(other: Recipe, says: str)
 
 def test_restore_shows_the_names_of_a_wrapper() -> None:
     state = Recipe().expand(mlp(*SIZES)).state_dict()
-    with pytest.raises(ValueError, match=r"lacks entries of the model: 0.weight, .*in their place it has module.0.edge_weight"):
+    with pytest.raises(
+        ValueError, match=r"lacks entries of the model: 0.weight, .*in their place it has module.0.edge_weight"
+    ):
         fpe.restore(mlp(*SIZES), {f"module.{name}": value for name, value in state.items()})
 
 

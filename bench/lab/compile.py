@@ -47,7 +47,7 @@ from ...kernels.gpus import architecture
 from ...kernels.structures import TWO_FOUR
 from ..families import CASES, KERNELS, SHOWN, TYPES, Case, Row, on, semi_structured
 from ..families.contract import NARROW, SHAPE
-from ..results import Results
+from ..results import Results, commits
 from ..table import Table
 from . import hazards, sass
 from .sass import programs_per_sm
@@ -327,7 +327,7 @@ def joined(path: Path, results: Results, options: Collection[str] = ()) -> Resul
 
 
 def insert(path: Path, results: Results, replaced: Callable[[Row, Mapping[str, Any]], bool]) -> Results:
-    """A file's rows with new ones where the first of those stands that they replace.
+    """A file's rows with new ones where the first of those stands that they replace; the header names both commits.
 
     Args:
         path: The file; where there is none the new rows are all.
@@ -344,7 +344,8 @@ def insert(path: Path, results: Results, replaced: Callable[[Row, Mapping[str, A
     first = gone.index(True) if any(gone) else len(kept)
     both = sorted({*results.settings["architectures"], *before.settings["architectures"]})
     settings = {**before.settings, **results.settings, "architectures": both}
-    return Results(results.study, settings, [*kept[:first], *results.rows, *kept[first:]], results.provenance)
+    provenance = {**results.provenance, "commit": commits(before.provenance, results.provenance)}
+    return Results(results.study, settings, [*kept[:first], *results.rows, *kept[first:]], provenance)
 
 
 def table(results: Results, show_all: bool = True) -> Table:

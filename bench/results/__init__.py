@@ -159,6 +159,11 @@ def provenance(commit: str | None = None) -> dict[str, Any]:
     return found
 
 
+def commits(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """The commits of two runs whose rows stand in one file, by their provenances: each once, those of before first."""
+    return ", ".join(dict.fromkeys(name for one in (before, after) for name in str(one.get("commit")).split(", ")))
+
+
 def _commit() -> str:
     return _said("git", "describe", "--always", "--dirty")
 

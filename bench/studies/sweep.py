@@ -16,7 +16,7 @@ from fpe.expansion import PaddingWarning
 from ..cli.options import EPOCHS_HELP, common, data_option, epochs_option, one_job_option, output_option, trials_option
 from ..cli.output import GOES_ON, print_path, print_results, print_table, stopping
 from ..cli.progress import progress
-from ..results import Results
+from ..results import Results, commits
 from ..table import Table
 from .study import Study, committed
 
@@ -180,8 +180,7 @@ def _begin(name: str, settings: dict[str, Any], path: Path) -> Results:
             f"{path} holds {before.study} with {dict(before.settings)}; expected {name} with {settings}: move it away "
             "or choose another folder"
         )
-    commits = dict.fromkeys([*str(before.provenance.get("commit")).split(", "), str(fresh.provenance["commit"])])
-    return replace(before, provenance={**before.provenance, "commit": ", ".join(commits)})
+    return replace(before, provenance={**before.provenance, "commit": commits(before.provenance, fresh.provenance)})
 
 
 def _rows_of(cell: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
