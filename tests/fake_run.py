@@ -80,7 +80,7 @@ class InThisProcess(Executor):
 @contextmanager
 def whole_plan(device: FakeDevice) -> Iterator[None]:
     """Every step of the plan, each with a few units; a board that counts its energy, none of the tools that watch."""
-    from fpe.bench.gpu import ahead, checks, plan, tune, warm
+    from fpe.bench.gpu import ahead, checks, plan, steps, tune, warm
     from fpe.bench.latency import energy, shapes
 
     jobs, first, every = tune.jobs, plan.kernels_first, checks.checks
