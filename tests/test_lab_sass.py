@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from fpe.bench.lab.sass import lines_in_binary
+from fpe.bench.lab.sass import INSTRUCTION, lines_in_binary
 
 PTX = """
 	.file	1 "/src/kernels/gluon.py"
@@ -64,3 +64,9 @@ def test_a_line_of_two_loads_is_refused() -> None:
     with pytest.raises(ValueError, match=r"line 309 of gluon\.py for loads of different lines"):
         lines_in_binary(clash, {("gluon.py", 307)})
     assert lines_in_binary(clash, {("gluon.py", 320)}) == {("gluon.py", 320)}
+
+
+@pytest.mark.parametrize("hint", ["", "                            ?trans5", "   ?WAIT2_END_GROUP"])
+def test_a_disassemblers_hint_is_no_operand(hint: str) -> None:
+    found = INSTRUCTION.search(f"        /*0a30*/              @!P0 BSYNC.RECONVERGENT B0{hint} ;")
+    assert found and [group and group.strip() for group in found.groups()] == ["!P0", "BSYNC.RECONVERGENT", "B0"]

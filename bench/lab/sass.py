@@ -38,7 +38,9 @@ def programs_per_sm(arch: int, warps: int, registers: int, shared: int, tensor: 
     return held
 
 
-INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)([^;]*);")
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)([^;?]*?)(?:\s+\?[^;]*)?;")
+"""Guard, name and operands, without the hints that some disassemblers print behind them, as ``?trans5``."""
+
 HIGH_WORD = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/\s*$")
 LINE = re.compile(r'//## File "([^"]*)", line (\d+)')
 LABEL = re.compile(r"^(\.L_\w+):")
