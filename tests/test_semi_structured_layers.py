@@ -51,12 +51,15 @@ def test_a_2_to_4_layer_trains_as_the_eager_one(holes: bool) -> None:
 
 @needs_numba
 def test_on_a_cpu_its_kernel_runs_by_the_labels() -> None:
-    layer = fpe.SplitLinear(Partition.semi_structured(6, 16, generator=seeded())).requires_grad_(False)
-    x, wanted = torch.randn(3, 16, generator=seeded(1)), layer.weight
-    layer.backend = "cpu"
-    torch.testing.assert_close(layer(x), x @ wanted.T + layer.bias)
+    ours = layer("cpu")
+    x, wanted = torch.randn(3, 24, generator=seeded(), requires_grad=True), ours.weight.detach()
+    torch.testing.assert_close(ours(x), x @ wanted.T + ours.bias)
+    ours(x).sum().backward()
+    assert x.grad is not None and all(parameter.grad is not None for parameter in ours.parameters())
+    ours.requires_grad_(False)
+    torch.testing.assert_close(ours(x), x @ wanted.T + ours.bias)
     with pytest.raises(UnsupportedError, match="'cpu' cannot run here: it needs tensors on a CPU"):
-        layer.to("meta")(x.to("meta"))
+        ours.to("meta")(x.to("meta"))
 
 
 def test_serving_compresses_once_for_each_version_of_the_weight() -> None:
@@ -155,12 +158,3 @@ def test_in_training_the_weights_are_packed_anew_and_codes_and_metadata_are_not(
                 ours.edge_weight.sub_(0.1)
     each = {"pack_values": 3, "pack_transposed": 3} if structure == "2:4" else {"pack_parent": 3}
     assert made == {"pack_metadata": len(each), "interleaved": 1, **each}
-
-
-def test_a_2_to_4_layer_runs_on_the_cpu_kernels_by_its_labels() -> None:
-    pytest.importorskip("numba")
-    made = layer("cpu")
-    x = torch.randn(3, 24, generator=seeded(), requires_grad=True)
-    torch.testing.assert_close(made(x), fpe.to_dense(made)(x))
-    made(x).sum().backward()
-    assert x.grad is not None and all(parameter.grad is not None for parameter in made.parameters())
