@@ -22,7 +22,7 @@ from ..results import Results
 from ..table import Table
 from . import conditions
 from .conditions import CONTINUED, WIDE
-from .drawing import figure
+from .drawing import COLOURS, figure
 from .intervals import interval
 from .mlp import perceptron
 from .protocol import Data, Training
@@ -270,14 +270,20 @@ def frontier(results: Results) -> Figure:
     """Variance that an autoencoder explains by the neurons that are active, a line over the penalties' strengths."""
     frame = results.frame
     frame = frame[frame["task"] == AUTOENCODER]
-    looks = {CONTINUED: "#4a4f57", PARTITION: "#2a7de1", RANKING: "#9c36b5", FRESH: "#e8590c", WIDE: "#2f9e44"}
     sizes = sorted(frame["neurons"].unique())
     made, axes = figure(4.2 * len(sizes), 3.6, len(sizes))
     for axis, neurons in zip(axes, sizes, strict=True):
-        for condition, colour in looks.items():
+        for condition in (CONTINUED, PARTITION, RANKING, FRESH, WIDE):
             own = frame[(frame["neurons"] == neurons) & (frame["condition"] == condition)]
             means = own.groupby("sparsity")[["active", "test_score"]].mean()
-            axis.plot(means["active"], means["test_score"], "o-", color=colour, linewidth=1.6, label=SHOWN[condition])
+            axis.plot(
+                means["active"],
+                means["test_score"],
+                "o-",
+                color=COLOURS[condition],
+                linewidth=1.6,
+                label=SHOWN[condition],
+            )
         axis.set(xlabel="active neurons", title=f"{neurons} neurons, {DIRECTIONS} inputs")
     axes[0].set_ylabel("variance explained, %")
     axes[0].legend(frameon=False, fontsize=8)

@@ -24,7 +24,7 @@ from ..results import Results
 from ..table import Table
 from . import conditions, transformer
 from .conditions import CONTINUED, WIDE
-from .drawing import below, figure
+from .drawing import COLOURS, below, figure
 from .intervals import interval, mean_and_half
 from .protocol import Training
 from .stack import Batches, Stack, classification_loss, seeded
@@ -257,7 +257,6 @@ def _named(cell: Cell) -> str:
 def curves(several: Sequence[Results]) -> Figure:
     """Validation loss by the steps of both rounds, of the first group: a row of panels for each data set."""
     made, axes = figure(8.4, 3.3 * len(several), len(SIZES), len(several))
-    looks = {CONTINUED: "#4a4f57", PARTITION: "#2a7de1", RANKING: "#9c36b5", FRESH: "#e8590c", WIDE: "#2f9e44"}
     panels = [(results, size) for results in several for size in SIZES]
     for axis, (results, size) in zip(axes, panels, strict=True):
         frame = results.frame
@@ -272,7 +271,7 @@ def curves(several: Sequence[Results]) -> Figure:
             highest = max(highest, *bits[min(FALLEN, len(bits) - 1) if rounds == 1 else 0 :])
             label = _named(Cell(str(condition), int(rounds))) if rounds == 2 or condition == CONTINUED else None
             style = "--" if rounds == 1 else "-"
-            axis.plot(steps, bits, style, color=looks[str(condition)], linewidth=1.4, label=label)
+            axis.plot(steps, bits, style, color=COLOURS[str(condition)], linewidth=1.4, label=label)
         axis.set_ylim(top=1.02 * highest)
         axis.set(xlabel="steps", title=f"{results.settings['data']}, {size}")
     for axis in axes[:: len(SIZES)]:

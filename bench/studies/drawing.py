@@ -21,7 +21,13 @@ COLOURS = {
     "clause": "#e8590c",
     "gram": "#2f9e44",
     "block 4x16": "#9c36b5",
+    "random partition": "#2a7de1",
+    "random magnitude": "#9c36b5",
+    "fresh random partition": "#e8590c",
+    "wide dense": "#2f9e44",
 }
+"""By condition."""
+
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,

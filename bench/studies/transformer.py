@@ -25,7 +25,7 @@ from ..results import Results
 from ..table import Table
 from . import conditions, sweep
 from .conditions import CONTINUED, WIDE
-from .drawing import figure
+from .drawing import COLOURS, figure
 from .intervals import interval, mean_and_half
 from .protocol import Data, Training
 from .stack import Batches, Stack, classification_loss, seeded
@@ -393,11 +393,10 @@ def table(results: Results, shown: Sequence[Cell]) -> Table:
 def curves(several: Sequence[Results]) -> Figure:
     """Validation loss by steps: the dense model, both kinds of pairs expanded, and the ceiling."""
     made, axes = figure(8.4, 3.6, len(several))
-    looks = {CONTINUED: "#4a4f57", PARTITION: "#2a7de1", FRESH: "#e8590c", WIDE: "#2f9e44"}
     for axis, results in zip(axes, several, strict=True):
         frame, steps = results.frame, STEPS * results.settings["epochs"]
         for size, style in zip(SIZES, ("--", "-"), strict=True):
-            for condition, colour in looks.items():
+            for condition in (CONTINUED, PARTITION, FRESH, WIDE):
                 own = frame[(frame["condition"] == condition) & (frame["expanded"] == BOTH) & (frame["size"] == size)]
                 if own.empty:
                     continue
@@ -406,7 +405,7 @@ def curves(several: Sequence[Results]) -> Figure:
                 points = [mean_and_half(bits)[0] for bits in zip(*own["curve"], strict=True)]
                 at = [before + every * (i + 1) for i in range(len(points))]
                 label = f"{NAMED.get(condition, condition)}, {size}"
-                axis.plot(at, points, style, color=colour, linewidth=1.6, label=label)
+                axis.plot(at, points, style, color=COLOURS[condition], linewidth=1.6, label=label)
         axis.set(xlabel="steps", ylabel="validation loss, bits", title=results.settings["data"])
     axes[0].legend(frameon=False, fontsize=8)
     return made
